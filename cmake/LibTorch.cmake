@@ -1,0 +1,19 @@
+# The imported target dydit::libtorch: the CPU libraries of the LibTorch that lies in the PyPI wheel.
+# TorchConfig.cmake is not used: that of the CUDA wheel demands a CUDA toolkit, which the CPU program does not need.
+if(NOT DYDIT_LIBTORCH)
+  set(DYDIT_LIBTORCH "${PROJECT_SOURCE_DIR}/build/libtorch")
+endif()
+if(NOT EXISTS "${DYDIT_LIBTORCH}/torch/lib/libtorch_cpu.so")
+  message(FATAL_ERROR "no LibTorch in ${DYDIT_LIBTORCH} (torch/lib/libtorch_cpu.so is missing): "
+          "run scripts/setup, or set DYDIT_LIBTORCH to a folder made by it")
+endif()
+file(READ "${DYDIT_LIBTORCH}/torch/version.py" dydit_torch_version)
+if(NOT dydit_torch_version MATCHES "__version__ = '(2\\.11\\.[0-9]+)")
+  message(FATAL_ERROR "${DYDIT_LIBTORCH} does not hold LibTorch 2.11: remove it and run scripts/setup")
+endif()
+
+add_library(dydit::libtorch INTERFACE IMPORTED)
+target_include_directories(dydit::libtorch SYSTEM INTERFACE
+  "${DYDIT_LIBTORCH}/torch/include" "${DYDIT_LIBTORCH}/torch/include/torch/csrc/api/include")
+target_link_libraries(dydit::libtorch INTERFACE
+  "${DYDIT_LIBTORCH}/torch/lib/libtorch_cpu.so" "${DYDIT_LIBTORCH}/torch/lib/libc10.so" Threads::Threads)

@@ -1,0 +1,28 @@
+// npz as the ADM evaluator reads it: one stored (uncompressed) member arr_0.npy, npy version 1.0, uint8,
+// C order, (N, H, W, C), ZIP64. Images are streamed, so the file may be larger than memory.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+
+#include "dydit/io/file.h"
+#include "dydit/io/png.h"
+
+namespace dydit {
+
+class NpzImageWriter {
+ public:
+  NpzImageWriter(const std::filesystem::path& path, int height, int width, int channels);
+  /// Appends one image of the size given above.
+  void append(const Image& image);
+  /// Writes the shape (as many images as were appended) and the zip directory, then renames into place.
+  void commit();
+
+ private:
+  OutputFile file_;
+  int height_, width_, channels_;
+  int64_t count_ = 0;
+  uint32_t data_crc_ = 0;
+};
+
+}  // namespace dydit
