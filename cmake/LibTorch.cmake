@@ -17,3 +17,5 @@ target_include_directories(dydit::libtorch SYSTEM INTERFACE
   "${DYDIT_LIBTORCH}/torch/include" "${DYDIT_LIBTORCH}/torch/include/torch/csrc/api/include")
 target_link_libraries(dydit::libtorch INTERFACE
   "${DYDIT_LIBTORCH}/torch/lib/libtorch_cpu.so" "${DYDIT_LIBTORCH}/torch/lib/libc10.so" Threads::Threads)
+# LibTorch's include folder carries a newer fmt than Debian's, found first and without its library.
+target_compile_definitions(dydit::libtorch INTERFACE FMT_HEADER_ONLY)

@@ -30,13 +30,13 @@ class Cancelled : public Error {
 }  // namespace dydit
 
 /// Throws dydit::Error with the formatted message unless `condition` holds.
-#define DYDIT_CHECK(condition, ...)                                      \
-  do {                                                                   \
+#define DYDIT_CHECK(condition, ...)                                     \
+  do {                                                                  \
     if (!(condition)) throw ::dydit::Error(::fmt::format(__VA_ARGS__)); \
   } while (false)
 
 /// Throws dydit::UsageError with the formatted message unless `condition` holds.
-#define DYDIT_USAGE_CHECK(condition, ...)                                     \
-  do {                                                                        \
+#define DYDIT_USAGE_CHECK(condition, ...)                                    \
+  do {                                                                       \
     if (!(condition)) throw ::dydit::UsageError(::fmt::format(__VA_ARGS__)); \
   } while (false)

@@ -31,7 +31,8 @@ class MappedFile {
 
 /// A file being written. The bytes go to a temporary name beside the target, commit() renames it over the
 /// target; without commit() the destructor removes it and the target stays as it was. A target that exists
-/// and is not a regular file (a pipe, /dev/stdout) is written directly.
+/// and is not a regular file (a pipe, /dev/stdout) is written directly. Through a symbolic link the file it
+/// leads to is replaced, the link stays.
 /// Every failure throws an Error that names the target and the system's reason.
 class OutputFile {
  public:

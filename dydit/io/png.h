@@ -19,7 +19,8 @@ struct Image {
 
 using PngText = std::map<std::string, std::string>;
 
-/// Writes `image` with one text chunk an entry (tEXt, or iTXt when the value is not Latin-1), before the pixels.
+/// Writes `image` with one text chunk an entry (tEXt, or iTXt when the value is not Latin-1), before the
+/// pixels.
 void write_png(const std::filesystem::path& path, const Image& image, const PngText& text);
 
 struct PngInfo {
@@ -29,11 +30,13 @@ struct PngInfo {
   PngText text;
 };
 
-/// Size and text chunks (tEXt, zTXt, iTXt) of a PNG; the pixels are not decoded. Throws Error on a broken file.
+/// Size and text chunks (tEXt, zTXt, iTXt) of a PNG; the pixels are not decoded. Throws Error on a broken
+/// file.
 PngInfo read_png_info(const std::filesystem::path& path);
 PngInfo parse_png_info(std::span<const std::byte> bytes, const std::string& name);
 
-/// torchvision's make_grid on equally sized images: `columns` a row, 2 px of black around each.
+/// torchvision's make_grid on equally sized images: `columns` a row, 2 px of black around each; a single
+/// image is returned as it is. Gray stays gray.
 Image make_grid(std::span<const Image> images, int columns);
 
 }  // namespace dydit

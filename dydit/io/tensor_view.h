@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,20 +15,35 @@ namespace dydit {
 
 enum class Dtype { F64, F32, F16, BF16, I64, I32, I16, I8, U8, Bool };
 
+/// The readers refuse tensors of more dimensions; a weight has at most 5.
+inline constexpr size_t kMaxRank = 8;
+
 /// Bytes of one element.
 size_t dtype_size(Dtype dtype);
 /// The safetensors spelling: "F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL".
 std::string_view dtype_name(Dtype dtype);
+/// The dtype of a safetensors spelling; nothing for one we do not know.
+std::optional<Dtype> dtype_from_name(std::string_view name);
 
 struct TensorView {
   Dtype dtype = Dtype::F32;
   std::vector<int64_t> shape;
   std::vector<int64_t> strides;  // in elements; empty = contiguous, row-major
+  // Where the file has it: often not aligned to the element. Read it with memcpy, never through a float*.
   const std::byte* data = nullptr;
 
   int64_t numel() const;
 };
 
 using TensorViews = std::map<std::string, TensorView>;
+
+/// The product of the sizes; nothing when it does not fit int64_t or a size is negative.
+std::optional<int64_t> checked_numel(std::span<const int64_t> shape);
+
+/// True when the elements lie row-major without gaps.
+bool is_contiguous(const TensorView& tensor);
+
+/// "(2, 3)" for messages.
+std::string shape_text(std::span<const int64_t> shape);
 
 }  // namespace dydit

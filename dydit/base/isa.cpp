@@ -1,0 +1,99 @@
+// CPUID through the compiler's builtins; caps handed to oneDNN and ATen by the variables they read.
+#include "dydit/base/isa.h"
+
+#include <algorithm>
+#include <array>
+#include <cpuid.h>
+#include <cstdlib>
+#include <fstream>
+#include <sched.h>
+#include <set>
+
+#include "dydit/base/error.h"
+
+namespace dydit {
+namespace {
+
+struct IsaNames {
+  Isa isa;
+  std::string_view name;
+  const char* onednn;  // ONEDNN_MAX_CPU_ISA
+  const char* aten;    // ATEN_CPU_CAPABILITY
+};
+constexpr std::array kIsaNames = {
+    IsaNames{Isa::Sse, "sse", "SSE41", "default"},
+    IsaNames{Isa::Avx2, "avx2", "AVX2", "avx2"},
+    IsaNames{Isa::Avx512, "avx512", "AVX512_CORE_VNNI", "avx512"},
+    IsaNames{Isa::Avx512Bf16, "avx512_bf16", "AVX512_CORE_BF16", "avx512"},
+    IsaNames{Isa::Amx, "amx", "AVX512_CORE_AMX", "avx512"},
+};
+
+bool has_amx_bf16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & (1u << 22)) && (d & (1u << 24));
+}
+
+bool has_avx512_bf16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
+}
+
+}  // namespace
+
+Isa detect_isa() {
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Isa::Sse;
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) {
+    return Isa::Avx2;
+  }
+  if (!has_avx512_bf16()) return Isa::Avx512;
+  return has_amx_bf16() ? Isa::Amx : Isa::Avx512Bf16;
+}
+
+std::string_view isa_name(Isa isa) { return kIsaNames[static_cast<size_t>(isa)].name; }
+
+Isa apply_isa_cap(const std::string& cap) {
+  const Isa detected = detect_isa();
+  Isa level = detected;
+  if (!cap.empty()) {
+    const IsaNames* found = nullptr;
+    for (const IsaNames& names : kIsaNames) {
+      if (names.name == cap) found = &names;
+    }
+    DYDIT_USAGE_CHECK(found, "DYDIT_ISA={}: expected avx2, avx512, avx512_bf16 or amx", cap);
+    level = std::min(detected, found->isa);
+    // The user's own ONEDNN_MAX_CPU_ISA or ATEN_CPU_CAPABILITY would contradict what is printed.
+    setenv("ONEDNN_MAX_CPU_ISA", kIsaNames[static_cast<size_t>(level)].onednn, 1);
+    setenv("ATEN_CPU_CAPABILITY", kIsaNames[static_cast<size_t>(level)].aten, 1);
+  }
+  DYDIT_USAGE_CHECK(level >= Isa::Avx2, "{}: this program needs AVX2 and FMA; {}",
+                    cap.empty() ? "this processor has no AVX2" : "DYDIT_ISA=" + cap,
+                    detected >= Isa::Avx2 ? "unset DYDIT_ISA or set it to avx2 or above"
+                                          : "run it on a processor of 2013 or later");
+  return level;
+}
+
+int physical_cores() {
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return 1;
+  std::set<std::string> cores;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &allowed)) continue;
+    // Hyper-threads of one core list the same siblings.
+    std::ifstream file(fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", cpu));
+    std::string siblings;
+    if (!std::getline(file, siblings)) siblings = std::to_string(cpu);
+    cores.insert(siblings);
+  }
+  return std::max(1, static_cast<int>(cores.size()));
+}
+
+std::string cpu_model_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  }
+  return "unknown processor";
+}
+
+}  // namespace dydit

@@ -1,0 +1,31 @@
+// Which instructions the processor has and which ones a run may use (DYDIT_ISA).
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace dydit {
+
+/// Levels in ascending order; each includes the ones before it.
+enum class Isa { Sse, Avx2, Avx512, Avx512Bf16, Amx };
+
+/// The highest level this processor (and operating system) offers.
+Isa detect_isa();
+/// "sse", "avx2", "avx512", "avx512_bf16", "amx".
+std::string_view isa_name(Isa isa);
+
+/// Caps this process, its oneDNN and its ATen kernels to `cap` (a name, or empty for none) and returns the
+/// level in force. Must be called before the first tensor operation. Throws UsageError for an unknown name
+/// and for a level below AVX2, which the project does not support.
+Isa apply_isa_cap(const std::string& cap);
+
+/// True when the level multiplies bfloat16 natively, so that `--dtype auto` takes it.
+inline bool has_native_bf16(Isa isa) { return isa >= Isa::Avx512Bf16; }
+
+/// Physical cores that this process may run on.
+int physical_cores();
+
+/// The processor's name, as the operating system gives it.
+std::string cpu_model_name();
+
+}  // namespace dydit

@@ -1,0 +1,24 @@
+// Philox counters turned into normals, two at a time (Box-Muller).
+#include "dydit/base/noise.h"
+
+#include <cmath>
+#include <numbers>
+
+#include <ATen/core/PhiloxRNGEngine.h>
+
+namespace dydit {
+
+void fill_normal(std::span<float> out, uint64_t seed, uint64_t sample, uint64_t draw) {
+  at::philox_engine engine(seed, sample, draw << 32);
+  for (size_t i = 0; i < out.size(); i += 2) {
+    // (0, 1]: the logarithm never sees 0.
+    const double u1 = (static_cast<double>(engine()) + 1.0) * 0x1p-32;
+    const double u2 = static_cast<double>(engine()) * 0x1p-32;
+    const double radius = std::sqrt(-2.0 * std::log(u1));
+    const double angle = 2.0 * std::numbers::pi * u2;
+    out[i] = static_cast<float>(radius * std::cos(angle));
+    if (i + 1 < out.size()) out[i + 1] = static_cast<float>(radius * std::sin(angle));
+  }
+}
+
+}  // namespace dydit

@@ -1,0 +1,14 @@
+// Counter-based noise: image i of a seed gets the same normals whatever the batch, thread or process count.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+namespace dydit {
+
+/// Fills `out` with standard normals that depend on (seed, sample, draw) and the position alone.
+/// Philox 4x32-10 keyed by `seed`, subsequence `sample`, counter `draw` * 2^32; Box-Muller in double.
+/// `draw` numbers the noises of one sample: 0 the start, k the noise of the loop's k-th step.
+void fill_normal(std::span<float> out, uint64_t seed, uint64_t sample, uint64_t draw);
+
+}  // namespace dydit

@@ -1,0 +1,24 @@
+// Which timesteps a run visits: the linear beta schedule and its respacing. Everything in double.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace dydit {
+
+inline constexpr int kNumTrainTimesteps = 1000;
+inline constexpr double kBetaStart = 1e-4;
+inline constexpr double kBetaEnd = 2e-2;
+
+/// Betas of the linear schedule, (1000).
+std::vector<double> linear_betas();
+
+/// `steps` timesteps spread evenly over 0..999, ascending: stride 999/(steps-1) accumulated in double, each
+/// entry rounded half to even; one step gives {0}. Throws UsageError outside 1..1000.
+std::vector<int> even_timesteps(int steps);
+
+/// The smallest integer stride from 0 that gives exactly `steps` timesteps, ascending; empty when none does
+/// ("ddimN" of the original; 62 values of N work). Throws UsageError outside 1..1000.
+std::vector<int> strided_timesteps(int steps);
+
+}  // namespace dydit

@@ -1,0 +1,53 @@
+// Engines compute the model's forward for one step of a width plan. All of them decide alike: widths come
+// from the plan, tokens from the routers; they differ in what they really multiply.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "dydit/model/checkpoint.h"
+#include "dydit/plan/width_plan.h"
+
+namespace dydit {
+
+/// Multiply-adds of one sample's forwards. `required`: what plan and token masks need. `executed`: what the
+/// engine really multiplied, padding included.
+struct Work {
+  int64_t required = 0;
+  int64_t executed = 0;
+};
+
+/// Token decisions of a forward, for verification. Filled only when the plan routes tokens.
+struct TokenTrace {
+  at::Tensor masks;   // (B, L, N) float32, 1 = on
+  at::Tensor logits;  // (B, L, N) float32
+};
+
+class Engine {
+ public:
+  virtual ~Engine() = default;
+
+  /// x (B, in_channels, side, side) float32, y (B) labels (null class included), `step` an index into the
+  /// plan
+  /// -> (B, out_channels, side, side) float32. Row b's result depends on row b alone, bit for bit.
+  /// Adds row b's multiply-adds to work[b]; `trace` may be null.
+  virtual at::Tensor forward(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
+                             TokenTrace* trace = nullptr) = 0;
+  virtual std::string_view name() const = 0;
+};
+
+struct EngineOptions {
+  at::ScalarType dtype = at::kFloat;  // of the blocks' linears and attention: kFloat or kBFloat16
+  int threads = 1;
+};
+
+/// The masked modules: executes the complete model and multiplies by masks. The truth that others are held
+/// to.
+std::unique_ptr<Engine> make_reference_engine(DiT model, const WidthPlan& plan, const EngineOptions& options);
+
+}  // namespace dydit

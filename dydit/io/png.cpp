@@ -1,0 +1,270 @@
+// PNG through libpng. libpng reports an error by longjmp, which skips destructors: so every function that
+// calls setjmp has only trivial locals, and all that needs destroying belongs to its caller.
+#include "dydit/io/png.h"
+
+#include <algorithm>
+#include <array>
+#include <csetjmp>
+#include <cstring>
+#include <limits>
+
+#include <png.h>
+
+#include "dydit/base/error.h"
+#include "dydit/io/bytes.h"
+#include "dydit/io/file.h"
+#include "dydit/io/text.h"
+
+namespace dydit {
+namespace {
+
+constexpr int kGridPadding = 2;
+constexpr png_uint_32 kMaxSide = 1 << 16;
+// Together they bound what compressed text chunks can unfold to.
+constexpr png_alloc_size_t kMaxChunkBytes = 1 << 20;
+constexpr png_uint_32 kMaxChunks = 40;
+constexpr size_t kMaxKeyBytes = 79;
+
+// What libpng said, kept in a plain array: it is filled right before the longjmp.
+struct Complaint {
+  std::array<char, 200> text{};
+};
+
+[[noreturn]] void on_error(png_structp png, png_const_charp message) {
+  auto* complaint = static_cast<Complaint*>(png_get_error_ptr(png));
+  std::strncpy(complaint->text.data(), message, complaint->text.size() - 1);
+  png_longjmp(png, 1);
+}
+
+// Warnings are about profiles and the like; the library never prints.
+void on_warning(png_structp, png_const_charp) {}
+
+struct Writer {
+  Complaint complaint;
+  std::string bytes;
+  png_structp png = png_create_write_struct(PNG_LIBPNG_VER_STRING, &complaint, on_error, on_warning);
+  png_infop info = png == nullptr ? nullptr : png_create_info_struct(png);
+  ~Writer() { png_destroy_write_struct(&png, &info); }
+};
+
+struct Reader {
+  Complaint complaint;
+  std::span<const std::byte> rest;
+  png_structp png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &complaint, on_error, on_warning);
+  png_infop info = png == nullptr ? nullptr : png_create_info_struct(png);
+  ~Reader() { png_destroy_read_struct(&png, &info, nullptr); }
+};
+
+void append_bytes(png_structp png, png_bytep data, size_t size) {
+  bool out_of_memory = false;
+  try {
+    static_cast<Writer*>(png_get_io_ptr(png))->bytes.append(reinterpret_cast<const char*>(data), size);
+  } catch (const std::exception&) {
+    out_of_memory =
+        true;  // an exception must not pass through libpng's frames, a longjmp not leave a handler
+  }
+  if (out_of_memory) png_error(png, "out of memory");
+}
+
+void take_bytes(png_structp png, png_bytep data, size_t size) {
+  std::span<const std::byte>& rest = static_cast<Reader*>(png_get_io_ptr(png))->rest;
+  if (size > rest.size()) png_error(png, "the file ends too early");
+  std::memcpy(data, rest.data(), size);
+  rest = rest.subspan(size);
+}
+
+// False when libpng gave up; the writer's complaint says why.
+bool encode(Writer& writer, const Image& image, const png_text* texts, int text_count) {
+  if (setjmp(png_jmpbuf(writer.png)) != 0) return false;
+  png_set_write_fn(writer.png, &writer, append_bytes, nullptr);
+  const int color = image.channels == 1 ? PNG_COLOR_TYPE_GRAY : PNG_COLOR_TYPE_RGB;
+  png_set_IHDR(writer.png, writer.info, static_cast<png_uint_32>(image.width),
+               static_cast<png_uint_32>(image.height), 8, color, PNG_INTERLACE_NONE,
+               PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+  png_set_text(writer.png, writer.info, texts, text_count);
+  png_write_info(writer.png, writer.info);
+  const size_t row_bytes = static_cast<size_t>(image.width) * static_cast<size_t>(image.channels);
+  for (size_t row = 0; row < static_cast<size_t>(image.height); ++row) {
+    png_write_row(writer.png, image.pixels.data() + row * row_bytes);
+  }
+  png_write_end(writer.png, writer.info);
+  return true;
+}
+
+// Reads all chunks but skips those that hold neither size nor text, the pixels included.
+bool scan(Reader& reader) {
+  if (setjmp(png_jmpbuf(reader.png)) != 0) return false;
+  png_set_read_fn(reader.png, &reader, take_bytes);
+  png_set_user_limits(reader.png, kMaxSide, kMaxSide);
+  png_set_chunk_malloc_max(reader.png, kMaxChunkBytes);
+  png_set_chunk_cache_max(reader.png, kMaxChunks);
+  png_set_crc_action(reader.png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
+  // Each name with its NUL, as libpng wants them.
+  const auto* text_chunks = reinterpret_cast<png_const_bytep>("tEXt\0zTXt\0iTXt");
+  png_set_keep_unknown_chunks(reader.png, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
+  png_set_keep_unknown_chunks(reader.png, PNG_HANDLE_CHUNK_AS_DEFAULT, text_chunks, 3);
+  png_set_benign_errors(reader.png, /*allowed=*/1);  // pixels left unread are one
+  png_read_info(reader.png, reader.info);
+  // Without a start, png_read_end would take the pixels' bytes for chunks; with it, it skips them.
+  png_start_read_image(reader.png);
+  png_read_end(reader.png, reader.info);
+  return true;
+}
+
+// libpng only warns of a chunk that is too large and then allocates what it claims, so sizes are checked
+// first.
+void check_chunk_sizes(std::span<const std::byte> bytes, const std::string& name) {
+  constexpr size_t kSignature = 8;
+  constexpr size_t kAround = 12;  // length, type and checksum
+  for (size_t at = kSignature; bytes.size() - at >= kAround;) {
+    const uint32_t length = __builtin_bswap32(load_little<uint32_t>(bytes.data() + at));
+    const std::string_view type(reinterpret_cast<const char*>(bytes.data() + at + 4), 4);
+    DYDIT_CHECK(length <= bytes.size() - at - kAround,
+                "{}: broken PNG file: chunk {} of {} bytes passes the end. Fetch or write it again.", name,
+                quote(type), length);
+    DYDIT_CHECK(type == "IDAT" || length <= kMaxChunkBytes,
+                "{}: PNG chunk {} of {} bytes; at most {} are read. Write it again without.", name,
+                quote(type), length, kMaxChunkBytes);
+    at += kAround + length;
+  }
+}
+
+// tEXt and zTXt are Latin-1 by the standard; code points up to U+00FF take at most two bytes of UTF-8.
+std::string utf8_from_latin1(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x80) {
+      out += c;
+    } else {
+      out += static_cast<char>(0xC0 | (byte >> 6));
+      out += static_cast<char>(0x80 | (byte & 0x3F));
+    }
+  }
+  return out;
+}
+
+bool is_ascii(std::string_view text) {
+  return std::all_of(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; });
+}
+
+// Views into `text`, which outlives the result.
+std::vector<png_text> text_chunks(const PngText& text, const std::string& file) {
+  std::vector<png_text> chunks;
+  for (const auto& [key, value] : text) {
+    const bool printable_key =
+        std::all_of(key.begin(), key.end(), [](char c) { return c >= 0x20 && c < 0x7F; });
+    const bool trimmed =
+        !key.empty() && key.front() != ' ' && key.back() != ' ' && key.find("  ") == key.npos;
+    DYDIT_CHECK(trimmed && printable_key && key.size() <= kMaxKeyBytes,
+                "{}: PNG text key {}: 1 to {} characters of printable ASCII without outer or double spaces "
+                "are wanted",
+                file, quote(key), kMaxKeyBytes);
+    DYDIT_CHECK(is_utf8(value) && value.find('\0') == value.npos,
+                "{}: PNG text {} has the value {}; UTF-8 without NUL is wanted", file, quote(key),
+                quote(value));
+    png_text chunk{};
+    chunk.compression = is_ascii(value) ? PNG_TEXT_COMPRESSION_NONE : PNG_ITXT_COMPRESSION_NONE;
+    chunk.key = const_cast<char*>(key.c_str());
+    chunk.text = const_cast<char*>(value.c_str());
+    chunk.text_length = is_ascii(value) ? value.size() : 0;
+    chunk.itxt_length = is_ascii(value) ? 0 : value.size();
+    chunks.push_back(chunk);
+  }
+  return chunks;
+}
+
+PngText read_texts(const Reader& reader) {
+  PngText result;
+  png_textp texts = nullptr;
+  const int count = png_get_text(reader.png, reader.info, &texts, nullptr);
+  for (int i = 0; i < count; ++i) {
+    const png_text& chunk = texts[i];
+    const bool international = chunk.compression >= PNG_ITXT_COMPRESSION_NONE;
+    const std::string_view value(chunk.text, international ? chunk.itxt_length : chunk.text_length);
+    result.insert_or_assign(utf8_from_latin1(chunk.key),
+                            international ? std::string(value) : utf8_from_latin1(value));
+  }
+  return result;
+}
+
+}  // namespace
+
+void write_png(const std::filesystem::path& path, const Image& image, const PngText& text) {
+  const std::string file = path.string();
+  DYDIT_CHECK(image.height > 0 && image.width > 0 && (image.channels == 1 || image.channels == 3),
+              "{}: cannot write {}x{} pixels of {} channels as PNG; 1 or 3 channels are wanted", file,
+              image.height, image.width, image.channels);
+  const size_t wanted = static_cast<size_t>(image.height) * static_cast<size_t>(image.width) *
+                        static_cast<size_t>(image.channels);
+  DYDIT_CHECK(image.pixels.size() == wanted, "{}: {}x{}x{} pixels take {} bytes, got {}", file, image.height,
+              image.width, image.channels, wanted, image.pixels.size());
+  const std::vector<png_text> chunks = text_chunks(text, file);
+  Writer writer;
+  DYDIT_CHECK(writer.info != nullptr, "{}: libpng could not be set up; is memory short?", file);
+  DYDIT_CHECK(encode(writer, image, chunks.data(), static_cast<int>(chunks.size())),
+              "{}: cannot encode PNG: {}", file, printable(writer.complaint.text.data()));
+  OutputFile output(path);
+  output.write(writer.bytes);
+  output.commit();
+}
+
+PngInfo parse_png_info(std::span<const std::byte> bytes, const std::string& name) {
+  DYDIT_CHECK(sniff_file_kind(bytes) == FileKind::Png, "{}: is not a PNG file (wrong first bytes)", name);
+  check_chunk_sizes(bytes, name);
+  Reader reader;
+  reader.rest = bytes;
+  DYDIT_CHECK(reader.info != nullptr, "{}: libpng could not be set up; is memory short?", name);
+  DYDIT_CHECK(scan(reader), "{}: broken PNG file: {}. Fetch or write it again.", name,
+              printable(reader.complaint.text.data()));
+  PngInfo info;
+  info.width = static_cast<int>(png_get_image_width(reader.png, reader.info));
+  info.height = static_cast<int>(png_get_image_height(reader.png, reader.info));
+  const bool palette = png_get_color_type(reader.png, reader.info) == PNG_COLOR_TYPE_PALETTE;
+  info.channels = palette ? 3 : png_get_channels(reader.png, reader.info);
+  info.text = read_texts(reader);
+  return info;
+}
+
+PngInfo read_png_info(const std::filesystem::path& path) {
+  return parse_png_info(MappedFile::open(path)->bytes(), path.string());
+}
+
+Image make_grid(std::span<const Image> images, int columns) {
+  DYDIT_CHECK(!images.empty() && columns > 0,
+              "grid of {} images in {} columns: at least one of each is wanted", images.size(), columns);
+  const Image& first = images.front();
+  for (const Image& image : images) {
+    const bool same =
+        image.height == first.height && image.width == first.width && image.channels == first.channels;
+    DYDIT_CHECK(same && image.pixels.size() == first.pixels.size(),
+                "grid: images must be of one size, got {}x{}x{} and {}x{}x{}", first.height, first.width,
+                first.channels, image.height, image.width, image.channels);
+  }
+  if (images.size() == 1) return first;
+
+  const size_t across = std::min(images.size(), static_cast<size_t>(columns));
+  const size_t down = (images.size() + across - 1) / across;
+  const size_t cell_width = static_cast<size_t>(first.width) + kGridPadding;
+  const size_t cell_height = static_cast<size_t>(first.height) + kGridPadding;
+  const size_t width = across * cell_width + kGridPadding;
+  const size_t height = down * cell_height + kGridPadding;
+  constexpr size_t kMax = std::numeric_limits<int>::max();
+  DYDIT_CHECK(width <= kMax && height <= kMax, "grid of {}x{} pixels is too large; make it of fewer images",
+              width, height);
+  const auto channels = static_cast<size_t>(first.channels);
+  const size_t row_bytes = static_cast<size_t>(first.width) * channels;
+  Image grid{static_cast<int>(height), static_cast<int>(width), first.channels,
+             std::vector<uint8_t>(width * height * channels, 0)};
+  for (size_t i = 0; i < images.size(); ++i) {
+    const size_t left = i % across * cell_width + kGridPadding;
+    const size_t top = i / across * cell_height + kGridPadding;
+    for (size_t row = 0; row < static_cast<size_t>(first.height); ++row) {
+      std::memcpy(grid.pixels.data() + ((top + row) * width + left) * channels,
+                  images[i].pixels.data() + row * row_bytes, row_bytes);
+    }
+  }
+  return grid;
+}
+
+}  // namespace dydit

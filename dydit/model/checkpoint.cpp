@@ -1,0 +1,353 @@
+// Reading: file -> names and views -> configuration -> checks -> tensors. The expected names and shapes are
+// those of the module itself, so they are written down once, in dit.cpp.
+#include "dydit/model/checkpoint.h"
+
+#include <cmath>
+#include <cstring>
+#include <set>
+
+#include <ATen/ATen.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "dydit/base/error.h"
+#include "dydit/base/nearest.h"
+#include "dydit/io/file.h"
+#include "dydit/io/safetensors.h"
+#include "dydit/io/torch_file.h"
+
+namespace dydit {
+namespace {
+
+using nlohmann::json;
+
+struct RawCheckpoint {
+  std::string format, weights_key;
+  TensorViews tensors;
+  json config = json::object();  // whatever the file says of itself; may be partial
+  std::map<std::string, std::string> metadata;
+  std::shared_ptr<const MappedFile> file;
+};
+
+json parse_metadata_json(const std::string& where, const std::string& key, const std::string& text) {
+  json value = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  DYDIT_CHECK(!value.is_discarded(), "{}: metadata '{}' is not JSON: {:.60}", where, key, text);
+  return value;
+}
+
+RawCheckpoint read_raw(const std::filesystem::path& path) {
+  const std::string name = path.string();
+  RawCheckpoint raw;
+  raw.file = MappedFile::open(path);
+  switch (sniff_file_kind(raw.file->bytes())) {
+    case FileKind::TorchZip: {
+      TorchCheckpoint torch = parse_torch_checkpoint(raw.file->bytes(), name);
+      raw.format = "torch zip";
+      raw.weights_key = torch.weights_key;
+      raw.tensors = std::move(torch.tensors);
+      raw.config = *torch.config;
+      return raw;
+    }
+    case FileKind::Safetensors: {
+      SafetensorsFile file = parse_safetensors(raw.file->bytes(), name);
+      raw.format = "safetensors";
+      raw.tensors = std::move(file.tensors);
+      raw.metadata = std::move(file.metadata);
+      if (const auto found = raw.metadata.find("config"); found != raw.metadata.end()) {
+        raw.config = parse_metadata_json(name, "config", found->second);
+      }
+      return raw;
+    }
+    case FileKind::TorchLegacy:
+      throw Error(
+          fmt::format("{}: a torch file of the legacy format (a bare pickle stream); wanted a torch zip "
+                      "file or safetensors: load it in PyTorch and torch.save it again",
+                      name));
+    default:
+      throw Error(
+          fmt::format("{}: not a weight file; wanted safetensors or a torch zip file (.pt, .pth)", name));
+  }
+}
+
+// Looks up tensors of the raw file while the configuration is inferred.
+class Shapes {
+ public:
+  Shapes(const RawCheckpoint& raw, const std::string& name) : raw_(raw), name_(name) {}
+
+  bool has(const std::string& key) const { return raw_.tensors.contains(key); }
+
+  const std::vector<int64_t>& of(const std::string& key, size_t rank) const {
+    const auto found = raw_.tensors.find(key);
+    if (found == raw_.tensors.end()) fail_missing(key);
+    const auto& shape = found->second.shape;
+    DYDIT_CHECK(shape.size() == rank, "{}: {} has {} dimensions {}, expected {}", name_, key, shape.size(),
+                shape_text(shape), rank);
+    for (const int64_t size : shape) {
+      DYDIT_CHECK(size <= kMaxSize, "{}: {} has shape {}; no model is that large", name_, key,
+                  shape_text(shape));
+    }
+    return shape;
+  }
+
+  [[noreturn]] void fail_missing(const std::string& key) const {
+    std::vector<std::string> present;
+    for (const auto& [candidate, view] : raw_.tensors) present.push_back(candidate);
+    const std::string nearest = nearest_name(key, present);
+    throw Error(
+        fmt::format("{}: tensor {} is missing{}. Is this a DiT or DyDiT checkpoint?", name_, key,
+                    nearest.empty() ? " (the file holds none)" : " (nearest present: " + nearest + ")"));
+  }
+
+  static std::string shape_text(std::span<const int64_t> shape) {
+    return fmt::format("({})", fmt::join(shape, ", "));
+  }
+
+ private:
+  static constexpr int64_t kMaxSize = 1 << 24;  // keeps int arithmetic on sizes far from overflow
+  const RawCheckpoint& raw_;
+  const std::string& name_;
+};
+
+int count_blocks(const RawCheckpoint& raw) {
+  int depth = 0;
+  while (raw.tensors.contains(fmt::format("blocks.{}.attn.qkv.weight", depth))) ++depth;
+  return depth;
+}
+
+int config_int(const json& config, const char* key) {
+  const auto found = config.is_object() ? config.find(key) : config.end();
+  if (found == config.end() || !found->is_number_integer()) return 0;
+  const auto value = found->get<int64_t>();
+  return value > 0 && value < (1 << 24) ? static_cast<int>(value) : 0;
+}
+
+int infer_num_heads(const RawCheckpoint& raw, const Shapes& shapes, const std::string& name, int hidden_size,
+                    int flag) {
+  const std::string router = "blocks.0.attn_rate.router.weight";
+  const int stated = config_int(raw.config, "num_heads");
+  int heads = 0;
+  if (shapes.has(router)) {
+    heads = static_cast<int>(shapes.of(router, 2)[0]) + 1;
+  } else if (stated) {
+    heads = stated;
+  } else {
+    heads = flag ? flag : known_num_heads(hidden_size);
+  }
+  DYDIT_CHECK(heads,
+              "{}: cannot tell the number of heads of a static DiT with hidden size {}; pass --num-heads",
+              name, hidden_size);
+  for (const int other : {stated, flag}) {
+    DYDIT_CHECK(!other || other == heads,
+                "{}: {} heads by its tensors or metadata, but {} were asked for or stated", name, heads,
+                other);
+  }
+  DYDIT_CHECK(hidden_size % heads == 0, "{}: {} heads do not divide the hidden size {}", name, heads,
+              hidden_size);
+  return heads;
+}
+
+DiTConfig infer_config(const RawCheckpoint& raw, const std::string& name, const CheckpointOptions& options) {
+  const Shapes shapes(raw, name);
+  DiTConfig config;
+  const auto& patch = shapes.of("x_embedder.proj.weight", 4);
+  config.hidden_size = static_cast<int>(patch[0]);
+  config.in_channels = static_cast<int>(patch[1]);
+  config.patch_size = static_cast<int>(patch[2]);
+  const int64_t tokens = shapes.of("pos_embed", 3)[1];
+  const int grid = static_cast<int>(std::lround(std::sqrt(static_cast<double>(tokens))));
+  DYDIT_CHECK(int64_t{grid} * grid == tokens && grid > 0, "{}: pos_embed holds {} tokens, expected a square",
+              name, tokens);
+  config.input_size = grid * config.patch_size;
+  config.depth = count_blocks(raw);
+  if (config.depth == 0) shapes.fail_missing("blocks.0.attn.qkv.weight");
+  config.mlp_hidden = static_cast<int>(shapes.of("blocks.0.mlp.fc1.weight", 2)[0]);
+  config.num_classes = static_cast<int>(shapes.of("y_embedder.embedding_table.weight", 2)[0]) - 1;
+  const int64_t outputs = shapes.of("final_layer.linear.weight", 2)[0];
+  DYDIT_CHECK(
+      config.hidden_size > 0 && config.in_channels > 0 && config.patch_size > 0 && config.num_classes > 0,
+      "{}: a tensor has a dimension of size 0", name);
+  DYDIT_CHECK(outputs == config.patch_values() || outputs == 2 * config.patch_values(),
+              "{}: final_layer.linear.weight has {} rows, expected patch*patch*channels = {} or twice that",
+              name, outputs, config.patch_values());
+  config.learn_sigma = outputs == 2 * config.patch_values();
+  config.width_routers = shapes.has("blocks.0.attn_rate.router.weight");
+  config.token_routers = shapes.has("blocks.0.token_selection.mlp_head.0.weight");
+  config.num_heads = infer_num_heads(raw, shapes, name, config.hidden_size, options.num_heads);
+  DYDIT_CHECK(config.mlp_hidden % config.num_heads == 0,
+              "{}: {} MLP channels cannot be cut into {} equal groups", name, config.mlp_hidden,
+              config.num_heads);
+  return config;
+}
+
+void check_finite(const std::string& file, const std::string& name, const at::Tensor& tensor) {
+  DYDIT_CHECK(at::isfinite(tensor).all().item<bool>(),
+              "{}: {} holds NaN or infinity; the checkpoint is broken", file, name);
+}
+
+Weights check_weights(const RawCheckpoint& raw, const DiTConfig& config, const std::string& name) {
+  const Shapes shapes(raw, name);
+  const DiT model = DiT(config);  // uninitialised: only its names and shapes are read
+  Weights weights;
+  for (const auto& expected : model->named_parameters()) {
+    const auto& shape = shapes.of(expected.key(), expected.value().dim());
+    DYDIT_CHECK(expected.value().sizes().equals(shape), "{}: {} has shape {}, expected {} for {}", name,
+                expected.key(), Shapes::shape_text(shape), Shapes::shape_text(expected.value().sizes()),
+                model_name(config));
+    const at::Tensor tensor = to_tensor(raw.tensors.at(expected.key()), raw.file);
+    DYDIT_CHECK(at::isFloatingType(tensor.scalar_type()), "{}: {} is {}, expected a floating-point tensor",
+                name, expected.key(), dtype_name(raw.tensors.at(expected.key()).dtype));
+    check_finite(name, expected.key(), tensor);
+    weights.emplace(expected.key(), tensor);
+  }
+  for (const auto& [key, view] : raw.tensors) {
+    DYDIT_CHECK(weights.contains(key), "{}: tensor {} belongs to no part of {}", name, key,
+                model_name(config));
+  }
+  return weights;
+}
+
+void read_metadata(const RawCheckpoint& raw, const std::string& name, Checkpoint& checkpoint) {
+  for (const auto& [key, value] : raw.metadata) {
+    if (key == "dydit_format") {
+      DYDIT_CHECK(value == std::to_string(kDyditFormat),
+                  "{}: dydit_format {}, but this program reads {}; use a newer dydit", name, value,
+                  kDyditFormat);
+    } else if (key == "gate_rule") {
+      DYDIT_CHECK(value == kThresholdRule, "{}: gate rule '{}', but this program knows only '{}'", name,
+                  value, kThresholdRule);
+    } else if (key == "lambda") {
+      const json number = parse_metadata_json(name, key, value);
+      DYDIT_CHECK(number.is_number(), "{}: metadata 'lambda' is not a number: {:.60}", name, value);
+      checkpoint.lambda = number.get<double>();
+    } else if (key == "class_names") {
+      const json names = parse_metadata_json(name, key, value);
+      const bool strings = names.is_array() && std::all_of(names.begin(), names.end(), [](const json& entry) {
+                             return entry.is_string();
+                           });
+      DYDIT_CHECK(strings && names.size() == static_cast<size_t>(checkpoint.config.num_classes),
+                  "{}: metadata 'class_names' must be a JSON list of {} strings", name,
+                  checkpoint.config.num_classes);
+      checkpoint.class_names = names.get<std::vector<std::string>>();
+    }
+  }
+}
+
+at::ScalarType to_scalar_type(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::F64:
+      return at::kDouble;
+    case Dtype::F32:
+      return at::kFloat;
+    case Dtype::F16:
+      return at::kHalf;
+    case Dtype::BF16:
+      return at::kBFloat16;
+    case Dtype::I64:
+      return at::kLong;
+    case Dtype::I32:
+      return at::kInt;
+    case Dtype::I16:
+      return at::kShort;
+    case Dtype::I8:
+      return at::kChar;
+    case Dtype::U8:
+      return at::kByte;
+    case Dtype::Bool:
+      return at::kBool;
+  }
+  throw Error("unknown dtype");
+}
+
+Dtype from_scalar_type(at::ScalarType type) {
+  for (const Dtype dtype : {Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::I64, Dtype::I32,
+                            Dtype::I16, Dtype::I8, Dtype::U8, Dtype::Bool}) {
+    if (to_scalar_type(dtype) == type) return dtype;
+  }
+  throw Error(fmt::format("tensors of type {} cannot be written to a file", c10::toString(type)));
+}
+
+}  // namespace
+
+int64_t Checkpoint::num_parameters() const {
+  int64_t count = 0;
+  for (const auto& [name, tensor] : weights) {
+    if (name != "pos_embed") count += tensor.numel();
+  }
+  return count;
+}
+
+Checkpoint load_checkpoint(const std::filesystem::path& path, const CheckpointOptions& options) {
+  const std::string name = path.string();
+  const RawCheckpoint raw = read_raw(path);
+  Checkpoint checkpoint;
+  checkpoint.path = path;
+  checkpoint.format = raw.format;
+  checkpoint.weights_key = raw.weights_key;
+  checkpoint.config = infer_config(raw, name, options);
+  checkpoint.weights = check_weights(raw, checkpoint.config, name);
+  read_metadata(raw, name, checkpoint);
+  checkpoint.sha256 = sha256_hex(raw.file->bytes());
+  return checkpoint;
+}
+
+DiT make_model(const Checkpoint& checkpoint, at::ScalarType compute_dtype) {
+  at::NoGradGuard no_grad;
+  DiT model(checkpoint.config);
+  for (auto& parameter : model->named_parameters()) {
+    // A clone even when the dtype agrees: the stored tensor may lie in a read-only mapping.
+    parameter.value().set_data(checkpoint.weights.at(parameter.key())
+                                   .to(at::kFloat, /*non_blocking=*/false, /*copy=*/true)
+                                   .contiguous());
+  }
+  model->eval();
+  if (compute_dtype != at::kFloat) model->set_compute_dtype(compute_dtype);
+  return model;
+}
+
+void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint, at::ScalarType dtype) {
+  Weights stored;
+  TensorViews views;
+  for (const auto& [name, tensor] : checkpoint.weights) {
+    stored[name] = tensor.to(name == "pos_embed" ? at::kFloat : dtype).contiguous();
+    views[name] = to_view(stored[name]);
+  }
+  std::map<std::string, std::string> metadata{{"format", "pt"},
+                                              {"dydit_format", std::to_string(kDyditFormat)},
+                                              {"config", config_to_json(checkpoint.config).dump()},
+                                              {"parent_sha256", checkpoint.sha256}};
+  if (checkpoint.config.is_dynamic()) metadata["gate_rule"] = kThresholdRule;
+  if (checkpoint.lambda) metadata["lambda"] = json(*checkpoint.lambda).dump();
+  if (!checkpoint.class_names.empty()) metadata["class_names"] = json(checkpoint.class_names).dump();
+  write_safetensors(path, views, metadata);
+}
+
+at::Tensor to_tensor(const TensorView& view, std::shared_ptr<const void> owner) {
+  const at::ScalarType type = to_scalar_type(view.dtype);
+  const size_t alignment = dtype_size(view.dtype);
+  void* data = const_cast<std::byte*>(view.data);
+  const auto keep_alive = [owner](void*) {};
+  if (reinterpret_cast<uintptr_t>(data) % alignment != 0) {
+    // from_blob needs aligned elements; the bytes are moved to where they are.
+    std::vector<int64_t> strides = view.strides;
+    int64_t extent = view.numel();
+    if (!strides.empty() && extent > 0) {
+      extent = 1;
+      for (size_t i = 0; i < strides.size(); ++i) extent += (view.shape[i] - 1) * strides[i];
+    }
+    const at::Tensor copy = at::empty({extent}, type);
+    if (extent > 0) std::memcpy(copy.data_ptr(), data, extent * alignment);
+    return strides.empty() ? copy.view(view.shape) : copy.as_strided(view.shape, strides);
+  }
+  if (view.strides.empty()) return at::from_blob(data, view.shape, keep_alive, type);
+  return at::from_blob(data, view.shape, view.strides, keep_alive, type);
+}
+
+TensorView to_view(const at::Tensor& tensor) {
+  TORCH_INTERNAL_ASSERT(tensor.is_contiguous() && tensor.is_cpu());
+  return {from_scalar_type(tensor.scalar_type()),
+          tensor.sizes().vec(),
+          {},
+          static_cast<const std::byte*>(tensor.data_ptr())};
+}
+
+}  // namespace dydit

@@ -1,0 +1,58 @@
+// Checkpoints: any supported file -> configuration + named tensors, understood from names and shapes; and
+// the safetensors file that dydit writes (metadata: dydit_format, config, lambda, gate_rule, class_names).
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "dydit/io/tensor_view.h"
+#include "dydit/model/config.h"
+#include "dydit/model/dit.h"
+
+namespace dydit {
+
+inline constexpr int kDyditFormat = 1;
+inline constexpr std::string_view kThresholdRule = "threshold";
+
+using Weights = std::map<std::string, at::Tensor>;
+
+struct Checkpoint {
+  std::filesystem::path path;
+  std::string format;       // "safetensors" or "torch zip"
+  std::string weights_key;  // "ema" or "model" of a training checkpoint, else empty
+  DiTConfig config;
+  Weights weights;                       // as stored; they may share the file's memory: never write into them
+  std::optional<double> lambda;          // work ratio the model was fine-tuned for
+  std::vector<std::string> class_names;  // empty or num_classes entries
+  std::string sha256;                    // of the file
+
+  int64_t num_parameters() const;
+};
+
+struct CheckpointOptions {
+  int num_heads = 0;  // of a static DiT when the file does not say; 0: tell from the file
+};
+
+/// Reads a checkpoint and checks it: every tensor present, of the right shape, finite; nothing unknown.
+/// Heads come from the routers, else the metadata's or cfg's num_heads, else `options`, else the published
+/// widths. Throws Error (one line that names the tensor; a missing one with the nearest name present).
+Checkpoint load_checkpoint(const std::filesystem::path& path, const CheckpointOptions& options = {});
+
+/// Builds the model in eval mode with the checkpoint's weights in float32 (blocks in `compute_dtype`).
+DiT make_model(const Checkpoint& checkpoint, at::ScalarType compute_dtype = at::kFloat);
+
+/// Writes safetensors with every tensor in `dtype` (float32 or bfloat16), pos_embed always in float32.
+void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint, at::ScalarType dtype);
+
+/// A tensor that shares the view's memory; `owner` keeps that memory alive. Views at addresses that are not a
+/// multiple of the element size are copied. Read only.
+at::Tensor to_tensor(const TensorView& view, std::shared_ptr<const void> owner);
+/// A view of a contiguous CPU tensor, valid while the tensor lives.
+TensorView to_view(const at::Tensor& tensor);
+
+}  // namespace dydit

@@ -1,0 +1,54 @@
+// Names and JSON of a configuration.
+#include "dydit/model/config.h"
+
+#include <array>
+#include <string_view>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+namespace dydit {
+namespace {
+
+// Published sizes (DiT paper, table 1).
+struct NamedSize {
+  std::string_view name;
+  int depth, hidden_size, num_heads;
+};
+constexpr std::array kNamedSizes = {NamedSize{"S", 12, 384, 6}, NamedSize{"B", 12, 768, 12},
+                                    NamedSize{"L", 24, 1024, 16}, NamedSize{"XL", 28, 1152, 16}};
+
+}  // namespace
+
+nlohmann::json config_to_json(const DiTConfig& config) {
+  return {{"input_size", config.input_size},
+          {"patch_size", config.patch_size},
+          {"in_channels", config.in_channels},
+          {"hidden_size", config.hidden_size},
+          {"depth", config.depth},
+          {"num_heads", config.num_heads},
+          {"mlp_ratio", static_cast<double>(config.mlp_hidden) / config.hidden_size},
+          {"num_classes", config.num_classes},
+          {"learn_sigma", config.learn_sigma}};
+}
+
+std::string model_name(const DiTConfig& config) {
+  const std::string_view prefix = config.is_dynamic() ? "DyDiT" : "DiT";
+  for (const NamedSize& size : kNamedSizes) {
+    if (size.depth == config.depth && size.hidden_size == config.hidden_size &&
+        size.num_heads == config.num_heads) {
+      return fmt::format("{}-{}/{}", prefix, size.name, config.patch_size);
+    }
+  }
+  return fmt::format("{} ({} blocks, hidden {}, {} heads, patch {})", prefix, config.depth,
+                     config.hidden_size, config.num_heads, config.patch_size);
+}
+
+int known_num_heads(int hidden_size) {
+  for (const NamedSize& size : kNamedSizes) {
+    if (size.hidden_size == hidden_size) return size.num_heads;
+  }
+  return 0;
+}
+
+}  // namespace dydit

@@ -1,0 +1,197 @@
+// The forward of method.md sections 1 and 2, in the paper's order.
+#include "dydit/model/dit.h"
+
+#include <cmath>
+
+namespace dydit {
+namespace {
+
+using torch::nn::Module;
+
+// Registers `layer` under a dotted path ("attn.qkv"), making the modules on the way, so that parameter names
+// are those of the published checkpoints while the code keeps flat members.
+void register_at(Module& root, const std::string& path, const Linear& layer) {
+  Module* parent = &root;
+  size_t start = 0;
+  for (size_t dot; (dot = path.find('.', start)) != std::string::npos; start = dot + 1) {
+    const std::string name = path.substr(start, dot - start);
+    const auto children = parent->named_children();
+    const auto* found = children.find(name);
+    parent = found ? found->get() : parent->register_module(name, std::make_shared<Module>()).get();
+  }
+  parent->register_module(path.substr(start), layer);
+}
+
+at::Tensor layer_norm(const at::Tensor& x) {
+  return at::layer_norm(x, {x.size(-1)}, {}, {}, kLayerNormEps, /*cudnn_enable=*/false);
+}
+
+// x (B, N, C); shift, scale (B, C)
+at::Tensor modulate(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale) {
+  return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1);
+}
+
+}  // namespace
+
+LinearImpl::LinearImpl(int in_features, int out_features) {
+  weight = register_parameter("weight", at::empty({out_features, in_features}));
+  bias = register_parameter("bias", at::empty({out_features}));
+}
+
+at::Tensor LinearImpl::forward(const at::Tensor& x, at::ScalarType dtype) {
+  return at::linear(x.to(dtype), weight.to(dtype), bias.to(dtype));
+}
+
+DiTBlockImpl::DiTBlockImpl(const DiTConfig& config, int index) : config(config), index(index) {
+  const int C = config.hidden_size, H = config.num_heads, F = config.mlp_hidden;
+  qkv = Linear(C, 3 * C);
+  proj = Linear(C, C);
+  fc1 = Linear(C, F);
+  fc2 = Linear(F, C);
+  adaLN = Linear(C, 6 * C);
+  register_at(*this, "attn.qkv", qkv);
+  register_at(*this, "attn.proj", proj);
+  register_at(*this, "mlp.fc1", fc1);
+  register_at(*this, "mlp.fc2", fc2);
+  register_at(*this, "adaLN_modulation.1", adaLN);
+  if (config.width_routers) {
+    attn_router = Linear(C, H - 1);
+    mlp_router = Linear(C, H - 1);
+    register_at(*this, "attn_rate.router", attn_router);
+    register_at(*this, "mlp_rate.router", mlp_router);
+  }
+  if (config.token_routers) {
+    token_router_in = Linear(C, config.token_router_hidden());
+    token_router_out = Linear(config.token_router_hidden(), 1);
+    register_at(*this, "token_selection.mlp_head.0", token_router_in);
+    register_at(*this, "token_selection.mlp_head.2", token_router_out);
+  }
+}
+
+at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const Gates& gates,
+                                 at::ScalarType dtype) {
+  const auto ada = adaLN->forward(at::silu(c), dtype).to(at::kFloat).chunk(6, 1);
+  const at::Tensor &shift_msa = ada[0], &scale_msa = ada[1], &gate_msa = ada[2];
+  const at::Tensor &shift_mlp = ada[3], &scale_mlp = ada[4], &gate_mlp = ada[5];
+  const at::Tensor head_gate = gates.heads.empty() ? at::Tensor() : gates.heads[index];
+  const at::Tensor group_gate = gates.groups.empty() ? at::Tensor() : gates.groups[index];
+
+  const at::Tensor a = attention(modulate(layer_norm(x), shift_msa, scale_msa), head_gate, dtype);
+  const at::Tensor h = x + gate_msa.unsqueeze(1) * a;
+
+  at::Tensor m = mlp(modulate(layer_norm(h), shift_mlp, scale_mlp), group_gate, dtype);
+  // The token router reads h, before norm and modulation; a token that is off keeps h untouched.
+  if (gates.tokens) m = m * gates.tokens(index, token_logits(h)).unsqueeze(2);
+  return h + gate_mlp.unsqueeze(1) * m;
+}
+
+at::Tensor DiTBlockImpl::attention(const at::Tensor& x, const at::Tensor& head_gate, at::ScalarType dtype) {
+  const int64_t B = x.size(0), N = x.size(1), C = x.size(2), H = config.num_heads, D = C / H;
+  const at::Tensor packed = qkv->forward(x, dtype).view({B, N, 3, H, D}).permute({2, 0, 3, 1, 4});
+  const at::Tensor q = packed[0] * (1.0 / std::sqrt(static_cast<double>(D))), k = packed[1], v = packed[2];
+  const at::Tensor weights = at::softmax(at::matmul(q, k.transpose(2, 3)), -1, at::kFloat).to(dtype);
+  at::Tensor heads = at::matmul(weights, v);  // (B, H, N, D)
+  if (head_gate.defined()) heads = heads * head_gate.to(dtype).view({B, H, 1, 1});
+  return proj->forward(heads.transpose(1, 2).reshape({B, N, C}), dtype).to(at::kFloat);
+}
+
+at::Tensor DiTBlockImpl::mlp(const at::Tensor& x, const at::Tensor& group_gate, at::ScalarType dtype) {
+  const int64_t B = x.size(0), N = x.size(1), H = config.num_heads;
+  at::Tensor hidden = fc1->forward(x, dtype);
+  if (group_gate.defined()) {
+    hidden = (hidden.view({B, N, H, -1}) * group_gate.to(dtype).view({B, 1, H, 1})).view({B, N, -1});
+  }
+  return fc2->forward(at::gelu(hidden, "tanh"), dtype).to(at::kFloat);
+}
+
+at::Tensor DiTBlockImpl::token_logits(const at::Tensor& x) {
+  return token_router_out->forward(at::relu(token_router_in->forward(x))).squeeze(2);
+}
+
+WidthLogits DiTBlockImpl::width_logits(const at::Tensor& t_emb) {
+  return {attn_router->forward(t_emb), mlp_router->forward(t_emb)};
+}
+
+DiTImpl::DiTImpl(const DiTConfig& config) : config(config) {
+  const int C = config.hidden_size, p = config.patch_size;
+  pos_embed =
+      register_parameter("pos_embed", at::empty({1, config.num_tokens(), C}), /*requires_grad=*/false);
+  auto patch = register_module("x_embedder", std::make_shared<Module>())
+                   ->register_module("proj", std::make_shared<Module>());
+  patch_weight = patch->register_parameter("weight", at::empty({C, config.in_channels, p, p}));
+  patch_bias = patch->register_parameter("bias", at::empty({C}));
+  auto table = register_module("y_embedder", std::make_shared<Module>())
+                   ->register_module("embedding_table", std::make_shared<Module>());
+  label_table = table->register_parameter("weight", at::empty({config.num_classes + 1, C}));
+  t_mlp_in = Linear(kFrequencyEmbeddingSize, C);
+  t_mlp_out = Linear(C, C);
+  register_at(*this, "t_embedder.mlp.0", t_mlp_in);
+  register_at(*this, "t_embedder.mlp.2", t_mlp_out);
+  auto list = register_module("blocks", std::make_shared<Module>());
+  for (int i = 0; i < config.depth; ++i) {
+    blocks.push_back(list->register_module(std::to_string(i), DiTBlock(config, i)));
+  }
+  final_linear = Linear(C, p * p * config.out_channels());
+  final_adaLN = Linear(C, 2 * C);
+  register_at(*this, "final_layer.linear", final_linear);
+  register_at(*this, "final_layer.adaLN_modulation.1", final_adaLN);
+}
+
+at::Tensor DiTImpl::embed_timestep(const at::Tensor& t) {
+  return t_mlp_out->forward(at::silu(t_mlp_in->forward(timestep_frequencies(t))));
+}
+
+at::Tensor DiTImpl::forward(const at::Tensor& x, const at::Tensor& t_emb, const at::Tensor& y,
+                            const Gates& gates) {
+  const at::Tensor c = t_emb + at::embedding(label_table, y);
+  at::Tensor h = at::linear(patchify(x), patch_weight.flatten(1), patch_bias) + pos_embed;
+  for (DiTBlock& block : blocks) h = block->forward(h, c, gates, compute_dtype);
+  const auto ada = final_adaLN->forward(at::silu(c)).chunk(2, 1);  // shift, scale
+  return unpatchify(final_linear->forward(modulate(layer_norm(h), ada[0], ada[1])));
+}
+
+void DiTImpl::set_compute_dtype(at::ScalarType dtype) {
+  at::NoGradGuard no_grad;
+  compute_dtype = dtype;
+  for (DiTBlock& block : blocks) {
+    for (Linear& layer : {std::ref(block->qkv), std::ref(block->proj), std::ref(block->fc1),
+                          std::ref(block->fc2), std::ref(block->adaLN)}) {
+      layer->weight.set_data(layer->weight.to(dtype));
+      layer->bias.set_data(layer->bias.to(dtype));
+    }
+  }
+}
+
+// (B, in, side, side) -> (B, N, in*p*p): a patch's values in the order of the convolution's weight.
+at::Tensor DiTImpl::patchify(const at::Tensor& x) const {
+  const int64_t g = config.grid(), p = config.patch_size;
+  return x.reshape({-1, config.in_channels, g, p, g, p})
+      .permute({0, 2, 4, 1, 3, 5})
+      .reshape({-1, g * g, config.patch_values()});
+}
+
+// 'nhwpqc->nchpwq'
+at::Tensor DiTImpl::unpatchify(const at::Tensor& x) const {
+  const int64_t g = config.grid(), p = config.patch_size, c = config.out_channels();
+  return x.reshape({-1, g, g, p, p, c}).permute({0, 5, 1, 3, 2, 4}).reshape({-1, c, g * p, g * p});
+}
+
+at::Tensor sincos_pos_embed(int hidden_size, int grid) {
+  const int quarter = hidden_size / 4;
+  const auto omega =
+      at::pow(10000.0, -at::arange(quarter, at::kDouble) / static_cast<double>(quarter)).unsqueeze(0);
+  const auto angles = at::arange(grid, at::kDouble).unsqueeze(1) * omega;  // (grid, C/4)
+  const auto axis = at::cat({at::sin(angles), at::cos(angles)}, 1);        // (grid, C/2)
+  const auto w = axis.unsqueeze(0).expand({grid, grid, 2 * quarter});
+  const auto h = axis.unsqueeze(1).expand({grid, grid, 2 * quarter});
+  return at::cat({w, h}, 2).reshape({1, grid * grid, 4 * quarter}).to(at::kFloat);
+}
+
+at::Tensor timestep_frequencies(const at::Tensor& t) {
+  const int half = kFrequencyEmbeddingSize / 2;
+  const auto frequencies = at::exp(-std::log(kFrequencyMaxPeriod) * at::arange(half, at::kFloat) / half);
+  const auto angles = t.to(at::kFloat).unsqueeze(1) * frequencies.unsqueeze(0);
+  return at::cat({at::cos(angles), at::sin(angles)}, 1);
+}
+
+}  // namespace dydit

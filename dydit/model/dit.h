@@ -1,0 +1,99 @@
+// DiT and DyDiT as torch::nn modules, with the parameter names of the published checkpoints.
+// One forward for all: gates multiply (method: TDW and SDT, DyDiT sections 3.2 and 3.3); without gates it is
+// the static DiT. Letters as in config.h; B is the batch after guidance has doubled it.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include <torch/torch.h>
+
+#include "dydit/model/config.h"
+
+namespace dydit {
+
+inline constexpr double kLayerNormEps = 1e-6;
+inline constexpr int kFrequencyEmbeddingSize = 256;
+inline constexpr double kFrequencyMaxPeriod = 10000.0;
+
+/// What multiplies where. An empty member leaves all of its parts on. Gates may be hard masks (inference),
+/// straight-through or soft (training).
+struct Gates {
+  std::vector<at::Tensor> heads;   // L of (B, H): factor of each head's output before proj
+  std::vector<at::Tensor> groups;  // L of (B, H): factor of each channel group of fc1's output, before GELU
+  /// (block, router logits (B, N)) -> (B, N): factor of each token's MLP update.
+  std::function<at::Tensor(int block, const at::Tensor& logits)> tokens;
+};
+
+/// Linear layer whose weights start uninitialised: they come from a checkpoint or from init.
+struct LinearImpl : torch::nn::Module {
+  LinearImpl(int in_features, int out_features);
+  /// x (..., in) -> (..., out), computed in `dtype`.
+  at::Tensor forward(const at::Tensor& x, at::ScalarType dtype = at::kFloat);
+
+  at::Tensor weight;  // (out, in)
+  at::Tensor bias;    // (out)
+};
+TORCH_MODULE(Linear);
+
+/// Router logits of the timestep's width decisions; output j decides head (group) j + 1.
+struct WidthLogits {
+  at::Tensor heads;   // (B, H-1)
+  at::Tensor groups;  // (B, H-1)
+};
+
+struct DiTBlockImpl : torch::nn::Module {
+  DiTBlockImpl(const DiTConfig& config, int index);
+  /// x (B, N, C) float32, c (B, C) -> (B, N, C) float32.
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& c, const Gates& gates, at::ScalarType dtype);
+  at::Tensor attention(const at::Tensor& x, const at::Tensor& head_gate, at::ScalarType dtype);
+  at::Tensor mlp(const at::Tensor& x, const at::Tensor& group_gate, at::ScalarType dtype);
+  /// x (B, N, C) after the attention residual -> (B, N).
+  at::Tensor token_logits(const at::Tensor& x);
+  WidthLogits width_logits(const at::Tensor& t_emb);
+
+  DiTConfig config;
+  int index;
+  Linear qkv{nullptr}, proj{nullptr}, fc1{nullptr}, fc2{nullptr}, adaLN{nullptr};
+  Linear attn_router{nullptr}, mlp_router{nullptr};            // TDW; null without width routers
+  Linear token_router_in{nullptr}, token_router_out{nullptr};  // SDT; null without token routers
+};
+TORCH_MODULE(DiTBlock);
+
+struct DiTImpl : torch::nn::Module {
+  explicit DiTImpl(const DiTConfig& config);
+
+  /// t (B) original timesteps 0..999 -> t_emb (B, C), float32 throughout.
+  at::Tensor embed_timestep(const at::Tensor& t);
+  /// x (B, in_channels, side, side) float32, t_emb (B, C), y (B) labels, null class included
+  /// -> (B, out_channels, side, side) float32: eps, then the variance values when sigma is learned.
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& t_emb, const at::Tensor& y,
+                     const Gates& gates = {});
+  /// Converts the weights of the blocks' linears (qkv, proj, fc1, fc2, adaLN) and computes them in `dtype`.
+  /// Embedders, routers, LayerNorms, the final layer and the residual stream stay float32.
+  void set_compute_dtype(at::ScalarType dtype);
+
+  DiTConfig config;
+  at::ScalarType compute_dtype = at::kFloat;
+  at::Tensor pos_embed;     // (1, N, C), fixed
+  at::Tensor patch_weight;  // (C, in_channels, p, p)
+  at::Tensor patch_bias;    // (C)
+  at::Tensor label_table;   // (num_classes + 1, C), last row the null class
+  Linear t_mlp_in{nullptr}, t_mlp_out{nullptr};
+  Linear final_linear{nullptr}, final_adaLN{nullptr};
+  std::vector<DiTBlock> blocks;
+
+ private:
+  at::Tensor patchify(const at::Tensor& x) const;
+  at::Tensor unpatchify(const at::Tensor& x) const;
+};
+TORCH_MODULE(DiT);
+
+/// Fixed 2-D sin-cos position table (1, N, C): w before h, each half [sin | cos], omega = 10000^(-i/(C/4)).
+at::Tensor sincos_pos_embed(int hidden_size, int grid);
+
+/// Frequencies of the timestep embedding: t (B) -> (B, 256) = [cos | sin], every step in float32 as torch
+/// does.
+at::Tensor timestep_frequencies(const at::Tensor& t);
+
+}  // namespace dydit

@@ -1,0 +1,39 @@
+// Counted by the shapes of dit.cpp.
+#include "dydit/model/macs.h"
+
+#include "dydit/model/dit.h"
+
+namespace dydit {
+
+int64_t attention_macs(const DiTConfig& config, int heads) {
+  const int64_t N = config.num_tokens(), C = config.hidden_size, width = int64_t{heads} * config.head_size();
+  return 4 * N * C * width + 2 * N * N * width;
+}
+
+int64_t mlp_macs(const DiTConfig& config, int groups, int64_t tokens) {
+  return 2 * tokens * config.hidden_size * groups * config.group_size();
+}
+
+int64_t fixed_macs(const DiTConfig& config) {
+  const int64_t N = config.num_tokens(), C = config.hidden_size;
+  const int64_t patch_embed = N * C * config.patch_values();
+  const int64_t t_embed = kFrequencyEmbeddingSize * C + C * C;
+  const int64_t adaLN = config.depth * 6 * C * C;
+  const int64_t final_layer =
+      2 * C * C + N * C * config.patch_size * config.patch_size * config.out_channels();
+  return patch_embed + t_embed + adaLN + final_layer;
+}
+
+int64_t router_macs(const DiTConfig& config) {
+  const int64_t N = config.num_tokens(), C = config.hidden_size, R = config.token_router_hidden();
+  const int64_t width = config.width_routers ? 2 * C * (config.num_heads - 1) : 0;
+  const int64_t token = config.token_routers ? N * (C * R + R) : 0;
+  return config.depth * (width + token);
+}
+
+int64_t static_macs(const DiTConfig& config) {
+  return fixed_macs(config) + config.depth * (attention_macs(config, config.num_heads) +
+                                              mlp_macs(config, config.num_heads, config.num_tokens()));
+}
+
+}  // namespace dydit

@@ -1,0 +1,23 @@
+// Multiply-adds (MACs; FLOPs are twice as many) of one forward of one sample, from the configuration and from
+// what is active. Linears, convolution and attention products are counted; biases, norms and activations not,
+// as in the literature (DiT, DyDiT). Routers are counted.
+#pragma once
+
+#include <cstdint>
+
+#include "dydit/model/config.h"
+
+namespace dydit {
+
+/// qkv, scores, weighted sum and proj over `heads` active heads. All H heads: 4NC^2 + 2N^2C.
+int64_t attention_macs(const DiTConfig& config, int heads);
+/// fc1 and fc2 over `groups` active channel groups for `tokens` tokens. All: 2NCF = 8NC^2.
+int64_t mlp_macs(const DiTConfig& config, int groups, int64_t tokens);
+/// Patch and timestep embedding, adaLN of all blocks, final layer: the same for every plan.
+int64_t fixed_macs(const DiTConfig& config);
+/// Width and token routers of all blocks; 0 for a static DiT.
+int64_t router_macs(const DiTConfig& config);
+/// The complete model without routers: the "static" that shares of work refer to.
+int64_t static_macs(const DiTConfig& config);
+
+}  // namespace dydit

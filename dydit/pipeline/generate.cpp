@@ -1,0 +1,104 @@
+// One screen: see generate() at the end.
+#include "dydit/pipeline/generate.h"
+
+#include <algorithm>
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/InferenceMode.h>
+
+#include "dydit/base/error.h"
+#include "dydit/base/noise.h"
+#include "dydit/base/timer.h"
+#include "dydit/model/macs.h"
+
+namespace dydit {
+namespace {
+
+void check_options(const DiTConfig& config, const GenerateOptions& options) {
+  DYDIT_USAGE_CHECK(!options.classes.empty(), "no class given; expected 0 to {}", config.num_classes - 1);
+  for (const int label : options.classes) {
+    DYDIT_USAGE_CHECK(label >= 0 && label < config.num_classes, "class {}: this model has classes 0 to {}",
+                      label, config.num_classes - 1);
+  }
+  DYDIT_USAGE_CHECK(options.num_images >= 1, "{} images: expected 1 or more", options.num_images);
+  DYDIT_USAGE_CHECK(options.batch >= 1, "batch {}: expected 1 or more", options.batch);
+  DYDIT_USAGE_CHECK(options.threads >= 1, "{} threads: expected 1 or more", options.threads);
+}
+
+// Samples images [first, first + count) together.
+std::vector<GeneratedSample> generate_batch(Engine& engine, const WidthPlan& plan,
+                                            const DiffusionTables& tables, const GenerateOptions& options,
+                                            int first, int count,
+                                            const std::function<void(int done)>& between) {
+  const Timer timer;
+  const DiTConfig& config = plan.config;
+  const int rows = options.guided() ? 2 * count : count;
+  std::vector<int64_t> labels(rows, config.null_class());
+  for (int i = 0; i < count; ++i) labels[i] = options.label(first + i);
+  std::vector<Work> work(rows);
+
+  const auto fill_rows = [&](at::Tensor& noise, int draw) {
+    for (int i = 0; i < count; ++i) {
+      fill_normal({noise.data_ptr<float>() + i * noise.stride(0), static_cast<size_t>(noise.stride(0))},
+                  options.seed, first + i, draw);
+    }
+  };
+  const auto denoise = [&](const at::Tensor& x, int step) {
+    if (!options.guided()) return engine.forward(x, step, labels, work);
+    at::Tensor out = engine.forward(at::cat({x, x}), step, labels, work);
+    apply_guidance(out, options.cfg_scale, std::min(options.guided_channels, config.in_channels));
+    return out.slice(0, 0, count);
+  };
+
+  at::Tensor x = at::empty({count, config.in_channels, config.input_size, config.input_size});
+  fill_rows(x, 0);
+  const auto draw_noise = [&](at::Tensor& noise, int draw) { fill_rows(noise, draw + 1); };
+  sample(tables, options.sampler, x, denoise, draw_noise, between);
+
+  std::vector<GeneratedSample> samples;
+  for (int i = 0; i < count; ++i) {
+    Work total = work[i];
+    if (options.guided()) {
+      total.required += work[count + i].required;
+      total.executed += work[count + i].executed;
+    }
+    samples.push_back({first + i, static_cast<int>(labels[i]), x[i].clone(), timer.seconds() / count, total});
+  }
+  return samples;
+}
+
+}  // namespace
+
+void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
+              const GenerateCallbacks& callbacks) {
+  check_options(checkpoint.config, options);
+  c10::InferenceMode guard;
+  DiT model = make_model(checkpoint);
+  const Spacing spacing = choose_timesteps(options.sampler.kind, options.num_steps);
+  const WidthPlan plan = make_width_plan(model, spacing.timesteps, options.mode);
+  const DiffusionTables tables = make_diffusion_tables(spacing.timesteps);
+  const auto engine =
+      make_reference_engine(model, plan, {.dtype = options.dtype, .threads = options.threads});
+
+  const int batches = (options.num_images + options.batch - 1) / options.batch;
+  for (int b = 0; b < batches; ++b) {
+    const int first = b * options.batch, count = std::min(options.batch, options.num_images - first);
+    const auto between = [&](int done) {
+      if (callbacks.on_progress) {
+        callbacks.on_progress({"steps", b * options.num_steps + done, batches * options.num_steps});
+      }
+      if (callbacks.cancel && *callbacks.cancel && done < options.num_steps) throw Cancelled();
+    };
+    for (GeneratedSample& sample : generate_batch(*engine, plan, tables, options, first, count, between)) {
+      callbacks.on_sample(std::move(sample));
+    }
+    if (callbacks.cancel && *callbacks.cancel && b + 1 < batches) throw Cancelled();
+  }
+}
+
+int64_t static_macs_per_sample(const DiTConfig& config, const GenerateOptions& options) {
+  return static_macs(config) * options.num_steps * (options.guided() ? 2 : 1);
+}
+
+}  // namespace dydit

@@ -1,0 +1,60 @@
+// The main path: checkpoint -> width plan -> engine -> sampler -> samples.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "dydit/base/progress.h"
+#include "dydit/diffusion/guidance.h"
+#include "dydit/diffusion/sampler.h"
+#include "dydit/engine/engine.h"
+#include "dydit/model/checkpoint.h"
+#include "dydit/plan/width_plan.h"
+
+namespace dydit {
+
+struct GenerateOptions {
+  std::vector<int> classes = {0};  // image i gets classes[i mod size]
+  int num_images = 1;
+  int num_steps = 250;
+  SamplerOptions sampler;
+  float cfg_scale = 4.0f;                 // <= 1: no guidance, one row an image
+  int guided_channels = kGuidedChannels;  // first channels of eps that are guided; never more than there are
+  uint64_t seed = 0;
+  int batch = 16;  // images sampled together; changes speed and memory, never a pixel
+  int threads = 1;
+  at::ScalarType dtype = at::kFloat;
+  Mode mode = Mode::Dynamic;
+
+  bool guided() const { return cfg_scale > 1.0f; }
+  int label(int index) const { return classes[index % classes.size()]; }
+};
+
+struct GeneratedSample {
+  int index = 0;  // of the run, from 0; keys the noise
+  int label = 0;
+  at::Tensor sample;   // (in_channels, side, side) float32: a latent, or pixels in about [-1, 1]
+  double seconds = 0;  // its batch's sampling time / images of the batch
+  Work work;           // summed over steps and guidance halves
+};
+
+struct GenerateCallbacks {
+  std::function<void(GeneratedSample&&)> on_sample;  // in order of index, as batches finish
+  ProgressFn on_progress;                            // after each sampling step
+  const CancelFlag* cancel = nullptr;                // looked at between steps
+};
+
+/// Generates all samples. Sample i depends on (weights, label, seed, i, steps, sampler, guidance, dtype)
+/// alone, bit for bit on one processor. Throws UsageError for options out of range and Cancelled between
+/// steps; samples of finished batches have been delivered by then.
+void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
+              const GenerateCallbacks& callbacks);
+
+/// Multiply-adds that the static model spends on one sample of this run.
+int64_t static_macs_per_sample(const DiTConfig& config, const GenerateOptions& options);
+
+}  // namespace dydit

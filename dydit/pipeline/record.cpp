@@ -1,0 +1,100 @@
+// JSON and text of a run.
+#include "dydit/pipeline/record.h"
+
+#include <fmt/ranges.h>
+
+namespace dydit {
+namespace {
+
+using nlohmann::json;
+
+constexpr double kGiga = 1e9;
+
+}  // namespace
+
+std::string_view sampler_name(SamplerKind kind) { return kind == SamplerKind::Ddpm ? "ddpm" : "ddim"; }
+std::string_view dtype_flag(at::ScalarType dtype) { return dtype == at::kFloat ? "f32" : "bf16"; }
+std::string_view mode_name(Mode mode) { return mode == Mode::Dynamic ? "dynamic" : "static"; }
+
+json run_record(const Checkpoint& checkpoint, const GenerateOptions& options) {
+  const DiTConfig& config = checkpoint.config;
+  const Mode mode = config.is_dynamic() ? options.mode : Mode::Static;
+  return {{"version", kVersion},
+          {"model",
+           {{"file", checkpoint.path.filename().string()},
+            {"name", model_name(config)},
+            {"sha256", checkpoint.sha256},
+            {"weights", checkpoint.weights_key}}},
+          {"classes", options.classes},
+          {"num_images", options.num_images},
+          {"seed", options.seed},
+          {"noise", "philox"},
+          {"steps", options.num_steps},
+          {"spacing", choose_timesteps(options.sampler.kind, options.num_steps).description},
+          {"sampler", sampler_name(options.sampler.kind)},
+          {"eta", options.sampler.eta},
+          {"cfg_scale", options.cfg_scale},
+          {"cfg_channels",
+           options.guided_channels >= config.in_channels ? config.in_channels : options.guided_channels},
+          {"mode", mode_name(mode)},
+          {"dtype", dtype_flag(options.dtype)},
+          {"engine", "reference"},
+          {"device", "cpu"},
+          {"batch", options.batch},
+          {"threads", options.threads},
+          {"size", config.input_size},
+          {"static_gmacs", static_cast<double>(static_macs_per_sample(config, options)) / kGiga}};
+}
+
+json image_record(const Checkpoint& checkpoint, const GenerateOptions& options,
+                  const GeneratedSample& sample) {
+  const double required = static_cast<double>(sample.work.required),
+               executed = static_cast<double>(sample.work.executed),
+               complete = static_cast<double>(static_macs_per_sample(checkpoint.config, options));
+  const std::string class_name = checkpoint.class_names.empty() ? "" : checkpoint.class_names[sample.label];
+  return {{"index", sample.index},
+          {"class", sample.label},
+          {"class_name", class_name},
+          {"seconds", sample.seconds},
+          {"required_gmacs", required / kGiga},
+          {"executed_gmacs", executed / kGiga},
+          {"required_share", required / complete},
+          {"executed_share", executed / complete}};
+}
+
+PngText png_text(const json& run, const json& images) {
+  std::vector<std::string> classes;
+  for (const json& image : images) {
+    const auto name = image["class_name"].get<std::string>();
+    classes.push_back(name.empty() ? fmt::format("class {}", image["class"].get<int>()) : name);
+  }
+  const auto file = run["model"]["file"].get<std::string>();
+  const auto sha256 = run["model"]["sha256"].get<std::string>();
+  json record = run;
+  record["images"] = images;
+  return {{"parameters",
+           fmt::format(
+               "{}\nSteps: {}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}x{}, Model hash: {}, Model: {}, "
+               "Version: dydit {}",
+               fmt::join(classes, ", "), run["steps"].get<int>(), run["sampler"].get<std::string>(),
+               run["cfg_scale"].get<float>(), run["seed"].get<uint64_t>(), run["size"].get<int>(),
+               run["size"].get<int>(), sha256.substr(0, 10), file.substr(0, file.rfind('.')), kVersion)},
+          {kRecordKey, record.dump()},
+          {"Software", fmt::format("dydit {}", kVersion)}};
+}
+
+std::string reproducing_command(const json& run) {
+  std::string command = fmt::format(
+      "dydit generate --model {} --classes {} -n {} --seed {} --steps {} --sampler {} --cfg-scale {} "
+      "--cfg-channels "
+      "{} --mode {} --dtype {} --engine {}",
+      run.at("model").at("file").get<std::string>(),
+      fmt::join(run.at("classes").get<std::vector<int>>(), ","), run.at("num_images").get<int>(),
+      run.at("seed").get<uint64_t>(), run.at("steps").get<int>(), run.at("sampler").get<std::string>(),
+      run.at("cfg_scale").get<float>(), run.at("cfg_channels").get<int>(), run.at("mode").get<std::string>(),
+      run.at("dtype").get<std::string>(), run.at("engine").get<std::string>());
+  if (run.at("eta").get<float>() != 0) command += fmt::format(" --eta {}", run.at("eta").get<float>());
+  return command;
+}
+
+}  // namespace dydit

@@ -1,0 +1,37 @@
+// What is remembered of a generated image: every parameter and what it cost. Printed, written into PNG text
+// and read back by `dydit inspect`.
+#pragma once
+
+#include <string>
+
+#include <nlohmann/json.hpp>
+
+#include "dydit/io/png.h"
+#include "dydit/pipeline/generate.h"
+
+namespace dydit {
+
+inline constexpr std::string_view kVersion = DYDIT_VERSION;
+
+/// Key of the JSON record among a PNG's text chunks.
+inline constexpr const char* kRecordKey = "dydit";
+
+/// The parameters of a run: model (file, name, sha256), classes, seed, steps, spacing, sampler, ...
+nlohmann::json run_record(const Checkpoint& checkpoint, const GenerateOptions& options);
+
+/// One image: index, class, class_name, seconds, required_gmacs, executed_gmacs and both as shares of static.
+nlohmann::json image_record(const Checkpoint& checkpoint, const GenerateOptions& options,
+                            const GeneratedSample& sample);
+
+/// Text chunks of an image that shows `images` (a list of image records): "parameters" as image tools read
+/// it, "dydit" the JSON record, "Software".
+PngText png_text(const nlohmann::json& run, const nlohmann::json& images);
+
+/// The command that makes the images of a record again.
+std::string reproducing_command(const nlohmann::json& run);
+
+std::string_view sampler_name(SamplerKind kind);    // "ddpm", "ddim"
+std::string_view dtype_flag(at::ScalarType dtype);  // "f32", "bf16"
+std::string_view mode_name(Mode mode);              // "dynamic", "static"
+
+}  // namespace dydit

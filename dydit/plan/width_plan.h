@@ -1,0 +1,53 @@
+// The width plan: which heads and channel groups are on, for every timestep of a run and every block.
+// Head and group decisions see the timestep alone (TDW), so they are known before sampling and are the same
+// for all samples. Every engine takes them from here; only the identity of tokens is decided inside the loop.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "dydit/model/config.h"
+#include "dydit/model/dit.h"
+
+namespace dydit {
+
+enum class Mode { Dynamic, Static };  // Static: the complete model, routers ignored
+
+/// A part or a token is on iff its router's logit is above this: sigmoid(0) = 0.5.
+inline constexpr float kGateThreshold = 0.0f;
+
+struct BlockWidth {
+  std::vector<uint8_t> heads;   // (H) 1 = on; the first is always on
+  std::vector<uint8_t> groups;  // (H) likewise
+
+  int active_heads() const;
+  int active_groups() const;
+  bool operator==(const BlockWidth&) const = default;
+};
+
+struct StepPlan {
+  int timestep = 0;  // original timestep, 0..999
+  std::vector<BlockWidth> blocks;
+};
+
+struct WidthPlan {
+  DiTConfig config;
+  Mode mode = Mode::Static;
+  bool route_tokens = false;    // the token routers decide who enters the MLP
+  std::vector<StepPlan> steps;  // in the order of the timesteps given
+};
+
+/// Runs the width routers in float32 for every timestep. Mode::Static, or a model without width routers,
+/// gives a plan with every part on. The result depends neither on thread count nor on the other timesteps.
+WidthPlan make_width_plan(DiT& model, std::span<const int> timesteps, Mode mode);
+
+/// Multiply-adds that the plan's step needs for one sample, `tokens` (L) of them entering each block's MLP
+/// (empty: all N). Routers are counted when the plan is dynamic.
+int64_t required_macs(const WidthPlan& plan, int step, std::span<const int> tokens = {});
+
+/// Share of (block, timestep) pairs whose active set is a prefix once the parts are ordered by how often they
+/// are on: 1 means that every pattern is a slice.
+double nesting_share(const WidthPlan& plan);
+
+}  // namespace dydit

@@ -1,0 +1,76 @@
+// stderr, redrawn on a terminal.
+#include "console.h"
+
+#include <algorithm>
+#include <csignal>
+#include <cstdio>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+namespace dydit {
+namespace {
+
+CancelFlag cancel_requested{false};
+
+void on_signal(int signal) {
+  if (cancel_requested.exchange(true)) {
+    std::signal(signal, SIG_DFL);
+    std::raise(signal);
+  }
+}
+
+constexpr double kRedrawSeconds = 0.1;      // on a terminal
+constexpr double kPlainLineSeconds = 10.0;  // elsewhere
+
+}  // namespace
+
+const CancelFlag& install_cancel_handler() {
+  static_assert(CancelFlag::is_always_lock_free, "the signal handler stores to it");
+  std::signal(SIGINT, on_signal);
+  std::signal(SIGTERM, on_signal);
+  return cancel_requested;
+}
+
+Console::~Console() { end_progress_line(); }
+
+void Console::info(const std::string& line) {
+  if (verbosity_ == Verbosity::Quiet) return;
+  end_progress_line();
+  fmt::print(stderr, "{}\n", line);
+}
+
+void Console::detail(const std::string& line) {
+  if (verbosity_ == Verbosity::Verbose) info(line);
+}
+
+void Console::progress(const Progress& progress) {
+  if (verbosity_ == Verbosity::Quiet) return;
+  const bool terminal = isatty(STDERR_FILENO);
+  const double now = timer_.seconds();
+  const bool last = progress.done == progress.total;
+  if (now - last_drawn_ < (terminal ? kRedrawSeconds : kPlainLineSeconds) && !(last && terminal)) return;
+  if (!terminal && last_drawn_ < 0) {  // the first interval starts here
+    last_drawn_ = now;
+    return;
+  }
+  last_drawn_ = now;
+  const double rate = static_cast<double>(progress.done) / std::max(now, 1e-9);
+  const std::string text = fmt::format("{}/{} {}, {:.1f}/s, {:.0f} s left", progress.done, progress.total,
+                                       progress.what, rate, (progress.total - progress.done) / rate);
+  if (!terminal) {
+    fmt::print(stderr, "{}\n", text);
+    return;
+  }
+  const int filled = static_cast<int>(30 * progress.done / std::max(1L, progress.total));
+  fmt::print(stderr, "\r\033[K[{:<30}] {}", std::string(filled, '#'), text);
+  std::fflush(stderr);
+  line_open_ = true;
+}
+
+void Console::end_progress_line() {
+  if (line_open_) fmt::print(stderr, "\n");
+  line_open_ = false;
+}
+
+}  // namespace dydit

@@ -1,0 +1,38 @@
+// What a person sees while a verb runs: decisions, progress, the end. All of it on stderr; results go to
+// stdout.
+#pragma once
+
+#include <string>
+
+#include "dydit/base/progress.h"
+#include "dydit/base/timer.h"
+
+namespace dydit {
+
+enum class Verbosity { Quiet, Normal, Verbose };
+
+/// Sets `flag` on SIGINT and SIGTERM from now on; a second signal ends the program at once.
+const CancelFlag& install_cancel_handler();
+
+class Console {
+ public:
+  explicit Console(Verbosity verbosity) : verbosity_(verbosity) {}
+  ~Console();
+
+  /// A line of what was decided or done.
+  void info(const std::string& line);
+  /// A line only for --verbose.
+  void detail(const std::string& line);
+  /// On a terminal one line that is redrawn, with rate and remaining time; else a plain line now and then.
+  void progress(const Progress& progress);
+
+ private:
+  void end_progress_line();
+
+  Verbosity verbosity_;
+  Timer timer_;
+  double last_drawn_ = -1e9;
+  bool line_open_ = false;
+};
+
+}  // namespace dydit

@@ -1,0 +1,213 @@
+// dydit generate: flags -> options, decisions printed, samples written, cost reported.
+#include "dydit/pipeline/generate.h"
+
+#include <charconv>
+
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "class_names.h"
+#include "cli.h"
+#include "dydit/base/error.h"
+#include "dydit/base/nearest.h"
+#include "dydit/pipeline/record.h"
+#include "model_flags.h"
+#include "outputs.h"
+#include "verbs.h"
+
+namespace dydit {
+namespace {
+
+using nlohmann::json;
+
+struct GenerateFlags {
+  ModelFlags model;
+  std::vector<std::string> classes;
+  std::string class_names_file;
+  std::string sampler = "ddpm", cfg_channels = "3", noise = "philox", mode;
+  GenerateOptions options;
+  OutputOptions outputs;
+};
+
+void add_flags(Cli& cli, GenerateFlags& flags) {
+  flags.options.num_images = 0;  // one an image class unless -n says otherwise
+  flags.model.add(cli);
+  CLI::App& app = cli.app;
+  app.add_option("-c,--classes,--class-labels", flags.classes,
+                 "Classes by number or name, comma-separated; taken round-robin (default: all, in order)")
+      ->delimiter(',')
+      ->type_name("LIST");
+  app.add_option("--class-names", flags.class_names_file,
+                 "File with one class name a line, overriding the model's");
+  app.add_option("-n,--num-images", flags.options.num_images,
+                 "Images in all (default: one a class given, or 1)")
+      ->check(CLI::Range(1, 100'000'000));
+  app.add_option("--steps,--num-sampling-steps", flags.options.num_steps, "Sampling steps, 1 to 1000")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  cli.add_choice("--sampler", flags.sampler, {"ddpm", "ddim"}, "Sampler", {"dpm++"});
+  app.add_option("--eta", flags.options.sampler.eta, "DDIM's share of DDPM's noise")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0f, 1.0f));
+  app.add_option("--cfg-scale", flags.options.cfg_scale,
+                 "Classifier-free guidance; 4.0 for looks, 1.5 for FID, <= 1 for none")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0f, 1000.0f));
+  app.add_option("--cfg-channels", flags.cfg_channels,
+                 "How many of eps's first channels are guided, or 'all'; the original guides 3")
+      ->capture_default_str();
+  app.add_option("--seed", flags.options.seed, "Seed of the noise")->capture_default_str();
+  cli.add_choice("--noise", flags.noise, {"philox"}, "Noise: a function of (seed, image, step)", {"torch"});
+  app.add_option("--batch", flags.options.batch, "Images sampled together; changes speed, never a pixel")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 65536));
+  cli.add_choice("--mode", flags.mode, {"dynamic", "static"}, "Obey the routers or run the complete model");
+  app.add_option(
+      "-o,--out", flags.outputs.out,
+      "FILE.png (a grid when several), a pattern like img_%03d.png, or a folder/ (default: samples.png)");
+  app.add_option("--npz", flags.outputs.npz, "Also write the images as the ADM evaluator reads them (arr_0)");
+  app.add_option("--latents", flags.outputs.latents, "Write the samples as they are, float32 safetensors");
+}
+
+int parse_class(const std::string& text, const Checkpoint& checkpoint) {
+  const auto& names = checkpoint.class_names;
+  const auto found = std::find(names.begin(), names.end(), text);
+  if (found != names.end()) return static_cast<int>(found - names.begin());
+  int label = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), label);
+  const bool number = error == std::errc() && end == text.data() + text.size();
+  DYDIT_USAGE_CHECK(number || !names.empty(),
+                    "class '{}': this model has no class names; give 0 to {} or a --class-names FILE", text,
+                    checkpoint.config.num_classes - 1);
+  DYDIT_USAGE_CHECK(number, "class '{}' is unknown; nearest: '{}'", text, nearest_name(text, names));
+  DYDIT_USAGE_CHECK(label >= 0 && label < checkpoint.config.num_classes,
+                    "class {}: this model has classes 0 to {}", label, checkpoint.config.num_classes - 1);
+  return label;
+}
+
+// Turns what was typed into options, with the checkpoint at hand.
+void resolve(GenerateFlags& flags, const Checkpoint& checkpoint, Isa isa) {
+  GenerateOptions& options = flags.options;
+  const DiTConfig& config = checkpoint.config;
+  options.sampler.kind = flags.sampler == "ddim" ? SamplerKind::Ddim : SamplerKind::Ddpm;
+  DYDIT_USAGE_CHECK(options.sampler.kind == SamplerKind::Ddim || options.sampler.eta == 0,
+                    "--eta {}: only the ddim sampler has an eta", options.sampler.eta);
+  DYDIT_USAGE_CHECK(flags.mode != "dynamic" || config.is_dynamic(),
+                    "--mode dynamic: {} is a static DiT, it has no routers", checkpoint.path.string());
+  options.mode = flags.mode == "static" ? Mode::Static : Mode::Dynamic;
+  options.dtype = flags.model.resolve_dtype(isa);
+  options.threads = flags.model.threads;
+  if (flags.cfg_channels == "all") {
+    options.guided_channels = config.in_channels;
+  } else {
+    const auto [end, error] =
+        std::from_chars(flags.cfg_channels.data(), flags.cfg_channels.data() + flags.cfg_channels.size(),
+                        options.guided_channels);
+    DYDIT_USAGE_CHECK(error == std::errc() && *end == '\0' && options.guided_channels >= 1,
+                      "--cfg-channels {}: expected a number of channels or 'all'", flags.cfg_channels);
+  }
+  options.classes.clear();
+  for (const std::string& text : flags.classes) options.classes.push_back(parse_class(text, checkpoint));
+  if (options.num_images == 0)
+    options.num_images = std::max<int>(1, static_cast<int>(options.classes.size()));
+  if (options.classes.empty()) {
+    for (int label = 0; label < config.num_classes; ++label) options.classes.push_back(label);
+  }
+}
+
+void print_decisions(Console& console, const json& run, const Checkpoint& checkpoint, Isa isa) {
+  console.info(fmt::format("model    {}: {}, {}, sha256 {:.10}", checkpoint.path.string(),
+                           model_name(checkpoint.config), run["mode"].get<std::string>(), checkpoint.sha256));
+  console.info(fmt::format(
+      "sampling {} {} steps ({}), guidance {}, seed {}, {} images in batches of {}",
+      run["sampler"].get<std::string>(), run["steps"].get<int>(), run["spacing"].get<std::string>(),
+      run["cfg_scale"].get<float>() > 1
+          ? fmt::format("{} on {} channels", run["cfg_scale"].get<float>(), run["cfg_channels"].get<int>())
+          : "off",
+      run["seed"].get<uint64_t>(), run["num_images"].get<int>(), run["batch"].get<int>()));
+  console.info(fmt::format("engine   {}, {}, cpu ({}), {} threads", run["engine"].get<std::string>(),
+                           run["dtype"].get<std::string>(), isa_name(isa), run["threads"].get<int>()));
+}
+
+void print_summary(const json& result, bool verbose) {
+  const json& images = result["images"];
+  double seconds = 0, required = 0, executed = 0, required_share = 0, executed_share = 0;
+  for (const json& image : images) {
+    seconds += image["seconds"].get<double>();
+    required += image["required_gmacs"].get<double>();
+    executed += image["executed_gmacs"].get<double>();
+    required_share += image["required_share"].get<double>();
+    executed_share += image["executed_share"].get<double>();
+    if (verbose) {
+      fmt::print(
+          "image {:>4}  class {:>4}  {:.3f} s  required {:.2f} GMACs ({:.3f})  executed {:.2f} GMACs "
+          "({:.3f})\n",
+          image["index"].get<int>(), image["class"].get<int>(), image["seconds"].get<double>(),
+          image["required_gmacs"].get<double>(), image["required_share"].get<double>(),
+          image["executed_gmacs"].get<double>(), image["executed_share"].get<double>());
+    }
+  }
+  const double n = static_cast<double>(images.size());
+  if (n > 0) {
+    fmt::print(
+        "cost per image: {:.3f} s, required {:.2f} GMACs ({:.1f} % of static), executed {:.2f} GMACs ({:.1f} "
+        "%)\n",
+        seconds / n, required / n, 100 * required_share / n, executed / n, 100 * executed_share / n);
+  }
+  const auto files = result["files"].get<std::vector<std::string>>();
+  if (files.size() > 4 && !verbose) {
+    fmt::print("wrote {} files: {} ... {}\n", files.size(), files.front(), files.back());
+  } else {
+    for (const std::string& file : files) fmt::print("wrote {}\n", file);
+  }
+}
+
+}  // namespace
+
+int run_generate(const Args& args, Isa isa) {
+  Cli cli("generate", "Make images (or latents) from a DiT or DyDiT checkpoint.");
+  GenerateFlags flags;
+  add_flags(cli, flags);
+  cli.parse(args);
+  Console console(cli.verbosity);
+  const CancelFlag& cancel = install_cancel_handler();
+
+  const Timer load_timer;
+  Checkpoint checkpoint = flags.model.load();
+  if (!flags.class_names_file.empty()) {
+    checkpoint.class_names = read_class_names(flags.class_names_file, checkpoint.config.num_classes);
+  }
+  resolve(flags, checkpoint, isa);
+  json result = run_record(checkpoint, flags.options);
+  result["load_seconds"] = load_timer.seconds();
+  Outputs outputs(flags.outputs, checkpoint, flags.options);
+  print_decisions(console, result, checkpoint, isa);
+
+  result["images"] = json::array();
+  const auto finish = [&] {
+    result["files"] = outputs.finish();
+    if (cli.json) {
+      fmt::print("{}\n", result.dump());
+    } else {
+      print_summary(result, cli.verbosity == Verbosity::Verbose);
+    }
+  };
+  const Timer timer;
+  try {
+    generate(checkpoint, flags.options,
+             {.on_sample = [&](GeneratedSample&& sample) { result["images"].push_back(outputs.add(sample)); },
+              .on_progress = [&](const Progress& progress) { console.progress(progress); },
+              .cancel = &cancel});
+  } catch (const Cancelled&) {
+    console.info(fmt::format("stopped; {} of {} images are finished", result["images"].size(),
+                             flags.options.num_images));
+    result["cancelled"] = true;
+    finish();
+    throw;
+  }
+  result["seconds"] = timer.seconds();
+  finish();
+  return 0;
+}
+
+}  // namespace dydit

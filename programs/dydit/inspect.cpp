@@ -1,0 +1,169 @@
+// dydit inspect FILE: what a checkpoint is and what it costs; what made a PNG.
+#include <algorithm>
+
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "cli.h"
+#include "dydit/base/error.h"
+#include "dydit/diffusion/schedule.h"
+#include "dydit/io/file.h"
+#include "dydit/io/png.h"
+#include "dydit/model/checkpoint.h"
+#include "dydit/model/macs.h"
+#include "dydit/pipeline/record.h"
+#include "dydit/plan/width_plan.h"
+#include "verbs.h"
+
+namespace dydit {
+namespace {
+
+using nlohmann::json;
+
+json plan_json(const WidthPlan& plan) {
+  json steps = json::array();
+  for (size_t s = 0; s < plan.steps.size(); ++s) {
+    json heads = json::array(), groups = json::array();
+    for (const BlockWidth& width : plan.steps[s].blocks) {
+      heads.push_back(width.active_heads());
+      groups.push_back(width.active_groups());
+    }
+    steps.push_back({{"timestep", plan.steps[s].timestep},
+                     {"heads", heads},
+                     {"groups", groups},
+                     {"work_share", static_cast<double>(required_macs(plan, static_cast<int>(s))) /
+                                        static_cast<double>(static_macs(plan.config))}});
+  }
+  return {{"steps", steps}, {"nesting", nesting_share(plan)}};
+}
+
+json checkpoint_json(const Checkpoint& checkpoint, int plan_steps) {
+  const DiTConfig& config = checkpoint.config;
+  json result = {{"file", checkpoint.path.string()},
+                 {"format", checkpoint.format},
+                 {"sha256", checkpoint.sha256},
+                 {"weights", checkpoint.weights_key},
+                 {"model", model_name(config)},
+                 {"config", config_to_json(config)},
+                 {"tdw", config.width_routers},
+                 {"sdt", config.token_routers},
+                 {"parameters", checkpoint.num_parameters()},
+                 {"dtype", c10::toString(checkpoint.weights.at("blocks.0.attn.qkv.weight").scalar_type())},
+                 {"static_gmacs", static_cast<double>(static_macs(config)) / 1e9},
+                 {"router_gmacs", static_cast<double>(router_macs(config)) / 1e9},
+                 {"class_names", checkpoint.class_names}};
+  if (checkpoint.lambda) result["lambda"] = *checkpoint.lambda;
+  if (config.is_dynamic()) {
+    DiT model = make_model(checkpoint);
+    result["plan"] = plan_json(make_width_plan(model, even_timesteps(plan_steps), Mode::Dynamic));
+  }
+  return result;
+}
+
+void print_plan(const json& plan, const DiTConfig& config) {
+  fmt::print("width plan ({} timesteps; a/b = active heads/groups of {} in each block; all tokens counted)\n",
+             plan["steps"].size(), config.num_heads);
+  fmt::print("  {:>4}  {:>5}  blocks 0..{}\n", "t", "work", config.depth - 1);
+  for (const json& step : plan["steps"]) {
+    fmt::print("  {:>4}  {:>5.3f} ", step["timestep"].get<int>(), step["work_share"].get<double>());
+    for (size_t b = 0; b < step["heads"].size(); ++b) {
+      fmt::print(" {:>2}/{:<2}", step["heads"][b].get<int>(), step["groups"][b].get<int>());
+    }
+    fmt::print("\n");
+  }
+  fmt::print(
+      "nesting: {:.3f} of (block, timestep) are prefixes of the parts ordered by how often they are on\n",
+      plan["nesting"].get<double>());
+}
+
+void print_checkpoint(const json& result, const Checkpoint& checkpoint) {
+  const DiTConfig& config = checkpoint.config;
+  const double macs = result["static_gmacs"].get<double>();
+  fmt::print("{}: {}{}\n", checkpoint.path.string(), checkpoint.format,
+             checkpoint.weights_key.empty() ? "" : fmt::format(", weights '{}'", checkpoint.weights_key));
+  fmt::print("model       {}\n", result["model"].get<std::string>());
+  fmt::print("blocks      {} x hidden {}, {} heads of {}, MLP {} in {} groups\n", config.depth,
+             config.hidden_size, config.num_heads, config.head_size(), config.mlp_hidden, config.num_heads);
+  fmt::print("input       {} channels, {}x{}, patch {} = {} tokens; {} classes; {}\n", config.in_channels,
+             config.input_size, config.input_size, config.patch_size, config.num_tokens(), config.num_classes,
+             config.learn_sigma ? "learned sigma" : "fixed sigma");
+  fmt::print("routers     width (TDW) {}, token (SDT) {}{}\n", config.width_routers ? "yes" : "no",
+             config.token_routers ? "yes" : "no",
+             checkpoint.lambda ? fmt::format(", lambda {}", *checkpoint.lambda) : "");
+  fmt::print("parameters  {:.2f} M, {}\n", static_cast<double>(checkpoint.num_parameters()) / 1e6,
+             result["dtype"].get<std::string>());
+  fmt::print("forward     {:.4g} GMACs = {:.4g} GFLOPs a sample (complete model{})\n", macs, 2 * macs,
+             config.is_dynamic()
+                 ? fmt::format("; routers add {:.3g} GMACs", result["router_gmacs"].get<double>())
+                 : "");
+  if (!checkpoint.class_names.empty()) {
+    fmt::print("classes     {}\n", fmt::join(checkpoint.class_names, ", "));
+  }
+  fmt::print("sha256      {}\n", checkpoint.sha256);
+  if (result.contains("plan")) print_plan(result["plan"], config);
+}
+
+int inspect_png(const std::string& path, std::span<const std::byte> bytes, bool as_json) {
+  const PngInfo info = parse_png_info(bytes, path);
+  json record;
+  if (const auto found = info.text.find(kRecordKey); found != info.text.end()) {
+    record = json::parse(found->second, nullptr, /*allow_exceptions=*/false);
+    DYDIT_CHECK(record.is_object(), "{}: its text '{}' is not a JSON object", path, kRecordKey);
+  }
+  if (as_json) {
+    json result = {{"file", path},          {"format", "png"},           {"width", info.width},
+                   {"height", info.height}, {"channels", info.channels}, {"text", info.text}};
+    if (!record.is_null()) result["record"] = record;
+    fmt::print("{}\n", result.dump());
+    return 0;
+  }
+  fmt::print("{}: PNG {}x{}, {} channels\n", path, info.width, info.height, info.channels);
+  if (record.is_null()) {
+    fmt::print("no record of dydit; text: {}\n", info.text.empty() ? "none" : "");
+    for (const auto& [key, value] : info.text) fmt::print("  {}: {}\n", key, value);
+    return 0;
+  }
+  for (const auto& [key, value] : record.items()) {
+    if (key != "images")
+      fmt::print("{:<13} {}\n", key, value.is_string() ? value.get<std::string>() : value.dump());
+  }
+  for (const json& image : record.value("images", json::array())) {
+    fmt::print("image         {}\n", image.dump());
+  }
+  try {
+    fmt::print("make again    {}\n", reproducing_command(record));
+  } catch (const json::exception& error) {
+    throw Error(fmt::format("{}: its text '{}' lacks a parameter: {}", path, kRecordKey, error.what()));
+  }
+  return 0;
+}
+
+}  // namespace
+
+int run_inspect(const Args& args, Isa isa) {
+  Cli cli("inspect", "Say what a checkpoint is and costs, or what made a PNG.");
+  std::string path;
+  int num_heads = 0, plan_steps = 20;
+  cli.app.add_option("file", path, "Checkpoint (safetensors, .pt) or PNG made by dydit")->required();
+  cli.app.add_option("--num-heads", num_heads, "Heads of a static DiT, where the file does not say")
+      ->check(CLI::Range(1, 4096));
+  cli.app
+      .add_option("--plan-steps", plan_steps,
+                  "Timesteps of the width plan shown for a DyDiT, spread over 0..999")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  cli.parse(args);
+
+  const auto file = MappedFile::open(path);
+  if (sniff_file_kind(file->bytes()) == FileKind::Png) return inspect_png(path, file->bytes(), cli.json);
+  const Checkpoint checkpoint = load_checkpoint(path, {.num_heads = num_heads});
+  const json result = checkpoint_json(checkpoint, plan_steps);
+  if (cli.json) {
+    fmt::print("{}\n", result.dump());
+  } else {
+    print_checkpoint(result, checkpoint);
+  }
+  return 0;
+}
+
+}  // namespace dydit

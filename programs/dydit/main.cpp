@@ -1,0 +1,92 @@
+// The program: a table of verbs, and the one place where errors end.
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <string_view>
+
+#include <c10/util/Exception.h>
+#include <fmt/format.h>
+
+#include "cli.h"
+#include "dydit/base/error.h"
+#include "dydit/pipeline/record.h"
+#include "verbs.h"
+
+namespace dydit {
+namespace {
+
+struct Verb {
+  std::string_view name;
+  int (*run)(const Args&, Isa);  // null: planned, refused by name
+  std::string_view help;
+};
+
+constexpr std::array kVerbs = {
+    Verb{"generate", run_generate, "make images (or latents) from a checkpoint, with their cost"},
+    Verb{"inspect", run_inspect, "say what a checkpoint or a generated PNG is"},
+    Verb{"verify", run_verify, "replay recorded vectors of the original code and compare"},
+    Verb{"convert", run_convert, "write a checkpoint as safetensors"},
+    Verb{"train", nullptr, ""},
+    Verb{"finetune", nullptr, ""},
+    Verb{"bench", nullptr, ""},
+    Verb{"evaluate", nullptr, ""},
+};
+
+constexpr int kExitFailed = 1, kExitUsage = 2, kExitCancelled = 130;
+
+void print_usage(std::FILE* stream) {
+  fmt::print(stream, "dydit {}: dynamic diffusion transformers\n\nusage: dydit VERB [options]\n\n", kVersion);
+  for (const Verb& verb : kVerbs) {
+    if (verb.run) fmt::print(stream, "  {:<10}{}\n", verb.name, verb.help);
+  }
+  fmt::print(stream, "\ndydit VERB --help lists a verb's options.\n");
+}
+
+int dispatch(const std::string& name, const Args& args) {
+  for (const Verb& verb : kVerbs) {
+    if (verb.name != name) continue;
+    DYDIT_USAGE_CHECK(verb.run, "{}: not available in this version; see dydit --help", name);
+    const char* cap = std::getenv("DYDIT_ISA");
+    return verb.run(args, apply_isa_cap(cap ? cap : ""));
+  }
+  throw UsageError(fmt::format("{}: no such verb; see dydit --help", name));
+}
+
+// LibTorch's messages carry a stack trace; the first line says what happened.
+std::string first_line(std::string_view text) { return std::string(text.substr(0, text.find('\n'))); }
+
+int run(int argc, char** argv) {
+  if (argc < 2) {
+    print_usage(stderr);
+    return kExitUsage;
+  }
+  const std::string name = argv[1];
+  if (name == "--help" || name == "-h" || name == "help") {
+    print_usage(stdout);
+    return 0;
+  }
+  if (name == "--version") {
+    fmt::print("dydit {}\n", kVersion);
+    return 0;
+  }
+  try {
+    return dispatch(name, Args(argv + 2, argv + argc));
+  } catch (const HelpRequested&) {
+    return 0;
+  } catch (const Cancelled&) {
+    return kExitCancelled;
+  } catch (const UsageError& error) {
+    fmt::print(stderr, "dydit: error: {}\n", error.what());
+    return kExitUsage;
+  } catch (const c10::Error& error) {
+    fmt::print(stderr, "dydit: error: {}\n", first_line(error.what_without_backtrace()));
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "dydit: error: {}\n", first_line(error.what()));
+  }
+  return kExitFailed;
+}
+
+}  // namespace
+}  // namespace dydit
+
+int main(int argc, char** argv) { return dydit::run(argc, argv); }

@@ -1,0 +1,28 @@
+// See the header.
+#include "model_flags.h"
+
+namespace dydit {
+
+void add_model_path(Cli& cli, std::string& path, int& num_heads) {
+  cli.app.add_option("--model,--ckpt", path, "Checkpoint: safetensors or a torch zip file (.pt)")->required();
+  cli.app.add_option("--num-heads", num_heads, "Heads of a static DiT, where the file does not say")
+      ->check(CLI::Range(1, 4096));
+}
+
+void ModelFlags::add(Cli& cli, const std::string& default_dtype, const std::string& default_engine) {
+  dtype = default_dtype;
+  engine = default_engine;
+  add_model_path(cli, path, num_heads);
+  cli.add_choice("--dtype", dtype, {"auto", "bf16", "f32"},
+                 "Arithmetic; auto: bf16 where the processor has it");
+  cli.add_choice("--engine", engine, {"auto", "reference"}, "Engine; auto: the best for the device", {"cpu"});
+  cli.add_choice("--device", device, {"cpu"}, "Device", {"cuda"});
+  cli.add_threads(threads);
+}
+
+at::ScalarType ModelFlags::resolve_dtype(Isa isa) const {
+  if (dtype == "auto") return has_native_bf16(isa) ? at::kBFloat16 : at::kFloat;
+  return dtype == "bf16" ? at::kBFloat16 : at::kFloat;
+}
+
+}  // namespace dydit

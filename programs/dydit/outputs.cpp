@@ -1,0 +1,138 @@
+// Targets are probed first, written beside and renamed.
+#include "outputs.h"
+
+#include <fstream>
+#include <regex>
+
+#include <ATen/ops/stack.h>
+#include <fmt/format.h>
+
+#include "dydit/base/error.h"
+#include "dydit/io/safetensors.h"
+#include "dydit/pipeline/pixels.h"
+#include "dydit/pipeline/record.h"
+
+namespace dydit {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int kGridColumns = 4;  // as torchvision's make_grid in DiT's scripts
+const std::regex kNumberPattern("%(0[1-9])?d");
+
+void make_folder(const fs::path& folder) {
+  if (folder.empty()) return;
+  std::error_code error;
+  fs::create_directories(folder, error);
+  DYDIT_CHECK(!error || fs::is_directory(folder), "{}: cannot make this folder: {}", folder.string(),
+              error.message());
+}
+
+// Fails now rather than after sampling.
+void check_writable(const std::string& path) {
+  make_folder(fs::path(path).parent_path());
+  OutputFile probe(path);  // removed again: never committed
+}
+
+bool names_folder(const std::string& out) { return out.ends_with('/') || fs::is_directory(out); }
+
+}  // namespace
+
+Outputs::Outputs(const OutputOptions& options, const Checkpoint& checkpoint, const GenerateOptions& run)
+    : checkpoint_(checkpoint),
+      run_(run_record(checkpoint, run)),
+      options_(run),
+      out_(options.out),
+      npz_path_(options.npz),
+      latents_path_(options.latents) {
+  const DiTConfig& config = checkpoint.config;
+  const bool pixels = config.in_channels == 3;
+  DYDIT_USAGE_CHECK(pixels || (out_.empty() && npz_path_.empty()),
+                    "{} makes latents of {} channels, not pixels: write them with --latents FILE.safetensors "
+                    "instead of {}",
+                    checkpoint.path.string(), config.in_channels, out_.empty() ? "--npz" : "--out");
+  DYDIT_USAGE_CHECK(pixels || !latents_path_.empty(),
+                    "{} makes latents of {} channels, not pixels: say where with --latents FILE.safetensors",
+                    checkpoint.path.string(), config.in_channels);
+  if (out_.empty() && npz_path_.empty() && latents_path_.empty()) out_ = "samples.png";
+  if (!out_.empty()) {
+    if (names_folder(out_)) out_ = (fs::path(out_) / "%06d.png").string();
+    const auto numbers = std::distance(std::sregex_iterator(out_.begin(), out_.end(), kNumberPattern), {});
+    numbered_ = numbers == 1;
+    DYDIT_USAGE_CHECK(numbers <= 1 && (numbered_ || out_.find('%') == std::string::npos),
+                      "--out {}: expected one %d (or %03d) in a pattern", options.out);
+    DYDIT_USAGE_CHECK(out_.ends_with(".png") || fs::path(out_).extension().empty(),
+                      "--out {}: expected a name that ends in .png (--npz and --latents write other formats)",
+                      options.out);
+    check_writable(png_path(0));
+  }
+  if (!latents_path_.empty()) check_writable(latents_path_);
+  if (!npz_path_.empty()) {
+    make_folder(fs::path(npz_path_).parent_path());
+    npz_.emplace(npz_path_, config.input_size, config.input_size, config.in_channels);
+  }
+}
+
+std::string Outputs::png_path(int index) const {
+  if (!numbered_) return out_;
+  std::smatch match;
+  std::regex_search(out_, match, kNumberPattern);
+  const int width = match[1].matched ? match[1].str()[1] - '0' : 1;
+  return match.prefix().str() + fmt::format("{:0{}}", index, width) + match.suffix().str();
+}
+
+nlohmann::json Outputs::add(const GeneratedSample& sample) {
+  nlohmann::json record = image_record(checkpoint_, options_, sample);
+  if (!out_.empty() || npz_) {
+    Image image = to_image(sample.sample);
+    if (npz_) npz_->append(image);
+    if (numbered_) {
+      const std::string path = png_path(sample.index);
+      write_png(path, image, png_text(run_, nlohmann::json::array({record})));
+      record["file"] = path;
+      files_.push_back(path);
+    } else if (!out_.empty()) {
+      record["file"] = out_;
+      grid_.push_back(std::move(image));
+    }
+  }
+  if (!latents_path_.empty()) latents_.push_back(sample.sample);
+  records_.push_back(record);
+  return record;
+}
+
+std::vector<std::string> Outputs::finish() {
+  if (records_.empty()) return files_;
+  if (!grid_.empty()) {
+    write_png(out_, grid_.size() == 1 ? grid_[0] : make_grid(grid_, kGridColumns), png_text(run_, records_));
+    files_.push_back(out_);
+  }
+  if (npz_) {
+    npz_->commit();
+    files_.push_back(npz_path_);
+    // An npz has no room for parameters: the ADM evaluator expects arr_0 alone.
+    nlohmann::json record = run_;
+    record["images"] = records_;
+    OutputFile sidecar(npz_path_ + ".json");
+    sidecar.write(record.dump(1) + "\n");
+    sidecar.commit();
+    files_.push_back(npz_path_ + ".json");
+  }
+  if (!latents_path_.empty()) {
+    const at::Tensor latents = at::stack(latents_).contiguous();
+    std::vector<int64_t> labels;
+    for (const auto& record : records_) labels.push_back(record["class"].get<int64_t>());
+    const TensorView label_view{Dtype::I64,
+                                {static_cast<int64_t>(labels.size())},
+                                {},
+                                reinterpret_cast<const std::byte*>(labels.data())};
+    nlohmann::json record = run_;
+    record["images"] = records_;
+    write_safetensors(latents_path_, {{"latents", to_view(latents)}, {"labels", label_view}},
+                      {{kRecordKey, record.dump()}});
+    files_.push_back(latents_path_);
+  }
+  return files_;
+}
+
+}  // namespace dydit

@@ -1,0 +1,48 @@
+// Where generated samples go: one PNG (a grid when several), numbered PNGs, npz, latents.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "dydit/io/npz.h"
+#include "dydit/pipeline/generate.h"
+
+namespace dydit {
+
+struct OutputOptions {
+  std::string out;      // FILE.png, a pattern with %d or %06d, or a folder (ends in / or exists)
+  std::string npz;      // FILE.npz; empty: none
+  std::string latents;  // FILE.safetensors; empty: none
+};
+
+/// Takes samples as they finish. Every target is tried for writing before sampling starts.
+class Outputs {
+ public:
+  Outputs(const OutputOptions& options, const Checkpoint& checkpoint, const GenerateOptions& run);
+
+  /// Writes what can be written now; remembers what belongs into one file. Returns the image's record.
+  nlohmann::json add(const GeneratedSample& sample);
+  /// Writes grid, npz and latents of the samples added so far (none: nothing). Returns all files written.
+  std::vector<std::string> finish();
+
+ private:
+  std::string png_path(int index) const;
+
+  const Checkpoint& checkpoint_;
+  nlohmann::json run_;
+  GenerateOptions options_;
+  std::string out_;          // empty: no PNG
+  bool numbered_ = false;    // out_ is a pattern or a folder
+  std::vector<Image> grid_;  // of the one PNG
+  nlohmann::json records_ = nlohmann::json::array();
+  std::optional<NpzImageWriter> npz_;
+  std::string npz_path_, latents_path_;
+  std::vector<at::Tensor> latents_;
+  std::vector<std::string> files_;
+};
+
+}  // namespace dydit

@@ -1,0 +1,18 @@
+// The verbs of the program. Each parses its own command line and returns the exit status.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "dydit/base/isa.h"
+
+namespace dydit {
+
+using Args = std::vector<std::string>;
+
+int run_generate(const Args& args, Isa isa);
+int run_inspect(const Args& args, Isa isa);
+int run_verify(const Args& args, Isa isa);
+int run_convert(const Args& args, Isa isa);
+
+}  // namespace dydit

@@ -1,0 +1,154 @@
+// dydit verify --model F --reference R: replays what R holds and compares; exit 0 if all of it agrees.
+#include "verify.h"
+
+#include <ATen/ATen.h>
+#include <fmt/ranges.h>
+
+#include "cli.h"
+#include "dydit/base/error.h"
+#include "dydit/base/nearest.h"
+#include "dydit/diffusion/schedule.h"
+#include "dydit/io/safetensors.h"
+#include "dydit/pipeline/record.h"
+#include "model_flags.h"
+#include "verbs.h"
+
+namespace dydit {
+
+void VerifyReport::add(const std::string& name, bool ok, nlohmann::json check, const std::string& text) {
+  check["name"] = name;
+  check["ok"] = ok;
+  checks_.push_back(std::move(check));
+  lines_.push_back(fmt::format("{:<5} {:<28} {}", ok ? "ok" : "FAIL", name, text));
+  passed_ = passed_ && ok;
+}
+
+void VerifyReport::compare(const std::string& name, const at::Tensor& got, const at::Tensor& want,
+                           double limit, const at::Tensor& weight) {
+  DYDIT_CHECK(got.sizes() == want.sizes(), "reference tensor {} has shape {}, this model makes {}", name,
+              fmt::format("({})", fmt::join(want.sizes(), ", ")),
+              fmt::format("({})", fmt::join(got.sizes(), ", ")));
+  at::Tensor difference = (got.to(at::kDouble) - want.to(at::kDouble)).abs();
+  std::string scope;
+  if (weight.defined()) {
+    difference = at::where(weight.expand_as(difference) > 0, difference, 0.0);
+    scope = fmt::format(", over {:.1f} % of the patches", 100 * weight.mean().item<double>());
+  }
+  const double largest = want.abs().max().item<double>();
+  const double error = difference.max().item<double>() / std::max(largest, 1e-300);
+  add(name, error <= limit, {{"error", error}, {"limit", limit}},  // NaN compares false: a failure
+      fmt::format("error {:.2e}, limit {:.0e}{}", error, limit, scope));
+}
+
+void VerifyReport::count(const std::string& name, int64_t disagreements, int64_t total, double allowed) {
+  const bool ok = static_cast<double>(disagreements) <= allowed * static_cast<double>(total);
+  add(name, ok, {{"disagreements", disagreements}, {"total", total}, {"allowed_share", allowed}},
+      fmt::format("{} of {} differ, allowed {}", disagreements, total,
+                  allowed > 0 ? fmt::format("{:.1f} %", 100 * allowed) : "none"));
+}
+
+void VerifyReport::note(const std::string& text) { lines_.push_back("        " + text); }
+
+void VerifyReport::print() const {
+  for (const std::string& line : lines_) fmt::print("{}\n", line);
+  fmt::print("{}: {} checks\n", passed_ ? "passed" : "FAILED", checks_.size());
+}
+
+Reference::Reference(const std::string& path) : path_(path) {
+  const SafetensorsFile file = read_safetensors(path);
+  for (const auto& [name, view] : file.tensors) tensors_[name] = to_tensor(view, file.file);
+}
+
+const at::Tensor& Reference::at(const std::string& name) const {
+  const auto found = tensors_.find(name);
+  DYDIT_CHECK(found != tensors_.end(), "{}: tensor {} is missing (nearest present: {})", path_, name,
+              nearest_name(name, names()));
+  return found->second;
+}
+
+std::vector<std::string> Reference::names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, tensor] : tensors_) names.push_back(name);
+  return names;
+}
+
+PlannedEngine make_planned_engine(const VerifyContext& context, std::span<const int> timesteps, Mode mode,
+                                  at::ScalarType dtype) {
+  DiT model = make_model(context.checkpoint);
+  PlannedEngine planned;
+  planned.plan = make_width_plan(model, timesteps, mode);
+  planned.engine = make_reference_engine(model, planned.plan, {.dtype = dtype, .threads = context.threads});
+  return planned;
+}
+
+std::vector<int64_t> checked_labels(const VerifyContext& context, const std::string& name, int64_t rows) {
+  const at::Tensor labels = context.reference.at(name).to(at::kLong).contiguous();
+  const int null_class = context.checkpoint.config.null_class();
+  DYDIT_CHECK(labels.numel() == rows, "{}: {} holds {} labels, expected {}", context.reference.path(), name,
+              labels.numel(), rows);
+  std::vector<int64_t> result(labels.data_ptr<int64_t>(), labels.data_ptr<int64_t>() + labels.numel());
+  for (const int64_t label : result) {
+    DYDIT_CHECK(label >= 0 && label <= null_class,
+                "{}: {} holds label {}, the model has 0 to {} (the null class)", context.reference.path(),
+                name, label, null_class);
+  }
+  return result;
+}
+
+std::vector<int> checked_timesteps(const Reference& reference, const std::string& name) {
+  const at::Tensor timesteps = reference.at(name).to(at::kLong).contiguous();
+  std::vector<int> result;
+  for (int64_t i = 0; i < timesteps.numel(); ++i) {
+    const int64_t t = timesteps.data_ptr<int64_t>()[i];
+    DYDIT_CHECK(t >= 0 && t < kNumTrainTimesteps, "{}: {} holds timestep {}, expected 0 to {}",
+                reference.path(), name, t, kNumTrainTimesteps - 1);
+    result.push_back(static_cast<int>(t));
+  }
+  DYDIT_CHECK(!result.empty(), "{}: {} is empty", reference.path(), name);
+  return result;
+}
+
+at::Tensor checked_input(const VerifyContext& context, const std::string& name) {
+  const DiTConfig& config = context.checkpoint.config;
+  const at::Tensor x = context.reference.at(name).to(at::kFloat).contiguous();
+  DYDIT_CHECK(x.dim() == 4 && x.size(0) > 0 && x.size(1) == config.in_channels &&
+                  x.size(2) == config.input_size && x.size(3) == config.input_size,
+              "{}: {} has shape ({}), {} takes (rows, {}, {}, {}). Do model and reference belong together?",
+              context.reference.path(), name, fmt::join(x.sizes(), ", "), context.checkpoint.path.string(),
+              config.in_channels, config.input_size, config.input_size);
+  return x;
+}
+
+int run_verify(const Args& args, Isa isa) {
+  Cli cli("verify",
+          "Replay recorded vectors of the original code (forwards, schedule, sampling runs) and compare.");
+  ModelFlags flags;
+  flags.add(cli, "f32", "reference");
+  std::string reference_path;
+  cli.app.add_option("--reference", reference_path, "Recorded vectors, safetensors")->required();
+  cli.parse(args);
+  Console console(cli.verbosity);
+
+  const Checkpoint checkpoint = flags.load();
+  const Reference reference(reference_path);
+  const VerifyContext context{checkpoint, reference, flags.resolve_dtype(isa), flags.threads};
+  console.info(fmt::format("model {} ({}), reference {}, engine reference, {}, cpu ({})", flags.path,
+                           model_name(checkpoint.config), reference_path, dtype_flag(context.dtype),
+                           isa_name(isa)));
+  VerifyReport report;
+  if (reference.has("x") && reference.has("out")) verify_forward(context, report);
+  verify_diffusion(context, report);
+  DYDIT_CHECK(
+      report.size() > 0,
+      "{}: holds nothing that verify can replay; expected forwards (x, t, y, out), tables (betas), single "
+      "steps (step_0_x) or runs (sample_p_z)",
+      reference_path);
+  if (cli.json) {
+    fmt::print("{}\n", nlohmann::json({{"passed", report.passed()}, {"checks", report.to_json()}}).dump());
+  } else {
+    report.print();
+  }
+  return report.passed() ? 0 : 1;
+}
+
+}  // namespace dydit

@@ -1,0 +1,90 @@
+// dydit verify, in pieces: the report, the reference file, and a replay for each kind of recorded vectors.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <nlohmann/json.hpp>
+
+#include "dydit/engine/engine.h"
+#include "dydit/model/checkpoint.h"
+
+namespace dydit {
+
+// Largest difference over largest value, per tensor.
+inline constexpr double kForwardTolerance = 1e-5;    // float32 forwards and single steps
+inline constexpr double kRunTolerance = 1e-4;        // whole sampling runs
+inline constexpr double kTableTolerance = 1e-9;      // float64 tables
+inline constexpr double kBf16Tolerance = 2e-2;       // bf16 forwards, over patches whose tokens agree
+inline constexpr double kBf16TokenFlipShare = 5e-3;  // bf16 token decisions that may differ
+
+/// One line a check; fails if any check fails.
+class VerifyReport {
+ public:
+  /// max|got - want| / max|want| against `limit`. `weight`, when defined, is a 0/1 mask of the values
+  /// compared.
+  void compare(const std::string& name, const at::Tensor& got, const at::Tensor& want, double limit,
+               const at::Tensor& weight = {});
+  /// Decisions that must agree, but for a share of `allowed`.
+  void count(const std::string& name, int64_t disagreements, int64_t total, double allowed = 0);
+  /// A remark below the last check, e.g. which token flipped.
+  void note(const std::string& text);
+
+  bool passed() const { return passed_; }
+  size_t size() const { return checks_.size(); }
+  void print() const;
+  nlohmann::json to_json() const { return checks_; }
+
+ private:
+  void add(const std::string& name, bool ok, nlohmann::json check, const std::string& text);
+
+  nlohmann::json checks_ = nlohmann::json::array();
+  std::vector<std::string> lines_;
+  bool passed_ = true;
+};
+
+/// The recorded tensors, with errors that name what is missing.
+class Reference {
+ public:
+  explicit Reference(const std::string& path);
+  bool has(const std::string& name) const { return tensors_.contains(name); }
+  const at::Tensor& at(const std::string& name) const;
+  std::vector<std::string> names() const;
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+  Weights tensors_;
+};
+
+struct VerifyContext {
+  const Checkpoint& checkpoint;
+  const Reference& reference;
+  at::ScalarType dtype;
+  int threads;
+};
+
+/// Recorded forwards: x, t, y -> out, masks, out_static, cfg_out.
+void verify_forward(const VerifyContext& context, VerifyReport& report);
+
+/// Recorded tables, timesteps, single steps and sampling runs.
+void verify_diffusion(const VerifyContext& context, VerifyReport& report);
+
+/// An engine with a plan for `timesteps`, in the context's dtype (or another).
+struct PlannedEngine {
+  WidthPlan plan;
+  std::unique_ptr<Engine> engine;
+};
+PlannedEngine make_planned_engine(const VerifyContext& context, std::span<const int> timesteps, Mode mode,
+                                  at::ScalarType dtype);
+
+/// Labels of a recorded batch, checked against the model (the null class is allowed).
+std::vector<int64_t> checked_labels(const VerifyContext& context, const std::string& name, int64_t rows);
+/// Timesteps of a recorded batch, checked to be 0..999.
+std::vector<int> checked_timesteps(const Reference& reference, const std::string& name);
+/// A recorded batch of inputs, checked to fit the model.
+at::Tensor checked_input(const VerifyContext& context, const std::string& name);
+
+}  // namespace dydit

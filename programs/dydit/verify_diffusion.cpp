@@ -1,0 +1,160 @@
+// Recorded schedule tables, single reverse steps and whole sampling runs with their noise.
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <numeric>
+
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+#include <fmt/format.h>
+
+#include "dydit/base/error.h"
+#include "dydit/diffusion/guidance.h"
+#include "dydit/diffusion/sampler.h"
+#include "dydit/diffusion/schedule.h"
+#include "verify.h"
+
+namespace dydit {
+namespace {
+
+at::Tensor to_double_tensor(const std::vector<double>& values) { return at::tensor(values, at::kDouble); }
+
+// "250" or "ddim50" -> timesteps; empty when the text is neither or no stride gives that many.
+std::vector<int> named_timesteps(std::string_view text) {
+  const bool strided = text.starts_with("ddim");
+  if (strided) text.remove_prefix(4);
+  int steps = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), steps);
+  if (error != std::errc() || end != text.data() + text.size() || steps < 1 || steps > kNumTrainTimesteps)
+    return {};
+  return strided ? strided_timesteps(steps) : even_timesteps(steps);
+}
+
+void verify_tables(const VerifyContext& context, VerifyReport& report) {
+  std::vector<int> all(kNumTrainTimesteps);
+  std::iota(all.begin(), all.end(), 0);
+  const DiffusionTables tables = make_diffusion_tables(all);
+  const std::array named = {
+      std::pair{"betas", &tables.betas},
+      std::pair{"alphas_cumprod", &tables.alphas_cumprod},
+      std::pair{"sqrt_recip_alphas_cumprod", &tables.sqrt_recip_alphas_cumprod},
+      std::pair{"sqrt_recipm1_alphas_cumprod", &tables.sqrt_recipm1_alphas_cumprod},
+      std::pair{"posterior_variance", &tables.posterior_variance},
+      std::pair{"posterior_log_variance_clipped", &tables.posterior_log_variance_clipped},
+      std::pair{"posterior_mean_coef1", &tables.posterior_mean_coef1},
+      std::pair{"posterior_mean_coef2", &tables.posterior_mean_coef2}};
+  for (const auto& [name, values] : named) {
+    if (!context.reference.has(name)) continue;
+    report.compare(name, to_double_tensor(*values), context.reference.at(name), kTableTolerance);
+  }
+  for (const std::string& name : context.reference.names()) {
+    const bool betas = name.starts_with("betas_");
+    if (!betas && !name.starts_with("timesteps_")) continue;
+    const std::vector<int> timesteps = named_timesteps(name.substr(name.find('_') + 1));
+    DYDIT_CHECK(!timesteps.empty(), "{}: {} names no spacing; expected N or ddimN", context.reference.path(),
+                name);
+    const at::Tensor& want = context.reference.at(name);
+    if (betas) {
+      report.compare(name, to_double_tensor(make_diffusion_tables(timesteps).betas), want, kTableTolerance);
+    } else {
+      const at::Tensor got = at::tensor(std::vector<int64_t>(timesteps.begin(), timesteps.end()));
+      const bool sized = got.sizes() == want.sizes();
+      report.count(name, sized ? (got != want).sum().item<int64_t>() : want.numel(), want.numel());
+    }
+  }
+}
+
+// A run's or step's fixed parts: engine, tables, labels, guidance.
+class RecordedRun {
+ public:
+  RecordedRun(const VerifyContext& context, const std::string& prefix)
+      : context_(context),
+        tables_(make_diffusion_tables(checked_timesteps(context.reference, prefix + "_timesteps"))),
+        planned_(make_planned_engine(context, tables_.timesteps, Mode::Dynamic, at::kFloat)),
+        scale_(context.reference.at(prefix + "_cfg_scale").item<float>()),
+        labels_(checked_labels(context, prefix + "_y", context.reference.at(prefix + "_y").numel())) {}
+
+  const DiffusionTables& tables() const { return tables_; }
+
+  // As the original: the guided input is the first half twice, and both halves come back.
+  at::Tensor denoise(const at::Tensor& x, int step) {
+    DYDIT_CHECK(x.size(0) == static_cast<int64_t>(labels_.size()), "{}: {} rows, {} labels",
+                context_.reference.path(), x.size(0), labels_.size());
+    std::vector<Work> work(labels_.size());
+    if (scale_ <= 1.0f) return planned_.engine->forward(x, step, labels_, work);
+    const at::Tensor half = x.slice(0, 0, x.size(0) / 2);
+    at::Tensor out = planned_.engine->forward(at::cat({half, half}), step, labels_, work);
+    apply_guidance(out, scale_, std::min(kGuidedChannels, context_.checkpoint.config.in_channels));
+    return out;
+  }
+
+ private:
+  const VerifyContext& context_;
+  DiffusionTables tables_;
+  PlannedEngine planned_;
+  float scale_;
+  std::vector<int64_t> labels_;
+};
+
+SamplerOptions named_sampler(const std::string& name) {
+  if (name.find("ddim") == std::string::npos) return {SamplerKind::Ddpm, 0};
+  return {SamplerKind::Ddim, name.find("eta1") == std::string::npos ? 0.0f : 1.0f};
+}
+
+void verify_step(const VerifyContext& context, RecordedRun& run, int step, VerifyReport& report) {
+  const Reference& reference = context.reference;
+  const std::string prefix = fmt::format("step_{}_", step);
+  DYDIT_CHECK(step < run.tables().num_steps(), "{}: {}x is beyond the {} recorded timesteps",
+              reference.path(), prefix, run.tables().num_steps());
+  const at::Tensor x = checked_input(context, prefix + "x"), noise = checked_input(context, prefix + "noise");
+  const at::Tensor output = run.denoise(x, step);
+  for (const char* kind : {"p_out", "ddim_eta0_out", "ddim_eta1_out"}) {
+    if (!reference.has(prefix + kind)) continue;
+    at::Tensor next = x.clone();
+    reverse_step(run.tables(), named_sampler(kind), step, next, output, noise);
+    report.compare(prefix + kind, next, reference.at(prefix + kind), kForwardTolerance);
+  }
+}
+
+void verify_run(const VerifyContext& context, const std::string& name, VerifyReport& report) {
+  RecordedRun run(context, name);
+  at::Tensor x = checked_input(context, name + "_z").clone();
+  const at::Tensor noises = context.reference.at(name + "_noise").to(at::kFloat);
+  DYDIT_CHECK(
+      noises.dim() == 5 && noises[0].sizes() == x.sizes() && noises.size(0) == run.tables().num_steps(),
+      "{}: {}_noise does not hold one noise of {}_z's shape a step", context.reference.path(), name, name);
+  sample(
+      run.tables(), named_sampler(name), x,
+      [&](const at::Tensor& state, int step) { return run.denoise(state, step); },
+      [&](at::Tensor& noise, int draw) { noise.copy_(noises[draw]); });
+  report.compare(name + "_out", x, context.reference.at(name + "_out"), kRunTolerance);
+}
+
+}  // namespace
+
+void verify_diffusion(const VerifyContext& context, VerifyReport& report) {
+  c10::InferenceMode guard;
+  const Reference& reference = context.reference;
+  verify_tables(context, report);
+  std::vector<std::string> runs;
+  std::vector<int> steps;
+  for (const std::string& name : reference.names()) {
+    if (name.ends_with("_z")) runs.push_back(name.substr(0, name.size() - 2));
+    int step = 0;
+    const auto [end, error] =
+        std::from_chars(name.data() + std::min<size_t>(5, name.size()), name.data() + name.size(), step);
+    if (name.starts_with("step_") && error == std::errc() && std::string_view(end) == "_x")
+      steps.push_back(step);
+  }
+  DYDIT_USAGE_CHECK(
+      (runs.empty() && steps.empty()) || context.dtype == at::kFloat,
+      "--dtype bf16: single steps and sampling runs are compared in float32 only; use --dtype f32");
+  std::sort(steps.begin(), steps.end());
+  if (!steps.empty()) {
+    RecordedRun run(context, "sample_p");
+    for (const int step : steps) verify_step(context, run, step, report);
+  }
+  for (const std::string& name : runs) verify_run(context, name, report);
+}
+
+}  // namespace dydit

@@ -1,0 +1,168 @@
+// Recorded forwards. In bf16 a token near its threshold may flip; its patch is then left out of the
+// comparison.
+#include <algorithm>
+#include <set>
+
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+#include <fmt/format.h>
+
+#include "dydit/base/error.h"
+#include "dydit/diffusion/guidance.h"
+#include "verify.h"
+
+namespace dydit {
+namespace {
+
+struct ForwardResult {
+  at::Tensor out;     // (B, out_channels, side, side)
+  at::Tensor heads;   // (B, L, H) masks of the plan
+  at::Tensor groups;  // (B, L, H)
+  TokenTrace tokens;  // undefined tensors when tokens are not routed
+};
+
+at::Tensor plan_masks(const StepPlan& step, std::vector<uint8_t> BlockWidth::*parts) {
+  std::vector<at::Tensor> rows;
+  for (const BlockWidth& width : step.blocks) {
+    rows.push_back(at::tensor(std::vector<int64_t>((width.*parts).begin(), (width.*parts).end())));
+  }
+  return at::stack(rows).to(at::kFloat);
+}
+
+// Rows with the same timestep share a step of the plan and go through the engine together.
+ForwardResult run_forward(const VerifyContext& context, const at::Tensor& x, const std::vector<int>& t,
+                          const std::vector<int64_t>& y, Mode mode, at::ScalarType dtype) {
+  const DiTConfig& config = context.checkpoint.config;
+  const std::set<int> sorted(t.begin(), t.end());
+  const std::vector<int> timesteps(sorted.begin(), sorted.end());
+  const PlannedEngine planned = make_planned_engine(context, timesteps, mode, dtype);
+  const int64_t B = x.size(0), L = config.depth, N = config.num_tokens(), H = config.num_heads;
+  ForwardResult result{at::empty({B, config.out_channels(), config.input_size, config.input_size}),
+                       at::empty({B, L, H}),
+                       at::empty({B, L, H}),
+                       {}};
+  if (planned.plan.route_tokens) result.tokens = {at::empty({B, L, N}), at::empty({B, L, N})};
+  for (size_t step = 0; step < timesteps.size(); ++step) {
+    std::vector<int64_t> rows, labels;
+    for (int64_t row = 0; row < B; ++row) {
+      if (t[row] != timesteps[step]) continue;
+      rows.push_back(row);
+      labels.push_back(y[row]);
+    }
+    const at::Tensor index = at::tensor(rows);
+    std::vector<Work> work(rows.size());
+    TokenTrace trace;
+    const at::Tensor out =
+        planned.engine->forward(x.index_select(0, index), static_cast<int>(step), labels, work, &trace);
+    result.out.index_copy_(0, index, out);
+    for (const int64_t row : rows) {
+      result.heads[row].copy_(plan_masks(planned.plan.steps[step], &BlockWidth::heads));
+      result.groups[row].copy_(plan_masks(planned.plan.steps[step], &BlockWidth::groups));
+    }
+    if (planned.plan.route_tokens) {
+      result.tokens.masks.index_copy_(0, index, trace.masks);
+      result.tokens.logits.index_copy_(0, index, trace.logits);
+    }
+  }
+  return result;
+}
+
+int64_t disagreements(const at::Tensor& a, const at::Tensor& b) { return (a != b).sum().item<int64_t>(); }
+
+// (B, N) 1 where a token's decision agrees in every block.
+at::Tensor agreeing_tokens(const at::Tensor& masks, const at::Tensor& want) {
+  return (masks == want).all(1).to(at::kFloat);
+}
+
+// (B, N) of tokens -> (B, 1, side, side) of values.
+at::Tensor token_weight(const at::Tensor& tokens, const DiTConfig& config) {
+  return tokens.view({-1, 1, config.grid(), config.grid()})
+      .repeat_interleave(config.patch_size, 2)
+      .repeat_interleave(config.patch_size, 3);
+}
+
+void list_flips(const at::Tensor& masks, const at::Tensor& want, const at::Tensor& logits,
+                VerifyReport& report) {
+  const at::Tensor flips = at::nonzero(masks != want);
+  for (int64_t i = 0; i < flips.size(0); ++i) {
+    const int64_t row = flips[i][0].item<int64_t>(), block = flips[i][1].item<int64_t>(),
+                  token = flips[i][2].item<int64_t>();
+    report.note(fmt::format("row {} block {} token {}: logit {:+.2e}, recorded {}", row, block, token,
+                            logits[row][block][token].item<double>(),
+                            want[row][block][token].item<double>() > 0 ? "on" : "off"));
+  }
+}
+
+void verify_guided(const VerifyContext& context, VerifyReport& report) {
+  const DiTConfig& config = context.checkpoint.config;
+  const at::Tensor recorded = checked_input(context, "cfg_x");
+  DYDIT_CHECK(recorded.size(0) % 2 == 0, "{}: cfg_x holds {} rows, expected two halves",
+              context.reference.path(), recorded.size(0));
+  const at::Tensor half = recorded.slice(0, 0, recorded.size(0) / 2), x = at::cat({half, half});
+  const std::vector<int> t = checked_timesteps(context.reference, "cfg_t");
+  DYDIT_CHECK(static_cast<int64_t>(t.size()) == x.size(0), "{}: cfg_t holds {} timesteps, cfg_x {} rows",
+              context.reference.path(), t.size(), x.size(0));
+  const std::vector<int64_t> y = checked_labels(context, "cfg_y", x.size(0));
+  ForwardResult result = run_forward(context, x, t, y, Mode::Dynamic, context.dtype);
+  apply_guidance(result.out, context.reference.at("cfg_scale").item<float>(),
+                 std::min(kGuidedChannels, config.in_channels));
+  at::Tensor weight;
+  if (context.dtype != at::kFloat && result.tokens.masks.defined()) {
+    // Decisions of these rows are not recorded: the float32 reference run stands in.
+    const ForwardResult exact = run_forward(context, x, t, y, Mode::Dynamic, at::kFloat);
+    const auto halves = agreeing_tokens(result.tokens.masks, exact.tokens.masks).chunk(2);
+    const at::Tensor both = halves[0] * halves[1];
+    weight = token_weight(at::cat({both, both}), config);
+  }
+  report.compare("cfg_out", result.out, context.reference.at("cfg_out"),
+                 context.dtype == at::kFloat ? kForwardTolerance : kBf16Tolerance, weight);
+}
+
+}  // namespace
+
+void verify_forward(const VerifyContext& context, VerifyReport& report) {
+  c10::InferenceMode guard;
+  const Reference& reference = context.reference;
+  const DiTConfig& config = context.checkpoint.config;
+  const bool exact = context.dtype == at::kFloat;
+  const double tolerance = exact ? kForwardTolerance : kBf16Tolerance;
+  const at::Tensor x = checked_input(context, "x");
+  const std::vector<int> t = checked_timesteps(reference, "t");
+  DYDIT_CHECK(static_cast<int64_t>(t.size()) == x.size(0), "{}: t holds {} timesteps, x {} rows",
+              reference.path(), t.size(), x.size(0));
+  const std::vector<int64_t> y = checked_labels(context, "y", x.size(0));
+
+  if (reference.has("pos_embed_formula")) {
+    report.compare("pos_embed_formula", sincos_pos_embed(config.hidden_size, config.grid()),
+                   reference.at("pos_embed_formula"), kForwardTolerance);
+  }
+  const ForwardResult dynamic = run_forward(context, x, t, y, Mode::Dynamic, context.dtype);
+  for (const auto& [name, masks] :
+       {std::pair{"attn_mask", dynamic.heads}, std::pair{"mlp_mask", dynamic.groups}}) {
+    if (!reference.has(name)) continue;
+    const at::Tensor& want = reference.at(name);
+    DYDIT_CHECK(want.sizes() == masks.sizes(), "{}: {} does not have shape (rows, blocks, heads)",
+                reference.path(), name);
+    report.count(name, disagreements(masks, want), want.numel());
+  }
+  at::Tensor weight;
+  if (reference.has("token_mask")) {
+    const at::Tensor& want = reference.at("token_mask");
+    const at::Tensor masks = dynamic.tokens.masks.defined()
+                                 ? dynamic.tokens.masks
+                                 : at::ones({x.size(0), config.depth, config.num_tokens()});
+    DYDIT_CHECK(want.sizes() == masks.sizes(), "{}: token_mask does not have shape (rows, blocks, tokens)",
+                reference.path());
+    report.count("token_mask", disagreements(masks, want), want.numel(), exact ? 0 : kBf16TokenFlipShare);
+    if (dynamic.tokens.logits.defined()) list_flips(masks, want, dynamic.tokens.logits, report);
+    if (!exact) weight = token_weight(agreeing_tokens(masks, want), config);
+  }
+  report.compare("out", dynamic.out, reference.at("out"), tolerance, weight);
+  if (reference.has("out_static")) {
+    report.compare("out_static", run_forward(context, x, t, y, Mode::Static, context.dtype).out,
+                   reference.at("out_static"), tolerance);
+  }
+  if (reference.has("cfg_out")) verify_guided(context, report);
+}
+
+}  // namespace dydit
