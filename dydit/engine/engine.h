@@ -42,7 +42,7 @@ class Engine {
 };
 
 struct EngineOptions {
-  at::ScalarType dtype = at::kFloat;  // of the blocks' linears and attention: kFloat or kBFloat16
+  at::ScalarType dtype = at::kFloat;  // of qkv, proj, fc1, fc2 and attention: kFloat or kBFloat16
   int threads = 1;
 };
 

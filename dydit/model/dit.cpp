@@ -70,7 +70,7 @@ DiTBlockImpl::DiTBlockImpl(const DiTConfig& config, int index) : config(config),
 
 at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const Gates& gates,
                                  at::ScalarType dtype) {
-  const auto ada = adaLN->forward(at::silu(c), dtype).to(at::kFloat).chunk(6, 1);
+  const auto ada = adaLN->forward(at::silu(c)).chunk(6, 1);
   const at::Tensor &shift_msa = ada[0], &scale_msa = ada[1], &gate_msa = ada[2];
   const at::Tensor &shift_mlp = ada[3], &scale_mlp = ada[4], &gate_mlp = ada[5];
   const at::Tensor head_gate = gates.heads.empty() ? at::Tensor() : gates.heads[index];
@@ -154,8 +154,8 @@ void DiTImpl::set_compute_dtype(at::ScalarType dtype) {
   at::NoGradGuard no_grad;
   compute_dtype = dtype;
   for (DiTBlock& block : blocks) {
-    for (Linear& layer : {std::ref(block->qkv), std::ref(block->proj), std::ref(block->fc1),
-                          std::ref(block->fc2), std::ref(block->adaLN)}) {
+    for (Linear& layer :
+         {std::ref(block->qkv), std::ref(block->proj), std::ref(block->fc1), std::ref(block->fc2)}) {
       layer->weight.set_data(layer->weight.to(dtype));
       layer->bias.set_data(layer->bias.to(dtype));
     }

@@ -56,6 +56,7 @@ std::vector<GeneratedSample> generate_batch(Engine& engine, const WidthPlan& pla
   const auto draw_noise = [&](at::Tensor& noise, int draw) { fill_rows(noise, draw + 1); };
   sample(tables, options.sampler, x, denoise, draw_noise, between);
 
+  const double seconds = timer.seconds() / count;
   std::vector<GeneratedSample> samples;
   for (int i = 0; i < count; ++i) {
     Work total = work[i];
@@ -63,7 +64,7 @@ std::vector<GeneratedSample> generate_batch(Engine& engine, const WidthPlan& pla
       total.required += work[count + i].required;
       total.executed += work[count + i].executed;
     }
-    samples.push_back({first + i, static_cast<int>(labels[i]), x[i].clone(), timer.seconds() / count, total});
+    samples.push_back({first + i, static_cast<int>(labels[i]), x[i].clone(), seconds, total});
   }
   return samples;
 }

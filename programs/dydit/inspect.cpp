@@ -128,7 +128,9 @@ int inspect_png(const std::string& path, std::span<const std::byte> bytes, bool 
       fmt::print("{:<13} {}\n", key, value.is_string() ? value.get<std::string>() : value.dump());
   }
   for (const json& image : record.value("images", json::array())) {
-    fmt::print("image         {}\n", image.dump());
+    std::vector<std::string> fields;
+    for (const auto& [key, value] : image.items()) fields.push_back(fmt::format("{} {}", key, value.dump()));
+    fmt::print("image         {}\n", fmt::join(fields, ", "));
   }
   try {
     fmt::print("make again    {}\n", reproducing_command(record));

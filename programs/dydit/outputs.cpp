@@ -83,6 +83,7 @@ std::string Outputs::png_path(int index) const {
 
 nlohmann::json Outputs::add(const GeneratedSample& sample) {
   nlohmann::json record = image_record(checkpoint_, options_, sample);
+  records_.push_back(record);
   if (!out_.empty() || npz_) {
     Image image = to_image(sample.sample);
     if (npz_) npz_->append(image);
@@ -97,7 +98,6 @@ nlohmann::json Outputs::add(const GeneratedSample& sample) {
     }
   }
   if (!latents_path_.empty()) latents_.push_back(sample.sample);
-  records_.push_back(record);
   return record;
 }
 

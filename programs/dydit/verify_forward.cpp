@@ -14,6 +14,8 @@
 namespace dydit {
 namespace {
 
+constexpr int64_t kMaxListedFlips = 32;
+
 struct ForwardResult {
   at::Tensor out;     // (B, out_channels, side, side)
   at::Tensor heads;   // (B, L, H) masks of the plan
@@ -85,6 +87,10 @@ void list_flips(const at::Tensor& masks, const at::Tensor& want, const at::Tenso
                 VerifyReport& report) {
   const at::Tensor flips = at::nonzero(masks != want);
   for (int64_t i = 0; i < flips.size(0); ++i) {
+    if (i == kMaxListedFlips) {
+      report.note(fmt::format("... and {} more", flips.size(0) - i));
+      break;
+    }
     const int64_t row = flips[i][0].item<int64_t>(), block = flips[i][1].item<int64_t>(),
                   token = flips[i][2].item<int64_t>();
     report.note(fmt::format("row {} block {} token {}: logit {:+.2e}, recorded {}", row, block, token,
