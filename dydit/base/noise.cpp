@@ -21,4 +21,10 @@ void fill_normal(std::span<float> out, uint64_t seed, uint64_t sample, uint64_t 
   }
 }
 
+void fill_uniform(std::span<float> out, uint64_t seed, uint64_t sample, uint64_t draw) {
+  at::philox_engine engine(seed, sample, draw << 32);
+  // 24 bits and a half: the open interval, exactly representable.
+  for (float& value : out) value = (static_cast<float>(engine() >> 8) + 0.5f) * 0x1p-24f;
+}
+
 }  // namespace dydit

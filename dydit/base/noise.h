@@ -11,4 +11,13 @@ namespace dydit {
 /// `draw` numbers the noises of one sample: 0 the start, k the noise of the loop's k-th step.
 void fill_normal(std::span<float> out, uint64_t seed, uint64_t sample, uint64_t draw);
 
+/// Fills `out` with uniform numbers in (0, 1), keyed like fill_normal.
+void fill_uniform(std::span<float> out, uint64_t seed, uint64_t sample, uint64_t draw);
+
+/// The `sample` of training's noise: position `index` (below 2^24) in the global batch of step `step`.
+inline uint64_t training_sample(uint64_t step, uint64_t index) { return (step << 24) | index; }
+
+/// What a training sample draws; the `draw` of the functions above.
+enum class TrainingDraw : uint64_t { Flip, Timestep, LabelDropout, CompleteLabelDropout, Noise, Gates };
+
 }  // namespace dydit

@@ -69,9 +69,9 @@ struct DiTImpl : torch::nn::Module {
   /// -> (B, out_channels, side, side) float32: eps, then the variance values when sigma is learned.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& t_emb, const at::Tensor& y,
                      const Gates& gates = {});
-  /// Converts the weights of qkv, proj, fc1 and fc2 and computes them and attention's products in `dtype`. All else
-  /// stays float32: embeddings, adaLN (in bfloat16 it moves router logits enough to flip tokens), routers,
-  /// LayerNorms, the final layer and the residual stream.
+  /// Converts the weights of qkv, proj, fc1 and fc2 and computes them and attention's products in `dtype`.
+  /// All else stays float32: embeddings, adaLN (in bfloat16 it moves router logits enough to flip tokens),
+  /// routers, LayerNorms, the final layer and the residual stream.
   void set_compute_dtype(at::ScalarType dtype);
 
   DiTConfig config;
