@@ -17,5 +17,10 @@ target_include_directories(dydit::libtorch SYSTEM INTERFACE
   "${DYDIT_LIBTORCH}/torch/include" "${DYDIT_LIBTORCH}/torch/include/torch/csrc/api/include")
 target_link_libraries(dydit::libtorch INTERFACE
   "${DYDIT_LIBTORCH}/torch/lib/libtorch_cpu.so" "${DYDIT_LIBTORCH}/torch/lib/libc10.so" Threads::Threads)
-# LibTorch's include folder carries a newer fmt than Debian's, found first and without its library.
-target_compile_definitions(dydit::libtorch INTERFACE FMT_HEADER_ONLY)
+
+# LibTorch's include folder carries headers of a newer fmt without its library, and they would be found first:
+# a folder that holds nothing but the installed fmt goes in front of all.
+find_path(DYDIT_FMT_INCLUDE fmt/format.h REQUIRED NO_CMAKE_FIND_ROOT_PATH)
+file(MAKE_DIRECTORY "${PROJECT_BINARY_DIR}/fmt_first")
+file(CREATE_LINK "${DYDIT_FMT_INCLUDE}/fmt" "${PROJECT_BINARY_DIR}/fmt_first/fmt" SYMBOLIC)
+target_include_directories(dydit_flags INTERFACE "${PROJECT_BINARY_DIR}/fmt_first")

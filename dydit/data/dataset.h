@@ -12,9 +12,9 @@
 namespace dydit {
 
 struct DatasetOptions {
-  std::string split;  // folder inside a tar or root above the class folders ("train"); empty: none
-  int side = 0;       // of the square image that read() gives; 0: that of the first image (must be square)
-  int channels = 0;   // 1 or 3; 0: that of the first image
+  std::string split = "";  // folder inside a tar or root above the class folders ("train"); empty: none
+  int side = 0;      // of the square image that read() gives; 0: that of the first image (must be square)
+  int channels = 0;  // 1 or 3; 0: that of the first image
   bool skip_broken = false;                // broken images are left out and counted instead of an Error
   int64_t cache_bytes = int64_t{4} << 30;  // decoded images are kept when all of them need no more
   int threads = 1;                         // for decoding at the start

@@ -22,7 +22,7 @@ Spacing choose_timesteps(SamplerKind kind, int steps) {
   if (kind == SamplerKind::Ddim) {
     std::vector<int> timesteps = strided_timesteps(steps);
     if (!timesteps.empty()) {
-      const int stride = timesteps.size() > 1 ? timesteps[1] : kNumTrainTimesteps;
+      const int stride = timesteps[1];  // two or more: every stride is below 1000
       return {std::move(timesteps), fmt::format("fixed stride {}", stride)};
     }
     return {even_timesteps(steps), fmt::format("even sections (no fixed stride gives {} steps)", steps)};

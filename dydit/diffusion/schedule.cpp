@@ -38,7 +38,7 @@ std::vector<int> even_timesteps(int steps) {
 
 std::vector<int> strided_timesteps(int steps) {
   check_steps(steps);
-  for (int stride = 1; stride <= kNumTrainTimesteps; ++stride) {
+  for (int stride = 1; stride < kNumTrainTimesteps; ++stride) {
     if ((kNumTrainTimesteps + stride - 1) / stride != steps) continue;
     std::vector<int> timesteps;
     for (int t = 0; t < kNumTrainTimesteps; t += stride) timesteps.push_back(t);

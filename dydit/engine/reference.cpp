@@ -3,6 +3,7 @@
 
 #include "dydit/base/row_pool.h"
 #include "dydit/engine/engine.h"
+#include "dydit/model/dit.h"
 #include "dydit/model/macs.h"
 
 namespace dydit {

@@ -13,6 +13,7 @@
 #include "dydit/base/error.h"
 #include "dydit/io/bytes.h"
 #include "dydit/io/file.h"
+#include "dydit/io/image.h"
 #include "dydit/io/text.h"
 
 namespace dydit {
@@ -108,6 +109,32 @@ bool scan(Reader& reader) {
   // Without a start, png_read_end would take the pixels' bytes for chunks; with it, it skips them.
   png_start_read_image(reader.png);
   png_read_end(reader.png, reader.info);
+  return true;
+}
+
+// Reads up to the pixels and asks for 8-bit gray or RGB. Other chunks are passed over unread.
+bool read_header(Reader& reader) {
+  if (setjmp(png_jmpbuf(reader.png)) != 0) return false;
+  png_set_read_fn(reader.png, &reader, take_bytes);
+  png_set_user_limits(reader.png, kMaxSide, kMaxSide);
+  png_set_chunk_malloc_max(reader.png, kMaxChunkBytes);
+  png_set_keep_unknown_chunks(reader.png, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
+  png_read_info(reader.png, reader.info);
+  png_set_expand(reader.png);
+  png_set_strip_16(reader.png);
+  png_set_strip_alpha(reader.png);
+  png_set_interlace_handling(reader.png);
+  png_read_update_info(reader.png, reader.info);
+  return true;
+}
+
+bool read_pixels(Reader& reader, uint8_t* pixels, size_t height, size_t row_bytes) {
+  if (setjmp(png_jmpbuf(reader.png)) != 0) return false;
+  const int passes = png_get_interlace_type(reader.png, reader.info) == PNG_INTERLACE_NONE ? 1 : 7;
+  for (int pass = 0; pass < passes; ++pass) {
+    for (size_t row = 0; row < height; ++row) png_read_row(reader.png, pixels + row * row_bytes, nullptr);
+  }
+  png_read_end(reader.png, nullptr);
   return true;
 }
 
@@ -228,6 +255,30 @@ PngInfo parse_png_info(std::span<const std::byte> bytes, const std::string& name
 
 PngInfo read_png_info(const std::filesystem::path& path) {
   return parse_png_info(MappedFile::open(path)->bytes(), path.string());
+}
+
+Image parse_png(std::span<const std::byte> bytes, const std::string& name) {
+  DYDIT_CHECK(sniff_file_kind(bytes) == FileKind::Png, "{}: is not a PNG file (wrong first bytes)", name);
+  Reader reader;
+  reader.rest = bytes;
+  DYDIT_CHECK(reader.info != nullptr, "{}: libpng could not be set up; is memory short?", name);
+  const auto check = [&](bool done) {
+    DYDIT_CHECK(done, "{}: broken PNG file: {}. Fetch or write it again.", name,
+                printable(reader.complaint.text.data()));
+  };
+  check(read_header(reader));
+  const png_uint_32 height = png_get_image_height(reader.png, reader.info);
+  const png_uint_32 width = png_get_image_width(reader.png, reader.info);
+  const int channels = png_get_channels(reader.png, reader.info);
+  check_image_size(width, height, channels, bytes.size(), name);
+  const size_t row_bytes = png_get_rowbytes(reader.png, reader.info);
+  DYDIT_CHECK((channels == 1 || channels == 3) && row_bytes == width * static_cast<size_t>(channels),
+              "{}: PNG of {} channels in {} bytes a row cannot be read; convert it to RGB first", name,
+              channels, row_bytes);
+  Image image{static_cast<int>(height), static_cast<int>(width), channels,
+              std::vector<uint8_t>(row_bytes * height)};
+  check(read_pixels(reader, image.pixels.data(), height, row_bytes));
+  return image;
 }
 
 Image make_grid(std::span<const Image> images, int columns) {

@@ -1,4 +1,4 @@
-// PNG out (8-bit gray or RGB, with text chunks) and the text chunks back in, through libpng.
+// PNG out (8-bit gray or RGB, with text chunks) and back in, pixels or text, through libpng.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +34,10 @@ struct PngInfo {
 /// file.
 PngInfo read_png_info(const std::filesystem::path& path);
 PngInfo parse_png_info(std::span<const std::byte> bytes, const std::string& name);
+
+/// The pixels of any PNG as 8-bit gray or RGB: palettes and few bits are expanded, 16 bits cut to the upper
+/// 8, alpha is dropped. Throws Error that names the file: broken, cut short, too large (check_image_size).
+Image parse_png(std::span<const std::byte> bytes, const std::string& name);
 
 /// torchvision's make_grid on equally sized images: `columns` a row, 2 px of black around each; a single
 /// image is returned as it is. Gray stays gray.

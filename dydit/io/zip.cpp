@@ -97,6 +97,7 @@ void ZipArchive::add_member(std::span<const std::byte> entry, std::string_view m
                             std::span<const std::byte> extra) {
   Member found{.flags = load_little<uint16_t>(entry.data() + 8),
                .method = load_little<uint16_t>(entry.data() + 10),
+               .crc = load_little<uint32_t>(entry.data() + 16),
                .stored_size = load_little<uint32_t>(entry.data() + 20),
                .size = load_little<uint32_t>(entry.data() + 24),
                .header = load_little<uint32_t>(entry.data() + 42)};
@@ -107,17 +108,12 @@ void ZipArchive::add_member(std::span<const std::byte> entry, std::string_view m
     damaged(fmt::format("member {} is listed twice", quote(member)));
 }
 
-std::optional<std::span<const std::byte>> ZipArchive::find(std::string_view member) const {
+std::optional<ZipArchive::Packed> ZipArchive::find_packed(std::string_view member) const {
   const auto found = members_.find(member);
   if (found == members_.end()) return std::nullopt;
   const Member& m = found->second;
   DYDIT_CHECK((m.flags & kEncrypted) == 0, "{}: member {} is encrypted; save it without a password", name_,
               quote(member));
-  DYDIT_CHECK(
-      m.method == 0 && m.stored_size == m.size,
-      "{}: member {} is compressed (zip method {}); torch stores members as they are. Save it again with "
-      "torch.save, or zip it with -0.",
-      name_, quote(member), m.method);
   if (m.header > bytes_.size() || bytes_.size() - m.header < zip::kLocalHeaderBytes ||
       load_little<uint32_t>(bytes_.data() + m.header) != zip::kLocalHeader) {
     damaged(fmt::format("member {} is not where the directory says", quote(member)));
@@ -125,10 +121,21 @@ std::optional<std::span<const std::byte>> ZipArchive::find(std::string_view memb
   const std::byte* header = bytes_.data() + m.header;
   const uint64_t data = m.header + zip::kLocalHeaderBytes + load_little<uint16_t>(header + 26) +
                         load_little<uint16_t>(header + 28);
-  if (data > bytes_.size() || m.size > bytes_.size() - data) {
-    damaged(fmt::format("member {} of {} bytes does not fit into the file", quote(member), m.size));
+  if (data > bytes_.size() || m.stored_size > bytes_.size() - data) {
+    damaged(fmt::format("member {} of {} bytes does not fit into the file", quote(member), m.stored_size));
   }
-  return bytes_.subspan(data, m.size);
+  return Packed{m.method, m.crc, m.size, bytes_.subspan(data, m.stored_size)};
+}
+
+std::optional<std::span<const std::byte>> ZipArchive::find(std::string_view member) const {
+  const std::optional<Packed> packed = find_packed(member);
+  if (!packed) return std::nullopt;
+  DYDIT_CHECK(
+      packed->method == 0 && packed->bytes.size() == packed->size,
+      "{}: member {} is compressed (zip method {}); torch stores members as they are. Save it again with "
+      "torch.save, or zip it with -0.",
+      name_, quote(member), packed->method);
+  return packed->bytes;
 }
 
 std::string_view ZipArchive::find_suffix(std::string_view suffix) const {

@@ -1,5 +1,5 @@
-// Zip archives as torch writes them: a directory at the end (ZIP64 or not), members stored uncompressed, so
-// that a member's bytes are a view into the file.
+// Zip archives as torch and numpy write them: a directory at the end (ZIP64 or not). torch stores members
+// uncompressed, so that a member's bytes are a view into the file.
 #pragma once
 
 #include <cstddef>
@@ -38,6 +38,16 @@ class ZipArchive {
   /// encrypted or does not lie within the file.
   std::optional<std::span<const std::byte>> find(std::string_view member) const;
 
+  /// A member as it is stored: method 0 plain, 8 deflated.
+  struct Packed {
+    uint16_t method;
+    uint32_t crc;
+    uint64_t size;  // unpacked
+    std::span<const std::byte> bytes;
+  };
+  /// The same for a member that may be compressed.
+  std::optional<Packed> find_packed(std::string_view member) const;
+
   /// The first member (by name) whose name ends so; empty when none does.
   std::string_view find_suffix(std::string_view suffix) const;
 
@@ -45,6 +55,7 @@ class ZipArchive {
   struct Member {
     uint16_t flags;
     uint16_t method;
+    uint32_t crc;
     uint64_t stored_size;
     uint64_t size;
     uint64_t header;  // offset of the local header

@@ -15,6 +15,7 @@
 #include "dydit/io/file.h"
 #include "dydit/io/safetensors.h"
 #include "dydit/io/torch_file.h"
+#include "dydit/model/dit.h"
 
 namespace dydit {
 namespace {

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -12,9 +13,10 @@
 
 #include "dydit/io/tensor_view.h"
 #include "dydit/model/config.h"
-#include "dydit/model/dit.h"
 
 namespace dydit {
+
+class DiT;  // dydit/model/dit.h, which brings torch/torch.h
 
 inline constexpr int kDyditFormat = 1;
 inline constexpr std::string_view kThresholdRule = "threshold";

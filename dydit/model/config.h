@@ -7,6 +7,8 @@
 
 namespace dydit {
 
+inline constexpr int kFrequencyEmbeddingSize = 256;  // of the timestep, before its MLP
+
 struct DiTConfig {
   int input_size = 32;     // side of the latent or image
   int patch_size = 2;      // p

@@ -13,7 +13,6 @@
 namespace dydit {
 
 inline constexpr double kLayerNormEps = 1e-6;
-inline constexpr int kFrequencyEmbeddingSize = 256;
 inline constexpr double kFrequencyMaxPeriod = 10000.0;
 
 /// What multiplies where. An empty member leaves all of its parts on. Gates may be hard masks (inference),

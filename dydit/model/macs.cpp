@@ -1,8 +1,6 @@
 // Counted by the shapes of dit.cpp.
 #include "dydit/model/macs.h"
 
-#include "dydit/model/dit.h"
-
 namespace dydit {
 
 int64_t attention_macs(const DiTConfig& config, int heads) {

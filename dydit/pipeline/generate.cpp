@@ -10,6 +10,7 @@
 #include "dydit/base/error.h"
 #include "dydit/base/noise.h"
 #include "dydit/base/timer.h"
+#include "dydit/model/dit.h"
 #include "dydit/model/macs.h"
 
 namespace dydit {

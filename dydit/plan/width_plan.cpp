@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "dydit/base/row_pool.h"
+#include "dydit/model/dit.h"
 #include "dydit/model/macs.h"
 
 namespace dydit {

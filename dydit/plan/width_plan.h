@@ -8,9 +8,10 @@
 #include <vector>
 
 #include "dydit/model/config.h"
-#include "dydit/model/dit.h"
 
 namespace dydit {
+
+class DiT;  // dydit/model/dit.h, which brings torch/torch.h
 
 enum class Mode { Dynamic, Static };  // Static: the complete model, routers ignored
 

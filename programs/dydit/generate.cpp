@@ -2,6 +2,8 @@
 #include "dydit/pipeline/generate.h"
 
 #include <charconv>
+#include <cmath>
+#include <cstdlib>
 
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
@@ -29,6 +31,19 @@ struct GenerateFlags {
   OutputOptions outputs;
 };
 
+// CLI11 2.1 wraps negative and cuts large whole numbers.
+std::string check_seed(const std::string& text) {
+  uint64_t seed = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
+  const bool ok = error == std::errc() && end == text.data() + text.size();
+  return ok ? "" : fmt::format("{}: expected a whole number from 0 to 2^64 - 1", text);
+}
+
+// NaN passes CLI::Range.
+std::string check_finite(const std::string& text) {
+  return std::isfinite(std::strtod(text.c_str(), nullptr)) ? "" : fmt::format("{}: expected a number", text);
+}
+
 void add_flags(Cli& cli, GenerateFlags& flags) {
   flags.options.num_images = 0;  // one an image class unless -n says otherwise
   flags.model.add(cli);
@@ -48,15 +63,17 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
   cli.add_choice("--sampler", flags.sampler, {"ddpm", "ddim"}, "Sampler", {"dpm++"});
   app.add_option("--eta", flags.options.sampler.eta, "DDIM's share of DDPM's noise")
       ->capture_default_str()
-      ->check(CLI::Range(0.0f, 1.0f));
+      ->check(CLI::Range(0.0f, 1.0f))
+      ->check(check_finite);
   app.add_option("--cfg-scale", flags.options.cfg_scale,
                  "Classifier-free guidance; 4.0 for looks, 1.5 for FID, <= 1 for none")
       ->capture_default_str()
-      ->check(CLI::Range(0.0f, 1000.0f));
+      ->check(CLI::Range(0.0f, 1000.0f))
+      ->check(check_finite);
   app.add_option("--cfg-channels", flags.cfg_channels,
                  "How many of eps's first channels are guided, or 'all'; the original guides 3")
       ->capture_default_str();
-  app.add_option("--seed", flags.options.seed, "Seed of the noise")->capture_default_str();
+  app.add_option("--seed", flags.options.seed, "Seed of the noise")->capture_default_str()->check(check_seed);
   cli.add_choice("--noise", flags.noise, {"philox"}, "Noise: a function of (seed, image, step)", {"torch"});
   app.add_option("--batch", flags.options.batch, "Images sampled together; changes speed, never a pixel")
       ->capture_default_str()

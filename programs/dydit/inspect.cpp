@@ -10,6 +10,7 @@
 #include "dydit/io/file.h"
 #include "dydit/io/png.h"
 #include "dydit/model/checkpoint.h"
+#include "dydit/model/dit.h"
 #include "dydit/model/macs.h"
 #include "dydit/pipeline/record.h"
 #include "dydit/plan/width_plan.h"

@@ -2,7 +2,6 @@
 #include "outputs.h"
 
 #include <fstream>
-#include <regex>
 
 #include <ATen/ops/stack.h>
 #include <fmt/format.h>
@@ -18,7 +17,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int kGridColumns = 4;  // as torchvision's make_grid in DiT's scripts
-const std::regex kNumberPattern("%(0[1-9])?d");
 
 void make_folder(const fs::path& folder) {
   if (folder.empty()) return;
@@ -32,6 +30,24 @@ void make_folder(const fs::path& folder) {
 void check_writable(const std::string& path) {
   make_folder(fs::path(path).parent_path());
   OutputFile probe(path);  // removed again: never committed
+}
+
+// Where a pattern's number goes: %d, or %0Nd padded to N digits.
+struct NumberPlace {
+  size_t begin = std::string::npos, end = 0;
+  int width = 1;
+};
+
+// The first place at or after `from`; begin is npos when there is none.
+NumberPlace find_number_place(const std::string& pattern, size_t from = 0) {
+  for (size_t i = pattern.find('%', from); i != std::string::npos; i = pattern.find('%', i + 1)) {
+    if (pattern.compare(i, 2, "%d") == 0) return {i, i + 2, 1};
+    if (i + 3 < pattern.size() && pattern[i + 1] == '0' && pattern[i + 2] >= '1' && pattern[i + 2] <= '9' &&
+        pattern[i + 3] == 'd') {
+      return {i, i + 4, pattern[i + 2] - '0'};
+    }
+  }
+  return {};
 }
 
 bool names_folder(const std::string& out) { return out.ends_with('/') || fs::is_directory(out); }
@@ -57,10 +73,12 @@ Outputs::Outputs(const OutputOptions& options, const Checkpoint& checkpoint, con
   if (out_.empty() && npz_path_.empty() && latents_path_.empty()) out_ = "samples.png";
   if (!out_.empty()) {
     if (names_folder(out_)) out_ = (fs::path(out_) / "%06d.png").string();
-    const auto numbers = std::distance(std::sregex_iterator(out_.begin(), out_.end(), kNumberPattern), {});
-    numbered_ = numbers == 1;
-    DYDIT_USAGE_CHECK(numbers <= 1 && (numbered_ || out_.find('%') == std::string::npos),
-                      "--out {}: expected one %d (or %03d) in a pattern", options.out);
+    const NumberPlace place = find_number_place(out_);
+    numbered_ = place.begin != std::string::npos;
+    const bool single = !numbered_
+                            ? out_.find('%') == std::string::npos
+                            : out_.find('%') == place.begin && out_.find('%', place.end) == std::string::npos;
+    DYDIT_USAGE_CHECK(single, "--out {}: expected one %d (or %03d) in a pattern", options.out);
     DYDIT_USAGE_CHECK(out_.ends_with(".png") || fs::path(out_).extension().empty(),
                       "--out {}: expected a name that ends in .png (--npz and --latents write other formats)",
                       options.out);
@@ -75,10 +93,8 @@ Outputs::Outputs(const OutputOptions& options, const Checkpoint& checkpoint, con
 
 std::string Outputs::png_path(int index) const {
   if (!numbered_) return out_;
-  std::smatch match;
-  std::regex_search(out_, match, kNumberPattern);
-  const int width = match[1].matched ? match[1].str()[1] - '0' : 1;
-  return match.prefix().str() + fmt::format("{:0{}}", index, width) + match.suffix().str();
+  const NumberPlace place = find_number_place(out_);
+  return out_.substr(0, place.begin) + fmt::format("{:0{}}", index, place.width) + out_.substr(place.end);
 }
 
 nlohmann::json Outputs::add(const GeneratedSample& sample) {

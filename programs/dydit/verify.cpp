@@ -9,6 +9,7 @@
 #include "dydit/base/nearest.h"
 #include "dydit/diffusion/schedule.h"
 #include "dydit/io/safetensors.h"
+#include "dydit/model/dit.h"
 #include "dydit/pipeline/record.h"
 #include "model_flags.h"
 #include "verbs.h"
@@ -35,7 +36,10 @@ void VerifyReport::compare(const std::string& name, const at::Tensor& got, const
     scope = fmt::format(", over {:.1f} % of the patches", 100 * weight.mean().item<double>());
   }
   const double largest = want.abs().max().item<double>();
-  const double error = difference.max().item<double>() / std::max(largest, 1e-300);
+  error(name, difference.max().item<double>() / std::max(largest, 1e-300), limit, scope);
+}
+
+void VerifyReport::error(const std::string& name, double error, double limit, const std::string& scope) {
   add(name, error <= limit, {{"error", error}, {"limit", limit}},  // NaN compares false: a failure
       fmt::format("error {:.2e}, limit {:.0e}{}", error, limit, scope));
 }
@@ -138,6 +142,7 @@ int run_verify(const Args& args, Isa isa) {
   VerifyReport report;
   if (reference.has("x") && reference.has("out")) verify_forward(context, report);
   verify_diffusion(context, report);
+  if (reference.has("gumbel.0.attn") || reference.has("complete_mse")) verify_training(context, report);
   DYDIT_CHECK(
       report.size() > 0,
       "{}: holds nothing that verify can replay; expected forwards (x, t, y, out), tables (betas), single "

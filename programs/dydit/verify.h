@@ -16,6 +16,7 @@ namespace dydit {
 // Largest difference over largest value, per tensor.
 inline constexpr double kForwardTolerance = 1e-5;    // float32 forwards and single steps
 inline constexpr double kRunTolerance = 1e-4;        // whole sampling runs
+inline constexpr double kTrainingTolerance = 1e-4;   // loss terms and, norm-wise, gradients
 inline constexpr double kTableTolerance = 1e-9;      // float64 tables
 inline constexpr double kBf16Tolerance = 2e-2;       // bf16 forwards, over patches whose tokens agree
 inline constexpr double kBf16TokenFlipShare = 5e-3;  // bf16 token decisions that may differ
@@ -27,6 +28,8 @@ class VerifyReport {
   /// compared.
   void compare(const std::string& name, const at::Tensor& got, const at::Tensor& want, double limit,
                const at::Tensor& weight = {});
+  /// An error that the caller has measured.
+  void error(const std::string& name, double error, double limit, const std::string& scope = "");
   /// Decisions that must agree, but for a share of `allowed`.
   void count(const std::string& name, int64_t disagreements, int64_t total, double allowed = 0);
   /// A remark below the last check, e.g. which token flipped.
@@ -71,6 +74,9 @@ void verify_forward(const VerifyContext& context, VerifyReport& report);
 
 /// Recorded tables, timesteps, single steps and sampling runs.
 void verify_diffusion(const VerifyContext& context, VerifyReport& report);
+
+/// A recorded training step: x0, t, y, noise, gumbel.* -> loss terms and grad.*.
+void verify_training(const VerifyContext& context, VerifyReport& report);
 
 /// An engine with a plan for `timesteps`, in the context's dtype (or another).
 struct PlannedEngine {

@@ -15,15 +15,19 @@ namespace dydit::test {
 struct ZipMember {
   std::string name;
   std::string bytes;
-  uint16_t method = 0;  // 8 = deflate
+  uint16_t method = 0;    // 8 = deflate
+  uint64_t unpacked = 0;  // size of a deflated member once unpacked; 0: that of `bytes`
+  uint32_t crc = 0;       // read for deflated members only
+
+  uint64_t size() const { return unpacked == 0 ? bytes.size() : unpacked; }
 };
 
 enum class ZipForm { Plain, Zip64 };
 
 inline void append_sizes(std::string& out, const ZipMember& member, bool wide) {
-  append_little<uint32_t>(out, 0);  // checksum, which the reader leaves alone
-  for (int i = 0; i < 2; ++i) {
-    append_little<uint32_t>(out, wide ? zip::kSeeExtra : static_cast<uint32_t>(member.bytes.size()));
+  append_little<uint32_t>(out, member.crc);
+  for (const uint64_t size : {uint64_t{member.bytes.size()}, member.size()}) {
+    append_little<uint32_t>(out, wide ? zip::kSeeExtra : static_cast<uint32_t>(size));
   }
   append_little<uint16_t>(out, static_cast<uint16_t>(member.name.size()));
 }
@@ -55,7 +59,7 @@ inline std::string build_zip(const std::vector<ZipMember>& members, ZipForm form
     if (wide) {
       append_little<uint16_t>(directory, zip::kExtra64);
       append_little<uint16_t>(directory, 24);
-      append_little<uint64_t>(directory, member.bytes.size());
+      append_little<uint64_t>(directory, member.size());
       append_little<uint64_t>(directory, member.bytes.size());
       append_little<uint64_t>(directory, offset);
     }

@@ -1,0 +1,48 @@
+#include "dydit/io/image.h"
+
+#include "dydit/base/error.h"
+#include "dydit/io/file.h"
+#include "dydit/io/jpeg.h"
+
+namespace dydit {
+namespace {
+
+constexpr uint64_t kFreePixelBytes = uint64_t{48} << 20;
+constexpr uint64_t kPixelBytesPerFileByte = 3;
+
+}  // namespace
+
+Image decode_image(std::span<const std::byte> bytes, const std::string& name) {
+  if (sniff_file_kind(bytes) == FileKind::Png) return parse_png(bytes, name);
+  if (is_jpeg(bytes)) return parse_jpeg(bytes, name);
+  throw Error(fmt::format("{}: is neither PNG nor JPEG inside; convert it or remove it", name));
+}
+
+Image with_channels(Image image, int channels) {
+  if (image.channels == channels) return image;
+  const size_t pixels = static_cast<size_t>(image.height) * static_cast<size_t>(image.width);
+  Image out{image.height, image.width, channels,
+            std::vector<uint8_t>(pixels * static_cast<size_t>(channels))};
+  const uint8_t* from = image.pixels.data();
+  uint8_t* to = out.pixels.data();
+  if (channels == 1) {
+    // .299, .587, .114 in 16 bits, rounded
+    for (size_t i = 0; i < pixels; ++i, from += 3) {
+      to[i] = static_cast<uint8_t>((from[0] * 19595u + from[1] * 38470u + from[2] * 7471u + 0x8000u) >> 16);
+    }
+  } else {
+    for (size_t i = 0; i < pixels; ++i, to += 3) to[0] = to[1] = to[2] = from[i];
+  }
+  return out;
+}
+
+void check_image_size(int64_t width, int64_t height, int channels, size_t file_bytes,
+                      const std::string& name) {
+  const auto pixels = static_cast<uint64_t>(width) * static_cast<uint64_t>(height);  // sides below 2^17
+  DYDIT_CHECK(pixels > 0 && pixels * static_cast<uint64_t>(channels) <=
+                                kFreePixelBytes + kPixelBytesPerFileByte * file_bytes,
+              "{}: an image of {}x{} pixels in a file of {} bytes is not decoded; scale it down first", name,
+              width, height, file_bytes);
+}
+
+}  // namespace dydit

@@ -1,0 +1,116 @@
+// Every tensor draws from a generator of its own, so that one more tensor changes no other.
+#include "dydit/model/init.h"
+
+#include <cmath>
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+
+#include "dydit/base/error.h"
+#include "dydit/model/dit.h"
+
+namespace dydit {
+namespace {
+
+at::Generator generator_for(uint64_t seed, uint64_t index) {
+  return at::detail::createCPUGenerator(seed * 1'000'003 + index);
+}
+
+// Rows are outputs; trailing dimensions (a patch's values) count as inputs.
+void xavier_uniform(at::Tensor& weight, at::Generator& generator) {
+  const auto fan_out = static_cast<double>(weight.size(0)), fan_in = static_cast<double>(weight[0].numel());
+  const double bound = std::sqrt(6.0 / (fan_in + fan_out));
+  weight.uniform_(-bound, bound, generator);
+}
+
+bool is_router(const std::string& name) {
+  return name.find(".router.") != std::string::npos || name.find("token_selection") != std::string::npos;
+}
+
+// (H, D) -> rows of a head, summed: |weight| (H*D, anything) -> (H)
+at::Tensor row_importance(const at::Tensor& weight, int parts) {
+  return weight.to(at::kDouble).abs().sum(1).view({parts, -1}).sum(1);
+}
+
+at::Tensor descending_order(const at::Tensor& importance) {
+  return at::argsort(importance, /*stable=*/true, /*dim=*/0, /*descending=*/true);
+}
+
+void reorder_block(Weights& weights, const DiTConfig& config, const std::string& block) {
+  const int64_t H = config.num_heads, D = config.head_size(), C = config.hidden_size, F = config.mlp_hidden;
+  at::Tensor &qkv_w = weights[block + "attn.qkv.weight"], &qkv_b = weights[block + "attn.qkv.bias"];
+  at::Tensor& proj_w = weights[block + "attn.proj.weight"];
+  at::Tensor head_importance = row_importance(proj_w.t(), H);
+  for (const at::Tensor& part : qkv_w.view({3, C, C}).unbind(0)) {
+    head_importance = head_importance + row_importance(part, H);
+  }
+  const at::Tensor heads = descending_order(head_importance);
+  const at::Tensor columns = (heads.unsqueeze(1) * D + at::arange(D, at::kLong).unsqueeze(0)).flatten();
+  qkv_w = qkv_w.view({3, C, C}).index_select(1, columns).view({3 * C, C});
+  qkv_b = qkv_b.view({3, C}).index_select(1, columns).view({3 * C});
+  proj_w = proj_w.index_select(1, columns);
+
+  at::Tensor &fc1_w = weights[block + "mlp.fc1.weight"], &fc1_b = weights[block + "mlp.fc1.bias"];
+  at::Tensor& fc2_w = weights[block + "mlp.fc2.weight"];
+  const at::Tensor channels = descending_order(row_importance(fc1_w, F) + row_importance(fc2_w.t(), F));
+  fc1_w = fc1_w.index_select(0, channels);
+  fc1_b = fc1_b.index_select(0, channels);
+  fc2_w = fc2_w.index_select(1, channels);
+}
+
+}  // namespace
+
+Checkpoint init_checkpoint(const DiTConfig& config, uint64_t seed) {
+  at::NoGradGuard no_grad;
+  Checkpoint checkpoint;
+  checkpoint.config = config;
+  DiT model(config);
+  uint64_t index = 0;
+  for (const auto& parameter : model->named_parameters()) {
+    const std::string& name = parameter.key();
+    at::Tensor tensor = at::zeros_like(parameter.value());
+    at::Generator generator = generator_for(seed, index++);
+    const bool zero = name.find("adaLN") != std::string::npos || name.starts_with("final_layer.linear");
+    if (name == "pos_embed") {
+      tensor = sincos_pos_embed(config.hidden_size, config.grid());
+    } else if (name.starts_with("y_embedder") || (name.starts_with("t_embedder") && tensor.dim() == 2)) {
+      tensor.normal_(0.0, 0.02, generator);
+    } else if (tensor.dim() >= 2 && !zero) {
+      xavier_uniform(tensor, generator);
+    }
+    checkpoint.weights[name] = tensor;
+  }
+  return checkpoint;
+}
+
+Checkpoint add_routers(const Checkpoint& checkpoint, const RouterInit& init, uint64_t seed) {
+  at::NoGradGuard no_grad;
+  DYDIT_CHECK(!checkpoint.config.is_dynamic(), "{}: already has routers; fine-tuning starts from a static DiT",
+              checkpoint.path.string());
+  Checkpoint dynamic = checkpoint;
+  dynamic.config.width_routers = init.width;
+  dynamic.config.token_routers = init.tokens;
+  DiT model(dynamic.config);
+  uint64_t index = 0;
+  for (const auto& parameter : model->named_parameters()) {
+    const std::string& name = parameter.key();
+    if (!is_router(name)) continue;
+    at::Tensor tensor = at::zeros_like(parameter.value());
+    at::Generator generator = generator_for(seed, index++);
+    if (tensor.dim() == 2 && tensor.numel() > 0) xavier_uniform(tensor, generator);
+    if (name.ends_with("router.bias")) tensor.fill_(init.width_bias);
+    if (name.ends_with("mlp_head.2.bias")) tensor.fill_(init.token_bias);
+    dynamic.weights[name] = tensor;
+  }
+  return dynamic;
+}
+
+Checkpoint reorder_by_importance(const Checkpoint& checkpoint) {
+  Checkpoint reordered = checkpoint;
+  for (int b = 0; b < checkpoint.config.depth; ++b) {
+    reorder_block(reordered.weights, checkpoint.config, fmt::format("blocks.{}.", b));
+  }
+  return reordered;
+}
+
+}  // namespace dydit

@@ -1,0 +1,104 @@
+// A forced first part stands in front of every width gate; tokens are gated as the forward reaches them.
+#include "dydit/train/gates.h"
+
+#include <cmath>
+
+#include "dydit/base/noise.h"
+#include "dydit/model/macs.h"
+#include "dydit/plan/width_plan.h"
+
+namespace dydit {
+namespace {
+
+// (B, H-1) of router outputs -> (B, H) with the always-on part.
+at::Tensor with_first_on(const at::Tensor& parts) {
+  return at::cat({at::ones({parts.size(0), 1}, parts.options()), parts}, 1);
+}
+
+at::Tensor mean_share(const std::vector<at::Tensor>& masks, int64_t batch) {
+  if (masks.empty()) return at::ones({batch});
+  at::Tensor sum = at::zeros({batch}, masks[0].options());
+  for (const at::Tensor& mask : masks) sum = sum + mask.detach().mean(1);
+  return sum / static_cast<double>(masks.size());
+}
+
+}  // namespace
+
+GateNoise draw_gate_noise(const DiTConfig& config, uint64_t seed, uint64_t step, int first, int count) {
+  const int H = config.num_heads, N = config.num_tokens(), L = config.depth;
+  const int width = config.width_routers ? 2 * L * (H - 1) : 0, tokens = config.token_routers ? L * N : 0;
+  at::Tensor all = at::empty({count, width + tokens});
+  for (int b = 0; b < count; ++b) {
+    fill_uniform({all.data_ptr<float>() + b * all.stride(0), static_cast<size_t>(all.stride(0))}, seed,
+                 training_sample(step, first + b), static_cast<uint64_t>(TrainingDraw::Gates));
+  }
+  all = at::log(all) - at::log1p(-all);  // the difference of two Gumbel variables is logistic
+  GateNoise noise;
+  for (int l = 0; l < L && config.width_routers; ++l) {
+    noise.heads.push_back(all.slice(1, 2 * l * (H - 1), (2 * l + 1) * (H - 1)));
+    noise.groups.push_back(all.slice(1, (2 * l + 1) * (H - 1), (2 * l + 2) * (H - 1)));
+  }
+  for (int l = 0; l < L && config.token_routers; ++l) {
+    noise.tokens.push_back(all.slice(1, width + l * N, width + (l + 1) * N));
+  }
+  return noise;
+}
+
+at::Tensor gumbel_gate(const at::Tensor& logits, const at::Tensor& noise, GateKind kind) {
+  const at::Tensor soft = at::sigmoid((logits + noise) / kGumbelTau);
+  if (kind == GateKind::Soft) return soft;
+  // soft - soft is exactly 0, so the forward sees exactly 0 or 1.
+  return (soft.detach() > 0.5).to(at::kFloat) + (soft - soft.detach());
+}
+
+TrainingGates::TrainingGates(DiT& model, const at::Tensor& t_emb, GateNoise noise, GateKind kind)
+    : config_(model->config), noise_(std::move(noise)), batch_(t_emb.size(0)) {
+  if (config_.width_routers) {
+    for (int l = 0; l < config_.depth; ++l) {
+      const WidthLogits logits = model->blocks[l]->width_logits(t_emb);
+      gates_.heads.push_back(with_first_on(gumbel_gate(logits.heads, noise_.heads[l], kind)));
+      gates_.groups.push_back(with_first_on(gumbel_gate(logits.groups, noise_.groups[l], kind)));
+      open_heads_.push_back(with_first_on((logits.heads.detach() > kGateThreshold).to(at::kFloat)));
+      open_groups_.push_back(with_first_on((logits.groups.detach() > kGateThreshold).to(at::kFloat)));
+    }
+  }
+  if (config_.token_routers) {
+    gates_.tokens = [this, kind](int block, const at::Tensor& logits) {
+      tokens_.push_back(gumbel_gate(logits, noise_.tokens[block], kind));
+      open_tokens_.push_back((logits.detach() > kGateThreshold).to(at::kFloat));
+      return tokens_.back();
+    };
+  }
+}
+
+at::Tensor TrainingGates::work_ratio(const std::vector<at::Tensor>& heads,
+                                     const std::vector<at::Tensor>& groups,
+                                     const std::vector<at::Tensor>& tokens) const {
+  const auto attn_macs = static_cast<double>(attention_macs(config_, config_.num_heads));
+  const auto mlp = static_cast<double>(mlp_macs(config_, config_.num_heads, config_.num_tokens()));
+  const at::Tensor all = at::ones({batch_});
+  at::Tensor work = at::zeros({batch_});
+  for (int l = 0; l < config_.depth; ++l) {
+    const at::Tensor head_share = heads.empty() ? all : heads[l].mean(1);
+    const at::Tensor group_share = groups.empty() ? all : groups[l].mean(1);
+    const at::Tensor token_share = tokens.empty() ? all : tokens[l].mean(1);
+    work = work + attn_macs * head_share + mlp * group_share * token_share;
+  }
+  return work / (config_.depth * (attn_macs + mlp));
+}
+
+at::Tensor TrainingGates::ratio() const { return work_ratio(gates_.heads, gates_.groups, tokens_); }
+
+at::Tensor TrainingGates::inference_ratio() const {
+  return work_ratio(open_heads_, open_groups_, open_tokens_);
+}
+
+TrainingGates::Kept TrainingGates::kept() const {
+  return {mean_share(gates_.heads, batch_), mean_share(gates_.groups, batch_), mean_share(tokens_, batch_)};
+}
+
+at::Tensor flops_loss(const at::Tensor& mean_ratio, double target) {
+  return 2.0 * (mean_ratio - target).square();
+}
+
+}  // namespace dydit

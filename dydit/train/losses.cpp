@@ -1,0 +1,95 @@
+// Written with tensor operations, so that autograd sees them; sizes are small beside the network's.
+#include "dydit/train/losses.h"
+
+#include <cmath>
+#include <numbers>
+#include <numeric>
+
+#include <ATen/ATen.h>
+
+#include "dydit/diffusion/gaussian.h"
+#include "dydit/diffusion/schedule.h"
+
+namespace dydit {
+namespace {
+
+// The 1000-step schedule as float32 tensors, (1000).
+struct Schedule {
+  at::Tensor sqrt_a, sqrt_one_minus_a, sqrt_recip_a, sqrt_recipm1_a, log_beta, posterior_log_variance, coef1,
+      coef2;
+};
+
+const Schedule& schedule() {
+  static const Schedule instance = [] {
+    std::vector<int> all(kNumTrainTimesteps);
+    std::iota(all.begin(), all.end(), 0);
+    const DiffusionTables tables = make_diffusion_tables(all);
+    const auto to_tensor = [](const std::vector<double>& values) { return at::tensor(values, at::kDouble); };
+    const at::Tensor a = to_tensor(tables.alphas_cumprod);
+    return Schedule{at::sqrt(a).to(at::kFloat),
+                    at::sqrt(1 - a).to(at::kFloat),
+                    to_tensor(tables.sqrt_recip_alphas_cumprod).to(at::kFloat),
+                    to_tensor(tables.sqrt_recipm1_alphas_cumprod).to(at::kFloat),
+                    at::log(to_tensor(tables.betas)).to(at::kFloat),
+                    to_tensor(tables.posterior_log_variance_clipped).to(at::kFloat),
+                    to_tensor(tables.posterior_mean_coef1).to(at::kFloat),
+                    to_tensor(tables.posterior_mean_coef2).to(at::kFloat)};
+  }();
+  return instance;
+}
+
+// Entries of `table` at t, shaped to multiply (B, C, H, W).
+at::Tensor at_timesteps(const at::Tensor& table, const at::Tensor& t) {
+  return table.to(t.device()).index_select(0, t).view({-1, 1, 1, 1});
+}
+
+at::Tensor mean_flat(const at::Tensor& x) { return x.flatten(1).mean(1); }
+
+// The tanh approximation of the normal distribution function, as the original uses it.
+at::Tensor approximate_normal_cdf(const at::Tensor& x) {
+  return 0.5 * (1.0 + at::tanh(std::sqrt(2.0 / std::numbers::pi) * (x + 0.044715 * at::pow(x, 3))));
+}
+
+// log-likelihood of x0 in bins of 2/255, the outer ones open.
+at::Tensor discretized_gaussian_log_likelihood(const at::Tensor& x0, const at::Tensor& mean,
+                                               const at::Tensor& log_scale) {
+  const at::Tensor centered = x0 - mean, inverse = at::exp(-log_scale);
+  const at::Tensor cdf_plus = approximate_normal_cdf(inverse * (centered + 1.0 / 255.0));
+  const at::Tensor cdf_minus = approximate_normal_cdf(inverse * (centered - 1.0 / 255.0));
+  const auto log = [](const at::Tensor& p) { return at::log(p.clamp_min(1e-12)); };
+  return at::where(x0 < -0.999, log(cdf_plus),
+                   at::where(x0 > 0.999, log(1.0 - cdf_minus), log(cdf_plus - cdf_minus)));
+}
+
+}  // namespace
+
+at::Tensor q_sample(const at::Tensor& x0, const at::Tensor& t, const at::Tensor& noise) {
+  return at_timesteps(schedule().sqrt_a, t) * x0 + at_timesteps(schedule().sqrt_one_minus_a, t) * noise;
+}
+
+DiffusionLoss diffusion_loss(const at::Tensor& output, const at::Tensor& x0, const at::Tensor& x_t,
+                             const at::Tensor& t, const at::Tensor& noise) {
+  const int64_t channels = x0.size(1);
+  const at::Tensor eps = output.slice(1, 0, channels);
+  const at::Tensor mse = mean_flat((noise - eps).square());
+  if (output.size(1) == channels) return {mse, at::zeros_like(mse)};
+
+  const Schedule& s = schedule();
+  const at::Tensor true_log_variance = at_timesteps(s.posterior_log_variance, t);
+  const at::Tensor fraction = (output.slice(1, channels) + 1.0) / 2.0;
+  const at::Tensor log_variance =
+      fraction * at_timesteps(s.log_beta, t) + (1.0 - fraction) * true_log_variance;
+  const at::Tensor coef1 = at_timesteps(s.coef1, t), coef2 = at_timesteps(s.coef2, t);
+  const at::Tensor predicted_x0 =
+      at_timesteps(s.sqrt_recip_a, t) * x_t - at_timesteps(s.sqrt_recipm1_a, t) * eps.detach();
+  const at::Tensor mean = coef1 * predicted_x0 + coef2 * x_t;
+  const at::Tensor true_mean = coef1 * x0 + coef2 * x_t;
+
+  const at::Tensor kl =
+      0.5 * (-1.0 + log_variance - true_log_variance + at::exp(true_log_variance - log_variance) +
+             (true_mean - mean).square() * at::exp(-log_variance));
+  const at::Tensor nll = -discretized_gaussian_log_likelihood(x0, mean, 0.5 * log_variance);
+  return {mse, at::where(t == 0, mean_flat(nll), mean_flat(kl)) / std::numbers::ln2};
+}
+
+}  // namespace dydit

@@ -1,0 +1,44 @@
+// See the header.
+#include "dydit/train/options.h"
+
+#include <algorithm>
+
+namespace dydit {
+
+double target_ratio(const DynamicOptions& options, int64_t step) {
+  if (step < options.anneal_start) return 1.0;
+  const auto W = static_cast<double>(options.anneal_steps);
+  return 1.0 - (1.0 - options.lambda) * std::min(static_cast<double>(step), W) / W;
+}
+
+double learning_rate(const TrainOptions& options, int64_t step) {
+  if (step >= options.warmup_steps) return options.lr;
+  return options.lr * static_cast<double>(step + 1) / options.warmup_steps;
+}
+
+nlohmann::json options_to_json(const TrainOptions& options) {
+  nlohmann::json json = {{"dynamic", options.dynamic},
+                         {"global-batch-size", options.global_batch},
+                         {"accumulate", options.accumulate},
+                         {"lr", options.lr},
+                         {"warmup-step", options.warmup_steps},
+                         {"weight-decay", options.weight_decay},
+                         {"clip-grad", options.clip_grad},
+                         {"skip-norm", options.skip_norm},
+                         {"ema-decay", options.ema_decay},
+                         {"label-dropout", options.label_dropout},
+                         {"flip", options.flip},
+                         {"dtype", options.dtype == at::kFloat ? "f32" : "bf16"},
+                         {"global-seed", options.seed}};
+  if (options.dynamic) {
+    json["lambda"] = options.router.lambda;
+    json["anneal-start"] = options.router.anneal_start;
+    json["anneal-steps"] = options.router.anneal_steps;
+    json["complete-steps"] = options.router.complete_steps;
+    json["gates"] = options.router.gates == GateKind::Hard ? "hard" : "soft";
+    json["router-lr-scale"] = options.router_lr_scale;
+  }
+  return json;
+}
+
+}  // namespace dydit

@@ -1,0 +1,51 @@
+// Everything a training run is told. Stage is data: a static DiT is trained with `dynamic` off.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include <ATen/core/ScalarType.h>
+#include <nlohmann/json.hpp>
+
+#include "dydit/train/gates.h"
+
+namespace dydit {
+
+struct DynamicOptions {
+  double lambda = 0.5;       // work ratio to reach
+  int anneal_start = 100;    // steps before the target leaves 1
+  int anneal_steps = 1000;   // W: the target falls linearly and reaches lambda at step W
+  int complete_steps = 0;    // steps with the complete-model term
+  GateKind gates = GateKind::Hard;
+};
+
+struct TrainOptions {
+  bool dynamic = false;
+  DynamicOptions router;  // read when dynamic
+
+  int64_t total_steps = 0;
+  int global_batch = 256;  // over all processes
+  int accumulate = 1;      // micro-batches a process cuts its share into
+  double lr = 1e-4;
+  int warmup_steps = 0;  // linear from 0
+  double weight_decay = 0;
+  double router_lr_scale = 1;
+  double clip_grad = 0;  // gradient L2 norm to clip to; 0: none
+  double skip_norm = 0;  // updates with a gradient norm of this or more are skipped; 0: none
+  double ema_decay = 0.9999;
+  double label_dropout = 0.1;
+  bool flip = true;
+  at::ScalarType dtype = at::kFloat;
+  uint64_t seed = 0;
+};
+
+/// Work ratio to aim at in step `step`: 1 before anneal_start, else 1 - (1 - lambda) min(step, W) / W.
+double target_ratio(const DynamicOptions& options, int64_t step);
+
+/// Learning rate of step `step`: linear warm-up, then constant.
+double learning_rate(const TrainOptions& options, int64_t step);
+
+/// What must agree between a run and its resumption. total_steps is not part of it: a run may be prolonged.
+nlohmann::json options_to_json(const TrainOptions& options);
+
+}  // namespace dydit

@@ -1,0 +1,51 @@
+// All trainable parameters in one flat float32 buffer each for weights, gradients, Adam's moments and EMA: the
+// optimizer, the gradient's norm, the average over processes and the saved state are then single passes.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "dydit/model/checkpoint.h"
+#include "dydit/model/dit.h"
+
+namespace dydit {
+
+struct AdamWOptions {
+  double lr = 1e-4;
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
+  double weight_decay = 0;
+};
+
+class ParameterStore {
+ public:
+  /// Moves the model's trainable parameters and their gradients into the buffers (the model keeps views). EMA starts as
+  /// a copy. Routers learn with `router_lr_scale` times the learning rate.
+  ParameterStore(DiT& model, double router_lr_scale);
+
+  void zero_grad();
+  /// L2 norm of the gradient over all parameters; summed in double, independent of the number of threads.
+  double grad_norm() const;
+  void scale_grad(double factor);
+  /// One AdamW step (decoupled weight decay), `step` counted from 1.
+  void adamw_step(const AdamWOptions& options, int64_t step);
+  /// ema <- decay ema + (1 - decay) weights
+  void ema_step(double decay);
+
+  /// The EMA as weights by name, pos_embed included; copies.
+  Weights ema_weights() const;
+
+  at::Tensor values, grads, exp_avg, exp_avg_sq, ema;  // (P) float32 each
+
+ private:
+  struct Slot {
+    std::string name;
+    int64_t offset, size;
+    std::vector<int64_t> shape;
+    float lr_scale;
+  };
+  std::vector<Slot> slots_;
+  at::Tensor pos_embed_;
+};
+
+}  // namespace dydit

@@ -1,0 +1,171 @@
+// The FLOPs term is quadratic in a mean over the global batch, so that mean must be known before any backward: then its
+// gradient is a constant times the gradient of each sample's ratio.
+#include "dydit/train/step.h"
+
+#include <vector>
+
+#include <torch/torch.h>
+
+#include "dydit/base/noise.h"
+#include "dydit/diffusion/schedule.h"
+#include "dydit/train/losses.h"
+
+namespace dydit {
+namespace {
+
+float uniform(uint64_t seed, uint64_t step, int index, TrainingDraw draw) {
+  float value = 0;
+  fill_uniform({&value, 1}, seed, training_sample(step, index), static_cast<uint64_t>(draw));
+  return value;
+}
+
+at::Tensor drop_labels(const at::Tensor& labels, const DiTConfig& config, const TrainOptions& options, uint64_t step,
+                       int first, TrainingDraw draw) {
+  at::Tensor dropped = labels.clone();
+  for (int64_t b = 0; b < labels.size(0); ++b) {
+    if (uniform(options.seed, step, first + static_cast<int>(b), draw) < options.label_dropout) {
+      dropped.data_ptr<int64_t>()[b] = config.null_class();
+    }
+  }
+  return dropped;
+}
+
+double sum_of(const at::Tensor& values) { return values.detach().sum(at::kDouble).item<double>(); }
+
+void add_kept(StepTerms& terms, const TrainingGates::Kept& kept, int first) {
+  for (int64_t b = 0; b < kept.heads.size(0); ++b) {
+    const int quarter = (first + static_cast<int>(b)) % kQuarters;
+    terms.heads[quarter] += kept.heads[b].item<double>();
+    terms.groups[quarter] += kept.groups[b].item<double>();
+    terms.tokens[quarter] += kept.tokens[b].item<double>();
+  }
+}
+
+// Global sums -> means, in one message.
+void reduce_terms(StepTerms& terms, int global_batch, Communicator& processes) {
+  std::vector<double> sums = {terms.mse, terms.vb, terms.complete_mse, terms.complete_vb, terms.ratio,
+                              terms.inference_ratio};
+  for (const auto* kept : {&terms.heads, &terms.groups, &terms.tokens}) sums.insert(sums.end(), kept->begin(), kept->end());
+  processes.sum(std::span<double>(sums));
+  const auto n = static_cast<double>(global_batch);
+  terms.mse = sums[0] / n;
+  terms.vb = sums[1] / n;
+  terms.complete_mse = sums[2] / n;
+  terms.complete_vb = sums[3] / n;
+  terms.ratio = sums[4] / n;
+  terms.inference_ratio = sums[5] / n;
+  for (int q = 0; q < kQuarters; ++q) {
+    const double samples = (global_batch + kQuarters - 1 - q) / kQuarters;  // of this quarter in the global batch
+    terms.heads[q] = sums[6 + q] / samples;
+    terms.groups[q] = sums[6 + kQuarters + q] / samples;
+    terms.tokens[q] = sums[6 + 2 * kQuarters + q] / samples;
+  }
+}
+
+// One micro-batch of the dynamic model, kept for its backward.
+struct DynamicForward {
+  std::unique_ptr<TrainingGates> gates;
+  DiffusionLoss loss;
+};
+
+DynamicForward forward_dynamic(DiT& model, const TrainOptions& options, const StepInputs& inputs) {
+  DynamicForward forward;
+  const at::Tensor t_emb = model->embed_timestep(inputs.t);
+  forward.gates = std::make_unique<TrainingGates>(model, t_emb, inputs.gate_noise, options.router.gates);
+  const at::Tensor output = model->forward(inputs.x_t, t_emb, inputs.y, forward.gates->gates());
+  forward.loss = diffusion_loss(output, inputs.x0, inputs.x_t, inputs.t, inputs.noise);
+  return forward;
+}
+
+// The complete model, no gates; adds the sums of its two terms.
+void backward_complete(DiT& model, const StepInputs& inputs, const at::Tensor& y, double scale, double& mse,
+                       double& vb) {
+  const at::Tensor output = model->forward(inputs.x_t, model->embed_timestep(inputs.t), y);
+  const DiffusionLoss loss = diffusion_loss(output, inputs.x0, inputs.x_t, inputs.t, inputs.noise);
+  ((loss.mse + loss.vb).sum() * scale).backward();
+  mse += sum_of(loss.mse);
+  vb += sum_of(loss.vb);
+}
+
+}  // namespace
+
+StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options, uint64_t step, int first,
+                            const at::Tensor& images, const at::Tensor& labels) {
+  const int count = static_cast<int>(images.size(0));
+  StepInputs inputs{.x0 = images, .noise = at::empty_like(images), .t = at::empty({count}, at::kLong)};
+  const auto per_sample = static_cast<size_t>(images.stride(0));
+  constexpr int kQuarterLength = kNumTrainTimesteps / kQuarters;
+  for (int b = 0; b < count; ++b) {
+    const uint64_t sample = training_sample(step, first + b);
+    fill_normal({inputs.noise.data_ptr<float>() + b * per_sample, per_sample}, options.seed, sample,
+                static_cast<uint64_t>(TrainingDraw::Noise));
+    const float u = uniform(options.seed, step, first + b, TrainingDraw::Timestep);
+    inputs.t.data_ptr<int64_t>()[b] = (first + b) % kQuarters * kQuarterLength + static_cast<int>(u * kQuarterLength);
+  }
+  inputs.x_t = q_sample(images, inputs.t, inputs.noise);
+  inputs.y = drop_labels(labels, config, options, step, first, TrainingDraw::LabelDropout);
+  inputs.y_complete = drop_labels(labels, config, options, step, first, TrainingDraw::CompleteLabelDropout);
+  if (options.dynamic) inputs.gate_noise = draw_gate_noise(config, options.seed, step, first, count);
+  return inputs;
+}
+
+StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options, Communicator& processes,
+                           uint64_t step, int first, Batch& batch) {
+  const DiTConfig& config = model->config;
+  const auto count = static_cast<int64_t>(batch.labels.size()), micro = count / options.accumulate;
+  const at::Tensor images = at::from_blob(batch.images.data(),
+                                          {count, config.in_channels, config.input_size, config.input_size});
+  const at::Tensor labels = at::from_blob(batch.labels.data(), {count}, at::kLong);
+  const auto inputs_of = [&](int m) {
+    const int64_t begin = m * micro, end = begin + micro;
+    return make_step_inputs(config, options, step, first + static_cast<int>(begin), images.slice(0, begin, end),
+                            labels.slice(0, begin, end));
+  };
+  const double scale = 1.0 / options.global_batch;
+  const double target = options.dynamic ? target_ratio(options.router, static_cast<int64_t>(step)) : 1.0;
+  const auto global_mean = [&](double local_sum) {
+    processes.sum(std::span<double>(&local_sum, 1));
+    return local_sum * scale;
+  };
+
+  StepTerms terms;
+  terms.ratio = terms.inference_ratio = 0;
+  store.zero_grad();
+  double mean_ratio = 1;
+  if (options.dynamic && options.accumulate > 1) {  // only a forward tells which tokens open
+    at::NoGradGuard no_grad;
+    double sum = 0;
+    for (int m = 0; m < options.accumulate; ++m) sum += sum_of(forward_dynamic(model, options, inputs_of(m)).gates->ratio());
+    mean_ratio = global_mean(sum);
+  }
+  for (int m = 0; m < options.accumulate; ++m) {
+    const StepInputs inputs = inputs_of(m);
+    if (!options.dynamic) {
+      backward_complete(model, inputs, inputs.y, scale, terms.mse, terms.vb);
+      terms.ratio += static_cast<double>(micro);
+      terms.inference_ratio += static_cast<double>(micro);
+      const at::Tensor all = at::ones({micro});
+      add_kept(terms, {all, all, all}, first + static_cast<int>(m * micro));
+      continue;
+    }
+    const DynamicForward forward = forward_dynamic(model, options, inputs);
+    const at::Tensor ratio = forward.gates->ratio();
+    if (options.accumulate == 1) mean_ratio = global_mean(sum_of(ratio));
+    const double flops_slope = 4.0 * (mean_ratio - target);  // of 2 (mean ratio - target)^2
+    (((forward.loss.mse + forward.loss.vb).sum() + flops_slope * ratio.sum()) * scale).backward();
+    terms.mse += sum_of(forward.loss.mse);
+    terms.vb += sum_of(forward.loss.vb);
+    terms.ratio += sum_of(ratio);
+    terms.inference_ratio += sum_of(forward.gates->inference_ratio());
+    add_kept(terms, forward.gates->kept(), first + static_cast<int>(m * micro));
+    if (static_cast<int64_t>(step) < options.router.complete_steps) {
+      backward_complete(model, inputs, inputs.y_complete, scale, terms.complete_mse, terms.complete_vb);
+    }
+  }
+  processes.sum(std::span<float>(store.grads.data_ptr<float>(), static_cast<size_t>(store.grads.numel())));
+  reduce_terms(terms, options.global_batch, processes);
+  if (options.dynamic) terms.flops_loss = 2.0 * (mean_ratio - target) * (mean_ratio - target);
+  return terms;
+}
+
+}  // namespace dydit

@@ -1,0 +1,60 @@
+// Nearest names and the names of instruction sets.
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "dydit/base/error.h"
+#include "dydit/base/isa.h"
+#include "dydit/base/nearest.h"
+#include "tests/support/files.h"
+
+namespace dydit {
+namespace {
+
+using test::expect_error;
+
+TEST(NearestName, IsTheOneWithTheFewestEdits) {
+  const std::vector<std::string> names = {"blocks.0.mlp.fc1.bias", "blocks.0.mlp.fc2.weight", "pos_embed"};
+  EXPECT_EQ(nearest_name("blocks.0.mlp.fc1.weight", names), "blocks.0.mlp.fc2.weight");
+}
+
+TEST(NearestName, CountsInsertionsAndDeletionsAsOneEditEach) {
+  // To "abc": "abxxc" takes two edits, "bc" one.
+  EXPECT_EQ(nearest_name("abc", std::vector<std::string>{"abxxc", "bc"}), "bc");
+}
+
+TEST(NearestName, FirstOfEqualsWins) {
+  EXPECT_EQ(nearest_name("cat", std::vector<std::string>{"bat", "hat"}), "bat");
+}
+
+TEST(NearestName, WithoutCandidatesIsEmpty) { EXPECT_EQ(nearest_name("x", {}), ""); }
+
+TEST(Isa, NamesAreThoseOfTheFlag) {
+  const std::vector<std::string> names = {"sse", "avx2", "avx512", "avx512_bf16", "amx"};
+  for (size_t i = 0; i < names.size(); ++i) EXPECT_EQ(isa_name(static_cast<Isa>(i)), names[i]);
+}
+
+TEST(Isa, NativeBfloat16BeginsAtAvx512Bf16) {
+  EXPECT_FALSE(has_native_bf16(Isa::Avx512));
+  EXPECT_TRUE(has_native_bf16(Isa::Avx512Bf16));
+  EXPECT_TRUE(has_native_bf16(Isa::Amx));
+}
+
+TEST(Isa, UnknownCapNamesTheOnesThereAre) {
+  EXPECT_THROW(apply_isa_cap("avx1024"), UsageError);
+  expect_error([] { apply_isa_cap("avx1024"); },
+               "DYDIT_ISA=avx1024: expected avx2, avx512, avx512_bf16 or amx");
+}
+
+TEST(Isa, SseIsNotEnough) {
+  EXPECT_THROW(apply_isa_cap("sse"), UsageError);
+  expect_error([] { apply_isa_cap("sse"); }, "needs AVX2");
+}
+
+TEST(Isa, WithoutACapTheDetectedLevelIsInForce) { EXPECT_EQ(apply_isa_cap(""), detect_isa()); }
+
+TEST(Isa, ThereIsAtLeastOneCore) { EXPECT_GE(physical_cores(), 1); }
+
+}  // namespace
+}  // namespace dydit

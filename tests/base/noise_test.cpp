@@ -1,0 +1,78 @@
+// Noise is a function of (seed, sample, draw, position) and of nothing else.
+#include "dydit/base/noise.h"
+
+#include <cmath>
+#include <numbers>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+namespace dydit {
+namespace {
+
+std::vector<float> normals(size_t size, uint64_t seed, uint64_t sample, uint64_t draw) {
+  std::vector<float> out(size);
+  fill_normal(out, seed, sample, draw);
+  return out;
+}
+
+TEST(FillNormal, SampleDoesNotDependOnTheOthersOfItsBatch) {
+  constexpr size_t kSize = 48;
+  std::vector<float> batch(4 * kSize);
+  for (size_t i : {3, 1, 0, 2}) fill_normal({batch.data() + i * kSize, kSize}, 7, i, 1);
+  for (size_t i = 0; i < 4; ++i) {
+    const std::vector<float> row(batch.begin() + i * kSize, batch.begin() + (i + 1) * kSize);
+    EXPECT_EQ(row, normals(kSize, 7, i, 1)) << "sample " << i;
+  }
+}
+
+TEST(FillNormal, ShorterSpanIsAPrefix) {
+  const std::vector<float> whole = normals(101, 3, 2, 5);
+  for (size_t size : {1, 2, 7, 64, 100}) {
+    EXPECT_EQ(normals(size, 3, 2, 5), std::vector<float>(whole.begin(), whole.begin() + size));
+  }
+}
+
+TEST(FillNormal, OtherSeedGivesOtherValues) { EXPECT_NE(normals(4, 1, 0, 0)[0], normals(4, 2, 0, 0)[0]); }
+TEST(FillNormal, OtherSampleGivesOtherValues) { EXPECT_NE(normals(4, 1, 0, 0)[0], normals(4, 1, 1, 0)[0]); }
+TEST(FillNormal, OtherDrawGivesOtherValues) { EXPECT_NE(normals(4, 1, 0, 0)[0], normals(4, 1, 0, 1)[0]); }
+
+TEST(FillNormal, HighBitsOfTheSeedCount) {
+  EXPECT_NE(normals(4, 1, 0, 0), normals(4, 1 + (uint64_t{1} << 32), 0, 0));
+}
+
+TEST(FillNormal, IsBoxMullerOfThePublishedPhiloxAnswer) {
+  // Random123's known answer of philox4x32-10 for key 0, counter 0: 6627e8d5 e169c58d bc57ac4c 9b00dbd8.
+  const double u1 = (0x6627e8d5 + 1.0) * 0x1p-32, u2 = 0xe169c58d * 0x1p-32;
+  const double u3 = (0xbc57ac4c + 1.0) * 0x1p-32, u4 = 0x9b00dbd8 * 0x1p-32;
+  const std::vector<float> got = normals(4, 0, 0, 0);
+  EXPECT_FLOAT_EQ(got[0], std::sqrt(-2 * std::log(u1)) * std::cos(2 * std::numbers::pi * u2));
+  EXPECT_FLOAT_EQ(got[1], std::sqrt(-2 * std::log(u1)) * std::sin(2 * std::numbers::pi * u2));
+  EXPECT_FLOAT_EQ(got[2], std::sqrt(-2 * std::log(u3)) * std::cos(2 * std::numbers::pi * u4));
+  EXPECT_FLOAT_EQ(got[3], std::sqrt(-2 * std::log(u3)) * std::sin(2 * std::numbers::pi * u4));
+}
+
+TEST(FillNormal, FirstFourMomentsAreThoseOfANormal) {
+  const size_t size = 200'000;
+  double moments[5] = {};
+  for (const float value : normals(size, 42, 0, 0)) {
+    for (int k = 1; k <= 4; ++k) moments[k] += std::pow(value, k) / size;
+  }
+  // Five standard errors: the k-th moment's variance is (E z^2k - (E z^k)^2) / size.
+  const double unit = 5 / std::sqrt(static_cast<double>(size));
+  EXPECT_NEAR(moments[1], 0, unit);
+  EXPECT_NEAR(moments[2], 1, unit * std::sqrt(2.0));
+  EXPECT_NEAR(moments[3], 0, unit * std::sqrt(15.0));
+  EXPECT_NEAR(moments[4], 3, unit * std::sqrt(96.0));
+}
+
+TEST(FillNormal, DrawsOfOneSampleAreUncorrelated) {
+  const size_t size = 100'000;
+  const std::vector<float> a = normals(size, 9, 4, 0), b = normals(size, 9, 4, 1);
+  double product = 0;
+  for (size_t i = 0; i < size; ++i) product += static_cast<double>(a[i]) * b[i] / size;
+  EXPECT_NEAR(product, 0, 5 / std::sqrt(static_cast<double>(size)));
+}
+
+}  // namespace
+}  // namespace dydit

@@ -1,0 +1,112 @@
+// The loop's order, what it draws, and guidance.
+#include "dydit/diffusion/sampler.h"
+
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "dydit/diffusion/guidance.h"
+#include "dydit/diffusion/schedule.h"
+#include "tests/support/random_model.h"
+
+namespace dydit {
+namespace {
+
+using test::random_tensor;
+using test::relative_difference;
+
+struct SamplerRun {
+  at::Tensor x = random_tensor({2, 3, 4, 4}, 1, 0);
+  std::vector<int> steps, draws, done;
+};
+
+// A run whose denoiser answers 0.1 x and, with `variance_channels`, zeros for the variance.
+SamplerRun run_sampler(const SamplerOptions& options, int num_steps, int variance_channels) {
+  SamplerRun run;
+  const DiffusionTables tables = make_diffusion_tables(choose_timesteps(options.kind, num_steps).timesteps);
+  sample(
+      tables, options, run.x,
+      [&](const at::Tensor& x, int step) {
+        run.steps.push_back(step);
+        return at::cat({0.1 * x, at::zeros({2, variance_channels, 4, 4})}, 1);
+      },
+      [&](at::Tensor& noise, int draw) {
+        run.draws.push_back(draw);
+        noise.copy_(random_tensor(noise.sizes(), 2, draw));
+      },
+      [&](int done) { run.done.push_back(done); });
+  return run;
+}
+
+TEST(Sampler, WalksFromTheLastStepToStep0) {
+  EXPECT_EQ(run_sampler({}, 4, 3).steps, (std::vector<int>{3, 2, 1, 0}));
+}
+
+TEST(Sampler, ReportsEveryStepDone) { EXPECT_EQ(run_sampler({}, 4, 3).done, (std::vector<int>{1, 2, 3, 4})); }
+
+TEST(Sampler, DdpmDrawsForEveryStepButTheLast) {
+  EXPECT_EQ(run_sampler({}, 4, 3).draws, (std::vector<int>{0, 1, 2}));
+}
+
+TEST(Sampler, DdimWithoutEtaDrawsNothing) {
+  EXPECT_TRUE(run_sampler({SamplerKind::Ddim, 0.0f}, 4, 3).draws.empty());
+}
+
+TEST(Sampler, DdimWithEtaDrawsForEveryStepButTheLast) {
+  EXPECT_EQ(run_sampler({SamplerKind::Ddim, 0.5f}, 4, 3).draws, (std::vector<int>{0, 1, 2}));
+}
+
+TEST(Sampler, ModelsWithoutLearnedSigmaWork) {
+  const SamplerRun fixed = run_sampler({}, 4, 0), learned = run_sampler({}, 4, 3);
+  EXPECT_TRUE(at::isfinite(fixed.x).all().item<bool>());
+  EXPECT_GT(relative_difference(fixed.x, learned.x), 1e-3);  // beta is not the learned value
+}
+
+TEST(Sampler, OneStepRunIsFinite) {
+  for (const SamplerKind kind : {SamplerKind::Ddpm, SamplerKind::Ddim}) {
+    const SamplerRun run = run_sampler({kind, 1.0f}, 1, 3);
+    EXPECT_TRUE(at::isfinite(run.x).all().item<bool>());
+    EXPECT_TRUE(run.draws.empty());
+  }
+}
+
+TEST(Sampler, StopsWhenBetweenThrows) {
+  const DiffusionTables tables = make_diffusion_tables(even_timesteps(4));
+  at::Tensor x = at::zeros({1, 1, 2, 2});
+  int forwards = 0;
+  const auto denoise = [&](const at::Tensor& state, int) {
+    ++forwards;
+    return at::zeros_like(state);
+  };
+  const auto noise = [](at::Tensor& values, int) { values.zero_(); };
+  const auto stop_after_two = [](int done) {
+    if (done == 2) throw std::runtime_error("stop");
+  };
+  EXPECT_THROW(sample(tables, {}, x, denoise, noise, stop_after_two), std::runtime_error);
+  EXPECT_EQ(forwards, 2);
+}
+
+TEST(Guidance, GuidesTheFirstChannelsOnly) {
+  const at::Tensor before = random_tensor({4, 8, 2, 2}, 3, 0);
+  at::Tensor after = before.clone();
+  apply_guidance(after, 4.0f, 3);
+  EXPECT_TRUE(at::equal(after.slice(1, 3), before.slice(1, 3)));
+}
+
+TEST(Guidance, MovesFromUnconditionalPastConditional) {
+  const at::Tensor before = random_tensor({4, 8, 2, 2}, 3, 0);
+  at::Tensor after = before.clone();
+  apply_guidance(after, 4.0f, 3);
+  const at::Tensor cond = before.slice(0, 0, 2).slice(1, 0, 3), uncond = before.slice(0, 2, 4).slice(1, 0, 3);
+  EXPECT_LT(relative_difference(after.slice(0, 0, 2).slice(1, 0, 3), uncond + 4.0 * (cond - uncond)), 1e-6);
+}
+
+TEST(Guidance, BothHalvesAreEqualThere) {
+  at::Tensor out = random_tensor({4, 8, 2, 2}, 3, 0);
+  apply_guidance(out, 4.0f, 3);
+  EXPECT_TRUE(at::equal(out.slice(0, 0, 2).slice(1, 0, 3), out.slice(0, 2, 4).slice(1, 0, 3)));
+}
+
+}  // namespace
+}  // namespace dydit

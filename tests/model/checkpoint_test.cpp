@@ -1,0 +1,338 @@
+// What a file says of its model, and what is refused with one line that names the fault.
+#include "dydit/model/checkpoint.h"
+
+#include <limits>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "dydit/io/safetensors.h"
+#include "tests/support/files.h"
+#include "tests/support/golden.h"
+#include "tests/support/pickle_builder.h"
+#include "tests/support/random_model.h"
+
+namespace dydit {
+namespace {
+
+using test::expect_error;
+using test::golden_path;
+using test::odd_config;
+using test::one_head_config;
+using test::random_checkpoint;
+using test::static_config;
+using test::TemporaryFolder;
+using test::tiny_config;
+
+using Metadata = std::map<std::string, std::string>;
+
+// Writes any weights and metadata, right or wrong, and loads them.
+Checkpoint load(const Weights& weights, const Metadata& metadata = {},
+                const CheckpointOptions& options = {}) {
+  TemporaryFolder folder;
+  TensorViews views;
+  for (const auto& [name, tensor] : weights) views[name] = to_view(tensor);
+  write_safetensors(folder / "m.safetensors", views, metadata);
+  return load_checkpoint(folder / "m.safetensors", options);
+}
+
+Checkpoint round_trip(const Checkpoint& checkpoint, at::ScalarType dtype = at::kFloat) {
+  TemporaryFolder folder;
+  save_checkpoint(folder / "m.safetensors", checkpoint, dtype);
+  return load_checkpoint(folder / "m.safetensors");
+}
+
+Metadata heads_metadata(int heads) { return {{"config", nlohmann::json{{"num_heads", heads}}.dump()}}; }
+
+// A torch archive of the weights with `args` beside them.
+std::string torch_archive(const Weights& weights, const std::string& args) {
+  namespace pickle = test::pickle;
+  std::vector<std::string> items;
+  std::vector<test::ZipMember> members;
+  for (const auto& [name, tensor] : weights) {
+    pickle::TensorSpec spec;
+    spec.sizes = tensor.sizes().vec();
+    spec.strides = tensor.strides().vec();
+    spec.numel = tensor.numel();
+    spec.key = std::to_string(members.size());
+    items.push_back(pickle::text(name));
+    items.push_back(pickle::tensor(spec));
+    members.push_back({"m/data/" + spec.key,
+                       {static_cast<const char*>(tensor.data_ptr()), static_cast<size_t>(tensor.nbytes())}});
+  }
+  members.push_back(
+      {"m/data.pkl", pickle::pickle_of(pickle::dict(
+                         {pickle::text("ema"), pickle::ordered_dict(items), pickle::text("args"), args}))});
+  members.push_back({"m/byteorder", "little"});
+  members.push_back({"m/version", "3\n"});
+  return test::build_zip(members);
+}
+
+TEST(CheckpointConfig, OfADynamicModelComesFromItsTensors) {
+  EXPECT_EQ(load(random_checkpoint(tiny_config()).weights).config, tiny_config());
+}
+
+TEST(CheckpointConfig, OfOddSizesComesFromItsTensors) {
+  EXPECT_EQ(load(random_checkpoint(odd_config()).weights).config, odd_config());
+}
+
+TEST(CheckpointConfig, OfAOneHeadDynamicModelComesFromItsTensors) {
+  EXPECT_EQ(load(random_checkpoint(one_head_config()).weights).config, one_head_config());
+}
+
+TEST(CheckpointConfig, OfAStaticModelComesFromItsTensorsAndHeads) {
+  EXPECT_EQ(load(random_checkpoint(static_config()).weights, heads_metadata(4)).config, static_config());
+}
+
+TEST(CheckpointConfig, WidthRoutersAloneLoad) {
+  DiTConfig config = tiny_config();
+  config.token_routers = false;
+  EXPECT_EQ(load(random_checkpoint(config).weights).config, config);
+}
+
+TEST(CheckpointConfig, TokenRoutersAloneLoad) {
+  DiTConfig config = tiny_config();
+  config.width_routers = false;
+  EXPECT_EQ(load(random_checkpoint(config).weights, heads_metadata(4)).config, config);
+}
+
+TEST(CheckpointHeads, ComeFromTheFlag) {
+  EXPECT_EQ(load(random_checkpoint(static_config()).weights, {}, {.num_heads = 8}).config.num_heads, 8);
+}
+
+TEST(CheckpointHeads, ComeFromTheArgsOfATorchFile) {
+  TemporaryFolder folder;
+  const std::string args = test::pickle::dict({test::pickle::text("num_heads"), test::pickle::number(8)});
+  std::ofstream(folder / "m.pt", std::ios::binary)
+      << torch_archive(random_checkpoint(static_config()).weights, args);
+  const Checkpoint checkpoint = load_checkpoint(folder / "m.pt");
+  EXPECT_EQ(checkpoint.config.num_heads, 8);
+  EXPECT_EQ(checkpoint.format, "torch zip");
+}
+
+TEST(CheckpointHeads, OfAPublishedWidthAreKnown) {
+  DiTConfig config = static_config();
+  config.hidden_size = 384;
+  config.mlp_hidden = 96;
+  config.depth = 1;
+  EXPECT_EQ(load(random_checkpoint(config).weights).config.num_heads, 6);
+}
+
+TEST(CheckpointHeads, OfTheRoutersConflictWithAnotherFlag) {
+  expect_error([] { load(random_checkpoint(tiny_config()).weights, {}, {.num_heads = 8}); },
+               "4 heads by its tensors or metadata, but 8 were asked for");
+}
+
+TEST(CheckpointHeads, OfTheRoutersConflictWithOtherMetadata) {
+  expect_error([] { load(random_checkpoint(tiny_config()).weights, heads_metadata(2)); }, "but 2 were");
+}
+
+TEST(CheckpointHeads, OfTheMetadataConflictWithAnotherFlag) {
+  expect_error([] { load(random_checkpoint(static_config()).weights, heads_metadata(4), {.num_heads = 2}); },
+               "but 2 were");
+}
+
+TEST(CheckpointHeads, UnknownAskForTheFlag) {
+  expect_error([] { load(random_checkpoint(static_config()).weights); }, "pass --num-heads");
+}
+
+TEST(CheckpointHeads, ThatDoNotDivideTheHiddenSizeAreRefused) {
+  expect_error([] { load(random_checkpoint(static_config()).weights, {}, {.num_heads = 7}); },
+               "7 heads do not divide the hidden size 64");
+}
+
+TEST(CheckpointHeads, ThatDoNotDivideTheMlpAreRefused) {
+  DiTConfig config = static_config();
+  config.mlp_hidden = 250;
+  expect_error([&] { load(random_checkpoint(config).weights, heads_metadata(4)); },
+               "250 MLP channels cannot be cut into 4 equal groups");
+}
+
+TEST(CheckpointTensors, MissingOneIsNamedWithTheNearest) {
+  Weights weights = random_checkpoint(tiny_config()).weights;
+  weights.erase("blocks.1.mlp.fc2.bias");
+  expect_error([&] { load(weights); },
+               "tensor blocks.1.mlp.fc2.bias is missing (nearest present: blocks.0.mlp.fc2.bias)");
+}
+
+TEST(CheckpointTensors, RenamedOneIsTheNearestOfTheMissing) {
+  Weights weights = random_checkpoint(tiny_config()).weights;
+  auto node = weights.extract("pos_embed");
+  node.key() = "pos_embd";
+  weights.insert(std::move(node));
+  expect_error([&] { load(weights); }, "tensor pos_embed is missing (nearest present: pos_embd)");
+}
+
+TEST(CheckpointTensors, WrongShapeNamesTheTensor) {
+  Weights weights = random_checkpoint(tiny_config()).weights;
+  weights["blocks.1.attn.proj.weight"] = at::zeros({64, 60});
+  expect_error([&] { load(weights); }, "blocks.1.attn.proj.weight has shape (64, 60), expected (64, 64)");
+}
+
+TEST(CheckpointTensors, WrongRankNamesTheTensor) {
+  Weights weights = random_checkpoint(tiny_config()).weights;
+  weights["blocks.0.mlp.fc1.bias"] = at::zeros({1, 256});
+  expect_error([&] { load(weights); }, "blocks.0.mlp.fc1.bias has 2 dimensions (1, 256), expected 1");
+}
+
+TEST(CheckpointTensors, NaNIsNamed) {
+  Weights weights = random_checkpoint(tiny_config()).weights;
+  weights["blocks.0.attn.qkv.weight"][3][5] = std::numeric_limits<float>::quiet_NaN();
+  expect_error([&] { load(weights); }, "blocks.0.attn.qkv.weight holds NaN or infinity");
+}
+
+TEST(CheckpointTensors, InfinityIsNamed) {
+  Weights weights = random_checkpoint(tiny_config()).weights;
+  weights["final_layer.linear.bias"][0] = std::numeric_limits<float>::infinity();
+  expect_error([&] { load(weights); }, "final_layer.linear.bias holds NaN or infinity");
+}
+
+TEST(CheckpointTensors, UnknownOneIsRefused) {
+  Weights weights = random_checkpoint(tiny_config()).weights;
+  weights["blocks.2.attn.proj.weight"] = at::zeros({64, 64});
+  expect_error([&] { load(weights); }, "tensor blocks.2.attn.proj.weight belongs to no part of DyDiT");
+}
+
+TEST(CheckpointTensors, IntegersAreRefused) {
+  Weights weights = random_checkpoint(tiny_config()).weights;
+  weights["x_embedder.proj.bias"] = at::zeros({64}, at::kInt);
+  expect_error([&] { load(weights); }, "x_embedder.proj.bias is I32, expected a floating-point tensor");
+}
+
+TEST(CheckpointTensors, NonSquareTokenCountIsRefused) {
+  Weights weights = random_checkpoint(tiny_config()).weights;
+  weights["pos_embed"] = at::zeros({1, 15, 64});
+  expect_error([&] { load(weights); }, "pos_embed holds 15 tokens, expected a square");
+}
+
+TEST(CheckpointTensors, OtherOutputChannelsAreRefused) {
+  Weights weights = random_checkpoint(tiny_config()).weights;
+  weights["final_layer.linear.weight"] = at::zeros({48, 64});
+  expect_error([&] { load(weights); }, "final_layer.linear.weight has 48 rows");
+}
+
+TEST(CheckpointMetadata, NewerFormatIsRefused) {
+  expect_error(
+      [] {
+        load(random_checkpoint(tiny_config()).weights, {{"dydit_format", "2"}});
+      },
+      "dydit_format 2, but this program reads 1");
+}
+
+TEST(CheckpointMetadata, OtherGateRuleIsRefused) {
+  expect_error(
+      [] {
+        load(random_checkpoint(tiny_config()).weights, {{"gate_rule", "capacity"}});
+      },
+      "gate rule 'capacity'");
+}
+
+TEST(CheckpointMetadata, ClassNamesOfAnotherCountAreRefused) {
+  expect_error(
+      [] {
+        load(random_checkpoint(tiny_config()).weights, {{"class_names", R"(["a", "b"])"}});
+      },
+      "'class_names' must be a JSON list of 5 strings");
+}
+
+TEST(CheckpointMetadata, ClassNamesThatAreNumbersAreRefused) {
+  expect_error(
+      [] {
+        load(random_checkpoint(tiny_config()).weights, {{"class_names", "[1, 2, 3, 4, 5]"}});
+      },
+      "'class_names' must be a JSON list of 5 strings");
+}
+
+TEST(CheckpointMetadata, LambdaThatIsNoNumberIsRefused) {
+  expect_error(
+      [] {
+        load(random_checkpoint(tiny_config()).weights, {{"lambda", "\"half\""}});
+      },
+      "'lambda' is not a number");
+}
+
+TEST(CheckpointMetadata, ConfigThatIsNoJsonIsRefused) {
+  expect_error(
+      [] {
+        load(random_checkpoint(tiny_config()).weights, {{"config", "{depth"}});
+      },
+      "metadata 'config' is not JSON");
+}
+
+TEST(CheckpointRoundTrip, KeepsFloat32ValuesExactly) {
+  const Checkpoint saved = random_checkpoint(tiny_config()), read = round_trip(saved);
+  ASSERT_EQ(read.weights.size(), saved.weights.size());
+  for (const auto& [name, tensor] : saved.weights) {
+    EXPECT_TRUE(at::equal(read.weights.at(name), tensor)) << name;
+  }
+}
+
+TEST(CheckpointRoundTrip, InBfloat16RoundsAllButThePositions) {
+  const Checkpoint saved = random_checkpoint(tiny_config()), read = round_trip(saved, at::kBFloat16);
+  for (const auto& [name, tensor] : saved.weights) {
+    const at::Tensor wanted = name == "pos_embed" ? tensor : tensor.to(at::kBFloat16);
+    EXPECT_EQ(read.weights.at(name).scalar_type(), wanted.scalar_type()) << name;
+    EXPECT_TRUE(at::equal(read.weights.at(name), wanted)) << name;
+  }
+}
+
+TEST(CheckpointRoundTrip, KeepsConfigLambdaAndClassNames) {
+  Checkpoint saved = random_checkpoint(static_config());
+  saved.lambda = 0.7;
+  saved.class_names = {"plain", "two words", "\xc3\xa9", "\"quoted\"", ""};
+  const Checkpoint read = round_trip(saved);
+  EXPECT_EQ(read.config, saved.config);
+  EXPECT_EQ(read.lambda, saved.lambda);
+  EXPECT_EQ(read.class_names, saved.class_names);
+}
+
+TEST(CheckpointRoundTrip, RecordsTheParentAndTheGateRule) {
+  TemporaryFolder folder;
+  Checkpoint saved = random_checkpoint(tiny_config());
+  saved.sha256 = "1234";
+  save_checkpoint(folder / "m.safetensors", saved, at::kFloat);
+  const Metadata metadata = read_safetensors(folder / "m.safetensors").metadata;
+  EXPECT_EQ(metadata.at("parent_sha256"), "1234");
+  EXPECT_EQ(metadata.at("gate_rule"), "threshold");
+  EXPECT_EQ(metadata.at("dydit_format"), "1");
+}
+
+TEST(CheckpointTorchFile, EmaIsReadNotModel) {
+  const Checkpoint model = load_checkpoint(golden_path("model.safetensors"));
+  const Checkpoint ema = load_checkpoint(golden_path("model.pt"));  // ema = model / 2, every tensor
+  EXPECT_EQ(ema.weights_key, "ema");
+  EXPECT_EQ(ema.config, model.config);
+  for (const auto& [name, tensor] : model.weights) {
+    EXPECT_TRUE(at::equal(ema.weights.at(name), 0.5 * tensor)) << name;
+  }
+}
+
+TEST(Checkpoint, CountsTrainableParametersOnly) {
+  const Checkpoint checkpoint = random_checkpoint(one_head_config());
+  int64_t all = 0;
+  for (const auto& [name, tensor] : checkpoint.weights) all += tensor.numel();
+  EXPECT_EQ(checkpoint.num_parameters(), all - 16 * 20);
+}
+
+TEST(Checkpoint, ModelDoesNotShareTheCheckpointsMemory) {
+  const Checkpoint checkpoint = random_checkpoint(tiny_config());
+  const at::Tensor before = checkpoint.weights.at("pos_embed").clone();
+  make_model(checkpoint)->pos_embed.detach().zero_();
+  EXPECT_TRUE(at::equal(checkpoint.weights.at("pos_embed"), before));
+}
+
+TEST(Checkpoint, MisalignedViewsAreCopied) {
+  std::vector<std::byte> bytes(4 * 6 + 1);
+  const std::vector<float> values = {1, 2, 3, 4, 5, 6};
+  std::memcpy(bytes.data() + 1, values.data(), 4 * 6);
+  // The transpose of a (3, 2): strides are kept.
+  const at::Tensor tensor = to_tensor({Dtype::F32, {2, 3}, {1, 2}, bytes.data() + 1}, nullptr);
+  EXPECT_TRUE(at::equal(tensor, at::tensor({1.f, 3.f, 5.f, 2.f, 4.f, 6.f}).view({2, 3})));
+}
+
+}  // namespace
+}  // namespace dydit

@@ -1,0 +1,240 @@
+// generate(): a sample is a function of its own inputs; work, order, cancelling and refusals.
+#include "dydit/pipeline/generate.h"
+
+#include <atomic>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "dydit/base/error.h"
+#include "dydit/model/macs.h"
+#include "tests/support/files.h"
+#include "tests/support/random_model.h"
+
+namespace dydit {
+namespace {
+
+using test::expect_error;
+using test::odd_config;
+using test::random_checkpoint;
+using test::tiny_config;
+
+GenerateOptions few_steps() {
+  GenerateOptions options;
+  options.classes = {3, 0, 4};
+  options.num_images = 4;
+  options.num_steps = 3;
+  options.seed = 17;
+  return options;
+}
+
+std::vector<GeneratedSample> samples_of(const DiTConfig& config, const GenerateOptions& options) {
+  std::vector<GeneratedSample> samples;
+  GenerateCallbacks callbacks;
+  callbacks.on_sample = [&](GeneratedSample&& sample) { samples.push_back(std::move(sample)); };
+  generate(random_checkpoint(config), options, callbacks);
+  return samples;
+}
+
+GeneratedSample one_sample(const DiTConfig& config, GenerateOptions options) {
+  options.num_images = 1;
+  return std::move(samples_of(config, options)[0]);
+}
+
+void expect_usage_error(const GenerateOptions& options, const std::string& part) {
+  EXPECT_THROW(samples_of(tiny_config(), options), UsageError);
+  expect_error([&] { samples_of(tiny_config(), options); }, part);
+}
+
+TEST(Generate, ImageDependsNeitherOnBatchNorThreads) {
+  for (const DiTConfig& config : {tiny_config(), odd_config()}) {
+    GenerateOptions options = few_steps();
+    options.num_images = 8;
+    options.batch = 8;
+    const std::vector<GeneratedSample> wanted = samples_of(config, options);
+    for (int batch : {1, 3, 8}) {
+      for (int threads : {1, 2}) {
+        options.batch = batch;
+        options.threads = threads;
+        const std::vector<GeneratedSample> got = samples_of(config, options);
+        ASSERT_EQ(got.size(), 8u);
+        for (int i = 0; i < 8; ++i) {
+          EXPECT_TRUE(at::equal(got[i].sample, wanted[i].sample)) << "image " << i << ", batch " << batch;
+          EXPECT_EQ(got[i].work.required, wanted[i].work.required);
+        }
+      }
+    }
+  }
+}
+
+TEST(Generate, ImageDoesNotDependOnHowManyAreMade) {
+  EXPECT_TRUE(at::equal(one_sample(tiny_config(), few_steps()).sample,
+                        samples_of(tiny_config(), few_steps())[0].sample));
+}
+
+TEST(Generate, DeliversInOrderOfIndexWithCycledLabels) {
+  GenerateOptions options = few_steps();
+  options.batch = 3;
+  const std::vector<GeneratedSample> samples = samples_of(tiny_config(), options);
+  const std::vector<int> labels = {3, 0, 4, 3};
+  ASSERT_EQ(samples.size(), 4u);
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_EQ(samples[i].index, i);
+    EXPECT_EQ(samples[i].label, labels[i]);
+  }
+}
+
+TEST(Generate, SampleHasTheChannelsOfTheInput) {
+  EXPECT_EQ(one_sample(tiny_config(), few_steps()).sample.sizes(), (at::IntArrayRef{4, 8, 8}));
+}
+
+TEST(Generate, SamplesAreFinite) {
+  for (const DiTConfig& config : {tiny_config(), odd_config()}) {
+    for (const GeneratedSample& sample : samples_of(config, few_steps())) {
+      EXPECT_TRUE(at::isfinite(sample.sample).all().item<bool>());
+    }
+  }
+}
+
+TEST(Generate, OtherSeedGivesAnotherImage) {
+  GenerateOptions other = few_steps();
+  other.seed = 18;
+  EXPECT_FALSE(
+      at::equal(one_sample(tiny_config(), few_steps()).sample, one_sample(tiny_config(), other).sample));
+}
+
+TEST(Generate, OtherClassGivesAnotherImage) {
+  GenerateOptions other = few_steps();
+  other.classes = {1};
+  EXPECT_FALSE(
+      at::equal(one_sample(tiny_config(), few_steps()).sample, one_sample(tiny_config(), other).sample));
+}
+
+TEST(Generate, ImagesOfOneClassDiffer) {
+  const std::vector<GeneratedSample> samples = samples_of(tiny_config(), few_steps());
+  ASSERT_EQ(samples[0].label, samples[3].label);
+  EXPECT_FALSE(at::equal(samples[0].sample, samples[3].sample));
+}
+
+TEST(Generate, DdimWithoutEtaIsReproducible) {
+  GenerateOptions options = few_steps();
+  options.sampler.kind = SamplerKind::Ddim;
+  EXPECT_TRUE(
+      at::equal(one_sample(tiny_config(), options).sample, one_sample(tiny_config(), options).sample));
+}
+
+TEST(Generate, OneStepRunIsFinite) {
+  GenerateOptions options = few_steps();
+  options.num_steps = 1;
+  EXPECT_TRUE(at::isfinite(one_sample(tiny_config(), options).sample).all().item<bool>());
+}
+
+TEST(Generate, GuidanceChangesTheImage) {
+  GenerateOptions off = few_steps();
+  off.cfg_scale = 1.0f;
+  EXPECT_FALSE(
+      at::equal(one_sample(tiny_config(), few_steps()).sample, one_sample(tiny_config(), off).sample));
+}
+
+TEST(Generate, GuidedChannelsBeyondTheLastMeanAll) {
+  GenerateOptions all = few_steps(), beyond = few_steps();
+  all.guided_channels = 4;
+  beyond.guided_channels = 99;
+  EXPECT_TRUE(at::equal(one_sample(tiny_config(), all).sample, one_sample(tiny_config(), beyond).sample));
+  EXPECT_FALSE(
+      at::equal(one_sample(tiny_config(), all).sample, one_sample(tiny_config(), few_steps()).sample));
+}
+
+TEST(Generate, GuidanceOffUsesOneRowAnImage) {
+  GenerateOptions guided = few_steps(), off = few_steps();
+  guided.mode = off.mode = Mode::Static;
+  off.cfg_scale = 1.0f;
+  const Work twice = one_sample(tiny_config(), guided).work, once = one_sample(tiny_config(), off).work;
+  EXPECT_EQ(twice.required, 2 * once.required);
+  EXPECT_EQ(twice.executed, 2 * once.executed);
+}
+
+TEST(Generate, StaticWorkIsTheStaticModelsAtEveryStep) {
+  GenerateOptions options = few_steps();
+  options.mode = Mode::Static;
+  EXPECT_EQ(one_sample(tiny_config(), options).work.required, 3 * 2 * static_macs(tiny_config()));
+  EXPECT_EQ(static_macs_per_sample(tiny_config(), options), 3 * 2 * static_macs(tiny_config()));
+}
+
+TEST(Generate, DynamicModeRequiresLess) {
+  EXPECT_LT(one_sample(tiny_config(), few_steps()).work.required,
+            static_macs_per_sample(tiny_config(), few_steps()));
+}
+
+TEST(Generate, ReportsEveryStepOfEveryBatch) {
+  GenerateOptions options = few_steps();
+  options.batch = 3;
+  std::vector<long> done;
+  GenerateCallbacks callbacks;
+  callbacks.on_sample = [](GeneratedSample&&) {};
+  callbacks.on_progress = [&](const Progress& progress) {
+    EXPECT_EQ(progress.total, 6);
+    done.push_back(progress.done);
+  };
+  generate(random_checkpoint(tiny_config()), options, callbacks);
+  EXPECT_EQ(done, (std::vector<long>{1, 2, 3, 4, 5, 6}));
+}
+
+// Sets the flag after `stop_at` steps of two batches of two images; returns (delivered, steps done).
+std::pair<int, long> cancelled_after(long stop_at) {
+  GenerateOptions options = few_steps();
+  options.batch = 2;
+  CancelFlag cancel = false;
+  int delivered = 0;
+  long done = 0;
+  GenerateCallbacks callbacks;
+  callbacks.on_sample = [&](GeneratedSample&&) { ++delivered; };
+  callbacks.on_progress = [&](const Progress& progress) {
+    done = progress.done;
+    cancel = done >= stop_at;
+  };
+  callbacks.cancel = &cancel;
+  EXPECT_THROW(generate(random_checkpoint(tiny_config()), options, callbacks), Cancelled);
+  return {delivered, done};
+}
+
+TEST(Generate, CancelStopsBeforeTheNextStep) { EXPECT_EQ(cancelled_after(1), (std::pair{0, 1L})); }
+TEST(Generate, CancelKeepsFinishedBatches) { EXPECT_EQ(cancelled_after(4), (std::pair{2, 4L})); }
+
+TEST(Generate, CancelAtTheEndOfABatchDeliversItAndStops) {
+  EXPECT_EQ(cancelled_after(3), (std::pair{2, 3L}));
+}
+
+TEST(Generate, ClassOutOfRangeIsAUsageError) {
+  for (int label : {-1, 5}) {
+    GenerateOptions options = few_steps();
+    options.classes = {0, label};
+    expect_usage_error(options, fmt::format("class {}: this model has classes 0 to 4", label));
+  }
+}
+
+TEST(Generate, NoClassIsAUsageError) {
+  GenerateOptions options = few_steps();
+  options.classes = {};
+  expect_usage_error(options, "no class given");
+}
+
+TEST(Generate, CountsBelowOneAreUsageErrors) {
+  GenerateOptions options = few_steps();
+  options.num_images = 0;
+  expect_usage_error(options, "0 images");
+  options = few_steps();
+  options.batch = 0;
+  expect_usage_error(options, "batch 0");
+  options = few_steps();
+  options.threads = 0;
+  expect_usage_error(options, "0 threads");
+  options = few_steps();
+  options.num_steps = 0;
+  expect_usage_error(options, "--steps 0");
+}
+
+}  // namespace
+}  // namespace dydit

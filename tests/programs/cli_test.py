@@ -1,0 +1,215 @@
+"""The command line itself: help, where values come from, what is refused by name, what goes to which stream."""
+
+import re
+
+import support
+from support import CIFAR, GOLDEN, TINY, ProgramTest
+
+USAGE = 2
+VERBS = ("generate", "inspect", "verify", "convert")
+LATER_VERBS = ("train", "finetune", "bench", "evaluate")
+# option -> (verbs, values that work, values that are known and refused)
+CHOICES = {
+    "--sampler": (("generate",), ("ddpm", "ddim"), ("dpm++",)),
+    "--engine": (("generate", "verify"), ("auto", "reference"), ("cpu",)),
+    "--noise": (("generate",), ("philox",), ("torch",)),
+    "--device": (("generate", "verify"), ("cpu",), ("cuda",)),
+}
+
+
+def arguments(verb):
+    """Enough for the verb to run."""
+    return {"generate": ["generate", "--model", TINY, "--latents", "x.safetensors", "--threads", "1"],
+            "inspect": ["inspect", TINY],
+            "verify": ["verify", "--model", TINY, "--reference", GOLDEN / "forward.safetensors"],
+            "convert": ["convert", TINY, "x.safetensors"]}[verb]
+
+
+class HelpTest(ProgramTest):
+    def help(self, *args):
+        result = self.run_program(*args)
+        self.assertEqual((result.returncode, result.stderr), (0, ""), args)
+        return result.stdout
+
+    def test_program(self):
+        for spelling in ("--help", "-h", "help"):
+            said = self.help(spelling)
+            listed = re.findall(r"^  (\w+)  ", said, re.MULTILINE)
+            self.assertEqual(sorted(listed), sorted(VERBS))
+            for verb in LATER_VERBS:
+                self.assertNotIn(verb, said)
+
+    def test_version(self):
+        self.assertRegex(self.help("--version"), r"\Adydit \d+\.\d+\.\d+\n\Z")
+
+    def test_verbs(self):
+        for verb in VERBS:
+            said = self.help(verb, "--help")
+            self.assertIn(f"dydit {verb}", said)
+            self.assertIn("--json", said)
+
+    def test_only_what_works_is_listed(self):
+        for option, (verbs, works, later) in CHOICES.items():
+            for verb in verbs:
+                shown = re.search(rf"^ +{option} .*(?:\n {{20,}}.*)*", self.help(verb, "--help"), re.MULTILINE)
+                self.assertIsNotNone(shown, (verb, option))
+                listed = re.findall(r"\(([^()]*)\)", shown.group())[-1].split(", ")
+                self.assertEqual(listed, list(works), (verb, option))
+                for value in later:
+                    self.assertNotIn(value, listed)
+
+    def test_help_needs_no_model_and_no_isa(self):
+        self.assertIn("--steps", self.help("generate", "-h"))
+
+    def test_nothing(self):
+        result = self.run_program()
+        self.assertEqual((result.returncode, result.stdout), (USAGE, ""))
+        self.assertIn("usage: dydit VERB", result.stderr)
+
+
+class RefusedTest(ProgramTest):
+    def test_verbs_of_later(self):
+        for verb in LATER_VERBS:
+            self.expect_error([verb], USAGE, verb, "not available in this version")
+
+    def test_unknown_verb(self):
+        self.expect_error(["generat"], USAGE, "generat", "no such verb", "--help")
+
+    def test_values_of_later(self):
+        for option, (verbs, works, later) in CHOICES.items():
+            for value in later:
+                for verb in verbs:
+                    self.expect_error([*arguments(verb), option, value], USAGE, option,
+                                      f"{value} is not available in this version", ", ".join(works))
+
+    def test_unknown_values(self):
+        for option in CHOICES:
+            self.expect_error([*arguments("generate"), option, "odd"], USAGE, option, "odd is unknown")
+        self.expect_error([*arguments("generate"), "--dtype", "f16"], USAGE, "--dtype", "f16", "bf16")
+        self.expect_error([*arguments("convert"), "--dtype", "auto"], USAGE, "--dtype", "auto", "bf16")
+        self.expect_error([*arguments("generate"), "--mode", "odd"], USAGE, "--mode", "odd is unknown")
+
+    def test_unknown_flags(self):
+        for verb in VERBS:
+            self.expect_error([*arguments(verb), "--stepps"], USAGE, "--stepps", f"dydit {verb} --help")
+        self.expect_error([*arguments("generate"), "stray"], USAGE, "stray")
+        # Flags of other verbs are not swallowed.
+        self.expect_error([*arguments("inspect"), "--steps", "3"], USAGE, "--steps")
+
+    def test_missing_arguments(self):
+        self.expect_error(["generate"], USAGE, "--model")
+        self.expect_error(["inspect"], USAGE, "file")
+        self.expect_error(["verify", "--model", TINY], USAGE, "--reference")
+        self.expect_error(["convert", TINY], USAGE, "out")
+        self.expect_error(["generate", "--model"], USAGE, "--model", quiet=False)
+        self.expect_error([*arguments("generate"), "--steps", "3", "--steps", "4"], USAGE, "--steps")
+
+    def test_errors_are_one_line_without_quiet_too(self):
+        self.expect_error([*arguments("generate"), "--steps", "0"], USAGE, "--steps", quiet=False)
+
+
+class ConfigFileTest(ProgramTest):
+    def expect_refused(self, toml, *fragments):
+        path = self.write("run.toml", toml)
+        self.expect_error([*arguments("generate"), "--config", path], USAGE, *fragments)
+
+    def test_unknown_key(self):
+        self.expect_refused("steps = 1\nstepps = 2\n", "stepps")
+        self.expect_refused("[sampling]\nsteps = 1\n", "sampling")
+
+    def test_bad_value(self):
+        self.expect_refused('steps = "many"\n', "--steps", "many")
+        self.expect_refused("steps = 1001\n", "--steps", "1001")
+        self.expect_refused('sampler = "dpm++"\n', "--sampler", "dpm++ is not available")
+
+    def test_missing_file(self):
+        self.expect_error([*arguments("generate"), "--config", "none.toml"], USAGE, "none.toml")
+
+
+class PrecedenceTest(ProgramTest):
+    """default < --config < DYDIT_* < flag."""
+
+    def generate(self, *flags, env=None):
+        return self.run_json("generate", "--model", TINY, "--latents", "x.safetensors", "--threads", "1", *flags, env=env)
+
+    def test_four_levels(self):
+        toml = self.write("run.toml", 'seed = 11\nsteps = 2\nsampler = "ddim"\ncfg-scale = 1.5\n')
+        file, variables, flags = ["--config", toml], {"DYDIT_SEED": "22", "DYDIT_STEPS": "3"}, ["--seed", "33", "--steps", "4"]
+        seen = {
+            "file": self.generate(*file),
+            "variables": self.generate(*file, env=variables),
+            "flags": self.generate(*file, *flags, env=variables),
+            "one flag": self.generate(*file, "--seed=33", env=variables),
+            "no file": self.generate(env=variables),
+            "defaults": self.generate("--steps", "1"),
+        }
+        values = {level: tuple(run[key] for key in ("seed", "steps", "sampler", "cfg_scale")) for level, run in seen.items()}
+        self.assertEqual(values, {
+            "file": (11, 2, "ddim", 1.5),
+            "variables": (22, 3, "ddim", 1.5),
+            "flags": (33, 4, "ddim", 1.5),
+            "one flag": (33, 3, "ddim", 1.5),
+            "no file": (22, 3, "ddpm", 4.0),
+            "defaults": (0, 1, "ddpm", 4.0),
+        })
+
+    def test_default_steps(self):
+        self.assertEqual(self.generate("--cfg-scale", "1")["steps"], 250)
+
+    def test_names_with_dashes(self):
+        run = self.generate("--steps", "1", env={"DYDIT_CFG_SCALE": "2.5", "DYDIT_NUM_IMAGES": "2"})
+        self.assertEqual((run["cfg_scale"], run["num_images"]), (2.5, 2))
+
+    def test_short_and_second_spellings_beat_variables(self):
+        env = {"DYDIT_NUM_IMAGES": "3", "DYDIT_STEPS": "5", "DYDIT_MODEL": "none.safetensors"}
+        for images in (["-n", "2"], ["-n2"], ["--num-images=2"]):
+            run = self.run_json("generate", "--ckpt", TINY, "--latents", "x.safetensors", *images,
+                                "--num-sampling-steps", "1", env=env)
+            self.assertEqual((run["num_images"], run["steps"]), (2, 1), images)
+
+    def test_model_by_variable(self):
+        run = self.run_json("generate", "--latents", "x.safetensors", "--steps", "1", env={"DYDIT_MODEL": str(TINY)})
+        self.assertEqual(run["model"]["file"], TINY.name)
+
+    def test_bad_variable(self):
+        self.expect_error(arguments("generate"), USAGE, "--steps", "many", env={"DYDIT_STEPS": "many"})
+
+    def test_unknown_variables_are_not_read(self):
+        self.assertEqual(self.generate("--steps", "1", env={"DYDIT_STEPPS": "many", "DYDIT_SHARED": "x"})["steps"], 1)
+
+    def test_isa_caps_dtype(self):
+        run = self.generate("--steps", "1", env={"DYDIT_ISA": "avx2"})
+        self.assertEqual(run["dtype"], "f32")
+
+
+class StreamsTest(ProgramTest):
+    GENERATE = ["generate", "--model", CIFAR, "--steps", "1", "-n", "2", "--threads", "1", "--dtype", "f32", "--seed", "5"]
+
+    def test_decisions_go_to_stderr(self):
+        result = self.run_program(*self.GENERATE)
+        self.assertEqual(result.returncode, 0)
+        for decision in ("reference", "f32", "cpu", "seed 5", "ddpm 1 steps", CIFAR.name):
+            self.assertIn(decision, result.stderr)
+        self.assertIn("wrote samples.png", result.stdout)
+        self.assertIn("required", result.stdout)
+        self.assertEqual(list(self.files()), ["samples.png"])
+
+    def test_json_is_alone_on_stdout(self):
+        result = self.run_program(*self.GENERATE, "--json")
+        self.assertEqual(self.one_object(result.stdout)["seed"], 5)
+        self.assertIn("seed 5", result.stderr)
+
+    def test_quiet_prints_results_only(self):
+        self.assertIn("wrote samples.png", self.run_ok(*self.GENERATE))
+
+    def test_verbose_prints_each_image(self):
+        result = self.run_program(*self.GENERATE, "-v")
+        self.assertEqual(len(re.findall(r"^image +\d+ ", result.stdout, re.MULTILINE)), 2)
+
+    def test_json_of_every_verb(self):
+        for verb in ("inspect", "verify", "convert"):
+            self.run_json(*arguments(verb))
+
+
+if __name__ == "__main__":
+    support.main()

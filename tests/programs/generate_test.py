@@ -1,0 +1,322 @@
+"""dydit generate: its images, its numbers, and that nothing but what should matter changes a pixel."""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import time
+
+import numpy as np
+
+import support
+from support import CIFAR, TINY, ProgramTest, read_png
+
+CANCELLED = 130
+NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+IMAGE_KEYS = {"index", "class", "class_name", "seconds", "required_gmacs", "executed_gmacs", "required_share", "executed_share"}
+QUICK = ["--sampler", "ddim", "--steps", "3"]
+PADDING, COLUMNS, SIDE = 2, 4, 32  # of a grid
+
+
+class GenerateBase(ProgramTest):
+    def cifar(self, *flags):
+        return self.run_json("generate", "--model", CIFAR, *flags)
+
+    def pixels(self, *flags):
+        """Of a run with these flags, (n, 32, 32, 3)."""
+        self.cifar(*flags, "--npz", "pixels.npz")
+        return self.read_npz("pixels.npz")
+
+    def latents(self, *flags, model=TINY):
+        self.run_json("generate", "--model", model, *flags, "--latents", "latents.safetensors")
+        return support.load(self.work / "latents.safetensors")[0]["latents"]
+
+    def read_npz(self, name):
+        with np.load(self.work / name) as file:
+            self.assertEqual(file.files, ["arr_0"])
+            return file["arr_0"]
+
+
+class OutputsTest(GenerateBase):
+    """Every kind of target shows the same five images."""
+
+    def test_all_targets(self):
+        flags = ["-n", "5", "--classes", "cat,0", *QUICK, "--dtype", "f32"]
+        run = self.cifar(*flags, "--out", "grid.png", "--npz", "deep/er/x.npz", "--latents", "x.safetensors")
+        self.assertEqual(run["files"], ["grid.png", "deep/er/x.npz", "deep/er/x.npz.json", "x.safetensors"])
+        self.assertEqual(set(self.files()), {*run["files"], "deep", "deep/er"})
+
+        images = self.read_npz("deep/er/x.npz")
+        self.assertEqual((images.shape, images.dtype), ((5, SIDE, SIDE, 3), np.uint8))
+        self.assertEqual(len(np.unique(images.reshape(5, -1), axis=0)), 5)
+        self.check_grid(images)
+        self.check_samples(images)
+        self.check_numbered(images, flags)
+        sidecar = json.loads((self.work / "deep/er/x.npz.json").read_text())
+        self.assertEqual([image["class"] for image in sidecar["images"]], [3, 0, 3, 0, 3])
+
+    def check_grid(self, images):
+        grid = read_png(self.work / "grid.png")
+        cell = SIDE + PADDING
+        self.assertEqual(grid.shape, (2 * cell + PADDING, COLUMNS * cell + PADDING, 3))
+        wanted = np.zeros_like(grid)
+        for i, image in enumerate(images):
+            top, left = i // COLUMNS * cell + PADDING, i % COLUMNS * cell + PADDING
+            wanted[top:top + SIDE, left:left + SIDE] = image
+        self.assertTrue(np.array_equal(grid, wanted))
+
+    def check_samples(self, images):
+        tensors, metadata = support.load(self.work / "x.safetensors")
+        self.assertEqual((tensors["latents"].shape, tensors["latents"].dtype), ((5, 3, SIDE, SIDE), np.float32))
+        self.assertEqual((tensors["labels"].tolist(), tensors["labels"].dtype), ([3, 0, 3, 0, 3], np.int64))
+        scaled = tensors["latents"] * np.float32(127.5) + np.float32(128)
+        self.assertTrue(np.array_equal(np.clip(scaled, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1), images))
+        self.assertEqual(json.loads(metadata["dydit"])["num_images"], 5)
+
+    def check_numbered(self, images, flags):
+        (self.work / "there").mkdir()
+        for out, names in (("img_%03d.png", [f"img_{i:03}.png" for i in range(5)]),
+                           ("a/%d.png", [f"a/{i}.png" for i in range(5)]),
+                           ("new/", [f"new/{i:06}.png" for i in range(5)]),
+                           ("there", [f"there/{i:06}.png" for i in range(5)])):
+            run = self.cifar(*flags, "--out", out)
+            self.assertEqual(run["files"], names)
+            self.assertEqual([image["file"] for image in run["images"]], names)
+            for name, image in zip(names, images):
+                self.assertTrue(np.array_equal(read_png(self.work / name), image), name)
+
+    def test_one_image_is_no_grid(self):
+        self.cifar(*QUICK, "--out", "one.png", "--npz", "one.npz")
+        self.assertTrue(np.array_equal(read_png(self.work / "one.png")[None], self.read_npz("one.npz")))
+
+    def test_two_images_are_two_columns(self):
+        self.cifar("-n", "2", *QUICK, "--out", "two.png")
+        self.assertEqual(read_png(self.work / "two.png").shape, (SIDE + 2 * PADDING, 2 * SIDE + 3 * PADDING, 3))
+
+    def test_latents_of_a_latent_model(self):
+        run = self.run_json("generate", "--model", TINY, *QUICK, "-n", "3", "--classes", "7,2", "--latents", "x.safetensors")
+        tensors, _ = support.load(self.work / "x.safetensors")
+        self.assertEqual(run["files"], ["x.safetensors"])
+        self.assertEqual((tensors["latents"].shape, tensors["latents"].dtype), ((3, 4, 16, 16), np.float32))
+        self.assertTrue(np.isfinite(tensors["latents"]).all())
+        self.assertEqual(tensors["labels"].tolist(), [7, 2, 7])
+
+    def test_an_old_target_is_replaced(self):
+        self.write("x.png", "old")
+        self.cifar("--steps", "1", "--out", "x.png")
+        self.assertEqual(read_png(self.work / "x.png").shape, (SIDE, SIDE, 3))
+        self.assertEqual(list(self.files()), ["x.png"])
+
+
+class NumbersTest(GenerateBase):
+    """The JSON object and what it says of work, classes and spacing."""
+
+    def test_keys(self):
+        run = self.cifar("-n", "3", "--classes", "dog,2", *QUICK, "--seed", "18446744073709551615", "--batch", "2")
+        self.assertLessEqual({"model", "classes", "num_images", "seed", "noise", "steps", "spacing", "sampler", "eta",
+                              "cfg_scale", "cfg_channels", "mode", "dtype", "engine", "device", "batch", "threads", "seconds",
+                              "load_seconds", "images", "files", "version"}, set(run))
+        self.assertEqual(run["seed"], (1 << 64) - 1)
+        self.assertEqual([image["index"] for image in run["images"]], [0, 1, 2])
+        self.assertEqual([(image["class"], image["class_name"]) for image in run["images"]],
+                         [(5, "dog"), (2, "bird"), (5, "dog")])
+        for image in run["images"]:
+            self.assertEqual(set(image), IMAGE_KEYS | {"file"})
+            self.assertGreater(image["seconds"], 0)
+
+    def test_number_of_images(self):
+        # One an image class given, else one; classes round-robin.
+        for flags, classes in ([], [0]), (["--classes", "4,1"], [4, 1]), (["-n", "3"], [0, 1, 2]), (["-c", "9", "-n", "2"], [9, 9]):
+            run = self.cifar(*flags, "--steps", "1", "--cfg-scale", "1", "--out", "x.png")
+            self.assertEqual([image["class"] for image in run["images"]], classes)
+
+    def test_work_of_a_static_model(self):
+        guided = self.cifar(*QUICK, "--out", "x.png")["images"][0]
+        plain = self.cifar(*QUICK, "--cfg-scale", "1", "--out", "x.png")["images"][0]
+        self.assertEqual(guided["required_gmacs"], 2 * plain["required_gmacs"])
+        for image in (guided, plain):
+            self.assertEqual((image["required_share"], image["executed_share"]), (1, 1))
+            self.assertEqual(image["executed_gmacs"], image["required_gmacs"])
+        self.assertAlmostEqual(plain["required_gmacs"], 3 * self.run_json("inspect", CIFAR)["static_gmacs"], places=9)
+
+    def test_work_of_a_dynamic_model(self):
+        flags = ["--model", TINY, *QUICK, "--latents", "x.safetensors"]
+        dynamic = self.run_json("generate", *flags)
+        self.assertEqual(dynamic["mode"], "dynamic")
+        self.assertLess(dynamic["images"][0]["required_share"], 0.95)
+        # The reference engine multiplies everything, routers too.
+        self.assertGreater(dynamic["images"][0]["executed_share"], 1)
+        static = self.run_json("generate", *flags, "--mode", "static")
+        self.assertEqual(static["mode"], "static")
+        self.assertEqual(static["images"][0]["required_share"], 1)
+        for run in (dynamic, static):
+            image = run["images"][0]
+            self.assertAlmostEqual(image["required_gmacs"] / run["static_gmacs"], image["required_share"], places=9)
+            self.assertAlmostEqual(image["executed_gmacs"] / run["static_gmacs"], image["executed_share"], places=9)
+        plain = self.run_json("generate", *flags, "--cfg-scale", "1")["images"][0]
+        self.assertAlmostEqual(plain["required_gmacs"] / dynamic["images"][0]["required_gmacs"], 0.5, delta=0.1)
+
+    def test_spacing(self):
+        flags = ["--model", TINY, "--cfg-scale", "1", "--latents", "x.safetensors"]
+        spacing = {(sampler, steps): self.run_json("generate", *flags, "--sampler", sampler, "--steps", str(steps))["spacing"]
+                   for sampler, steps in (("ddim", 37), ("ddim", 50), ("ddpm", 50))}
+        self.assertIn("even sections", spacing["ddim", 37])
+        self.assertIn("37", spacing["ddim", 37])
+        self.assertIn("fixed stride 20", spacing["ddim", 50])
+        self.assertIn("even sections", spacing["ddpm", 50])
+
+    def test_cfg_channels(self):
+        runs = {channels: self.run_json("generate", "--model", TINY, *QUICK, "--dtype", "f32", "--cfg-channels", channels,
+                                        "--latents", f"{channels}.safetensors") for channels in ("3", "4", "all")}
+        self.assertEqual({channels: run["cfg_channels"] for channels, run in runs.items()}, {"3": 3, "4": 4, "all": 4})
+        samples = {channels: support.load(self.work / f"{channels}.safetensors")[0]["latents"] for channels in runs}
+        self.assertTrue(np.array_equal(samples["all"], samples["4"]))
+        self.assertFalse(np.array_equal(samples["all"], samples["3"]))
+
+
+class SameImageTest(GenerateBase):
+    """Image i of a seed depends on nothing but what was asked for."""
+
+    SPLITS = [("1", "1"), ("3", "2"), ("8", "3"), ("1", "3")]  # batch, threads
+
+    def expect_equal(self, make, *flags):
+        first = None
+        for batch, threads in self.SPLITS:
+            made = make(*flags, "-n", "5", "--batch", batch, "--threads", threads)
+            first = made if first is None else first
+            self.assertTrue(np.array_equal(made, first), (flags, batch, threads))
+
+    def test_ddim(self):
+        self.expect_equal(self.pixels, *QUICK)
+
+    def test_ddim_f32(self):
+        self.expect_equal(self.pixels, *QUICK, "--dtype", "f32")
+
+    def test_ddpm(self):
+        self.expect_equal(self.pixels, "--steps", "4")
+
+    def test_samples_of_a_dynamic_model(self):
+        for dtype in ("bf16", "f32"):
+            self.expect_equal(self.latents, *QUICK, "--eta", "1", "--dtype", dtype)
+
+    def test_number_of_images(self):
+        few, many = (self.pixels("--steps", "3", "-n", n, "--classes", "1") for n in ("2", "5"))
+        self.assertTrue(np.array_equal(few, many[:2]))
+        self.assertFalse(np.array_equal(many[0], many[1]))
+
+    def test_class_by_name(self):
+        named = self.pixels(*QUICK, "--classes", ",".join(NAMES))
+        numbered = self.pixels(*QUICK, "--classes", "0,1,2,3,4,5,6,7,8,9")
+        self.assertTrue(np.array_equal(named, numbered))
+        self.assertTrue(np.array_equal(named, self.pixels(*QUICK, "-n", "10")))
+
+    def test_class_names_file(self):
+        names = self.write("names.txt", "\n".join(f"number {i}" for i in range(10)) + "\n\n")
+        run = self.cifar(*QUICK, "--class-names", names, "--classes", "number 3", "--npz", "a.npz")
+        self.assertEqual((run["images"][0]["class"], run["images"][0]["class_name"]), (3, "number 3"))
+        self.assertTrue(np.array_equal(self.read_npz("a.npz"), self.pixels(*QUICK, "--classes", "cat")))
+
+    def test_what_should_change_it(self):
+        changes = (["--sampler", "ddpm"], [], ["--eta", "1"], ["--seed", "1"], ["--cfg-scale", "2"], ["--cfg-channels", "1"],
+                   ["--num-sampling-steps", "4"], ["--classes", "4"])
+        base = ["--sampler", "ddim", "--num-sampling-steps", "3"]
+        seen = {self.pixels(*(flags if flags[:1] == ["--sampler"] else base[:2] + flags),
+                            *([] if "--num-sampling-steps" in flags else base[2:])).tobytes() for flags in changes}
+        self.assertEqual(len(seen), len(changes))
+
+
+class RecordTest(GenerateBase):
+    """A PNG says how to make it again."""
+
+    FLAGS = ["--classes", "ship,1", "-n", "3", "--seed", "7", "--sampler", "ddim", "--steps", "4", "--eta", "0.3",
+             "--cfg-scale", "2.7", "--cfg-channels", "2", "--dtype", "f32", "--batch", "2"]
+
+    def make_again(self, name):
+        said = self.run_ok("inspect", name)
+        command = shlex.split(re.search(r"^make again +(.*)$", said, re.MULTILINE).group(1))
+        self.assertEqual(command[:2], ["dydit", "generate"])
+        self.assertEqual(command[command.index("--model") + 1], CIFAR.name)
+        command[command.index("--model") + 1] = str(CIFAR)
+        return self.run_json(*command[1:], "--out", "again/")
+
+    def test_record(self):
+        run = self.cifar(*self.FLAGS, "--out", "grid.png")
+        shown = self.run_json("inspect", "grid.png")
+        self.assertEqual((shown["format"], shown["width"], shown["height"], shown["channels"]), ("png", 104, 36, 3))
+        record = shown["record"]
+        self.assertEqual([{key: image[key] for key in IMAGE_KEYS} for image in run["images"]], record["images"])
+        for key in set(record) - {"images"}:
+            self.assertEqual(record[key], run[key], key)
+        self.assertEqual(record["model"]["sha256"], self.run_json("inspect", CIFAR)["sha256"])
+        self.assertEqual(json.loads(shown["text"]["dydit"]), record)
+        parameters = shown["text"]["parameters"]
+        for part in ("ship", "automobile", "Steps: 4", "Sampler: ddim", "CFG scale: 2.7", "Seed: 7", "Size: 32x32",
+                     record["model"]["sha256"][:10]):
+            self.assertIn(part, parameters)
+
+    def test_make_again(self):
+        self.cifar(*self.FLAGS, "--out", "first/")
+        self.make_again("first/000002.png")
+        for i in range(3):
+            first, again = (read_png(self.work / folder / f"{i:06}.png") for folder in ("first", "again"))
+            self.assertTrue(np.array_equal(first, again), i)
+
+    def test_numbered_image_holds_its_own_record(self):
+        self.cifar(*self.FLAGS, "--out", "first/")
+        images = self.run_json("inspect", "first/000001.png")["record"]["images"]
+        self.assertEqual([(image["index"], image["class_name"]) for image in images], [(1, "automobile")])
+
+    def test_foreign_png(self):
+        self.write("foreign.png", support.tiny_png())
+        self.assertNotIn("record", self.run_json("inspect", "foreign.png"))
+        self.assertIn("no record", self.run_ok("inspect", "foreign.png"))
+
+
+class InterruptTest(GenerateBase):
+    """Ctrl-C keeps the finished images and nothing half-written."""
+
+    IMAGES = 400
+
+    def interrupt(self, number, *flags):
+        """Starts a long run and stops it once two images are there."""
+        process = subprocess.Popen(
+            [support.PROGRAM, "generate", "--model", CIFAR, "-n", str(self.IMAGES), "--batch", "1", "--steps", "8", "--out",
+             "images/", "-q", "--json", *flags],
+            cwd=self.work, env=support.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            deadline = time.monotonic() + support.TIMEOUT
+            while not (self.work / "images/000001.png").exists():
+                self.assertIsNone(process.poll(), "ended too early")
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.01)
+            process.send_signal(number)
+            stdout, stderr = process.communicate(timeout=support.TIMEOUT)
+        finally:
+            process.kill()
+        self.assertEqual((process.returncode, stderr), (CANCELLED, ""))
+        return self.one_object(stdout)
+
+    def check(self, run, *more_files):
+        done = len(run["images"])
+        self.assertIs(run["cancelled"], True)
+        self.assertTrue(2 <= done < self.IMAGES, done)
+        names = [f"images/{i:06}.png" for i in range(done)]
+        self.assertEqual(set(self.files()), {*names, *more_files, "images"})
+        self.assertEqual(run["files"], [*names, *more_files])
+        for name in (names[0], names[-1]):
+            self.assertEqual(read_png(self.work / name).shape, (SIDE, SIDE, 3))
+        return done, names
+
+    def test_interrupt(self):
+        self.check(self.interrupt(signal.SIGINT))
+
+    def test_terminate_with_npz(self):
+        done, names = self.check(self.interrupt(signal.SIGTERM, "--npz", "x.npz"), "x.npz", "x.npz.json")
+        images = self.read_npz("x.npz")
+        self.assertEqual(images.shape, (done, SIDE, SIDE, 3))
+        self.assertTrue(np.array_equal(images[-1], read_png(self.work / names[-1])))
+
+
+if __name__ == "__main__":
+    support.main()

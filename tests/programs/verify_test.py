@@ -1,0 +1,117 @@
+"""dydit verify: that it compares all that is recorded, and that it can fail."""
+
+import numpy as np
+
+import support
+from support import CIFAR, GOLDEN, TINY, TINY_PT, ProgramTest
+
+FAILED, USAGE = 1, 2
+FORWARD, DIFFUSION = GOLDEN / "forward.safetensors", GOLDEN / "diffusion.safetensors"
+FORWARD_CHECKS = {"pos_embed_formula", "attn_mask", "mlp_mask", "token_mask", "out", "out_static", "cfg_out"}
+
+
+class AgreesTest(ProgramTest):
+    def checks(self, *args):
+        report = self.run_json("verify", "--model", TINY, *args)
+        self.assertIs(report["passed"], True)
+        self.assertTrue(all(check["ok"] for check in report["checks"]), report)
+        return {check["name"]: check for check in report["checks"]}
+
+    def test_forward(self):
+        checks = self.checks("--reference", FORWARD)
+        self.assertEqual(set(checks), FORWARD_CHECKS)
+        for name in ("attn_mask", "mlp_mask", "token_mask"):
+            self.assertEqual((checks[name]["disagreements"], checks[name]["allowed_share"]), (0, 0))
+        for name in ("out", "out_static", "cfg_out"):
+            self.assertLessEqual(checks[name]["error"], 1e-5)
+            self.assertLessEqual(checks[name]["limit"], 1e-5)
+
+    def test_forward_bf16(self):
+        checks = self.checks("--reference", FORWARD, "--dtype", "bf16")
+        self.assertEqual(set(checks), FORWARD_CHECKS)
+        self.assertGreater(checks["out"]["error"], 1e-5, "this was no bfloat16")
+
+    def test_diffusion(self):
+        recorded = set(support.load(DIFFUSION)[0])
+        tables = {name for name in recorded if name.startswith(("betas", "alphas", "sqrt_", "posterior_"))}
+        timesteps = {name for name in recorded if name.startswith("timesteps_")}
+        steps = {name for name in recorded if name.startswith("step_") and name.endswith("_out")}
+        runs = {name for name in recorded if name.startswith("sample_") and name.endswith("_out")}
+        self.assertEqual((len(tables), len(timesteps), len(steps), len(runs)), (11, 7, 12, 4))
+        checks = self.checks("--reference", DIFFUSION)
+        self.assertEqual(set(checks), tables | timesteps | steps | runs)
+        for name in steps:
+            self.assertLessEqual(checks[name]["limit"], 1e-5)
+
+
+class DisagreesTest(ProgramTest):
+    def failed_checks(self, *args):
+        result = self.run_program("verify", *args, "-q", "--json")
+        self.assertEqual((result.returncode, result.stderr), (FAILED, ""))
+        report = self.one_object(result.stdout)
+        self.assertIs(report["passed"], False)
+        return {check["name"] for check in report["checks"] if not check["ok"]}
+
+    def test_wrong_weights(self):
+        failed = self.failed_checks("--model", TINY_PT, "--reference", FORWARD)  # ema = half of model
+        self.assertLessEqual({"out", "out_static", "cfg_out"}, failed)
+
+    def test_says_so(self):
+        result = self.run_program("verify", "--model", TINY_PT, "--reference", FORWARD, "-q")
+        self.assertEqual((result.returncode, result.stderr), (FAILED, ""))
+        self.assertRegex(result.stdout, r"(?m)^FAIL  out +error ")
+        self.assertRegex(result.stdout, r"(?m)^ok    pos_embed_formula ")
+        self.assertRegex(result.stdout, r"FAILED: \d+ checks\n\Z")
+
+    def test_each_recorded_value_counts(self):
+        tensors, _ = support.load(FORWARD)
+        for name in ("attn_mask", "mlp_mask", "token_mask"):
+            with self.subTest(name):
+                changed = tensors[name].copy()
+                changed.flat[0] = 1 - changed.flat[0]
+                path = self.save("flipped.safetensors", {**tensors, name: changed})
+                self.assertEqual(self.failed_checks("--model", TINY, "--reference", path), {name})
+        for value in (np.nan, tensors["out"].flat[7] + 1e-3 * np.abs(tensors["out"]).max()):
+            changed = tensors["out"].copy()
+            changed.flat[7] = value
+            path = self.save("moved.safetensors", {**tensors, "out": changed})
+            self.assertEqual(self.failed_checks("--model", TINY, "--reference", path), {"out"})
+
+    def test_wrong_table(self):
+        tensors, _ = support.load(DIFFUSION)
+        betas = {"betas": tensors["betas"] * (1 + 1e-7), "timesteps_20": tensors["timesteps_20"] + 1}
+        path = self.save("tables.safetensors", betas)
+        self.assertEqual(self.failed_checks("--model", TINY, "--reference", path), {"betas", "timesteps_20"})
+
+
+class RefusedTest(ProgramTest):
+    def expect_refused(self, model, reference, exit_code, *fragments, flags=()):
+        self.expect_error(["verify", "--model", model, "--reference", reference, *flags], exit_code, *fragments)
+
+    def test_nothing_known(self):
+        path = self.save("odd.safetensors", {"odd": np.zeros(3, np.float32)})
+        self.expect_refused(TINY, path, FAILED, str(path), "nothing that verify can replay")
+
+    def test_wrong_model(self):
+        for reference in (FORWARD, DIFFUSION):
+            self.expect_refused(CIFAR, reference, FAILED, str(reference), "(rows, 3, 32, 32)", "belong together")
+
+    def test_bf16_runs(self):
+        self.expect_refused(TINY, DIFFUSION, USAGE, "--dtype bf16", "f32", flags=["--dtype", "bf16"])
+
+    def test_not_a_reference(self):
+        self.expect_refused(TINY, self.write("text", "no tensors here"), FAILED, "text")
+        self.expect_refused(TINY, TINY_PT, FAILED, str(TINY_PT))
+
+    def test_incomplete(self):
+        tensors, _ = support.load(FORWARD)
+        y = tensors.pop("y")
+        self.expect_refused(TINY, self.save("cut.safetensors", tensors), FAILED, "tensor y is missing", "nearest")
+        self.expect_refused(TINY, self.save("cut.safetensors", {**tensors, "y": y[:-1]}), FAILED, "11 labels", "12")
+        self.expect_refused(TINY, self.save("cut.safetensors", {**tensors, "y": y + 1}), FAILED, "label 11", "0 to 10")
+        tensors["y"] = y
+        self.expect_refused(TINY, self.save("cut.safetensors", {**tensors, "t": tensors["t"] + 1000}), FAILED, "timestep")
+
+
+if __name__ == "__main__":
+    support.main()
