@@ -128,8 +128,9 @@ void OutputFile::write_at(uint64_t offset, std::span<const std::byte> bytes) {
   }
 }
 
-void OutputFile::commit() {
+void OutputFile::commit(Durability durability) {
   DYDIT_CHECK(descriptor_ >= 0, "{}: is already committed", target_.string());
+  if (durability == Durability::Synced && ::fsync(descriptor_) != 0) fail_write(target_, errno);
   const int closed = ::close(descriptor_);
   descriptor_ = -1;  // gone whatever close says; a second close could hit another file
   if (closed != 0) fail_write(target_, errno);

@@ -29,6 +29,9 @@ class MappedFile {
   size_t size_;
 };
 
+/// Synced: the bytes are on the disk before the name changes, so that not even a power cut leaves half a file.
+enum class Durability { Normal, Synced };
+
 /// A file being written. The bytes go to a temporary name beside the target, commit() renames it over the
 /// target; without commit() the destructor removes it and the target stays as it was. A target that exists
 /// and is not a regular file (a pipe, /dev/stdout) is written directly. Through a symbolic link the file it
@@ -46,7 +49,7 @@ class OutputFile {
   /// Overwrites bytes already written (to fill in a header); an Error on a target that cannot seek.
   void write_at(uint64_t offset, std::span<const std::byte> bytes);
   uint64_t size() const { return size_; }
-  void commit();
+  void commit(Durability durability = Durability::Normal);
 
  private:
   std::filesystem::path target_;

@@ -237,7 +237,7 @@ SafetensorsFile read_safetensors(const std::filesystem::path& path) {
 }
 
 void write_safetensors(const std::filesystem::path& path, const TensorViews& tensors,
-                       const std::map<std::string, std::string>& metadata) {
+                       const std::map<std::string, std::string>& metadata, Durability durability) {
   // Wide dtypes first, then by name: every tensor is then aligned to its element.
   std::vector<const TensorViews::value_type*> order;
   for (const auto& entry : tensors) order.push_back(&entry);
@@ -278,7 +278,7 @@ void write_safetensors(const std::filesystem::path& path, const TensorViews& ten
   OutputFile file(path);
   file.write(length + text);
   for (const std::span<const std::byte> bytes : contents) file.write(bytes);
-  file.commit();
+  file.commit(durability);
 }
 
 }  // namespace dydit

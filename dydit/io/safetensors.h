@@ -26,6 +26,7 @@ SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, const std::s
 
 /// Writes tensors (contiguous views only) and metadata; temporary name, then rename.
 void write_safetensors(const std::filesystem::path& path, const TensorViews& tensors,
-                       const std::map<std::string, std::string>& metadata);
+                       const std::map<std::string, std::string>& metadata,
+                       Durability durability = Durability::Normal);
 
 }  // namespace dydit

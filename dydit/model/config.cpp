@@ -7,6 +7,8 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "dydit/base/error.h"
+
 namespace dydit {
 namespace {
 
@@ -42,6 +44,25 @@ std::string model_name(const DiTConfig& config) {
   }
   return fmt::format("{} ({} blocks, hidden {}, {} heads, patch {})", prefix, config.depth,
                      config.hidden_size, config.num_heads, config.patch_size);
+}
+
+DiTConfig named_config(const std::string& name) {
+  const std::string_view text =
+      name.starts_with("DiT-") ? std::string_view(name).substr(4) : std::string_view(name);
+  for (const NamedSize& size : kNamedSizes) {
+    for (const int patch : {2, 4, 8}) {
+      if (text != fmt::format("{}/{}", size.name, patch)) continue;
+      DiTConfig config;
+      config.patch_size = patch;
+      config.depth = size.depth;
+      config.hidden_size = size.hidden_size;
+      config.num_heads = size.num_heads;
+      config.mlp_hidden = 4 * size.hidden_size;
+      return config;
+    }
+  }
+  throw UsageError(
+      fmt::format("{}: no such size; expected DiT-S, DiT-B, DiT-L or DiT-XL with /2, /4 or /8", name));
 }
 
 int known_num_heads(int hidden_size) {

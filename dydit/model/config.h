@@ -42,6 +42,10 @@ nlohmann::json config_to_json(const DiTConfig& config);
 /// "DiT-XL/2", "DyDiT-S/4" for the published sizes, else "DiT (8 blocks, hidden 256, 8 heads, patch 4)".
 std::string model_name(const DiTConfig& config);
 
+/// The shape of a published size, "DiT-XL/2" (or "XL/2"); throws UsageError for another name. Input and
+/// classes are the defaults.
+DiTConfig named_config(const std::string& name);
+
 /// Heads of the published hidden sizes (384: 6, 768: 12, 1024 and 1152: 16); 0 when unknown.
 int known_num_heads(int hidden_size);
 

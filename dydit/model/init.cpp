@@ -85,8 +85,8 @@ Checkpoint init_checkpoint(const DiTConfig& config, uint64_t seed) {
 
 Checkpoint add_routers(const Checkpoint& checkpoint, const RouterInit& init, uint64_t seed) {
   at::NoGradGuard no_grad;
-  DYDIT_CHECK(!checkpoint.config.is_dynamic(), "{}: already has routers; fine-tuning starts from a static DiT",
-              checkpoint.path.string());
+  DYDIT_CHECK(!checkpoint.config.is_dynamic(),
+              "{}: already has routers; fine-tuning starts from a static DiT", checkpoint.path.string());
   Checkpoint dynamic = checkpoint;
   dynamic.config.width_routers = init.width;
   dynamic.config.token_routers = init.tokens;

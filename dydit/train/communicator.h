@@ -17,8 +17,8 @@ class Communicator {
   virtual void barrier() {}
 };
 
-/// The processes that mpirun started, through the module libdydit_mpi.so beside the program; a Communicator of one
-/// process when not under mpirun. Throws Error under mpirun when the module or MPI is missing.
+/// The processes that mpirun started, through the module libdydit_mpi.so beside the program; a Communicator
+/// of one process when not under mpirun. Throws Error under mpirun when the module or MPI is missing.
 std::shared_ptr<Communicator> make_communicator();
 
 }  // namespace dydit

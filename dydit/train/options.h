@@ -12,10 +12,10 @@
 namespace dydit {
 
 struct DynamicOptions {
-  double lambda = 0.5;       // work ratio to reach
-  int anneal_start = 100;    // steps before the target leaves 1
-  int anneal_steps = 1000;   // W: the target falls linearly and reaches lambda at step W
-  int complete_steps = 0;    // steps with the complete-model term
+  double lambda = 0.5;      // work ratio to reach
+  int anneal_start = 100;   // steps before the target leaves 1
+  int anneal_steps = 1000;  // W: the target falls linearly and reaches lambda at step W
+  int complete_steps = 0;   // steps with the complete-model term
   GateKind gates = GateKind::Hard;
 };
 

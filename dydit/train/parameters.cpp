@@ -31,7 +31,8 @@ ParameterStore::ParameterStore(DiT& model, double router_lr_scale) {
       pos_embed_ = parameter.value();
       continue;
     }
-    const bool router = name.find(".router.") != std::string::npos || name.find("token_selection") != std::string::npos;
+    const bool router =
+        name.find(".router.") != std::string::npos || name.find("token_selection") != std::string::npos;
     slots_.push_back({name, total, parameter.value().numel(), parameter.value().sizes().vec(),
                       router ? static_cast<float>(router_lr_scale) : 1.0f});
     total += parameter.value().numel();

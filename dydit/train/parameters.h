@@ -1,5 +1,5 @@
-// All trainable parameters in one flat float32 buffer each for weights, gradients, Adam's moments and EMA: the
-// optimizer, the gradient's norm, the average over processes and the saved state are then single passes.
+// All trainable parameters in one flat float32 buffer each for weights, gradients, Adam's moments and EMA:
+// the optimizer, the gradient's norm, the average over processes and the saved state are then single passes.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,8 @@ struct AdamWOptions {
 
 class ParameterStore {
  public:
-  /// Moves the model's trainable parameters and their gradients into the buffers (the model keeps views). EMA starts as
-  /// a copy. Routers learn with `router_lr_scale` times the learning rate.
+  /// Moves the model's trainable parameters and their gradients into the buffers (the model keeps views). EMA
+  /// starts as a copy. Routers learn with `router_lr_scale` times the learning rate.
   ParameterStore(DiT& model, double router_lr_scale);
 
   void zero_grad();

@@ -1,5 +1,5 @@
-// The FLOPs term is quadratic in a mean over the global batch, so that mean must be known before any backward: then its
-// gradient is a constant times the gradient of each sample's ratio.
+// The FLOPs term is quadratic in a mean over the global batch, so that mean must be known before any
+// backward: then its gradient is a constant times the gradient of each sample's ratio.
 #include "dydit/train/step.h"
 
 #include <vector>
@@ -19,8 +19,8 @@ float uniform(uint64_t seed, uint64_t step, int index, TrainingDraw draw) {
   return value;
 }
 
-at::Tensor drop_labels(const at::Tensor& labels, const DiTConfig& config, const TrainOptions& options, uint64_t step,
-                       int first, TrainingDraw draw) {
+at::Tensor drop_labels(const at::Tensor& labels, const DiTConfig& config, const TrainOptions& options,
+                       uint64_t step, int first, TrainingDraw draw) {
   at::Tensor dropped = labels.clone();
   for (int64_t b = 0; b < labels.size(0); ++b) {
     if (uniform(options.seed, step, first + static_cast<int>(b), draw) < options.label_dropout) {
@@ -43,9 +43,10 @@ void add_kept(StepTerms& terms, const TrainingGates::Kept& kept, int first) {
 
 // Global sums -> means, in one message.
 void reduce_terms(StepTerms& terms, int global_batch, Communicator& processes) {
-  std::vector<double> sums = {terms.mse, terms.vb, terms.complete_mse, terms.complete_vb, terms.ratio,
-                              terms.inference_ratio};
-  for (const auto* kept : {&terms.heads, &terms.groups, &terms.tokens}) sums.insert(sums.end(), kept->begin(), kept->end());
+  std::vector<double> sums = {terms.mse,         terms.vb,    terms.complete_mse,
+                              terms.complete_vb, terms.ratio, terms.inference_ratio};
+  for (const auto* kept : {&terms.heads, &terms.groups, &terms.tokens})
+    sums.insert(sums.end(), kept->begin(), kept->end());
   processes.sum(std::span<double>(sums));
   const auto n = static_cast<double>(global_batch);
   terms.mse = sums[0] / n;
@@ -55,7 +56,8 @@ void reduce_terms(StepTerms& terms, int global_batch, Communicator& processes) {
   terms.ratio = sums[4] / n;
   terms.inference_ratio = sums[5] / n;
   for (int q = 0; q < kQuarters; ++q) {
-    const double samples = (global_batch + kQuarters - 1 - q) / kQuarters;  // of this quarter in the global batch
+    const double samples =
+        (global_batch + kQuarters - 1 - q) / kQuarters;  // of this quarter in the global batch
     terms.heads[q] = sums[6 + q] / samples;
     terms.groups[q] = sums[6 + kQuarters + q] / samples;
     terms.tokens[q] = sums[6 + 2 * kQuarters + q] / samples;
@@ -100,7 +102,8 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
     fill_normal({inputs.noise.data_ptr<float>() + b * per_sample, per_sample}, options.seed, sample,
                 static_cast<uint64_t>(TrainingDraw::Noise));
     const float u = uniform(options.seed, step, first + b, TrainingDraw::Timestep);
-    inputs.t.data_ptr<int64_t>()[b] = (first + b) % kQuarters * kQuarterLength + static_cast<int>(u * kQuarterLength);
+    inputs.t.data_ptr<int64_t>()[b] =
+        (first + b) % kQuarters * kQuarterLength + static_cast<int>(u * kQuarterLength);
   }
   inputs.x_t = q_sample(images, inputs.t, inputs.noise);
   inputs.y = drop_labels(labels, config, options, step, first, TrainingDraw::LabelDropout);
@@ -109,17 +112,17 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
   return inputs;
 }
 
-StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options, Communicator& processes,
-                           uint64_t step, int first, Batch& batch) {
+StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,
+                           Communicator& processes, uint64_t step, int first, Batch& batch) {
   const DiTConfig& config = model->config;
   const auto count = static_cast<int64_t>(batch.labels.size()), micro = count / options.accumulate;
-  const at::Tensor images = at::from_blob(batch.images.data(),
-                                          {count, config.in_channels, config.input_size, config.input_size});
+  const at::Tensor images =
+      at::from_blob(batch.images.data(), {count, config.in_channels, config.input_size, config.input_size});
   const at::Tensor labels = at::from_blob(batch.labels.data(), {count}, at::kLong);
   const auto inputs_of = [&](int m) {
     const int64_t begin = m * micro, end = begin + micro;
-    return make_step_inputs(config, options, step, first + static_cast<int>(begin), images.slice(0, begin, end),
-                            labels.slice(0, begin, end));
+    return make_step_inputs(config, options, step, first + static_cast<int>(begin),
+                            images.slice(0, begin, end), labels.slice(0, begin, end));
   };
   const double scale = 1.0 / options.global_batch;
   const double target = options.dynamic ? target_ratio(options.router, static_cast<int64_t>(step)) : 1.0;
@@ -135,7 +138,8 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
   if (options.dynamic && options.accumulate > 1) {  // only a forward tells which tokens open
     at::NoGradGuard no_grad;
     double sum = 0;
-    for (int m = 0; m < options.accumulate; ++m) sum += sum_of(forward_dynamic(model, options, inputs_of(m)).gates->ratio());
+    for (int m = 0; m < options.accumulate; ++m)
+      sum += sum_of(forward_dynamic(model, options, inputs_of(m)).gates->ratio());
     mean_ratio = global_mean(sum);
   }
   for (int m = 0; m < options.accumulate; ++m) {

@@ -1,5 +1,5 @@
-// The gradient of one training step: [mse + vb](dynamic) + [mse + vb](complete) + 2 (mean ratio - target)^2, over the global
-// batch. (DyDiT, section 3.4)
+// The gradient of one training step: [mse + vb](dynamic) + [mse + vb](complete) + 2 (mean ratio - target)^2,
+// over the global batch. (DyDiT, section 3.4)
 #pragma once
 
 #include <array>
@@ -26,9 +26,9 @@ struct StepTerms {
 
 /// What sample j of a step's global batch draws: functions of (seed, step, j).
 struct StepInputs {
-  at::Tensor x0, noise, x_t;     // (B, C, side, side)
-  at::Tensor t;                  // (B), sample j in quarter j mod 4
-  at::Tensor y, y_complete;      // (B) labels, each with its own dropout
+  at::Tensor x0, noise, x_t;  // (B, C, side, side)
+  at::Tensor t;               // (B), sample j in quarter j mod 4
+  at::Tensor y, y_complete;   // (B) labels, each with its own dropout
   GateNoise gate_noise;
 };
 
@@ -36,9 +36,9 @@ struct StepInputs {
 StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options, uint64_t step, int first,
                             const at::Tensor& images, const at::Tensor& labels);
 
-/// Puts the gradient of step `step` into the store; `batch` holds this process's share of the global batch, from
-/// sample `first` on. All processes end with the same gradient and terms.
-StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options, Communicator& processes,
-                           uint64_t step, int first, Batch& batch);
+/// Puts the gradient of step `step` into the store; `batch` holds this process's share of the global batch,
+/// from sample `first` on. All processes end with the same gradient and terms.
+StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,
+                           Communicator& processes, uint64_t step, int first, Batch& batch);
 
 }  // namespace dydit

@@ -26,8 +26,8 @@ constexpr std::array kVerbs = {
     Verb{"inspect", run_inspect, "say what a checkpoint or a generated PNG is"},
     Verb{"verify", run_verify, "replay recorded vectors of the original code and compare"},
     Verb{"convert", run_convert, "write a checkpoint as safetensors"},
-    Verb{"train", nullptr, ""},
-    Verb{"finetune", nullptr, ""},
+    Verb{"train", run_train, "train a static DiT"},
+    Verb{"finetune", run_finetune, "fine-tune a static DiT into a dynamic one"},
     Verb{"bench", nullptr, ""},
     Verb{"evaluate", nullptr, ""},
 };

@@ -13,6 +13,8 @@ using Args = std::vector<std::string>;
 int run_generate(const Args& args, Isa isa);
 int run_inspect(const Args& args, Isa isa);
 int run_verify(const Args& args, Isa isa);
+int run_train(const Args& args, Isa isa);
+int run_finetune(const Args& args, Isa isa);
 int run_convert(const Args& args, Isa isa);
 
 }  // namespace dydit

@@ -1,6 +1,7 @@
 // Noise is a function of (seed, sample, draw, position) and of nothing else.
 #include "dydit/base/noise.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 #include <vector>
@@ -36,6 +37,11 @@ TEST(FillNormal, ShorterSpanIsAPrefix) {
 TEST(FillNormal, OtherSeedGivesOtherValues) { EXPECT_NE(normals(4, 1, 0, 0)[0], normals(4, 2, 0, 0)[0]); }
 TEST(FillNormal, OtherSampleGivesOtherValues) { EXPECT_NE(normals(4, 1, 0, 0)[0], normals(4, 1, 1, 0)[0]); }
 TEST(FillNormal, OtherDrawGivesOtherValues) { EXPECT_NE(normals(4, 1, 0, 0)[0], normals(4, 1, 0, 1)[0]); }
+
+TEST(FillNormal, DrawsOfOneSampleDoNotOverlap) {
+  const std::vector<float> first = normals(100'000, 1, 0, 0), second = normals(4, 1, 0, 1);
+  EXPECT_EQ(std::search(first.begin(), first.end(), second.begin(), second.end()), first.end());
+}
 
 TEST(FillNormal, HighBitsOfTheSeedCount) {
   EXPECT_NE(normals(4, 1, 0, 0), normals(4, 1 + (uint64_t{1} << 32), 0, 0));

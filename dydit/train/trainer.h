@@ -1,0 +1,41 @@
+// The loop: batch -> gradient -> guard -> AdamW -> EMA -> log, checkpoint, samples. One loop for
+// pre-training, fine-tuning and the static control: the stage is in the options.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <string>
+
+#include "dydit/base/progress.h"
+#include "dydit/data/dataset.h"
+#include "dydit/model/checkpoint.h"
+#include "dydit/train/communicator.h"
+#include "dydit/train/options.h"
+#include "dydit/train/watch.h"
+
+namespace dydit {
+
+struct RunOptions {
+  std::filesystem::path run;  // folder of this run; exists
+  bool resume = false;        // continue its newest whole checkpoint
+  int64_t checkpoint_every = 1000;
+  int keep_last = 3;
+  int64_t keep_every = 0;  // checkpoints at multiples are kept for good; 0: none
+  int64_t log_every = 100;
+  int64_t sample_every = 0;  // 0: never
+};
+
+struct TrainCallbacks {
+  std::function<void(const std::string&)> on_text;  // what happened, a line each
+  std::function<void(const LogRow&)> on_row;
+  std::function<void(const Checkpoint& ema, int64_t step, Watch& watch)> on_sample;
+  ProgressFn on_progress;
+  const CancelFlag* cancel = nullptr;  // looked at between steps; a checkpoint is saved first
+};
+
+/// Trains `start` (weights and configuration) on `data` until options.total_steps are done. Throws Cancelled
+/// after saving when asked to stop, and Error when the loss is NaN (the state is saved aside as RUN/nan).
+void train(const Checkpoint& start, const Dataset& data, const TrainOptions& options, const RunOptions& run,
+           Communicator& processes, const TrainCallbacks& callbacks);
+
+}  // namespace dydit

@@ -1,0 +1,103 @@
+// One list of named columns feeds both the CSV and the events.
+#include "dydit/train/watch.h"
+
+#include <fstream>
+#include <sstream>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "dydit/base/error.h"
+#include "dydit/io/file.h"
+
+namespace dydit {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::vector<std::pair<std::string, double>> columns(const LogRow& row) {
+  const StepTerms& terms = row.terms;
+  std::vector<std::pair<std::string, double>> result = {{"loss", terms.loss()},
+                                                        {"mse", terms.mse},
+                                                        {"vb", terms.vb},
+                                                        {"complete_mse", terms.complete_mse},
+                                                        {"complete_vb", terms.complete_vb},
+                                                        {"flops_loss", terms.flops_loss},
+                                                        {"target_ratio", row.target},
+                                                        {"ratio_training", terms.ratio},
+                                                        {"ratio_inference", terms.inference_ratio},
+                                                        {"grad_norm", row.grad_norm},
+                                                        {"skipped", static_cast<double>(row.skipped)},
+                                                        {"lr", row.lr},
+                                                        {"images_per_second", row.images_per_second}};
+  for (const auto& [name, kept] : {std::pair{"heads", &terms.heads}, std::pair{"groups", &terms.groups},
+                                   std::pair{"tokens", &terms.tokens}}) {
+    for (int q = 0; q < kQuarters; ++q) result.emplace_back(fmt::format("{}_q{}", name, q), (*kept)[q]);
+  }
+  return result;
+}
+
+void append(const fs::path& path, const std::string& text) {
+  std::ofstream file(path, std::ios::app);
+  file << text << std::flush;
+  DYDIT_CHECK(file, "{}: cannot append to it; is the disk full?", path.string());
+}
+
+// Keeps the header and the rows of steps up to `last`.
+void truncate_csv(const fs::path& path, int64_t last) {
+  std::ifstream in(path);
+  if (!in) return;
+  std::ostringstream kept;
+  bool header = true;
+  for (std::string line; std::getline(in, line); header = false) {
+    // A row that a kill cut short has no line end; getline gives it with eof set.
+    if (header || (!in.eof() && std::atoll(line.c_str()) <= last)) kept << line << '\n';
+  }
+  OutputFile out(path);
+  out.write(kept.str());
+  out.commit();
+}
+
+}  // namespace
+
+std::string log_line(const LogRow& row) {
+  std::string line = fmt::format(
+      "(step={:07}) Train Loss: {:.4f}, Train Steps/Sec: {:.2f}, Images/Sec: {:.1f}, Grad Norm: {:.3f}, "
+      "Skipped: {}",
+      row.step, row.terms.loss(), row.steps_per_second, row.images_per_second, row.grad_norm, row.skipped);
+  if (row.target < 1 || row.terms.ratio < 1) {
+    line += fmt::format(", Ratio: {:.4f} (training) {:.4f} (inference), Target: {:.4f}", row.terms.ratio,
+                        row.terms.inference_ratio, row.target);
+  }
+  return line;
+}
+
+Watch::Watch(const fs::path& run, int64_t resumed_step) : run_(run) {
+  truncate_csv(run_ / "log.csv", resumed_step);
+  truncate_events(run_, resumed_step);
+  events_ = std::make_unique<EventWriter>(run_);
+}
+
+void Watch::add(const LogRow& row) {
+  const auto named = columns(row);
+  if (!fs::exists(run_ / "log.csv")) {
+    std::string header = "step,seconds";
+    for (const auto& [name, value] : named) header += "," + name;
+    append(run_ / "log.csv", header + "\n");
+  }
+  std::string line = fmt::format("{},{:.3f}", row.step, row.seconds);
+  for (const auto& [name, value] : named) {
+    line += fmt::format(",{:.8g}", value);
+    events_->scalar(name, row.step, static_cast<float>(value));
+  }
+  append(run_ / "log.csv", line + "\n");
+  text(log_line(row));
+}
+
+void Watch::add_image(int64_t step, int width, int height, std::span<const std::byte> png) {
+  events_->image("samples", step, width, height, png);
+}
+
+void Watch::text(const std::string& line) { append(run_ / "log.txt", line + "\n"); }
+
+}  // namespace dydit

@@ -1,0 +1,231 @@
+// dydit train and dydit finetune: flags -> a starting checkpoint and options -> the one trainer.
+#include <fstream>
+
+#include <ATen/Parallel.h>
+#include <nlohmann/json.hpp>
+
+#include "dydit/base/error.h"
+#include "dydit/io/file.h"
+#include "dydit/io/png.h"
+#include "dydit/model/init.h"
+#include "dydit/model/macs.h"
+#include "dydit/pipeline/generate.h"
+#include "dydit/pipeline/pixels.h"
+#include "model_flags.h"
+#include "train_flags.h"
+#include "verbs.h"
+
+namespace dydit {
+namespace {
+
+constexpr int kSampleImages = 16;
+
+// A grid of the EMA's samples, the same seeds every time, as RUN/samples/STEP.png and in the events.
+void write_sample_grid(const Checkpoint& ema, int64_t step, const TrainFlags& flags, Watch& watch) {
+  if (ema.config.in_channels != 3 && ema.config.in_channels != 1) return;  // latents are not images
+  GenerateOptions options;
+  options.classes.clear();
+  for (int label = 0; label < ema.config.num_classes; ++label) options.classes.push_back(label);
+  options.num_images = kSampleImages;
+  options.num_steps = flags.sample_steps;
+  options.sampler = {SamplerKind::Ddim, 0};
+  options.cfg_scale = flags.sample_cfg_scale;
+  options.threads = flags.threads;
+  options.dtype = flags.options.dtype;
+  std::vector<Image> images;
+  generate(ema, options,
+           {.on_sample = [&](GeneratedSample&& sample) { images.push_back(to_image(sample.sample)); }});
+  const Image grid = make_grid(images, 4);
+  const auto folder = flags.run.run / "samples";
+  std::filesystem::create_directories(folder);
+  const std::string path = (folder / fmt::format("{:07}.png", step)).string();
+  write_png(path, grid, {{"Software", "dydit"}});
+  watch.add_image(step, grid.width, grid.height, MappedFile::open(path)->bytes());
+}
+
+// "DiT-S/2" or "DiT (8 blocks, hidden 256, ...)" -> a folder's name
+std::string folder_name(const DiTConfig& config) {
+  std::string name = model_name(config);
+  if (name.find(' ') != std::string::npos) {
+    name = fmt::format("{}-{}x{}/{}", config.is_dynamic() ? "DyDiT" : "DiT", config.depth, config.hidden_size,
+                       config.patch_size);
+  }
+  std::replace(name.begin(), name.end(), '/', '-');
+  return name;
+}
+
+void run_training(const Checkpoint& start, const Dataset& dataset, TrainFlags& flags, Communicator& processes,
+                  Console& console) {
+  flags.run.run =
+      choose_run_folder(flags.results_dir, folder_name(start.config), flags.run.resume, processes);
+  const bool root = processes.rank() == 0;
+  const CancelFlag& cancel = install_cancel_handler();
+  if (root) {
+    console.info(fmt::format("run      {}", flags.run.run.string()));
+    console.info(fmt::format("model    {}, {:.2f} M parameters, {:.4g} GMACs a forward",
+                             model_name(start.config), static_cast<double>(start.num_parameters()) / 1e6,
+                             static_cast<double>(static_macs(start.config)) / 1e9));
+    console.info(
+        fmt::format("data     {}: {} images {}x{}x{}, {} classes{}", flags.data_path, dataset.size(),
+                    dataset.channels(), dataset.side(), dataset.side(), dataset.class_names().size(),
+                    dataset.skipped() ? fmt::format(", {} broken ones left out", dataset.skipped()) : ""));
+    console.info(fmt::format("training {} steps of {} images, {} process(es) x {} threads, {}, seed {}",
+                             flags.options.total_steps, flags.options.global_batch, processes.size(),
+                             flags.threads, flags.options.dtype == at::kFloat ? "f32" : "bf16",
+                             flags.options.seed));
+  }
+  TrainCallbacks callbacks;
+  callbacks.cancel = &cancel;
+  callbacks.on_text = [&](const std::string& line) {
+    if (root) console.info(line);
+  };
+  callbacks.on_row = [&](const LogRow& row) { console.info(log_line(row)); };
+  callbacks.on_sample = [&](const Checkpoint& ema, int64_t step, Watch& watch) {
+    write_sample_grid(ema, step, flags, watch);
+  };
+  if (root) callbacks.on_progress = [&](const Progress& progress) { console.progress(progress); };
+  train(start, dataset, flags.options, flags.run, processes, callbacks);
+}
+
+struct SizeFlags {
+  std::string size;
+  int hidden = 0, depth = 0, heads = 0, patch = 0;
+};
+
+DiTConfig config_from_flags(const SizeFlags& flags, const Dataset& dataset) {
+  DiTConfig config;
+  if (!flags.size.empty()) {
+    config = named_config(flags.size);
+  } else {
+    DYDIT_USAGE_CHECK(
+        flags.hidden && flags.depth && flags.heads && flags.patch,
+        "give --size (e.g. DiT-S/4), or --hidden, --depth, --heads and --patch, or --model to start from");
+    DYDIT_USAGE_CHECK(flags.hidden % flags.heads == 0 && flags.hidden % 4 == 0,
+                      "--hidden {}: must be a multiple of 4 and of --heads {}", flags.hidden, flags.heads);
+    config.hidden_size = flags.hidden;
+    config.depth = flags.depth;
+    config.num_heads = flags.heads;
+    config.patch_size = flags.patch;
+    config.mlp_hidden = 4 * flags.hidden;
+  }
+  config.input_size = dataset.side();
+  config.in_channels = dataset.channels();
+  config.num_classes = static_cast<int>(dataset.class_names().size());
+  DYDIT_USAGE_CHECK(config.input_size % config.patch_size == 0, "patches of {} do not tile images of {}x{}",
+                    config.patch_size, config.input_size, config.input_size);
+  return config;
+}
+
+}  // namespace
+
+int run_train(const Args& args, Isa isa) {
+  Cli cli("train", "Train a static DiT from scratch or from a checkpoint.");
+  TrainFlags flags;
+  SizeFlags size;
+  std::string model;
+  int num_heads = 0;
+  flags.add(cli);
+  cli.app.add_option("--model,--ckpt", model,
+                     "Static checkpoint to start from (fresh optimizer, warm-up again)");
+  cli.app.add_option("--num-heads", num_heads, "Heads of --model, where the file does not say")
+      ->check(CLI::Range(1, 4096));
+  cli.app.add_option("--size", size.size, "Named size: DiT-S/2 ... DiT-XL/8");
+  cli.app.add_option("--hidden", size.hidden, "Hidden size")->check(CLI::Range(4, 1 << 16));
+  cli.app.add_option("--depth", size.depth, "Blocks")->check(CLI::Range(1, 1024));
+  cli.app.add_option("--heads", size.heads, "Attention heads")->check(CLI::Range(1, 1024));
+  cli.app.add_option("--patch", size.patch, "Patch size")->check(CLI::Range(1, 1024));
+  cli.parse(args);
+  Console console(cli.verbosity);
+  const auto processes = make_communicator();
+  at::set_num_threads(flags.threads);
+  Checkpoint start;
+  if (!model.empty()) {
+    start = load_checkpoint(model, {.num_heads = num_heads});
+    DYDIT_USAGE_CHECK(!start.config.is_dynamic(), "{}: has routers; train makes static models, use finetune",
+                      model);
+    flags.data.side = start.config.input_size;
+    flags.data.channels = start.config.in_channels;
+  }
+  flags.data.threads = flags.threads;
+  const auto dataset = Dataset::load(flags.data_path, flags.data);
+  if (model.empty()) start = init_checkpoint(config_from_flags(size, *dataset), flags.options.seed);
+  start.class_names = dataset->class_names();
+  flags.resolve(*dataset, isa);
+  run_training(start, *dataset, flags, *processes, console);
+  return 0;
+}
+
+int run_finetune(const Args& args, Isa isa) {
+  Cli cli("finetune",
+          "Fine-tune a static DiT into a dynamic one (or, with --static, into a static control).");
+  TrainFlags flags;
+  flags.options.skip_norm = 200;
+  DynamicOptions& router = flags.options.router;
+  router.complete_steps = 0;
+  RouterInit init;
+  std::string model, gates = "hard", tdw = "on", sdt = "on", importance = "magnitude", rule = "threshold";
+  std::vector<double> biases = {kWidthRouterBias, kTokenRouterBias};
+  bool control = false;
+  int num_heads = 0;
+  flags.add(cli);
+  add_model_path(cli, model, num_heads);
+  cli.app
+      .add_option("--lambda,--token_ratio,--token-ratio", router.lambda,
+                  "Work ratio to reach, above 0 and below 1")
+      ->capture_default_str();
+  cli.app.add_option("--router-bias", biases, "Biases at the start: width routers, token routers")
+      ->delimiter(',')
+      ->expected(2)
+      ->capture_default_str();
+  cli.app
+      .add_option("--router-lr-scale", flags.options.router_lr_scale,
+                  "Learning rate of the routers, as a factor")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1e6));
+  cli.add_choice("--importance", importance, {"magnitude", "none"},
+                 "Order heads and channels before fine-tuning");
+  cli.app.add_option("--anneal-start", router.anneal_start, "Steps before the target leaves 1")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1 << 30));
+  cli.app.add_option("--anneal-steps", router.anneal_steps, "W: at step W the target has reached lambda")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 30));
+  cli.app.add_option("--complete-steps", router.complete_steps, "Steps with the complete-model term")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1 << 30));
+  cli.add_choice("--gates", gates, {"hard", "soft"},
+                 "Gates in training; soft is a control, nothing can be skipped");
+  cli.add_choice("--tdw", tdw, {"on", "off"}, "Timestep-wise dynamic width");
+  cli.add_choice("--sdt", sdt, {"on", "off"}, "Spatial-wise dynamic tokens");
+  cli.add_choice("--gate-rule", rule, {"threshold"}, "How a gate decides at inference", {"capacity"});
+  cli.app.add_flag("--static", control, "Same data and steps, no routers: the control");
+  cli.parse(args);
+  Console console(cli.verbosity);
+  DYDIT_USAGE_CHECK(router.lambda > 0 && router.lambda < 1,
+                    "--lambda {}: expected a work ratio above 0 and below 1", router.lambda);
+  DYDIT_USAGE_CHECK(control || tdw == "on" || sdt == "on",
+                    "--tdw off --sdt off: nothing is left to route; use --static");
+  const auto processes = make_communicator();
+  at::set_num_threads(flags.threads);
+
+  Checkpoint start = load_checkpoint(model, {.num_heads = num_heads});
+  DYDIT_USAGE_CHECK(!start.config.is_dynamic(), "{}: has routers already; finetune starts from a static DiT",
+                    model);
+  flags.data.side = start.config.input_size;
+  flags.data.channels = start.config.in_channels;
+  flags.data.threads = flags.threads;
+  const auto dataset = Dataset::load(flags.data_path, flags.data);
+  if (importance == "magnitude") start = reorder_by_importance(start);
+  flags.options.dynamic = !control;
+  if (!control) {
+    init = {tdw == "on", sdt == "on", biases[0], biases[1]};
+    start = add_routers(start, init, flags.options.seed);
+    start.lambda = router.lambda;
+    router.gates = gates == "soft" ? GateKind::Soft : GateKind::Hard;
+  }
+  flags.resolve(*dataset, isa);
+  run_training(start, *dataset, flags, *processes, console);
+  return 0;
+}
+
+}  // namespace dydit

@@ -1,0 +1,32 @@
+// Flags of train and finetune.
+#pragma once
+
+#include <string>
+
+#include "cli.h"
+#include "dydit/base/isa.h"
+#include "dydit/data/dataset.h"
+#include "dydit/train/trainer.h"
+
+namespace dydit {
+
+struct TrainFlags {
+  std::string data_path, results_dir = "results", flip = "on", dtype = "auto", device = "cpu";
+  DatasetOptions data;
+  TrainOptions options;
+  RunOptions run;
+  double epochs = 0;
+  int threads = 1;
+  int sample_steps = 50;
+  float sample_cfg_scale = 4.0f;
+
+  void add(Cli& cli);
+  /// Turns epochs, dtype and flip into options once the data is known.
+  void resolve(const Dataset& dataset, Isa isa);
+};
+
+/// RESULTS/000-NAME for a new run (made), or the newest run folder there for --resume.
+std::filesystem::path choose_run_folder(const std::string& results_dir, const std::string& name, bool resume,
+                                        Communicator& processes);
+
+}  // namespace dydit
