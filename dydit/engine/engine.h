@@ -48,6 +48,7 @@ struct EngineOptions {
 
 /// The masked modules: executes the complete model and multiplies by masks. The truth that others are held
 /// to.
-std::unique_ptr<Engine> make_reference_engine(DiT model, const WidthPlan& plan, const EngineOptions& options);
+std::unique_ptr<Engine> make_reference_engine(const Checkpoint& checkpoint, const WidthPlan& plan,
+                                              const EngineOptions& options);
 
 }  // namespace dydit

@@ -17,10 +17,8 @@ at::Tensor mask_tensor(const std::vector<uint8_t>& parts) {
 
 class ReferenceEngine final : public Engine {
  public:
-  ReferenceEngine(DiT model, const WidthPlan& plan, const EngineOptions& options)
-      : model_(std::move(model)), plan_(plan), pool_(options.threads) {
-    model_->set_compute_dtype(options.dtype);
-  }
+  ReferenceEngine(const Checkpoint& checkpoint, const WidthPlan& plan, const EngineOptions& options)
+      : model_(make_model(checkpoint, options.dtype)), plan_(plan), pool_(options.threads) {}
 
   std::string_view name() const override { return "reference"; }
 
@@ -77,9 +75,9 @@ class ReferenceEngine final : public Engine {
 
 }  // namespace
 
-std::unique_ptr<Engine> make_reference_engine(DiT model, const WidthPlan& plan,
+std::unique_ptr<Engine> make_reference_engine(const Checkpoint& checkpoint, const WidthPlan& plan,
                                               const EngineOptions& options) {
-  return std::make_unique<ReferenceEngine>(std::move(model), plan, options);
+  return std::make_unique<ReferenceEngine>(checkpoint, plan, options);
 }
 
 }  // namespace dydit

@@ -29,7 +29,8 @@ class MappedFile {
   size_t size_;
 };
 
-/// Synced: the bytes are on the disk before the name changes, so that not even a power cut leaves half a file.
+/// Synced: the bytes are on the disk before the name changes, so that not even a power cut leaves half a
+/// file.
 enum class Durability { Normal, Synced };
 
 /// A file being written. The bytes go to a temporary name beside the target, commit() renames it over the

@@ -104,7 +104,7 @@ class Shapes {
   }
 
  private:
-  static constexpr int64_t kMaxSize = 1 << 24;  // keeps int arithmetic on sizes far from overflow
+  static constexpr int64_t kMaxSize = 1 << 22;  // keeps int arithmetic on sizes far from overflow
   const RawCheckpoint& raw_;
   const std::string& name_;
 };
@@ -154,7 +154,14 @@ DiTConfig infer_config(const RawCheckpoint& raw, const std::string& name, const 
   config.hidden_size = static_cast<int>(patch[0]);
   config.in_channels = static_cast<int>(patch[1]);
   config.patch_size = static_cast<int>(patch[2]);
+  DYDIT_CHECK(patch[2] == patch[3], "{}: x_embedder.proj.weight has shape {}, expected a square patch", name,
+              Shapes::shape_text(patch));
   const int64_t tokens = shapes.of("pos_embed", 3)[1];
+  constexpr int64_t kMaxPatchSide = 1 << 10;
+  DYDIT_CHECK(patch[2] <= kMaxPatchSide && patch[1] <= kMaxPatchSide,
+              "{}: x_embedder.proj.weight has shape {}; no "
+              "model has such patches",
+              name, Shapes::shape_text(patch));
   const int grid = static_cast<int>(std::lround(std::sqrt(static_cast<double>(tokens))));
   DYDIT_CHECK(int64_t{grid} * grid == tokens && grid > 0, "{}: pos_embed holds {} tokens, expected a square",
               name, tokens);
@@ -164,9 +171,9 @@ DiTConfig infer_config(const RawCheckpoint& raw, const std::string& name, const 
   config.mlp_hidden = static_cast<int>(shapes.of("blocks.0.mlp.fc1.weight", 2)[0]);
   config.num_classes = static_cast<int>(shapes.of("y_embedder.embedding_table.weight", 2)[0]) - 1;
   const int64_t outputs = shapes.of("final_layer.linear.weight", 2)[0];
-  DYDIT_CHECK(
-      config.hidden_size > 0 && config.in_channels > 0 && config.patch_size > 0 && config.num_classes > 0,
-      "{}: a tensor has a dimension of size 0", name);
+  DYDIT_CHECK(config.hidden_size > 0 && config.in_channels > 0 && config.patch_size > 0 &&
+                  config.num_classes > 0 && config.mlp_hidden > 0,
+              "{}: a tensor has a dimension of size 0", name);
   DYDIT_CHECK(outputs == config.patch_values() || outputs == 2 * config.patch_values(),
               "{}: final_layer.linear.weight has {} rows, expected patch*patch*channels = {} or twice that",
               name, outputs, config.patch_values());
@@ -185,7 +192,20 @@ void check_finite(const std::string& file, const std::string& name, const at::Te
               "{}: {} holds NaN or infinity; the checkpoint is broken", file, name);
 }
 
+// A few tensors told the configuration; before a model of that size is made, the file must be about as large.
+void check_plausible_size(const RawCheckpoint& raw, const DiTConfig& config, const std::string& name) {
+  double stored = 0;
+  for (const auto& [key, view] : raw.tensors) stored += static_cast<double>(view.numel());
+  const double C = config.hidden_size, F = config.mlp_hidden;
+  const double expected = config.depth * (4 * C * C + 2 * C * F + 6 * C * C) + C * config.num_tokens() +
+                          C * (config.num_classes + 1.0) + 2.0 * C * config.patch_values();
+  DYDIT_CHECK(expected <= stored,
+              "{}: its shapes speak of {} with at least {:.0f} parameters, but it holds {:.0f}", name,
+              model_name(config), expected, stored);
+}
+
 Weights check_weights(const RawCheckpoint& raw, const DiTConfig& config, const std::string& name) {
+  check_plausible_size(raw, config, name);
   const Shapes shapes(raw, name);
   const DiT model = DiT(config);  // uninitialised: only its names and shapes are read
   Weights weights;

@@ -3,6 +3,8 @@
 
 #include <cmath>
 
+#include "dydit/model/embeddings.h"
+
 namespace dydit {
 namespace {
 
@@ -174,24 +176,6 @@ at::Tensor DiTImpl::patchify(const at::Tensor& x) const {
 at::Tensor DiTImpl::unpatchify(const at::Tensor& x) const {
   const int64_t g = config.grid(), p = config.patch_size, c = config.out_channels();
   return x.reshape({-1, g, g, p, p, c}).permute({0, 5, 1, 3, 2, 4}).reshape({-1, c, g * p, g * p});
-}
-
-at::Tensor sincos_pos_embed(int hidden_size, int grid) {
-  const int quarter = hidden_size / 4;
-  const auto omega =
-      at::pow(10000.0, -at::arange(quarter, at::kDouble) / static_cast<double>(quarter)).unsqueeze(0);
-  const auto angles = at::arange(grid, at::kDouble).unsqueeze(1) * omega;  // (grid, C/4)
-  const auto axis = at::cat({at::sin(angles), at::cos(angles)}, 1);        // (grid, C/2)
-  const auto w = axis.unsqueeze(0).expand({grid, grid, 2 * quarter});
-  const auto h = axis.unsqueeze(1).expand({grid, grid, 2 * quarter});
-  return at::cat({w, h}, 2).reshape({1, grid * grid, 4 * quarter}).to(at::kFloat);
-}
-
-at::Tensor timestep_frequencies(const at::Tensor& t) {
-  const int half = kFrequencyEmbeddingSize / 2;
-  const auto frequencies = at::exp(-std::log(kFrequencyMaxPeriod) * at::arange(half, at::kFloat) / half);
-  const auto angles = t.to(at::kFloat).unsqueeze(1) * frequencies.unsqueeze(0);
-  return at::cat({at::cos(angles), at::sin(angles)}, 1);
 }
 
 }  // namespace dydit

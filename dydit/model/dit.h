@@ -13,7 +13,6 @@
 namespace dydit {
 
 inline constexpr double kLayerNormEps = 1e-6;
-inline constexpr double kFrequencyMaxPeriod = 10000.0;
 
 /// What multiplies where. An empty member leaves all of its parts on. Gates may be hard masks (inference),
 /// straight-through or soft (training).
@@ -88,12 +87,5 @@ struct DiTImpl : torch::nn::Module {
   at::Tensor unpatchify(const at::Tensor& x) const;
 };
 TORCH_MODULE(DiT);
-
-/// Fixed 2-D sin-cos position table (1, N, C): w before h, each half [sin | cos], omega = 10000^(-i/(C/4)).
-at::Tensor sincos_pos_embed(int hidden_size, int grid);
-
-/// Frequencies of the timestep embedding: t (B) -> (B, 256) = [cos | sin], every step in float32 as torch
-/// does.
-at::Tensor timestep_frequencies(const at::Tensor& t);
 
 }  // namespace dydit

@@ -8,6 +8,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/model/dit.h"
+#include "dydit/model/embeddings.h"
 
 namespace dydit {
 namespace {

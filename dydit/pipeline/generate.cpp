@@ -2,15 +2,16 @@
 #include "dydit/pipeline/generate.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/isfinite.h>
 #include <c10/core/InferenceMode.h>
 
 #include "dydit/base/error.h"
 #include "dydit/base/noise.h"
 #include "dydit/base/timer.h"
-#include "dydit/model/dit.h"
 #include "dydit/model/macs.h"
 
 namespace dydit {
@@ -24,6 +25,11 @@ void check_options(const DiTConfig& config, const GenerateOptions& options) {
   }
   DYDIT_USAGE_CHECK(options.num_images >= 1, "{} images: expected 1 or more", options.num_images);
   DYDIT_USAGE_CHECK(options.batch >= 1, "batch {}: expected 1 or more", options.batch);
+  DYDIT_USAGE_CHECK(options.sampler.eta >= 0 && options.sampler.eta <= 1, "eta {}: expected 0 to 1",
+                    options.sampler.eta);
+  DYDIT_USAGE_CHECK(std::isfinite(options.cfg_scale), "cfg scale {}: expected a number", options.cfg_scale);
+  DYDIT_USAGE_CHECK(options.guided_channels >= 1, "{} guided channels: expected 1 or more",
+                    options.guided_channels);
   DYDIT_USAGE_CHECK(options.threads >= 1, "{} threads: expected 1 or more", options.threads);
 }
 
@@ -65,6 +71,9 @@ std::vector<GeneratedSample> generate_batch(Engine& engine, const WidthPlan& pla
       total.required += work[count + i].required;
       total.executed += work[count + i].executed;
     }
+    DYDIT_CHECK(at::isfinite(x[i]).all().item<bool>(),
+                "image {}: sampling gave NaN or infinity; try float32, less guidance or more steps",
+                first + i);
     samples.push_back({first + i, static_cast<int>(labels[i]), x[i].clone(), seconds, total});
   }
   return samples;
@@ -76,12 +85,11 @@ void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
               const GenerateCallbacks& callbacks) {
   check_options(checkpoint.config, options);
   c10::InferenceMode guard;
-  DiT model = make_model(checkpoint);
   const Spacing spacing = choose_timesteps(options.sampler.kind, options.num_steps);
-  const WidthPlan plan = make_width_plan(model, spacing.timesteps, options.mode);
+  const WidthPlan plan = make_width_plan(checkpoint, spacing.timesteps, options.mode);
   const DiffusionTables tables = make_diffusion_tables(spacing.timesteps);
   const auto engine =
-      make_reference_engine(model, plan, {.dtype = options.dtype, .threads = options.threads});
+      make_reference_engine(checkpoint, plan, {.dtype = options.dtype, .threads = options.threads});
 
   const int batches = (options.num_images + options.batch - 1) / options.batch;
   for (int b = 0; b < batches; ++b) {

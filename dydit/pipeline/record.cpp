@@ -10,7 +10,22 @@ using nlohmann::json;
 
 constexpr double kGiga = 1e9;
 
+// For a POSIX shell.
+std::string shell_quote(const std::string& text) {
+  const bool plain =
+      text.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/+,=:@") ==
+      std::string::npos;
+  if (plain && !text.empty()) return text;
+  std::string quoted = "'";
+  for (const char c : text) quoted += c == '\'' ? "'\\''" : std::string(1, c);
+  return quoted + "'";
+}
+
 }  // namespace
+
+std::string json_text(const json& value) {
+  return value.dump(-1, ' ', false, json::error_handler_t::replace);
+}
 
 std::string_view sampler_name(SamplerKind kind) { return kind == SamplerKind::Ddpm ? "ddpm" : "ddim"; }
 std::string_view dtype_flag(at::ScalarType dtype) { return dtype == at::kFloat ? "f32" : "bf16"; }
@@ -79,7 +94,7 @@ PngText png_text(const json& run, const json& images) {
                fmt::join(classes, ", "), run["steps"].get<int>(), run["sampler"].get<std::string>(),
                run["cfg_scale"].get<float>(), run["seed"].get<uint64_t>(), run["size"].get<int>(),
                run["size"].get<int>(), sha256.substr(0, 10), file.substr(0, file.rfind('.')), kVersion)},
-          {kRecordKey, record.dump()},
+          {kRecordKey, json_text(record)},
           {"Software", fmt::format("dydit {}", kVersion)}};
 }
 
@@ -88,7 +103,7 @@ std::string reproducing_command(const json& run) {
       "dydit generate --model {} --classes {} -n {} --seed {} --steps {} --sampler {} --cfg-scale {} "
       "--cfg-channels "
       "{} --mode {} --dtype {} --engine {}",
-      run.at("model").at("file").get<std::string>(),
+      shell_quote(run.at("model").at("file").get<std::string>()),
       fmt::join(run.at("classes").get<std::vector<int>>(), ","), run.at("num_images").get<int>(),
       run.at("seed").get<uint64_t>(), run.at("steps").get<int>(), run.at("sampler").get<std::string>(),
       run.at("cfg_scale").get<float>(), run.at("cfg_channels").get<int>(), run.at("mode").get<std::string>(),

@@ -5,8 +5,12 @@
 #include <algorithm>
 #include <numeric>
 
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+#include <fmt/format.h>
+
 #include "dydit/base/row_pool.h"
-#include "dydit/model/dit.h"
+#include "dydit/model/embeddings.h"
 #include "dydit/model/macs.h"
 
 namespace dydit {
@@ -20,20 +24,32 @@ std::vector<uint8_t> open_parts(const float* logits, int num_parts) {
   return parts;
 }
 
+// x (rows, in) through the linear layer `name` in float32.
+at::Tensor linear(const Checkpoint& checkpoint, const std::string& name, const at::Tensor& x) {
+  return at::linear(x, checkpoint.weights.at(name + ".weight").to(at::kFloat),
+                    checkpoint.weights.at(name + ".bias").to(at::kFloat));
+}
+
+at::Tensor embed_timesteps(const Checkpoint& checkpoint, const at::Tensor& t) {
+  const at::Tensor hidden = linear(checkpoint, "t_embedder.mlp.0", timestep_frequencies(t));
+  return linear(checkpoint, "t_embedder.mlp.2", at::silu(hidden));
+}
+
 // Decides timesteps[first, first + kRowsPerBlock), the last block padded with its own last timestep.
-void decide_rows(DiT& model, std::span<const int> timesteps, int first, WidthPlan& plan) {
+void decide_rows(const Checkpoint& checkpoint, std::span<const int> timesteps, int first, WidthPlan& plan) {
   c10::InferenceMode guard;
   const int H = plan.config.num_heads, last = static_cast<int>(timesteps.size()) - 1;
   const at::Tensor t = at::empty({kRowsPerBlock}, at::kLong);
   for (int row = 0; row < kRowsPerBlock; ++row)
     t.data_ptr<int64_t>()[row] = timesteps[std::min(first + row, last)];
-  const at::Tensor t_emb = model->embed_timestep(t);
+  const at::Tensor t_emb = embed_timesteps(checkpoint, t);
   for (int b = 0; b < plan.config.depth; ++b) {
-    const WidthLogits logits = model->blocks[b]->width_logits(t_emb);
+    const at::Tensor heads = linear(checkpoint, fmt::format("blocks.{}.attn_rate.router", b), t_emb);
+    const at::Tensor groups = linear(checkpoint, fmt::format("blocks.{}.mlp_rate.router", b), t_emb);
     for (int row = 0; row < kRowsPerBlock && first + row <= last; ++row) {
       BlockWidth& width = plan.steps[first + row].blocks[b];
-      width.heads = open_parts(logits.heads.data_ptr<float>() + row * (H - 1), H);
-      width.groups = open_parts(logits.groups.data_ptr<float>() + row * (H - 1), H);
+      width.heads = open_parts(heads.data_ptr<float>() + row * (H - 1), H);
+      width.groups = open_parts(groups.data_ptr<float>() + row * (H - 1), H);
     }
   }
 }
@@ -60,8 +76,8 @@ void count_prefixes(const WidthPlan& plan, int block, std::vector<uint8_t> Block
 int BlockWidth::active_heads() const { return std::accumulate(heads.begin(), heads.end(), 0); }
 int BlockWidth::active_groups() const { return std::accumulate(groups.begin(), groups.end(), 0); }
 
-WidthPlan make_width_plan(DiT& model, std::span<const int> timesteps, Mode mode) {
-  const DiTConfig& config = model->config;
+WidthPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> timesteps, Mode mode) {
+  const DiTConfig& config = checkpoint.config;
   WidthPlan plan;
   plan.config = config;
   plan.mode = config.is_dynamic() ? mode : Mode::Static;
@@ -73,7 +89,7 @@ WidthPlan make_width_plan(DiT& model, std::span<const int> timesteps, Mode mode)
   if (plan.mode == Mode::Dynamic && config.width_routers) {
     RowPool one_thread(1);
     const int blocks = (static_cast<int>(timesteps.size()) + kRowsPerBlock - 1) / kRowsPerBlock;
-    one_thread.run(blocks, [&](int i) { decide_rows(model, timesteps, i * kRowsPerBlock, plan); });
+    one_thread.run(blocks, [&](int i) { decide_rows(checkpoint, timesteps, i * kRowsPerBlock, plan); });
   }
   return plan;
 }

@@ -7,11 +7,9 @@
 #include <span>
 #include <vector>
 
-#include "dydit/model/config.h"
+#include "dydit/model/checkpoint.h"
 
 namespace dydit {
-
-class DiT;  // dydit/model/dit.h, which brings torch/torch.h
 
 enum class Mode { Dynamic, Static };  // Static: the complete model, routers ignored
 
@@ -41,7 +39,7 @@ struct WidthPlan {
 
 /// Runs the width routers in float32 for every timestep. Mode::Static, or a model without width routers,
 /// gives a plan with every part on. The result depends neither on thread count nor on the other timesteps.
-WidthPlan make_width_plan(DiT& model, std::span<const int> timesteps, Mode mode);
+WidthPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> timesteps, Mode mode);
 
 /// Multiply-adds that the plan's step needs for one sample, `tokens` (L) of them entering each block's MLP
 /// (empty: all N). Routers are counted when the plan is dynamic.

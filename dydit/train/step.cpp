@@ -94,7 +94,10 @@ void backward_complete(DiT& model, const StepInputs& inputs, const at::Tensor& y
 StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options, uint64_t step, int first,
                             const at::Tensor& images, const at::Tensor& labels) {
   const int count = static_cast<int>(images.size(0));
-  StepInputs inputs{.x0 = images, .noise = at::empty_like(images), .t = at::empty({count}, at::kLong)};
+  StepInputs inputs;
+  inputs.x0 = images;
+  inputs.noise = at::empty_like(images);
+  inputs.t = at::empty({count}, at::kLong);
   const auto per_sample = static_cast<size_t>(images.stride(0));
   constexpr int kQuarterLength = kNumTrainTimesteps / kQuarters;
   for (int b = 0; b < count; ++b) {

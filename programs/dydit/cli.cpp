@@ -63,7 +63,6 @@ std::vector<std::string> Cli::with_environment(const std::vector<std::string>& a
       const std::string name = arg.substr(0, arg.find('='));
       const auto is = [&](const std::string& dashes, const std::vector<std::string>& all) {
         return std::any_of(all.begin(), all.end(), [&](const std::string& n) {
-          // A short flag may carry its value: -n16.
           return dashes.size() == 1 ? arg.starts_with(dashes + n) && !arg.starts_with("--")
                                     : name == dashes + n;
         });

@@ -79,11 +79,17 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
       ->capture_default_str()
       ->check(CLI::Range(1, 65536));
   cli.add_choice("--mode", flags.mode, {"dynamic", "static"}, "Obey the routers or run the complete model");
+  const auto not_empty = [](const std::string& text) {
+    return text.empty() ? "expected a file name" : std::string();
+  };
   app.add_option(
-      "-o,--out", flags.outputs.out,
-      "FILE.png (a grid when several), a pattern like img_%03d.png, or a folder/ (default: samples.png)");
-  app.add_option("--npz", flags.outputs.npz, "Also write the images as the ADM evaluator reads them (arr_0)");
-  app.add_option("--latents", flags.outputs.latents, "Write the samples as they are, float32 safetensors");
+         "-o,--out", flags.outputs.out,
+         "FILE.png (a grid when several), a pattern like img_%03d.png, or a folder/ (default: samples.png)")
+      ->check(not_empty);
+  app.add_option("--npz", flags.outputs.npz, "Also write the images as the ADM evaluator reads them (arr_0)")
+      ->check(not_empty);
+  app.add_option("--latents", flags.outputs.latents, "Write the samples as they are, float32 safetensors")
+      ->check(not_empty);
 }
 
 int parse_class(const std::string& text, const Checkpoint& checkpoint) {
@@ -204,7 +210,7 @@ int run_generate(const Args& args, Isa isa) {
   const auto finish = [&] {
     result["files"] = outputs.finish();
     if (cli.json) {
-      fmt::print("{}\n", result.dump());
+      fmt::print("{}\n", json_text(result));
     } else {
       print_summary(result, cli.verbosity == Verbosity::Verbose);
     }

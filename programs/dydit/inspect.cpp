@@ -10,7 +10,6 @@
 #include "dydit/io/file.h"
 #include "dydit/io/png.h"
 #include "dydit/model/checkpoint.h"
-#include "dydit/model/dit.h"
 #include "dydit/model/macs.h"
 #include "dydit/pipeline/record.h"
 #include "dydit/plan/width_plan.h"
@@ -55,8 +54,7 @@ json checkpoint_json(const Checkpoint& checkpoint, int plan_steps) {
                  {"class_names", checkpoint.class_names}};
   if (checkpoint.lambda) result["lambda"] = *checkpoint.lambda;
   if (config.is_dynamic()) {
-    DiT model = make_model(checkpoint);
-    result["plan"] = plan_json(make_width_plan(model, even_timesteps(plan_steps), Mode::Dynamic));
+    result["plan"] = plan_json(make_width_plan(checkpoint, even_timesteps(plan_steps), Mode::Dynamic));
   }
   return result;
 }
@@ -115,7 +113,7 @@ int inspect_png(const std::string& path, std::span<const std::byte> bytes, bool 
     json result = {{"file", path},          {"format", "png"},           {"width", info.width},
                    {"height", info.height}, {"channels", info.channels}, {"text", info.text}};
     if (!record.is_null()) result["record"] = record;
-    fmt::print("{}\n", result.dump());
+    fmt::print("{}\n", json_text(result));
     return 0;
   }
   fmt::print("{}: PNG {}x{}, {} channels\n", path, info.width, info.height, info.channels);
@@ -162,7 +160,7 @@ int run_inspect(const Args& args, Isa isa) {
   const Checkpoint checkpoint = load_checkpoint(path, {.num_heads = num_heads});
   const json result = checkpoint_json(checkpoint, plan_steps);
   if (cli.json) {
-    fmt::print("{}\n", result.dump());
+    fmt::print("{}\n", json_text(result));
   } else {
     print_checkpoint(result, checkpoint);
   }

@@ -130,7 +130,7 @@ std::vector<std::string> Outputs::finish() {
     nlohmann::json record = run_;
     record["images"] = records_;
     OutputFile sidecar(npz_path_ + ".json");
-    sidecar.write(record.dump(1) + "\n");
+    sidecar.write(json_text(record) + "\n");
     sidecar.commit();
     files_.push_back(npz_path_ + ".json");
   }
@@ -145,7 +145,7 @@ std::vector<std::string> Outputs::finish() {
     nlohmann::json record = run_;
     record["images"] = records_;
     write_safetensors(latents_path_, {{"latents", to_view(latents)}, {"labels", label_view}},
-                      {{kRecordKey, record.dump()}});
+                      {{kRecordKey, json_text(record)}});
     files_.push_back(latents_path_);
   }
   return files_;

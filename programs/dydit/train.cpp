@@ -33,8 +33,9 @@ void write_sample_grid(const Checkpoint& ema, int64_t step, const TrainFlags& fl
   options.threads = flags.threads;
   options.dtype = flags.options.dtype;
   std::vector<Image> images;
-  generate(ema, options,
-           {.on_sample = [&](GeneratedSample&& sample) { images.push_back(to_image(sample.sample)); }});
+  GenerateCallbacks callbacks;
+  callbacks.on_sample = [&](GeneratedSample&& sample) { images.push_back(to_image(sample.sample)); };
+  generate(ema, options, callbacks);
   const Image grid = make_grid(images, 4);
   const auto folder = flags.run.run / "samples";
   std::filesystem::create_directories(folder);

@@ -2,6 +2,7 @@
 #include "train_flags.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 
 #include "dydit/base/error.h"

@@ -9,7 +9,6 @@
 #include "dydit/base/nearest.h"
 #include "dydit/diffusion/schedule.h"
 #include "dydit/io/safetensors.h"
-#include "dydit/model/dit.h"
 #include "dydit/pipeline/record.h"
 #include "model_flags.h"
 #include "verbs.h"
@@ -78,10 +77,10 @@ std::vector<std::string> Reference::names() const {
 
 PlannedEngine make_planned_engine(const VerifyContext& context, std::span<const int> timesteps, Mode mode,
                                   at::ScalarType dtype) {
-  DiT model = make_model(context.checkpoint);
   PlannedEngine planned;
-  planned.plan = make_width_plan(model, timesteps, mode);
-  planned.engine = make_reference_engine(model, planned.plan, {.dtype = dtype, .threads = context.threads});
+  planned.plan = make_width_plan(context.checkpoint, timesteps, mode);
+  planned.engine =
+      make_reference_engine(context.checkpoint, planned.plan, {.dtype = dtype, .threads = context.threads});
   return planned;
 }
 

@@ -9,7 +9,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/diffusion/guidance.h"
-#include "dydit/model/dit.h"
+#include "dydit/model/embeddings.h"
 #include "verify.h"
 
 namespace dydit {

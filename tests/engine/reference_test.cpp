@@ -34,9 +34,8 @@ struct Forward {
 struct EngineOf {
   EngineOf(const Checkpoint& checkpoint, const EngineOptions& options = {}, Mode mode = Mode::Dynamic,
            const std::vector<int>& timesteps = kTimesteps) {
-    DiT model = make_model(checkpoint);
-    plan = make_width_plan(model, timesteps, mode);
-    engine = make_reference_engine(model, plan, options);
+    plan = make_width_plan(checkpoint, timesteps, mode);
+    engine = make_reference_engine(checkpoint, plan, options);
   }
 
   Forward forward(const at::Tensor& x, int step, const std::vector<int64_t>& y) const {

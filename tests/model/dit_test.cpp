@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "dydit/model/embeddings.h"
 #include "tests/support/golden.h"
 #include "tests/support/random_model.h"
 

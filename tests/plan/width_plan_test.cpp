@@ -19,16 +19,16 @@ namespace {
 
 using test::one_head_config;
 using test::random_checkpoint;
-using test::random_model;
 using test::static_config;
 using test::tiny_config;
 
-WidthPlan plan_of(DiT model, const std::vector<int>& timesteps, Mode mode = Mode::Dynamic) {
-  return make_width_plan(model, timesteps, mode);
+WidthPlan plan_of(const Checkpoint& checkpoint, const std::vector<int>& timesteps,
+                  Mode mode = Mode::Dynamic) {
+  return make_width_plan(checkpoint, timesteps, mode);
 }
 
 // Every part of every block has the same logit, whatever the timestep.
-DiT model_with_width_logits(double logit) {
+Checkpoint model_with_width_logits(double logit) {
   Checkpoint checkpoint = random_checkpoint(tiny_config());
   for (int b = 0; b < 2; ++b) {
     for (const char* router : {"attn_rate", "mlp_rate"}) {
@@ -36,7 +36,7 @@ DiT model_with_width_logits(double logit) {
       checkpoint.weights.at(fmt::format("blocks.{}.{}.router.bias", b, router)).fill_(logit);
     }
   }
-  return make_model(checkpoint);
+  return checkpoint;
 }
 
 // A plan of one block of three heads, whose groups are all on.
@@ -49,7 +49,7 @@ WidthPlan hand_made(const std::vector<std::vector<uint8_t>>& heads) {
 }
 
 TEST(WidthPlan, VariesWithTimestepAndBlock) {
-  const WidthPlan plan = plan_of(random_model(tiny_config()), even_timesteps(20));
+  const WidthPlan plan = plan_of(random_checkpoint(tiny_config()), even_timesteps(20));
   bool times_differ = false, blocks_differ = false;
   for (const StepPlan& step : plan.steps) {
     times_differ = times_differ || step.blocks != plan.steps[0].blocks;
@@ -81,13 +81,13 @@ TEST(WidthPlan, RouterOutputJDecidesPartJPlus1) {
   }
   checkpoint.weights.at("blocks.1.attn_rate.router.bias").copy_(at::tensor({-1.0f, 1.0f, -1.0f}));
   checkpoint.weights.at("blocks.1.mlp_rate.router.bias").copy_(at::tensor({1.0f, -1.0f, -1.0f}));
-  const WidthPlan plan = plan_of(make_model(checkpoint), {3});
+  const WidthPlan plan = plan_of(checkpoint, {3});
   EXPECT_EQ(plan.steps[0].blocks[1].heads, (std::vector<uint8_t>{1, 0, 1, 0}));
   EXPECT_EQ(plan.steps[0].blocks[1].groups, (std::vector<uint8_t>{1, 1, 0, 0}));
 }
 
 TEST(WidthPlan, DoesNotDependOnTheOtherTimestepsOrTheirOrder) {
-  DiT model = random_model(tiny_config());
+  const Checkpoint model = random_checkpoint(tiny_config());
   std::vector<int> all(1000);
   std::iota(all.begin(), all.end(), 0);
   const WidthPlan wanted = plan_of(model, all);
@@ -106,7 +106,7 @@ TEST(WidthPlan, DoesNotDependOnTheOtherTimestepsOrTheirOrder) {
 }
 
 TEST(WidthPlan, IsThePublishedCodesOnTheGoldenModel) {
-  DiT model = make_model(load_checkpoint(test::golden_path("model.safetensors")));
+  const Checkpoint model = load_checkpoint(test::golden_path("model.safetensors"));
   const std::vector<int64_t> t = [] {
     const at::Tensor values = test::golden("forward", "t");
     return std::vector<int64_t>(values.data_ptr<int64_t>(), values.data_ptr<int64_t>() + values.numel());
@@ -132,7 +132,7 @@ TEST(WidthPlan, InStaticModeHasEverythingOn) {
 }
 
 TEST(WidthPlan, OfAStaticModelIsStatic) {
-  const WidthPlan plan = plan_of(random_model(static_config()), {7});
+  const WidthPlan plan = plan_of(random_checkpoint(static_config()), {7});
   EXPECT_EQ(plan.mode, Mode::Static);
   EXPECT_FALSE(plan.route_tokens);
 }
@@ -140,7 +140,7 @@ TEST(WidthPlan, OfAStaticModelIsStatic) {
 TEST(WidthPlan, OfTokenRoutersAloneRoutesTokensOnly) {
   DiTConfig config = tiny_config();
   config.width_routers = false;
-  const WidthPlan plan = plan_of(random_model(config), {7});
+  const WidthPlan plan = plan_of(random_checkpoint(config), {7});
   EXPECT_TRUE(plan.route_tokens);
   EXPECT_EQ(plan.steps[0].blocks[0].active_heads(), 4);
 }
@@ -148,22 +148,22 @@ TEST(WidthPlan, OfTokenRoutersAloneRoutesTokensOnly) {
 TEST(WidthPlan, OfWidthRoutersAloneRoutesNoTokens) {
   DiTConfig config = tiny_config();
   config.token_routers = false;
-  EXPECT_FALSE(plan_of(random_model(config), {7}).route_tokens);
+  EXPECT_FALSE(plan_of(random_checkpoint(config), {7}).route_tokens);
 }
 
 TEST(WidthPlan, OfOneHeadHasItOn) {
-  const WidthPlan plan = plan_of(random_model(one_head_config()), {0, 999});
+  const WidthPlan plan = plan_of(random_checkpoint(one_head_config()), {0, 999});
   EXPECT_EQ(plan.steps[1].blocks[1], (BlockWidth{{1}, {1}}));
 }
 
 TEST(RequiredMacs, OfAStaticPlanAreTheStaticModels) {
-  const WidthPlan plan = plan_of(random_model(tiny_config()), {7}, Mode::Static);
+  const WidthPlan plan = plan_of(random_checkpoint(tiny_config()), {7}, Mode::Static);
   EXPECT_EQ(required_macs(plan, 0), static_macs(tiny_config()));
 }
 
 TEST(RequiredMacs, SumWhatIsOnOverTheBlocks) {
   const DiTConfig config = tiny_config();
-  WidthPlan plan = plan_of(random_model(config), {7, 8});
+  WidthPlan plan = plan_of(random_checkpoint(config), {7, 8});
   plan.steps[1].blocks = {BlockWidth{{1, 0, 0, 0}, {1, 0, 1, 0}}, BlockWidth{{1, 1, 1, 0}, {1, 1, 1, 1}}};
   const std::vector<int> tokens = {5, 0};
   EXPECT_EQ(required_macs(plan, 1, tokens), fixed_macs(config) + router_macs(config) +
@@ -172,7 +172,7 @@ TEST(RequiredMacs, SumWhatIsOnOverTheBlocks) {
 }
 
 TEST(RequiredMacs, WithoutTokenCountsTakeAllTokens) {
-  const WidthPlan plan = plan_of(random_model(tiny_config()), {7});
+  const WidthPlan plan = plan_of(random_checkpoint(tiny_config()), {7});
   EXPECT_EQ(required_macs(plan, 0), required_macs(plan, 0, std::vector<int>{16, 16}));
 }
 
@@ -186,7 +186,7 @@ TEST(NestingShare, CountsTheCrossingPatterns) {
 }
 
 TEST(NestingShare, OfAStaticPlanIsOne) {
-  EXPECT_EQ(nesting_share(plan_of(random_model(static_config()), {1, 2, 3})), 1);
+  EXPECT_EQ(nesting_share(plan_of(random_checkpoint(static_config()), {1, 2, 3})), 1);
 }
 
 }  // namespace

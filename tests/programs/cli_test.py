@@ -6,8 +6,8 @@ import support
 from support import CIFAR, GOLDEN, TINY, ProgramTest
 
 USAGE = 2
-VERBS = ("generate", "inspect", "verify", "convert")
-LATER_VERBS = ("train", "finetune", "bench", "evaluate")
+VERBS = ("generate", "inspect", "verify", "convert", "train", "finetune")
+LATER_VERBS = ("bench", "evaluate")
 # option -> (verbs, values that work, values that are known and refused)
 CHOICES = {
     "--sampler": (("generate",), ("ddpm", "ddim"), ("dpm++",)),
