@@ -11,6 +11,7 @@
 #include "dydit/model/macs.h"
 #include "dydit/pipeline/generate.h"
 #include "dydit/pipeline/pixels.h"
+#include "dydit/pipeline/record.h"
 #include "model_flags.h"
 #include "train_flags.h"
 #include "verbs.h"
@@ -55,8 +56,30 @@ std::string folder_name(const DiTConfig& config) {
   return name;
 }
 
+// The last row of the log and where the run lies; one JSON object with --json.
+void print_result(const TrainFlags& flags, const LogRow& row, bool as_json) {
+  const std::string model =
+      (flags.run.run / "checkpoints" / fmt::format("{:07}.safetensors", flags.options.total_steps)).string();
+  if (!as_json) {
+    fmt::print("wrote {}\n", model);
+    return;
+  }
+  fmt::print("{}\n", json_text({{"run", flags.run.run.string()},
+                                {"checkpoint", model},
+                                {"steps", flags.options.total_steps},
+                                {"loss", row.terms.loss()},
+                                {"mse", row.terms.mse},
+                                {"vb", row.terms.vb},
+                                {"ratio_training", row.terms.ratio},
+                                {"ratio_inference", row.terms.inference_ratio},
+                                {"grad_norm", row.grad_norm},
+                                {"skipped", row.skipped},
+                                {"images_per_second", row.images_per_second},
+                                {"options", options_to_json(flags.options)}}));
+}
+
 void run_training(const Checkpoint& start, const Dataset& dataset, TrainFlags& flags, Communicator& processes,
-                  Console& console) {
+                  Console& console, bool as_json) {
   flags.run.run =
       choose_run_folder(flags.results_dir, folder_name(start.config), flags.run.resume, processes);
   const bool root = processes.rank() == 0;
@@ -80,12 +103,17 @@ void run_training(const Checkpoint& start, const Dataset& dataset, TrainFlags& f
   callbacks.on_text = [&](const std::string& line) {
     if (root) console.info(line);
   };
-  callbacks.on_row = [&](const LogRow& row) { console.info(log_line(row)); };
+  LogRow last;
+  callbacks.on_row = [&](const LogRow& row) {
+    console.info(log_line(row));
+    last = row;
+  };
   callbacks.on_sample = [&](const Checkpoint& ema, int64_t step, Watch& watch) {
     write_sample_grid(ema, step, flags, watch);
   };
   if (root) callbacks.on_progress = [&](const Progress& progress) { console.progress(progress); };
   train(start, dataset, flags.options, flags.run, processes, callbacks);
+  if (root) print_result(flags, last, as_json);
 }
 
 struct SizeFlags {
@@ -152,7 +180,7 @@ int run_train(const Args& args, Isa isa) {
   if (model.empty()) start = init_checkpoint(config_from_flags(size, *dataset), flags.options.seed);
   start.class_names = dataset->class_names();
   flags.resolve(*dataset, isa);
-  run_training(start, *dataset, flags, *processes, console);
+  run_training(start, *dataset, flags, *processes, console, cli.json);
   return 0;
 }
 
@@ -225,7 +253,7 @@ int run_finetune(const Args& args, Isa isa) {
     router.gates = gates == "soft" ? GateKind::Soft : GateKind::Hard;
   }
   flags.resolve(*dataset, isa);
-  run_training(start, *dataset, flags, *processes, console);
+  run_training(start, *dataset, flags, *processes, console, cli.json);
   return 0;
 }
 

@@ -12,8 +12,9 @@ LATER_VERBS = ("bench", "evaluate")
 CHOICES = {
     "--sampler": (("generate",), ("ddpm", "ddim"), ("dpm++",)),
     "--engine": (("generate", "verify"), ("auto", "reference"), ("cpu",)),
+    "--gate-rule": (("finetune",), ("threshold",), ("capacity",)),
     "--noise": (("generate",), ("philox",), ("torch",)),
-    "--device": (("generate", "verify"), ("cpu",), ("cuda",)),
+    "--device": (("generate", "verify", "train", "finetune"), ("cpu",), ("cuda",)),
 }
 
 
@@ -22,7 +23,9 @@ def arguments(verb):
     return {"generate": ["generate", "--model", TINY, "--latents", "x.safetensors", "--threads", "1"],
             "inspect": ["inspect", TINY],
             "verify": ["verify", "--model", TINY, "--reference", GOLDEN / "forward.safetensors"],
-            "convert": ["convert", TINY, "x.safetensors"]}[verb]
+            "convert": ["convert", TINY, "x.safetensors"],
+            "train": ["train", "--data-path", "images", "--size", "DiT-S/2", "--total-train-steps", "1"],
+            "finetune": ["finetune", "--data-path", "images", "--model", TINY, "--total-train-steps", "1"]}[verb]
 
 
 class HelpTest(ProgramTest):
