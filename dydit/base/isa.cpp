@@ -6,6 +6,7 @@
 #include <cpuid.h>
 #include <cstdlib>
 #include <fstream>
+#include <optional>
 #include <sched.h>
 #include <set>
 
@@ -27,6 +28,8 @@ constexpr std::array kIsaNames = {
     IsaNames{Isa::Avx512Bf16, "avx512_bf16", "AVX512_CORE_BF16", "avx512"},
     IsaNames{Isa::Amx, "amx", "AVX512_CORE_AMX", "avx512"},
 };
+
+std::optional<Isa> applied_level;
 
 bool has_amx_bf16() {
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -70,7 +73,13 @@ Isa apply_isa_cap(const std::string& cap) {
                     cap.empty() ? "this processor has no AVX2" : "DYDIT_ISA=" + cap,
                     detected >= Isa::Avx2 ? "unset DYDIT_ISA or set it to avx2 or above"
                                           : "run it on a processor of 2013 or later");
+  applied_level = level;
   return level;
+}
+
+Isa active_isa() {
+  static const Isa detected = detect_isa();
+  return applied_level.value_or(detected);
 }
 
 int physical_cores() {

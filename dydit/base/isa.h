@@ -19,6 +19,9 @@ std::string_view isa_name(Isa isa);
 /// and for a level below AVX2, which the project does not support.
 Isa apply_isa_cap(const std::string& cap);
 
+/// The level in force: what apply_isa_cap returned, else what the processor offers.
+Isa active_isa();
+
 /// True when the level multiplies bfloat16 natively, so that `--dtype auto` takes it.
 inline bool has_native_bf16(Isa isa) { return isa >= Isa::Avx512Bf16; }
 

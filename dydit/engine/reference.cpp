@@ -1,4 +1,6 @@
 // The reference engine: the modules of model/dit.h with hard masks, one row at a time on one thread each.
+#include <algorithm>
+
 #include <torch/torch.h>
 
 #include "dydit/base/row_pool.h"
@@ -55,8 +57,12 @@ class ReferenceEngine final : public Engine {
     }
     if (plan_.route_tokens) {
       gates.tokens = [&](int block, const at::Tensor& logits) {
-        const at::Tensor mask = (logits > kGateThreshold).to(at::kFloat);
-        tokens.push_back(static_cast<int>(mask.sum().item<double>()));
+        const at::Tensor row_logits = logits.contiguous();
+        const std::vector<uint8_t> on =
+            select_tokens({row_logits.data_ptr<float>(), static_cast<size_t>(row_logits.numel())},
+                          widths.blocks[block].keep_tokens);
+        const at::Tensor mask = mask_tensor(on);
+        tokens.push_back(static_cast<int>(std::count(on.begin(), on.end(), 1)));
         if (trace) {
           trace->masks[row][block].copy_(mask[0]);
           trace->logits[row][block].copy_(logits[0]);

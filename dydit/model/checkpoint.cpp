@@ -227,6 +227,36 @@ Weights check_weights(const RawCheckpoint& raw, const DiTConfig& config, const s
   return weights;
 }
 
+// One kind of part: a list of `blocks` lists of four counts within 1..largest.
+std::vector<KeepCounts::PerQuarter> parse_counts(const json& counts, const char* kind, size_t blocks,
+                                                 int largest, const std::string& name) {
+  const auto found = counts.is_object() ? counts.find(kind) : counts.end();
+  DYDIT_CHECK(found != counts.end() && found->is_array() && found->size() == blocks,
+              "{}: metadata 'keep_counts' must hold {} lists of '{}'", name, blocks, kind);
+  std::vector<KeepCounts::PerQuarter> result;
+  for (const json& block : *found) {
+    DYDIT_CHECK(block.is_array() && block.size() == kQuarters,
+                "{}: 'keep_counts' of '{}' must be lists of {}", name, kind, kQuarters);
+    KeepCounts::PerQuarter quarters{};
+    for (int q = 0; q < kQuarters; ++q) {
+      DYDIT_CHECK(block[q].is_number_integer() && block[q] >= 1 && block[q] <= largest,
+                  "{}: 'keep_counts' of '{}' holds {}, expected 1 to {}", name, kind, block[q].dump(),
+                  largest);
+      quarters[q] = block[q].get<int>();
+    }
+    result.push_back(quarters);
+  }
+  return result;
+}
+
+KeepCounts parse_keep_counts(const json& counts, const DiTConfig& config, const std::string& name) {
+  const size_t width_blocks = config.width_routers ? config.depth : 0,
+               token_blocks = config.token_routers ? config.depth : 0;
+  return {parse_counts(counts, "heads", width_blocks, config.num_heads, name),
+          parse_counts(counts, "groups", width_blocks, config.num_heads, name),
+          parse_counts(counts, "tokens", token_blocks, config.num_tokens(), name)};
+}
+
 void read_metadata(const RawCheckpoint& raw, const std::string& name, Checkpoint& checkpoint) {
   for (const auto& [key, value] : raw.metadata) {
     if (key == "dydit_format") {
@@ -234,8 +264,16 @@ void read_metadata(const RawCheckpoint& raw, const std::string& name, Checkpoint
                   "{}: dydit_format {}, but this program reads {}; use a newer dydit", name, value,
                   kDyditFormat);
     } else if (key == "gate_rule") {
-      DYDIT_CHECK(value == kThresholdRule, "{}: gate rule '{}', but this program knows only '{}'", name,
-                  value, kThresholdRule);
+      DYDIT_CHECK(value == kThresholdRule || value == kCapacityRule,
+                  "{}: gate rule '{}', but this program knows '{}' and '{}'", name, value, kThresholdRule,
+                  kCapacityRule);
+      if (value == kCapacityRule) {
+        const auto counts = raw.metadata.find("keep_counts");
+        DYDIT_CHECK(counts != raw.metadata.end(), "{}: gate rule 'capacity' without metadata 'keep_counts'",
+                    name);
+        checkpoint.keep_counts = parse_keep_counts(parse_metadata_json(name, "keep_counts", counts->second),
+                                                   checkpoint.config, name);
+      }
     } else if (key == "lambda") {
       const json number = parse_metadata_json(name, key, value);
       DYDIT_CHECK(number.is_number(), "{}: metadata 'lambda' is not a number: {:.60}", name, value);
@@ -336,7 +374,14 @@ void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkp
                                               {"dydit_format", std::to_string(kDyditFormat)},
                                               {"config", config_to_json(checkpoint.config).dump()},
                                               {"parent_sha256", checkpoint.sha256}};
-  if (checkpoint.config.is_dynamic()) metadata["gate_rule"] = kThresholdRule;
+  if (checkpoint.config.is_dynamic())
+    metadata["gate_rule"] = checkpoint.keep_counts ? kCapacityRule : kThresholdRule;
+  if (checkpoint.keep_counts) {
+    metadata["keep_counts"] = json({{"heads", checkpoint.keep_counts->heads},
+                                    {"groups", checkpoint.keep_counts->groups},
+                                    {"tokens", checkpoint.keep_counts->tokens}})
+                                  .dump();
+  }
   if (checkpoint.lambda) metadata["lambda"] = json(*checkpoint.lambda).dump();
   if (!checkpoint.class_names.empty()) metadata["class_names"] = json(checkpoint.class_names).dump();
   write_safetensors(path, views, metadata);

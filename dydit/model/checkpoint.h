@@ -2,6 +2,7 @@
 // the safetensors file that dydit writes (metadata: dydit_format, config, lambda, gate_rule, class_names).
 #pragma once
 
+#include <array>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -19,7 +20,21 @@ namespace dydit {
 class DiT;  // dydit/model/dit.h, which brings torch/torch.h
 
 inline constexpr int kDyditFormat = 1;
-inline constexpr std::string_view kThresholdRule = "threshold";
+inline constexpr std::string_view kThresholdRule = "threshold";  // a part is on iff its logit is above 0
+inline constexpr std::string_view kCapacityRule = "capacity";    // the k largest logits are on
+
+inline constexpr int kQuarters = 4;  // of the timesteps 0..999, 250 each
+inline constexpr int kQuarterLength = 250;
+
+/// The capacity rule's k: how many heads, channel groups and tokens are on in each block and quarter of t.
+/// The always-on head and group are counted.
+struct KeepCounts {
+  using PerQuarter = std::array<int, kQuarters>;
+  std::vector<PerQuarter> heads, groups,
+      tokens;  // L each; heads and groups empty without TDW, tokens without SDT
+
+  bool operator==(const KeepCounts&) const = default;
+};
 
 using Weights = std::map<std::string, at::Tensor>;
 
@@ -28,10 +43,11 @@ struct Checkpoint {
   std::string format;       // "safetensors" or "torch zip"
   std::string weights_key;  // "ema" or "model" of a training checkpoint, else empty
   DiTConfig config;
-  Weights weights;                       // as stored; they may share the file's memory: never write into them
-  std::optional<double> lambda;          // work ratio the model was fine-tuned for
-  std::vector<std::string> class_names;  // empty or num_classes entries
-  std::string sha256;                    // of the file
+  Weights weights;  // as stored; they may share the file's memory: never write into them
+  std::optional<KeepCounts> keep_counts;  // set: the capacity rule decides; else the threshold rule
+  std::optional<double> lambda;           // work ratio the model was fine-tuned for
+  std::vector<std::string> class_names;   // empty or num_classes entries
+  std::string sha256;                     // of the file
 
   int64_t num_parameters() const;
 };

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "dydit/model/embeddings.h"
+#include "dydit/model/ops.h"
 
 namespace dydit {
 namespace {
@@ -22,15 +23,6 @@ void register_at(Module& root, const std::string& path, const Linear& layer) {
     parent = found ? found->get() : parent->register_module(name, std::make_shared<Module>()).get();
   }
   parent->register_module(path.substr(start), layer);
-}
-
-at::Tensor layer_norm(const at::Tensor& x) {
-  return at::layer_norm(x, {x.size(-1)}, {}, {}, kLayerNormEps, /*cudnn_enable=*/false);
-}
-
-// x (B, N, C); shift, scale (B, C)
-at::Tensor modulate(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale) {
-  return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1);
 }
 
 }  // namespace
@@ -78,32 +70,28 @@ at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const
   const at::Tensor head_gate = gates.heads.empty() ? at::Tensor() : gates.heads[index];
   const at::Tensor group_gate = gates.groups.empty() ? at::Tensor() : gates.groups[index];
 
-  const at::Tensor a = attention(modulate(layer_norm(x), shift_msa, scale_msa), head_gate, dtype);
-  const at::Tensor h = x + gate_msa.unsqueeze(1) * a;
+  const at::Tensor a = attention(layer_norm_modulate(x, shift_msa, scale_msa, dtype), head_gate, dtype);
+  const at::Tensor h = gated_residual(x, gate_msa, a);
 
-  at::Tensor m = mlp(modulate(layer_norm(h), shift_mlp, scale_mlp), group_gate, dtype);
   // The token router reads h, before norm and modulation; a token that is off keeps h untouched.
-  if (gates.tokens) m = m * gates.tokens(index, token_logits(h)).unsqueeze(2);
-  return h + gate_mlp.unsqueeze(1) * m;
+  const at::Tensor tokens = gates.tokens ? gates.tokens(index, token_logits(h)) : at::Tensor();
+  const at::Tensor m = mlp(layer_norm_modulate(h, shift_mlp, scale_mlp, dtype), group_gate, dtype);
+  return gated_residual(h, gate_mlp, m, tokens);
 }
 
 at::Tensor DiTBlockImpl::attention(const at::Tensor& x, const at::Tensor& head_gate, at::ScalarType dtype) {
   const int64_t B = x.size(0), N = x.size(1), C = x.size(2), H = config.num_heads, D = C / H;
   const at::Tensor packed = qkv->forward(x, dtype).view({B, N, 3, H, D}).permute({2, 0, 3, 1, 4});
-  const at::Tensor q = packed[0] * (1.0 / std::sqrt(static_cast<double>(D))), k = packed[1], v = packed[2];
-  const at::Tensor weights = at::softmax(at::matmul(q, k.transpose(2, 3)), -1, at::kFloat).to(dtype);
+  const at::Tensor &q = packed[0], &k = packed[1], &v = packed[2];
+  const at::Tensor weights =
+      scaled_softmax(at::matmul(q, k.transpose(2, 3)), 1.0 / std::sqrt(static_cast<double>(D)));
   at::Tensor heads = at::matmul(weights, v);  // (B, H, N, D)
   if (head_gate.defined()) heads = heads * head_gate.to(dtype).view({B, H, 1, 1});
-  return proj->forward(heads.transpose(1, 2).reshape({B, N, C}), dtype).to(at::kFloat);
+  return proj->forward(heads.transpose(1, 2).reshape({B, N, C}), dtype);
 }
 
 at::Tensor DiTBlockImpl::mlp(const at::Tensor& x, const at::Tensor& group_gate, at::ScalarType dtype) {
-  const int64_t B = x.size(0), N = x.size(1), H = config.num_heads;
-  at::Tensor hidden = fc1->forward(x, dtype);
-  if (group_gate.defined()) {
-    hidden = (hidden.view({B, N, H, -1}) * group_gate.to(dtype).view({B, 1, H, 1})).view({B, N, -1});
-  }
-  return fc2->forward(at::gelu(hidden, "tanh"), dtype).to(at::kFloat);
+  return fc2->forward(gated_gelu(fc1->forward(x, dtype), group_gate), dtype);
 }
 
 at::Tensor DiTBlockImpl::token_logits(const at::Tensor& x) {
@@ -149,7 +137,7 @@ at::Tensor DiTImpl::forward(const at::Tensor& x, const at::Tensor& t_emb, const 
   at::Tensor h = at::linear(patchify(x), patch_weight.flatten(1), patch_bias) + pos_embed;
   for (DiTBlock& block : blocks) h = block->forward(h, c, gates, compute_dtype);
   const auto ada = final_adaLN->forward(at::silu(c)).chunk(2, 1);  // shift, scale
-  return unpatchify(final_linear->forward(modulate(layer_norm(h), ada[0], ada[1])));
+  return unpatchify(final_linear->forward(layer_norm_modulate(h, ada[0], ada[1], at::kFloat)));
 }
 
 void DiTImpl::set_compute_dtype(at::ScalarType dtype) {

@@ -18,9 +18,26 @@ namespace {
 
 constexpr int kRowsPerBlock = 32;
 
-std::vector<uint8_t> open_parts(const float* logits, int num_parts) {
-  std::vector<uint8_t> parts(num_parts, 1);  // the first has no router output: it is always on
-  for (int j = 1; j < num_parts; ++j) parts[j] = logits[j - 1] > kGateThreshold;
+// The `count` largest of `values` (first of equals) as a mask.
+std::vector<uint8_t> largest(std::span<const float> values, int count) {
+  std::vector<int> order(values.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return values[a] > values[b]; });
+  std::vector<uint8_t> mask(values.size(), 0);
+  for (int i = 0; i < count; ++i) mask[order[i]] = 1;
+  return mask;
+}
+
+std::vector<uint8_t> above_threshold(std::span<const float> values) {
+  std::vector<uint8_t> mask(values.size());
+  for (size_t i = 0; i < values.size(); ++i) mask[i] = values[i] > kGateThreshold;
+  return mask;
+}
+
+// `keep` counts the first part, which has no router output and is always on; negative: by threshold.
+std::vector<uint8_t> open_parts(std::span<const float> logits, int keep) {
+  std::vector<uint8_t> parts = keep < 0 ? above_threshold(logits) : largest(logits, keep - 1);
+  parts.insert(parts.begin(), 1);
   return parts;
 }
 
@@ -48,8 +65,13 @@ void decide_rows(const Checkpoint& checkpoint, std::span<const int> timesteps, i
     const at::Tensor groups = linear(checkpoint, fmt::format("blocks.{}.mlp_rate.router", b), t_emb);
     for (int row = 0; row < kRowsPerBlock && first + row <= last; ++row) {
       BlockWidth& width = plan.steps[first + row].blocks[b];
-      width.heads = open_parts(heads.data_ptr<float>() + row * (H - 1), H);
-      width.groups = open_parts(groups.data_ptr<float>() + row * (H - 1), H);
+      const auto logits_of = [&](const at::Tensor& all) {
+        return std::span<const float>(all.data_ptr<float>() + row * (H - 1), H - 1);
+      };
+      const int quarter = timesteps[first + row] / kQuarterLength;
+      const auto& counts = checkpoint.keep_counts;
+      width.heads = open_parts(logits_of(heads), counts ? counts->heads[b][quarter] : -1);
+      width.groups = open_parts(logits_of(groups), counts ? counts->groups[b][quarter] : -1);
     }
   }
 }
@@ -84,7 +106,11 @@ WidthPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> tim
   plan.route_tokens = plan.mode == Mode::Dynamic && config.token_routers;
   const std::vector<uint8_t> all(config.num_heads, 1);
   for (const int t : timesteps) {
-    plan.steps.push_back({t, std::vector<BlockWidth>(config.depth, BlockWidth{all, all})});
+    StepPlan step{t, std::vector<BlockWidth>(config.depth, BlockWidth{all, all})};
+    for (int b = 0; plan.route_tokens && checkpoint.keep_counts && b < config.depth; ++b) {
+      step.blocks[b].keep_tokens = checkpoint.keep_counts->tokens[b][t / kQuarterLength];
+    }
+    plan.steps.push_back(std::move(step));
   }
   if (plan.mode == Mode::Dynamic && config.width_routers) {
     RowPool one_thread(1);
@@ -104,6 +130,10 @@ int64_t required_macs(const WidthPlan& plan, int step, std::span<const int> toke
         mlp_macs(plan.config, width.active_groups(), tokens.empty() ? plan.config.num_tokens() : tokens[b]);
   }
   return macs;
+}
+
+std::vector<uint8_t> select_tokens(std::span<const float> logits, int keep_tokens) {
+  return keep_tokens < 0 ? above_threshold(logits) : largest(logits, keep_tokens);
 }
 
 double nesting_share(const WidthPlan& plan) {

@@ -19,6 +19,7 @@ inline constexpr float kGateThreshold = 0.0f;
 struct BlockWidth {
   std::vector<uint8_t> heads;   // (H) 1 = on; the first is always on
   std::vector<uint8_t> groups;  // (H) likewise
+  int keep_tokens = -1;         // capacity rule: this many tokens enter the MLP; -1: by threshold
 
   int active_heads() const;
   int active_groups() const;
@@ -44,6 +45,10 @@ WidthPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> tim
 /// Multiply-adds that the plan's step needs for one sample, `tokens` (L) of them entering each block's MLP
 /// (empty: all N). Routers are counted when the plan is dynamic.
 int64_t required_macs(const WidthPlan& plan, int step, std::span<const int> tokens = {});
+
+/// Which tokens enter the MLP: those above the threshold, or the `keep_tokens` largest (first of equals) when
+/// that is not negative. logits (N) -> (N) of 0 and 1. Every engine decides by this.
+std::vector<uint8_t> select_tokens(std::span<const float> logits, int keep_tokens);
 
 /// Share of (block, timestep) pairs whose active set is a prefix once the parts are ordered by how often they
 /// are on: 1 means that every pattern is a slice.

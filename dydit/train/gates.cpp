@@ -6,6 +6,7 @@
 #include "dydit/base/noise.h"
 #include "dydit/model/macs.h"
 #include "dydit/plan/width_plan.h"
+#include "dydit/train/capacity.h"
 
 namespace dydit {
 namespace {
@@ -51,21 +52,34 @@ at::Tensor gumbel_gate(const at::Tensor& logits, const at::Tensor& noise, GateKi
   return (soft.detach() > 0.5).to(at::kFloat) + (soft - soft.detach());
 }
 
-TrainingGates::TrainingGates(DiT& model, const at::Tensor& t_emb, GateNoise noise, GateKind kind)
+TrainingGates::TrainingGates(DiT& model, const at::Tensor& t_emb, GateNoise noise, GateKind kind,
+                             const CapacityInputs& capacity)
     : config_(model->config), noise_(std::move(noise)), batch_(t_emb.size(0)) {
-  if (config_.width_routers) {
-    for (int l = 0; l < config_.depth; ++l) {
-      const WidthLogits logits = model->blocks[l]->width_logits(t_emb);
-      gates_.heads.push_back(with_first_on(gumbel_gate(logits.heads, noise_.heads[l], kind)));
-      gates_.groups.push_back(with_first_on(gumbel_gate(logits.groups, noise_.groups[l], kind)));
-      open_heads_.push_back(with_first_on((logits.heads.detach() > kGateThreshold).to(at::kFloat)));
-      open_groups_.push_back(with_first_on((logits.groups.detach() > kGateThreshold).to(at::kFloat)));
-    }
+  const bool by_capacity = capacity.share.defined();
+  const auto share_of = [capacity](PartKind part, int block) {
+    return capacity.share[static_cast<int>(part)][block].index_select(0, capacity.quarters);
+  };
+  // Training's gate of one router's logits, and what inference would open.
+  const auto gate_of = [=](PartKind part, int block, const at::Tensor& logits, const at::Tensor& gate_noise) {
+    if (!by_capacity) return gumbel_gate(logits, gate_noise, kind);
+    return capacity_gate(logits, gate_noise, share_of(part, block), part != PartKind::Tokens);
+  };
+  const auto open_of = [=](PartKind part, int block, const at::Tensor& logits) {
+    at::NoGradGuard no_grad;
+    if (!by_capacity) return (logits > kGateThreshold).to(at::kFloat);
+    return capacity_gate(logits, at::zeros_like(logits), share_of(part, block), part != PartKind::Tokens);
+  };
+  for (int l = 0; config_.width_routers && l < config_.depth; ++l) {
+    const WidthLogits logits = model->blocks[l]->width_logits(t_emb);
+    gates_.heads.push_back(with_first_on(gate_of(PartKind::Heads, l, logits.heads, noise_.heads[l])));
+    gates_.groups.push_back(with_first_on(gate_of(PartKind::Groups, l, logits.groups, noise_.groups[l])));
+    open_heads_.push_back(with_first_on(open_of(PartKind::Heads, l, logits.heads)));
+    open_groups_.push_back(with_first_on(open_of(PartKind::Groups, l, logits.groups)));
   }
   if (config_.token_routers) {
-    gates_.tokens = [this, kind](int block, const at::Tensor& logits) {
-      tokens_.push_back(gumbel_gate(logits, noise_.tokens[block], kind));
-      open_tokens_.push_back((logits.detach() > kGateThreshold).to(at::kFloat));
+    gates_.tokens = [this, gate_of, open_of](int block, const at::Tensor& logits) {
+      tokens_.push_back(gate_of(PartKind::Tokens, block, logits, noise_.tokens[block]));
+      open_tokens_.push_back(open_of(PartKind::Tokens, block, logits));
       return tokens_.back();
     };
   }

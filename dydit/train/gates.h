@@ -29,10 +29,17 @@ GateNoise draw_gate_noise(const DiTConfig& config, uint64_t seed, uint64_t step,
 /// gate = sigmoid((logit + noise) / tau), 1 where above 0.5; the gradient is the sigmoid's.
 at::Tensor gumbel_gate(const at::Tensor& logits, const at::Tensor& noise, GateKind kind);
 
+/// Shares of the capacity rule for one batch; without `share` the threshold rule decides.
+struct CapacityInputs {
+  at::Tensor share;     // (3, L, 4), see capacity.h
+  at::Tensor quarters;  // (B) int64, the quarter of each sample's t
+};
+
 /// Builds the gates of one forward and keeps what they opened.
 class TrainingGates {
  public:
-  TrainingGates(DiT& model, const at::Tensor& t_emb, GateNoise noise, GateKind kind);
+  TrainingGates(DiT& model, const at::Tensor& t_emb, GateNoise noise, GateKind kind,
+                const CapacityInputs& capacity = {});
   TrainingGates(const TrainingGates&) = delete;
   TrainingGates& operator=(const TrainingGates&) = delete;
 
@@ -41,7 +48,8 @@ class TrainingGates {
   /// (B): sum over blocks of (attn_macs mean(heads) + mlp_macs mean(groups) mean(tokens)) / (L (attn_macs +
   /// mlp_macs)), after the forward; differentiable.
   at::Tensor ratio() const;
-  /// The same for the gates of inference, logit > 0, on this forward's logits; no gradient.
+  /// The same for the gates of inference on this forward's logits: logit > 0, or the k largest by the
+  /// capacity rule; no gradient.
   at::Tensor inference_ratio() const;
 
   /// Mean over blocks of the share that is on, (B): of heads, groups, tokens; no gradient.

@@ -36,6 +36,7 @@ nlohmann::json options_to_json(const TrainOptions& options) {
     json["anneal-steps"] = options.router.anneal_steps;
     json["complete-steps"] = options.router.complete_steps;
     json["gates"] = options.router.gates == GateKind::Hard ? "hard" : "soft";
+    json["gate-rule"] = options.router.capacity ? "capacity" : "threshold";
     json["router-lr-scale"] = options.router_lr_scale;
   }
   return json;

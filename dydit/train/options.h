@@ -17,6 +17,7 @@ struct DynamicOptions {
   int anneal_steps = 1000;  // W: the target falls linearly and reaches lambda at step W
   int complete_steps = 0;   // steps with the complete-model term
   GateKind gates = GateKind::Hard;
+  bool capacity = false;  // gate rule: capacity instead of threshold (capacity.h)
 };
 
 struct TrainOptions {

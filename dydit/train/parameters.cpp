@@ -6,6 +6,8 @@
 
 #include <ATen/Parallel.h>
 
+#include "dydit/train/capacity.h"
+
 namespace dydit {
 namespace {
 
@@ -31,8 +33,8 @@ ParameterStore::ParameterStore(DiT& model, double router_lr_scale) {
       pos_embed_ = parameter.value();
       continue;
     }
-    const bool router =
-        name.find(".router.") != std::string::npos || name.find("token_selection") != std::string::npos;
+    const bool router = name.find(".router.") != std::string::npos ||
+                        name.find("token_selection") != std::string::npos || name == kKeepShareName;
     slots_.push_back({name, total, parameter.value().numel(), parameter.value().sizes().vec(),
                       router ? static_cast<float>(router_lr_scale) : 1.0f});
     total += parameter.value().numel();
@@ -107,6 +109,7 @@ void ParameterStore::ema_step(double decay) {
 Weights ParameterStore::ema_weights() const {
   Weights weights;
   for (const Slot& slot : slots_) {
+    if (slot.name == kKeepShareName) continue;  // becomes counts in the metadata, not a weight
     weights[slot.name] = ema.slice(0, slot.offset, slot.offset + slot.size).view(slot.shape).clone();
   }
   weights["pos_embed"] = pos_embed_.detach().clone();

@@ -93,10 +93,8 @@ RunState read_state(const fs::path& path, ParameterStore& store) {
 }  // namespace
 
 void save_state(const fs::path& run, const RunState& state, const ParameterStore& store,
-                const Checkpoint& model) {
+                const Checkpoint& ema) {
   fs::create_directories(run / "checkpoints");
-  Checkpoint ema = model;
-  ema.weights = store.ema_weights();
   save_checkpoint(checkpoint_path(run, state.step, ".safetensors"), ema, at::kFloat);
   TensorViews views;
   for (const auto& [name, buffer] : buffers_of(store)) views[name] = to_view(buffer);

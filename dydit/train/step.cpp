@@ -7,7 +7,7 @@
 #include <torch/torch.h>
 
 #include "dydit/base/noise.h"
-#include "dydit/diffusion/schedule.h"
+#include "dydit/train/capacity.h"
 #include "dydit/train/losses.h"
 
 namespace dydit {
@@ -73,7 +73,13 @@ struct DynamicForward {
 DynamicForward forward_dynamic(DiT& model, const TrainOptions& options, const StepInputs& inputs) {
   DynamicForward forward;
   const at::Tensor t_emb = model->embed_timestep(inputs.t);
-  forward.gates = std::make_unique<TrainingGates>(model, t_emb, inputs.gate_noise, options.router.gates);
+  CapacityInputs capacity;
+  if (options.router.capacity) {
+    capacity = {model->named_parameters(/*recurse=*/false)[kKeepShareName],
+                at::div(inputs.t, kQuarterLength, "floor")};
+  }
+  forward.gates =
+      std::make_unique<TrainingGates>(model, t_emb, inputs.gate_noise, options.router.gates, capacity);
   const at::Tensor output = model->forward(inputs.x_t, t_emb, inputs.y, forward.gates->gates());
   forward.loss = diffusion_loss(output, inputs.x0, inputs.x_t, inputs.t, inputs.noise);
   return forward;
@@ -99,7 +105,6 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
   inputs.noise = at::empty_like(images);
   inputs.t = at::empty({count}, at::kLong);
   const auto per_sample = static_cast<size_t>(images.stride(0));
-  constexpr int kQuarterLength = kNumTrainTimesteps / kQuarters;
   for (int b = 0; b < count; ++b) {
     const uint64_t sample = training_sample(step, first + b);
     fill_normal({inputs.noise.data_ptr<float>() + b * per_sample, per_sample}, options.seed, sample,
@@ -158,7 +163,8 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
     const DynamicForward forward = forward_dynamic(model, options, inputs);
     const at::Tensor ratio = forward.gates->ratio();
     if (options.accumulate == 1) mean_ratio = global_mean(sum_of(ratio));
-    const double flops_slope = 4.0 * (mean_ratio - target);  // of 2 (mean ratio - target)^2
+    // Of 2 (mean ratio - target)^2. The capacity rule meets its target by scaling the shares.
+    const double flops_slope = options.router.capacity ? 0.0 : 4.0 * (mean_ratio - target);
     (((forward.loss.mse + forward.loss.vb).sum() + flops_slope * ratio.sum()) * scale).backward();
     terms.mse += sum_of(forward.loss.mse);
     terms.vb += sum_of(forward.loss.vb);

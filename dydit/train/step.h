@@ -11,8 +11,6 @@
 
 namespace dydit {
 
-inline constexpr int kQuarters = 4;  // of the timesteps: t is stratified over them
-
 /// Means over the global batch.
 struct StepTerms {
   double mse = 0, vb = 0;                    // of the model as trained (dynamic when it has routers)

@@ -8,6 +8,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/base/timer.h"
+#include "dydit/train/capacity.h"
 #include "dydit/train/state.h"
 
 namespace dydit {
@@ -90,17 +91,28 @@ class Interval {
   Timer timer_;
 };
 
+// The capacity rule's shares among the model's parameters; undefined under the threshold rule.
+at::Tensor keep_share(DiT& model) {
+  auto own = model->named_parameters(/*recurse=*/false);
+  const at::Tensor* share = own.find(kKeepShareName);
+  return share ? *share : at::Tensor();
+}
+
 // The update of one step: guard, clip, AdamW; the EMA moves all the same.
-void update(ParameterStore& store, const TrainOptions& options, double grad_norm, RunState& state) {
+void update(DiT& model, ParameterStore& store, const TrainOptions& options, double grad_norm,
+            RunState& state) {
+  at::Tensor share = keep_share(model);
   const bool good = std::isfinite(grad_norm) && (options.skip_norm <= 0 || grad_norm < options.skip_norm);
   if (good) {
     if (options.clip_grad > 0 && grad_norm > options.clip_grad)
       store.scale_grad(options.clip_grad / grad_norm);
+    if (share.defined()) project_share_gradient(model->config, share, share.mutable_grad());
     store.adamw_step({.lr = learning_rate(options, state.step), .weight_decay = options.weight_decay},
                      ++state.updates);
   } else {
     ++state.skipped;
   }
+  if (share.defined()) scale_shares(model->config, share, target_ratio(options.router, state.step));
   store.ema_step(options.ema_decay);
   ++state.step;
 }
@@ -140,8 +152,16 @@ void train(const Checkpoint& start, const Dataset& data, const TrainOptions& opt
   }
   std::unique_ptr<Watch> watch;
   if (root) watch = std::make_unique<Watch>(run.run, state.step);
+  // What is saved and sampled: the average's weights, and the counts that the shares stand for now.
+  const auto ema_checkpoint = [&] {
+    Checkpoint ema = start;
+    ema.weights = store.ema_weights();
+    if (const at::Tensor share = keep_share(model); share.defined())
+      ema.keep_counts = keep_counts(start.config, share);
+    return ema;
+  };
   const auto save = [&](const std::filesystem::path& folder) {
-    if (root) save_state(folder, state, store, start);
+    if (root) save_state(folder, state, store, ema_checkpoint());
     processes.barrier();
   };
 
@@ -157,7 +177,7 @@ void train(const Checkpoint& start, const Dataset& data, const TrainOptions& opt
                               terms.loss(), (run.run / "nan").string()));
     }
     const double grad_norm = store.grad_norm();
-    update(store, options, grad_norm, state);
+    update(model, store, options, grad_norm, state);
     interval.add(terms, grad_norm);
     if (root && (state.step % run.log_every == 0 || state.step == options.total_steps)) {
       const LogRow row = interval.finish(options, state);
@@ -172,9 +192,7 @@ void train(const Checkpoint& start, const Dataset& data, const TrainOptions& opt
       if (root) rotate_checkpoints(run.run, run.keep_last, run.keep_every);
     }
     if (root && run.sample_every > 0 && callbacks.on_sample && state.step % run.sample_every == 0) {
-      Checkpoint ema = start;
-      ema.weights = store.ema_weights();
-      callbacks.on_sample(ema, state.step, *watch);
+      callbacks.on_sample(ema_checkpoint(), state.step, *watch);
     }
     if (stop > 0 && state.step < options.total_steps) throw Cancelled();
   }

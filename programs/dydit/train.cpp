@@ -226,7 +226,7 @@ int run_finetune(const Args& args, Isa isa) {
                  "Gates in training; soft is a control, nothing can be skipped");
   cli.add_choice("--tdw", tdw, {"on", "off"}, "Timestep-wise dynamic width");
   cli.add_choice("--sdt", sdt, {"on", "off"}, "Spatial-wise dynamic tokens");
-  cli.add_choice("--gate-rule", rule, {"threshold"}, "How a gate decides at inference", {"capacity"});
+  cli.add_choice("--gate-rule", rule, {"threshold", "capacity"}, "How a gate decides at inference");
   cli.app.add_flag("--static", control, "Same data and steps, no routers: the control");
   cli.parse(args);
   Console console(cli.verbosity);
@@ -250,6 +250,9 @@ int run_finetune(const Args& args, Isa isa) {
     init = {tdw == "on", sdt == "on", biases[0], biases[1]};
     start = add_routers(start, init, flags.options.seed);
     start.lambda = router.lambda;
+    router.capacity = rule == "capacity";
+    DYDIT_USAGE_CHECK(!router.capacity || gates == "hard",
+                      "--gates soft: the capacity rule has hard gates only");
     router.gates = gates == "soft" ? GateKind::Soft : GateKind::Hard;
   }
   flags.resolve(*dataset, isa);

@@ -12,7 +12,7 @@ LATER_VERBS = ("bench", "evaluate")
 CHOICES = {
     "--sampler": (("generate",), ("ddpm", "ddim"), ("dpm++",)),
     "--engine": (("generate", "verify"), ("auto", "reference"), ("cpu",)),
-    "--gate-rule": (("finetune",), ("threshold",), ("capacity",)),
+    "--gate-rule": (("finetune",), ("threshold", "capacity"), ()),
     "--noise": (("generate",), ("philox",), ("torch",)),
     "--device": (("generate", "verify", "train", "finetune"), ("cpu",), ("cuda",)),
 }

@@ -1,0 +1,181 @@
+// Compiled once a level with DYDIT_LEVEL (avx2, avx512) and that level's flags. Only plain loops and nothing
+// inline from the standard library: an inline function compiled here with wide instructions could be the one
+// the linker keeps.
+#include "dydit/model/op_kernels.h"
+
+namespace dydit::DYDIT_LEVEL {
+namespace {
+
+constexpr int kLanes = 16;  // partial sums of a reduction, so that it vectorises in a fixed order
+
+inline float load(const float* p, int i) { return p[i]; }
+inline float load(const Bf16* p, int i) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(p[i].bits) << 16);
+}
+inline void store(float* p, int i, float value) { p[i] = value; }
+inline void store(Bf16* p, int i, float value) {
+  const auto bits = __builtin_bit_cast(uint32_t, value);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
+  p[i].bits = static_cast<uint16_t>(value != value ? 0x7fc0 : rounded);
+}
+
+// sum of fn(i) over [0, size)
+template <typename Fn>
+inline float sum_of(int size, const Fn& fn) {
+  float lanes[kLanes] = {};
+  int i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    for (int j = 0; j < kLanes; ++j) lanes[j] += fn(i + j);
+  }
+  for (int j = 0; i + j < size; ++j) lanes[j] += fn(i + j);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];
+  }
+  return lanes[0];
+}
+
+// e^x to 1e-7 relative: 2^n times a polynomial on [-ln2/2, ln2/2].
+inline float exp_approx(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  const float n = static_cast<float>(static_cast<int>(x * 1.44269504f + (x < 0 ? -0.5f : 0.5f)));
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return p * __builtin_bit_cast(float, (static_cast<int32_t>(n) + 127) << 23);
+}
+
+constexpr float kGeluFactor = 0.7978845608f;  // sqrt(2/pi)
+constexpr float kGeluCubic = 0.044715f;
+
+inline float gelu_tanh_argument(float x) { return kGeluFactor * (x + kGeluCubic * x * x * x); }
+inline float tanh_approx(float u) { return 1.0f - 2.0f / (exp_approx(2.0f * u) + 1.0f); }
+
+inline float gelu(float x) { return 0.5f * x * (1.0f + tanh_approx(gelu_tanh_argument(x))); }
+inline float gelu_slope(float x) {
+  const float t = tanh_approx(gelu_tanh_argument(x));
+  return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * kGeluFactor * (1.0f + 3.0f * kGeluCubic * x * x);
+}
+
+template <typename T>
+void layer_norm_modulate(T* out, float* mean, float* rstd, const float* x, const float* shift,
+                         const float* scale, int N, int C, float eps) {
+  for (int n = 0; n < N; ++n, x += C, out += C) {
+    const float m = sum_of(C, [&](int i) { return x[i]; }) / C;
+    const float variance = sum_of(C, [&](int i) { return (x[i] - m) * (x[i] - m); }) / C;
+    const float r = 1.0f / __builtin_sqrtf(variance + eps);
+    for (int i = 0; i < C; ++i) store(out, i, (x[i] - m) * r * (1.0f + scale[i]) + shift[i]);
+    mean[n] = m;
+    rstd[n] = r;
+  }
+}
+
+template <typename T>
+void layer_norm_modulate_backward(float* dx, float* dshift, float* dscale, const T* dout, const float* x,
+                                  const float* mean, const float* rstd, const float* scale, int N, int C) {
+  for (int i = 0; i < C; ++i) dshift[i] = dscale[i] = 0;
+  for (int n = 0; n < N; ++n, x += C, dx += C, dout += C) {
+    const float m = mean[n], r = rstd[n];
+    const float sum = sum_of(C, [&](int i) { return load(dout, i) * (1.0f + scale[i]); });
+    const float dot = sum_of(C, [&](int i) { return load(dout, i) * (1.0f + scale[i]) * (x[i] - m) * r; });
+    const float mean_sum = sum / C, mean_dot = dot / C;
+    for (int i = 0; i < C; ++i) {
+      const float d = load(dout, i), normal = (x[i] - m) * r;
+      dx[i] = r * (d * (1.0f + scale[i]) - mean_sum - normal * mean_dot);
+      dshift[i] += d;
+      dscale[i] += d * normal;
+    }
+  }
+}
+
+template <typename T>
+void gated_residual(float* out, const float* x, const float* gate, const T* y, const float* tokens, int N,
+                    int C) {
+  for (int n = 0; n < N; ++n, out += C, x += C, y += C) {
+    const float token = tokens ? tokens[n] : 1.0f;
+    for (int i = 0; i < C; ++i) out[i] = x[i] + gate[i] * (load(y, i) * token);
+  }
+}
+
+template <typename T>
+void gated_residual_backward(T* dy, float* dgate, float* dtokens, const float* dout, const float* gate,
+                             const T* y, const float* tokens, int N, int C) {
+  for (int i = 0; i < C; ++i) dgate[i] = 0;
+  for (int n = 0; n < N; ++n, dy += C, dout += C, y += C) {
+    const float token = tokens ? tokens[n] : 1.0f;
+    for (int i = 0; i < C; ++i) {
+      store(dy, i, dout[i] * gate[i] * token);
+      dgate[i] += dout[i] * load(y, i) * token;
+    }
+    if (dtokens) dtokens[n] = sum_of(C, [&](int i) { return dout[i] * gate[i] * load(y, i); });
+  }
+}
+
+template <typename T>
+void gated_gelu(T* out, const T* h, const float* gate, int N, int F, int H) {
+  const int width = F / H;
+  for (int64_t part = 0; part < int64_t{N} * H; ++part, out += width, h += width) {
+    const float g = gate ? gate[part % H] : 1.0f;
+    for (int i = 0; i < width; ++i) store(out, i, gelu(load(h, i) * g));
+  }
+}
+
+template <typename T>
+void gated_gelu_backward(T* dh, float* dgate, const T* dout, const T* h, const float* gate, int N, int F,
+                         int H) {
+  const int width = F / H;
+  for (int j = 0; dgate && j < H; ++j) dgate[j] = 0;
+  for (int64_t part = 0; part < int64_t{N} * H; ++part, dh += width, dout += width, h += width) {
+    const float g = gate ? gate[part % H] : 1.0f;
+    for (int i = 0; i < width; ++i) store(dh, i, load(dout, i) * gelu_slope(load(h, i) * g) * g);
+    if (dgate) {
+      dgate[part % H] +=
+          sum_of(width, [&](int i) { return load(dout, i) * gelu_slope(load(h, i) * g) * load(h, i); });
+    }
+  }
+}
+
+template <typename T>
+void scaled_softmax(T* p, const T* s, int rows, int N, float factor) {
+  for (int row = 0; row < rows; ++row, p += N, s += N) {
+    float lanes[kLanes];
+    for (int j = 0; j < kLanes; ++j) lanes[j] = load(s, 0);
+    int i = 0;
+    for (; i + kLanes <= N; i += kLanes) {
+      for (int j = 0; j < kLanes; ++j) lanes[j] = load(s, i + j) > lanes[j] ? load(s, i + j) : lanes[j];
+    }
+    for (; i < N; ++i) lanes[0] = load(s, i) > lanes[0] ? load(s, i) : lanes[0];
+    float largest = lanes[0];
+    for (int j = 1; j < kLanes; ++j) largest = lanes[j] > largest ? lanes[j] : largest;
+    const float inverse =
+        1.0f / sum_of(N, [&](int j) { return exp_approx(factor * (load(s, j) - largest)); });
+    for (int j = 0; j < N; ++j) store(p, j, exp_approx(factor * (load(s, j) - largest)) * inverse);
+  }
+}
+
+template <typename T>
+void scaled_softmax_backward(T* ds, const T* dp, const T* p, int rows, int N, float factor) {
+  for (int row = 0; row < rows; ++row, ds += N, dp += N, p += N) {
+    const float dot = sum_of(N, [&](int i) { return load(p, i) * load(dp, i); });
+    for (int i = 0; i < N; ++i) store(ds, i, factor * load(p, i) * (load(dp, i) - dot));
+  }
+}
+
+template <typename T>
+constexpr OpKernels<T> make_kernels() {
+  return {
+      layer_norm_modulate<T>, layer_norm_modulate_backward<T>, gated_residual<T>, gated_residual_backward<T>,
+      gated_gelu<T>,          gated_gelu_backward<T>,          scaled_softmax<T>, scaled_softmax_backward<T>};
+}
+
+}  // namespace
+
+extern const OpKernels<float> float_kernels = make_kernels<float>();
+extern const OpKernels<Bf16> bf16_kernels = make_kernels<Bf16>();
+
+}  // namespace dydit::DYDIT_LEVEL

@@ -1,0 +1,28 @@
+// Fused operators of a DiT block with their gradients: one pass over memory where separate operators take
+// several. Each sample is computed by one thread in a fixed order, so a sample's result depends on that
+// sample alone.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace dydit {
+
+/// modulate(layer_norm(x), shift, scale): x (B, N, C) float32, shift, scale (B, C) float32 -> (B, N, C) in
+/// `dtype`.
+at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale,
+                               at::ScalarType dtype);
+
+/// x + gate y tokens: x (B, N, C) float32, gate (B, C) float32, y (B, N, C), tokens (B, N) float32 or
+/// undefined
+/// -> (B, N, C) float32. A token of 0 keeps x exactly.
+at::Tensor gated_residual(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& y,
+                          const at::Tensor& tokens = {});
+
+/// gelu_tanh(h gate): h (B, N, F), gate (B, H) float32 on groups of F/H channels, or undefined -> (B, N, F)
+/// of h's type.
+at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate = {});
+
+/// softmax(factor s) over the last dimension: s (..., N) -> the same type.
+at::Tensor scaled_softmax(const at::Tensor& s, double factor);
+
+}  // namespace dydit

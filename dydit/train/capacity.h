@@ -1,0 +1,37 @@
+// The capacity rule: a learned share of parts stays on, so the ratio at inference is the one trained for. One
+// share r for every kind of part, block and quarter of t; k = max(1, round(r count)), the always-on part
+// counted. Training ranks logit + noise and keeps the k largest; inference ranks the logits and keeps as
+// many.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "dydit/model/checkpoint.h"
+
+namespace dydit {
+
+/// Name of the shares among a training model's parameters: (3, L, 4), kinds heads, groups, tokens; they start
+/// at 1.
+inline constexpr const char* kKeepShareName = "keep_share";
+enum class PartKind { Heads, Groups, Tokens };
+
+KeepCounts keep_counts(const DiTConfig& config, const at::Tensor& share);
+
+/// Work ratio of method section 2 at inference, mean over the quarters of t.
+double keep_ratio(const DiTConfig& config, const KeepCounts& counts);
+
+/// Takes from the gradient of the shares what would change the total work: the shares compete for a fixed
+/// budget.
+void project_share_gradient(const DiTConfig& config, const at::Tensor& share, at::Tensor& gradient);
+
+/// Multiplies all shares by one factor (each kept within 1/count..1) so that keep_ratio meets `target` as
+/// nearly as rounding allows. A target of 1 sets all shares to 1.
+void scale_shares(const DiTConfig& config, at::Tensor& share, double target);
+
+/// Gates of M = logits.size(1) parts (and, with `first_on`, an always-on one in front that is not among
+/// them): 1 for the k largest of logits + noise. Straight-through: the logits' gradient is that of a sigmoid
+/// around the boundary, the share's goes through the gate at the boundary. share (B) -> (B, M)
+at::Tensor capacity_gate(const at::Tensor& logits, const at::Tensor& noise, const at::Tensor& share,
+                         bool first_on);
+
+}  // namespace dydit
