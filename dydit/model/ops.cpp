@@ -55,6 +55,14 @@ float* row_or_null(const at::Tensor& tensor, int64_t b) {
   return tensor.defined() ? data<float>(tensor) + b * tensor.size(1) : nullptr;
 }
 
+// Autograd's functions take absent tensors as empty optionals.
+std::optional<at::Tensor> optional(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional(tensor) : std::nullopt;
+}
+at::Tensor contiguous_or_none(const std::optional<at::Tensor>& tensor) {
+  return tensor ? tensor->contiguous() : at::Tensor();
+}
+
 template <typename Fn>
 void for_samples(int64_t samples, const Fn& fn) {
   at::parallel_for(0, samples, 1, [&](int64_t begin, int64_t end) {
@@ -103,9 +111,9 @@ struct LayerNormModulate : Function<LayerNormModulate> {
 
 struct GatedResidual : Function<GatedResidual> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x_in, const at::Tensor& gate_in,
-                            const at::Tensor& y_in, const at::Tensor& tokens_in) {
+                            const at::Tensor& y_in, const std::optional<at::Tensor>& tokens_in) {
     const at::Tensor x = x_in.contiguous(), gate = gate_in.contiguous(), y = y_in.contiguous();
-    const at::Tensor tokens = tokens_in.defined() ? tokens_in.contiguous() : tokens_in;
+    const at::Tensor tokens = contiguous_or_none(tokens_in);
     const int64_t B = x.size(0), N = x.size(1), C = x.size(2);
     const at::Tensor out = at::empty_like(x);
     with_type(y.scalar_type(), [&](auto* tag) {
@@ -141,8 +149,9 @@ struct GatedResidual : Function<GatedResidual> {
 };
 
 struct GatedGelu : Function<GatedGelu> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& h_in, const at::Tensor& gate_in) {
-    const at::Tensor h = h_in.contiguous(), gate = gate_in.defined() ? gate_in.contiguous() : gate_in;
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& h_in,
+                            const std::optional<at::Tensor>& gate_in) {
+    const at::Tensor h = h_in.contiguous(), gate = contiguous_or_none(gate_in);
     const int64_t B = h.size(0), N = h.size(1), F = h.size(2), H = gate.defined() ? gate.size(1) : 1;
     const at::Tensor out = at::empty_like(h);
     with_type(h.scalar_type(), [&](auto* tag) {
@@ -216,10 +225,12 @@ at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& shift, con
 
 at::Tensor gated_residual(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& y,
                           const at::Tensor& tokens) {
-  return GatedResidual::apply(x, gate, y, tokens);
+  return GatedResidual::apply(x, gate, y, optional(tokens));
 }
 
-at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate) { return GatedGelu::apply(h, gate); }
+at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate) {
+  return GatedGelu::apply(h, optional(gate));
+}
 
 at::Tensor scaled_softmax(const at::Tensor& s, double factor) { return ScaledSoftmax::apply(s, factor); }
 

@@ -172,13 +172,13 @@ int run_train(const Args& args, Isa isa) {
     start = load_checkpoint(model, {.num_heads = num_heads});
     DYDIT_USAGE_CHECK(!start.config.is_dynamic(), "{}: has routers; train makes static models, use finetune",
                       model);
-    flags.data.side = start.config.input_size;
-    flags.data.channels = start.config.in_channels;
+    flags.take_size_of(start.config);
   }
   flags.data.threads = flags.threads;
   const auto dataset = Dataset::load(flags.data_path, flags.data);
   if (model.empty()) start = init_checkpoint(config_from_flags(size, *dataset), flags.options.seed);
-  start.class_names = dataset->class_names();
+  const auto& names = dataset->class_names();
+  if (static_cast<int>(names.size()) == start.config.num_classes) start.class_names = names;
   flags.resolve(*dataset, isa);
   run_training(start, *dataset, flags, *processes, console, cli.json);
   return 0;
@@ -240,8 +240,7 @@ int run_finetune(const Args& args, Isa isa) {
   Checkpoint start = load_checkpoint(model, {.num_heads = num_heads});
   DYDIT_USAGE_CHECK(!start.config.is_dynamic(), "{}: has routers already; finetune starts from a static DiT",
                     model);
-  flags.data.side = start.config.input_size;
-  flags.data.channels = start.config.in_channels;
+  flags.take_size_of(start.config);
   flags.data.threads = flags.threads;
   const auto dataset = Dataset::load(flags.data_path, flags.data);
   if (importance == "magnitude") start = reorder_by_importance(start);

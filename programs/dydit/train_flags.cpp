@@ -37,6 +37,9 @@ void TrainFlags::add(Cli& cli) {
                  "ROOT/CLASS/*.png|jpg, a .tar or .tar.gz of it, CIFAR-10 binary files, or npz")
       ->required();
   app.add_option("--split", data.split, "Folder of the data above the class folders, e.g. train");
+  app.add_option("--image-size,--image_size", data.side,
+                 "Side of the square images to train on; default: the model's, or the first image's")
+      ->check(CLI::Range(1, 4096));
   app.add_flag("--skip-broken", data.skip_broken,
                "Leave broken images out and count them instead of stopping");
   app.add_option("--results-dir,--results_dir", results_dir, "Runs go to DIR/000-NAME, 001-NAME, ...")
@@ -100,6 +103,14 @@ void TrainFlags::add(Cli& cli) {
   app.add_option("--sample-cfg-scale", sample_cfg_scale, "Guidance of a sample grid")
       ->capture_default_str()
       ->check(CLI::Range(0.0f, 1000.0f));
+}
+
+void TrainFlags::take_size_of(const DiTConfig& config) {
+  DYDIT_USAGE_CHECK(data.side == 0 || data.side == config.input_size,
+                    "--image-size {}: the model takes {}x{}", data.side, config.input_size,
+                    config.input_size);
+  data.side = config.input_size;
+  data.channels = config.in_channels;
 }
 
 void TrainFlags::resolve(const Dataset& dataset, Isa isa) {

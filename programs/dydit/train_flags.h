@@ -21,6 +21,8 @@ struct TrainFlags {
   float sample_cfg_scale = 4.0f;
 
   void add(Cli& cli);
+  /// Images are read as `config` takes them. Throws UsageError when --image-size says otherwise.
+  void take_size_of(const DiTConfig& config);
   /// Turns epochs, dtype and flip into options once the data is known.
   void resolve(const Dataset& dataset, Isa isa);
 };

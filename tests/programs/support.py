@@ -228,12 +228,20 @@ def unfilter(rows, channels):
     return np.array(out, np.uint8)
 
 
-def tiny_png():
-    """One red pixel."""
+def png_bytes(pixels):
+    """An 8-bit PNG of uint8 pixels (height, width, 1 or 3), no filter."""
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    return (PNG_SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)) +
-            chunk(b"IDAT", zlib.compress(b"\0\xff\0\0")) + chunk(b"IEND", b""))
+    height, width, channels = pixels.shape
+    colour = {1: 0, 3: 2}[channels]
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    return (PNG_SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)) +
+            chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+
+
+def tiny_png():
+    """One red pixel."""
+    return png_bytes(np.array([[[255, 0, 0]]], np.uint8))
 
 
 @contextlib.contextmanager

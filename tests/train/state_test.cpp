@@ -132,7 +132,7 @@ void expect_the_one_before(const std::function<void(const fs::path& newest)>& da
 }
 
 TEST(LoadNewestState, AStateCutInHalfIsPassedOverWithItsReason) {
-  expect_the_one_before([](const fs::path& path) { fs::resize_file(path, fs::file_size(path) / 2); }, "cut");
+  expect_the_one_before([](const fs::path& path) { fs::resize_file(path, fs::file_size(path) / 2); }, "damaged");
 }
 
 TEST(LoadNewestState, AnEmptyStateIsPassedOver) {
