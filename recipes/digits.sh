@@ -22,10 +22,10 @@ done
 readonly out quick
 
 if [[ $quick ]]; then
-  size=(--hidden 64 --depth 4 --heads 4 --patch 2) steps=1600 lr=3e-3
+  size=(--hidden 64 --depth 4 --heads 4 --patch 2) steps=1600 lr=5e-3 ema=0.99
   tune_steps=700 tune_lr=1e-3 anneal=400 sample_steps=25 least=0.75
 else
-  size=(--hidden 128 --depth 4 --heads 4 --patch 2) steps=3000 lr=2e-3
+  size=(--hidden 128 --depth 4 --heads 4 --patch 2) steps=3000 lr=2e-3 ema=0.995
   tune_steps=1500 tune_lr=5e-4 anneal=900 sample_steps=50 least=0.9
 fi
 
@@ -61,14 +61,14 @@ say "the digits as class folders"
 
 say "a static DiT, $steps steps"
 static=$(train_model train "${size[@]}" --results-dir "$out/static" --total-train-steps "$steps" --lr "$lr" \
-  --warmup-step 200 --ema-decay 0.995)
+  --warmup-step 200 --ema-decay "$ema")
 
 # Routers start near open and learn ten times as fast as the rest, because the run is short; with the defaults
 # (biases 15 and 35, the same learning rate) they need the thousands of steps of a real fine-tune.
 say "a dynamic one from it, half the work, $tune_steps steps"
 dynamic=$(train_model finetune --model "$static" --results-dir "$out/dynamic" --lambda 0.5 \
   --total-train-steps "$tune_steps" --lr "$tune_lr" --router-bias 3,3 --router-lr-scale 10 \
-  --anneal-start 50 --anneal-steps "$anneal" --skip-norm 20 --ema-decay 0.995)
+  --anneal-start 50 --anneal-steps "$anneal" --skip-norm 20 --ema-decay "$ema")
 
 say "100 samples of each, the same noise"
 sample static "$static"

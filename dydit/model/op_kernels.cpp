@@ -38,7 +38,8 @@ inline float sum_of(int size, const Fn& fn) {
 inline float exp_approx(float x) {
   x = x < -87.0f ? -87.0f : x;
   x = x > 88.0f ? 88.0f : x;
-  const float n = static_cast<float>(static_cast<int>(x * 1.44269504f + (x < 0 ? -0.5f : 0.5f)));
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and taking it away rounds to a whole number
+  const float n = (x * 1.44269504f + kRound) - kRound;
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
@@ -63,8 +64,9 @@ inline float gelu_slope(float x) {
 }
 
 template <typename T>
-void layer_norm_modulate(T* out, float* mean, float* rstd, const float* x, const float* shift,
-                         const float* scale, int N, int C, float eps) {
+void layer_norm_modulate(T* __restrict out, float* __restrict mean, float* __restrict rstd,
+                         const float* __restrict x, const float* __restrict shift,
+                         const float* __restrict scale, int N, int C, float eps) {
   for (int n = 0; n < N; ++n, x += C, out += C) {
     const float m = sum_of(C, [&](int i) { return x[i]; }) / C;
     const float variance = sum_of(C, [&](int i) { return (x[i] - m) * (x[i] - m); }) / C;
@@ -76,8 +78,10 @@ void layer_norm_modulate(T* out, float* mean, float* rstd, const float* x, const
 }
 
 template <typename T>
-void layer_norm_modulate_backward(float* dx, float* dshift, float* dscale, const T* dout, const float* x,
-                                  const float* mean, const float* rstd, const float* scale, int N, int C) {
+void layer_norm_modulate_backward(float* __restrict dx, float* __restrict dshift, float* __restrict dscale,
+                                  const T* __restrict dout, const float* __restrict x,
+                                  const float* __restrict mean, const float* __restrict rstd,
+                                  const float* __restrict scale, int N, int C) {
   for (int i = 0; i < C; ++i) dshift[i] = dscale[i] = 0;
   for (int n = 0; n < N; ++n, x += C, dx += C, dout += C) {
     const float m = mean[n], r = rstd[n];
@@ -94,8 +98,8 @@ void layer_norm_modulate_backward(float* dx, float* dshift, float* dscale, const
 }
 
 template <typename T>
-void gated_residual(float* out, const float* x, const float* gate, const T* y, const float* tokens, int N,
-                    int C) {
+void gated_residual(float* __restrict out, const float* __restrict x, const float* __restrict gate,
+                    const T* __restrict y, const float* __restrict tokens, int N, int C) {
   for (int n = 0; n < N; ++n, out += C, x += C, y += C) {
     const float token = tokens ? tokens[n] : 1.0f;
     for (int i = 0; i < C; ++i) out[i] = x[i] + gate[i] * (load(y, i) * token);
@@ -103,8 +107,9 @@ void gated_residual(float* out, const float* x, const float* gate, const T* y, c
 }
 
 template <typename T>
-void gated_residual_backward(T* dy, float* dgate, float* dtokens, const float* dout, const float* gate,
-                             const T* y, const float* tokens, int N, int C) {
+void gated_residual_backward(T* __restrict dy, float* __restrict dgate, float* __restrict dtokens,
+                             const float* __restrict dout, const float* __restrict gate,
+                             const T* __restrict y, const float* __restrict tokens, int N, int C) {
   for (int i = 0; i < C; ++i) dgate[i] = 0;
   for (int n = 0; n < N; ++n, dy += C, dout += C, y += C) {
     const float token = tokens ? tokens[n] : 1.0f;
@@ -117,7 +122,7 @@ void gated_residual_backward(T* dy, float* dgate, float* dtokens, const float* d
 }
 
 template <typename T>
-void gated_gelu(T* out, const T* h, const float* gate, int N, int F, int H) {
+void gated_gelu(T* __restrict out, const T* __restrict h, const float* __restrict gate, int N, int F, int H) {
   const int width = F / H;
   for (int64_t part = 0; part < int64_t{N} * H; ++part, out += width, h += width) {
     const float g = gate ? gate[part % H] : 1.0f;
@@ -126,8 +131,8 @@ void gated_gelu(T* out, const T* h, const float* gate, int N, int F, int H) {
 }
 
 template <typename T>
-void gated_gelu_backward(T* dh, float* dgate, const T* dout, const T* h, const float* gate, int N, int F,
-                         int H) {
+void gated_gelu_backward(T* __restrict dh, float* __restrict dgate, const T* __restrict dout,
+                         const T* __restrict h, const float* __restrict gate, int N, int F, int H) {
   const int width = F / H;
   for (int j = 0; dgate && j < H; ++j) dgate[j] = 0;
   for (int64_t part = 0; part < int64_t{N} * H; ++part, dh += width, dout += width, h += width) {
@@ -141,7 +146,7 @@ void gated_gelu_backward(T* dh, float* dgate, const T* dout, const T* h, const f
 }
 
 template <typename T>
-void scaled_softmax(T* p, const T* s, int rows, int N, float factor) {
+void scaled_softmax(T* __restrict p, const T* __restrict s, int rows, int N, float factor) {
   for (int row = 0; row < rows; ++row, p += N, s += N) {
     float lanes[kLanes];
     for (int j = 0; j < kLanes; ++j) lanes[j] = load(s, 0);
@@ -159,7 +164,8 @@ void scaled_softmax(T* p, const T* s, int rows, int N, float factor) {
 }
 
 template <typename T>
-void scaled_softmax_backward(T* ds, const T* dp, const T* p, int rows, int N, float factor) {
+void scaled_softmax_backward(T* __restrict ds, const T* __restrict dp, const T* __restrict p, int rows, int N,
+                             float factor) {
   for (int row = 0; row < rows; ++row, ds += N, dp += N, p += N) {
     const float dot = sum_of(N, [&](int i) { return load(p, i) * load(dp, i); });
     for (int i = 0; i < N; ++i) store(ds, i, factor * load(p, i) * (load(dp, i) - dot));

@@ -44,6 +44,12 @@ at::Tensor work_slope(const DiTConfig& config, const at::Tensor& share) {
 
 }  // namespace
 
+at::Tensor keep_share(DiT& model) {
+  auto own = model->named_parameters(/*recurse=*/false);
+  const at::Tensor* share = own.find(kKeepShareName);
+  return share ? *share : at::Tensor();
+}
+
 KeepCounts keep_counts(const DiTConfig& config, const at::Tensor& share) {
   KeepCounts counts;
   std::vector<KeepCounts::PerQuarter>* kinds[kKinds] = {&counts.heads, &counts.groups, &counts.tokens};

@@ -10,10 +10,15 @@
 
 namespace dydit {
 
+class DiT;
+
 /// Name of the shares among a training model's parameters: (3, L, 4), kinds heads, groups, tokens; they start
 /// at 1.
 inline constexpr const char* kKeepShareName = "keep_share";
 enum class PartKind { Heads, Groups, Tokens };
+
+/// The shares among a training model's parameters; undefined under the threshold rule.
+at::Tensor keep_share(DiT& model);
 
 KeepCounts keep_counts(const DiTConfig& config, const at::Tensor& share);
 

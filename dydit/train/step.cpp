@@ -75,8 +75,7 @@ DynamicForward forward_dynamic(DiT& model, const TrainOptions& options, const St
   const at::Tensor t_emb = model->embed_timestep(inputs.t);
   CapacityInputs capacity;
   if (options.router.capacity) {
-    capacity = {model->named_parameters(/*recurse=*/false)[kKeepShareName],
-                at::div(inputs.t, kQuarterLength, "floor")};
+    capacity = {keep_share(model), at::div(inputs.t, kQuarterLength, "floor")};
   }
   forward.gates =
       std::make_unique<TrainingGates>(model, t_emb, inputs.gate_noise, options.router.gates, capacity);

@@ -18,6 +18,9 @@ namespace {
 DiT make_training_model(const Checkpoint& start, const TrainOptions& options) {
   DiT model = make_model(start);
   model->train();
+  if (options.dynamic && options.router.capacity) {
+    model->register_parameter(kKeepShareName, at::ones({3, start.config.depth, kQuarters}));
+  }
   model->compute_dtype =
       options.dtype;  // weights are converted where they are used, gradients on the way back
   return model;
@@ -90,13 +93,6 @@ class Interval {
   int finite_ = 0, steps_ = 0;
   Timer timer_;
 };
-
-// The capacity rule's shares among the model's parameters; undefined under the threshold rule.
-at::Tensor keep_share(DiT& model) {
-  auto own = model->named_parameters(/*recurse=*/false);
-  const at::Tensor* share = own.find(kKeepShareName);
-  return share ? *share : at::Tensor();
-}
 
 // The update of one step: guard, clip, AdamW; the EMA moves all the same.
 void update(DiT& model, ParameterStore& store, const TrainOptions& options, double grad_norm,

@@ -599,7 +599,10 @@ class ProcessesTest(TrainBase):
         with support.small_disk(self, kilobytes=300) as disk:
             process = self.start_mpirun(*self.command("train", *SHAPE, "--total-train-steps", "3", "--ckpt-every", "1",
                                                       results=disk))
-            result = self.finish(process, seconds=60)
+            try:
+                result = self.finish(process, seconds=30)
+            except subprocess.TimeoutExpired:
+                self.fail("rank 0 met a full disk and the other rank waits for it for ever")
             self.assertEqual(result.returncode, FAILED, result.stderr)
             self.assertIn("dydit: error: ", result.stderr)
 
