@@ -7,6 +7,7 @@
 # Minutes on two cores; --quick is a smaller model, less training and a lower bar, in 90 seconds.
 # DYDIT is the program (build/release/dydit); DYDIT_PYTHON a python3 with scikit-learn, else build/recipes gets one.
 set -euo pipefail
+shopt -s inherit_errexit
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly dydit=${DYDIT:-build/release/dydit}
@@ -44,7 +45,8 @@ say() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 
 # train_model VERB FLAGS...: trains and prints the checkpoint's path, which is what the program says last.
 train_model() {
-  "$dydit" "$@" --data-path "$out/images" --global-batch-size 32 --flip off --seed 1 --log-every 100 | sed -n 's/^wrote //p'
+  "$dydit" "$@" --data-path "$out/images" --global-batch-size 32 --flip off --seed 1 --log-every 100 |
+    sed -n 's/^wrote //p'
 }
 
 # sample NAME MODEL: OUT/NAME.png, a row holds the ten digits in order; OUT/NAME.npz for the check; the cost.

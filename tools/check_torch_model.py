@@ -52,7 +52,8 @@ def check_training(model, reference):
     terms["complete_mse"], terms["complete_vb"] = diffusion.loss(model(x_t, t, y), x0, x_t, t, noise)
     terms["flops_ratio"] = gates.ratio(gates.masks).mean().reshape(1)
     terms["flops_loss"] = dit_torch.flops_loss(gates.ratio(gates.masks), reference["target"])
-    terms["total"] = (terms["mse"] + terms["vb"] + terms["complete_mse"] + terms["complete_vb"]).mean() + terms["flops_loss"]
+    diffusion_terms = terms["mse"] + terms["vb"] + terms["complete_mse"] + terms["complete_vb"]
+    terms["total"] = diffusion_terms.mean() + terms["flops_loss"]
     for name, value in terms.items():
         report(name, relative(value.detach(), reference[name]), TRAINING_TOLERANCE)
     terms["total"].sum().backward()

@@ -1,4 +1,4 @@
-"""Makes tests/train/data/finetune.safetensors: ten recorded steps of a tiny fine-tune, by PyTorch and torch.optim.AdamW.
+"""Makes tests/train/data/finetune.safetensors: ten steps of a tiny fine-tune, by PyTorch and torch.optim.AdamW.
 
     build/rivals/bin/python tools/make_finetune_vectors.py tests/train/data/finetune.safetensors
 
@@ -10,7 +10,7 @@ ema-decay, lambda, anneal-start, anneal-steps, complete-steps, clip-grad.
 
     weights.NAME               the start; the EMA starts as a copy (pos_embed included; it is not trained)
     ema.NAME                   the EMA after ten steps, which moved in skipped steps too
-    input.x0, input.noise      (10, 8, 2, 8, 8)  images and noise of every step; x_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise
+    input.x0, input.noise      (10, 8, 2, 8, 8)  images, noise; x_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise
     input.t                    (10, 8)           timesteps, 0 among them; sample j in quarter j mod 4
     input.y, input.y_complete  (10, 8)           labels of the dynamic and the complete forward, with their own dropouts
     gumbel.heads.L             (10, 8, 3)        G1 - G2 of block L: added to the logits, then divided by tau = 5
@@ -151,7 +151,8 @@ def main():
         print(f"{key:22}", " ".join(f"{value:8.4f}" for value in out[key].tolist()))
     print(f"smallest |logit + noise| {margin:.1e}")
     print("float32 against float64:")
-    print(f"  terms            {max(((out[k] - out64[k]).abs() / out64[k].abs().clamp(min=1e-3)).max().item() for k in out):.1e}")
+    terms = max(((out[k] - out64[k]).abs() / out64[k].abs().clamp(min=1e-3)).max().item() for k in out)
+    print(f"  terms            {terms:.1e}")
     worst = max(ema, key=lambda name: relative(ema[name], ema64[name]))
     print(f"  EMA              {relative(ema[worst], ema64[worst]):.1e}  {worst}")
     moved = {name: relative(ema[name] - start[name], ema64[name] - start[name]) for name in ema}

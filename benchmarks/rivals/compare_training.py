@@ -3,10 +3,12 @@
     benchmarks/rivals/setup
     build/rivals/bin/python benchmarks/rivals/compare_training.py [--rounds 5 --steps 20 --csv training.csv]
 
-Same random images in memory, batch, dtype, threads, AdamW, gradient clipping, flip, label dropout and EMA. The programs
-take turns (dydit, PyTorch with its fused attention, PyTorch without), so that a busy minute hits all of them. A program's
-images/s is the median over all its steps but the first few of every turn; peak memory is the largest VmHWM (ru_maxrss) of
-its turns. Cases: 64 tokens (hidden 256, 8 blocks, 8 heads, 3x32x32 in patches of 4) and 256 tokens (DiT-S/2, 3x32x32).
+Same random images in memory, batch, threads, AdamW, gradient clipping, flip, label dropout and EMA; bf16 means autocast
+in PyTorch, and products of the blocks in bfloat16 with all else in float32 in dydit. The programs
+take turns (dydit, PyTorch with its fused attention, PyTorch without), so that a busy minute hits all of them. A
+program's images/s is the median over all its steps but the first few of every turn; peak memory is the largest VmHWM
+(ru_maxrss) of its turns. Cases: 64 tokens (hidden 256, 8 blocks, 8 heads, 3x32x32 in patches of 4) and 256 tokens
+(DiT-S/2 on 3x32x32: three channels, because images are what dydit train reads).
 """
 
 import argparse
@@ -86,7 +88,8 @@ def run_torch(case, data, args, extra=()):
     script = pathlib.Path(__file__).with_name("train_torch.py")
     out, peak = run([sys.executable, script, f"--data-path={data}", *case.flags(), f"--batch={case.batch}",
                      f"--classes={CLASSES}", f"--steps={args.steps}", f"--warmup={args.warmup}", f"--lr={LR}",
-                     f"--clip-grad={CLIP_GRAD}", f"--dtype={args.dtype}", f"--threads={args.threads}", "--json", *extra])
+                     f"--clip-grad={CLIP_GRAD}", f"--dtype={args.dtype}", f"--threads={args.threads}", "--json",
+                     *extra])
     return json.loads(out)["rates"], peak
 
 
@@ -101,9 +104,12 @@ def processor():
 
 def versions(args):
     import torch
-    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    dydit = subprocess.run([args.dydit, "--version"], capture_output=True, text=True).stdout.splitlines()
-    return f"{dydit[0] if dydit else 'dydit'} (commit {commit}), torch {torch.__version__}"
+
+    def said(*command):
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    commit = said("git", "-C", ROOT, "describe", "--always", "--dirty")
+    return f"{said(args.dydit, '--version')} (commit {commit}), torch {torch.__version__}"
 
 
 def parse_args():
@@ -138,20 +144,22 @@ def main():
                 for name, program in programs.items():
                     rates, peak = program(case, data, args)
                     tallies[name].add(rates, peak)
-                    print(f"{case.name}: turn {turn + 1}, {name}: {statistics.median(rates):.1f} images/s", file=sys.stderr)
+                    print(f"{case.name}: turn {turn + 1}, {name}: {statistics.median(rates):.1f} images/s",
+                          file=sys.stderr)
             for name, tally in tallies.items():
-                rows.append({"case": case.name, "batch": case.batch, "program": name, "images_per_second": round(tally.median, 2),
+                rows.append({"case": case.name, "batch": case.batch, "program": name,
+                             "images_per_second": round(tally.median, 2),
                              "dydit_over_it": round(tallies["dydit"].median / tally.median, 3),
                              "peak_mib": round(tally.peak / 2**20), "steps": len(tally.rates)})
     print(f"{processor()}; {args.threads} threads, {args.dtype}\n{versions(args)}\n")
-    print("| model | batch | program | images/s | dydit is x faster | peak MiB | steps |\n|---|---|---|---|---|---|---|")
+    print("| model | batch | program | images/s | dydit over it | peak MiB | steps |\n|---|---|---|---|---|---|---|")
     for row in rows:
-        print("| {case} | {batch} | {program} | {images_per_second:.1f} | {dydit_over_it:.2f} | {peak_mib} | {steps} |".format(**row))
+        print(f"| {' | '.join(str(value) for value in row.values())} |")
     if args.csv:
         with open(args.csv, "w", newline="") as file:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
-            writer.writerows({**row} for row in rows)
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":

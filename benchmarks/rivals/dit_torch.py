@@ -1,4 +1,4 @@
-"""DiT and the masked DyDiT in plain PyTorch, with the parameter names of the published checkpoints, and the training loss.
+"""DiT and the masked DyDiT in plain PyTorch, with the published parameter names, and the training loss.
 
 Written from the papers (DiT; DyDiT, ICLR 2025) as a PyTorch user would write it: every gate multiplies, nothing is
 skipped. It is what dydit is timed against and, in tools/, an independent second opinion on its numbers.
@@ -54,7 +54,8 @@ class PatchEmbed(nn.Module):
 class TimestepEmbedder(nn.Module):
     def __init__(self, hidden_size, num_frequencies=256):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(num_frequencies, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
+        self.mlp = nn.Sequential(nn.Linear(num_frequencies, hidden_size), nn.SiLU(),
+                                 nn.Linear(hidden_size, hidden_size))
         half = num_frequencies // 2
         # float32 throughout: angles in double move the routers' logits.
         frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)

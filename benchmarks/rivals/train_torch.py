@@ -1,7 +1,8 @@
 """A plain PyTorch training loop of a static DiT, as a user would write it: what dydit train is timed against.
 
-    build/rivals/bin/python benchmarks/rivals/train_torch.py --hidden 256 --depth 8 --heads 8 --patch 4 --batch 64
-    build/rivals/bin/python benchmarks/rivals/train_torch.py --hidden 384 --depth 12 --heads 6 --patch 2 --batch 16 --no-fused-attention
+    cd benchmarks/rivals
+    ../../build/rivals/bin/python train_torch.py --hidden 256 --depth 8 --heads 8 --patch 4 --batch 64
+    ../../build/rivals/bin/python train_torch.py --hidden 384 --depth 12 --heads 6 --patch 2 --channels 4 --batch 16
 
 Per step: images from an array in memory, random flip, autocast to bfloat16, loss in float32, clip_grad_norm_, AdamW,
 EMA parameter by parameter. Prints images/s, the median over the steps after the warm-up, and peak memory.
@@ -105,9 +106,11 @@ def main():
     if args.json:
         print(json.dumps(result))
         return
-    print(f"{'fused' if args.fused else 'plain'} attention, {args.dtype}, batch {args.batch}, {args.threads} threads: "
-          f"{result['images_per_second']:.1f} images/s (median of {args.steps} steps, {min(rates):.1f} to {max(rates):.1f}), "
-          f"peak {result['peak_bytes'] / 2**20:.0f} MiB, loss {losses[0]:.4f} -> {losses[-1]:.4f}, torch {torch.__version__}")
+    print(f"{'fused' if args.fused else 'plain'} attention, {args.dtype}, batch {args.batch}, {args.threads} threads\n"
+          f"{statistics.median(rates):.1f} images/s, median of {args.steps} steps "
+          f"({min(rates):.1f} to {max(rates):.1f})\n"
+          f"peak {result['peak_bytes'] / 2**20:.0f} MiB, loss {losses[0]:.4f} -> {losses[-1]:.4f}, "
+          f"torch {torch.__version__}")
 
 
 if __name__ == "__main__":

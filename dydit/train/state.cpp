@@ -58,7 +58,7 @@ void check_same_options(const fs::path& path, const nlohmann::json& saved, const
   }
 }
 
-RunState read_state(const fs::path& path, ParameterStore& store) {
+RunState read_state(const fs::path& path, ParameterStore& store, const nlohmann::json& wanted) {
   const SafetensorsFile file = read_safetensors(path);
   const auto meta = [&](const char* key) {
     const auto found = file.metadata.find(key);
@@ -77,6 +77,7 @@ RunState read_state(const fs::path& path, ParameterStore& store) {
     *target = counters[key].get<int64_t>();
   }
   state.options = meta("options");
+  check_same_options(path, state.options, wanted);  // before the sizes: the options say why those differ
   std::vector<std::pair<at::Tensor, at::Tensor>> copies;
   for (auto& [name, buffer] : buffers_of(store)) {
     const auto found = file.tensors.find(name);
@@ -111,9 +112,7 @@ std::optional<RunState> load_newest_state(const fs::path& run, ParameterStore& s
   for (; !steps.empty(); steps.pop_back()) {
     const fs::path path = checkpoint_path(run, steps.back(), ".state");
     try {
-      RunState state = read_state(path, store);
-      check_same_options(path, state.options, options);
-      return state;
+      return read_state(path, store, options);
     } catch (const OptionsDiffer&) {
       throw;
     } catch (const Error& error) {

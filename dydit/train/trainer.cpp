@@ -113,7 +113,10 @@ void update(DiT& model, ParameterStore& store, const TrainOptions& options, doub
   ++state.step;
 }
 
-void check_options(const Dataset& data, const DiTConfig& config, const TrainOptions& options, int processes) {
+}  // namespace
+
+void check_training(const Dataset& data, const DiTConfig& config, const TrainOptions& options,
+                    int processes) {
   DYDIT_USAGE_CHECK(
       options.global_batch % (processes * options.accumulate) == 0,
       "--global-batch-size {}: cannot be cut into {} processes x {} micro-batches of equal size",
@@ -130,21 +133,24 @@ void check_options(const Dataset& data, const DiTConfig& config, const TrainOpti
   }
 }
 
-}  // namespace
-
 void train(const Checkpoint& start, const Dataset& data, const TrainOptions& options, const RunOptions& run,
            Communicator& processes, const TrainCallbacks& callbacks) {
-  check_options(data, start.config, options, processes.size());
+  check_training(data, start.config, options, processes.size());
   const bool root = processes.rank() == 0;
+  const auto tell = [](const auto& callback, const std::string& line) {
+    if (callback) callback(line);
+  };
   DiT model = make_training_model(start, options);
   ParameterStore store(model, options.router_lr_scale);
   RunState state;
   state.options = run_identity(start, data, options);
   if (run.resume) {
-    const auto saved = load_newest_state(run.run, store, state.options, callbacks.on_text);
+    const auto saved = load_newest_state(run.run, store, state.options, [&](const std::string& reason) {
+      tell(callbacks.on_warning, reason);
+    });
     DYDIT_CHECK(saved, "{}: no whole checkpoint to resume from", run.run.string());
     state = *saved;
-    callbacks.on_text(fmt::format("resumed at step {}", state.step));
+    tell(callbacks.on_text, fmt::format("resumed at step {}", state.step));
   }
   std::unique_ptr<Watch> watch;
   if (root) watch = std::make_unique<Watch>(run.run, state.step);

@@ -26,12 +26,17 @@ struct RunOptions {
 };
 
 struct TrainCallbacks {
-  std::function<void(const std::string&)> on_text;  // what happened, a line each
+  std::function<void(const std::string&)> on_text;     // what happened, a line each
+  std::function<void(const std::string&)> on_warning;  // a broken checkpoint was passed over
   std::function<void(const LogRow&)> on_row;
   std::function<void(const Checkpoint& ema, int64_t step, Watch& watch)> on_sample;
   ProgressFn on_progress;
   const CancelFlag* cancel = nullptr;  // looked at between steps; a checkpoint is saved first
 };
+
+/// Throws when these cannot go together: batch and processes, routers and stage, images and model, labels and
+/// classes.
+void check_training(const Dataset& data, const DiTConfig& config, const TrainOptions& options, int processes);
 
 /// Trains `start` (weights and configuration) on `data` until options.total_steps are done. Throws Cancelled
 /// after saving when asked to stop, and Error when the loss is NaN (the state is saved aside as RUN/nan).

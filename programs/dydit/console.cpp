@@ -40,6 +40,11 @@ void Console::info(const std::string& line) {
   fmt::print(stderr, "{}\n", line);
 }
 
+void Console::warning(const std::string& line) {
+  end_progress_line();
+  fmt::print(stderr, "dydit: warning: {}\n", line);
+}
+
 void Console::detail(const std::string& line) {
   if (verbosity_ == Verbosity::Verbose) info(line);
 }

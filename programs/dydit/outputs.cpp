@@ -62,7 +62,7 @@ Outputs::Outputs(const OutputOptions& options, const Checkpoint& checkpoint, con
       npz_path_(options.npz),
       latents_path_(options.latents) {
   const DiTConfig& config = checkpoint.config;
-  const bool pixels = config.in_channels == 3;
+  const bool pixels = config.in_channels == 3 || config.in_channels == 1;  // RGB or gray
   DYDIT_USAGE_CHECK(pixels || (out_.empty() && npz_path_.empty()),
                     "{} makes latents of {} channels, not pixels: write them with --latents FILE.safetensors "
                     "instead of {}",

@@ -103,6 +103,9 @@ void run_training(const Checkpoint& start, const Dataset& dataset, TrainFlags& f
   callbacks.on_text = [&](const std::string& line) {
     if (root) console.info(line);
   };
+  callbacks.on_warning = [&](const std::string& line) {
+    if (root) console.warning(line);
+  };
   LogRow last;
   callbacks.on_row = [&](const LogRow& row) {
     console.info(log_line(row));

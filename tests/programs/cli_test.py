@@ -86,8 +86,8 @@ class RefusedTest(ProgramTest):
                                       f"{value} is not available in this version", ", ".join(works))
 
     def test_unknown_values(self):
-        for option in CHOICES:
-            self.expect_error([*arguments("generate"), option, "odd"], USAGE, option, "odd is unknown")
+        for option, (verbs, _, _) in CHOICES.items():
+            self.expect_error([*arguments(verbs[0]), option, "odd"], USAGE, option, "odd is unknown")
         self.expect_error([*arguments("generate"), "--dtype", "f16"], USAGE, "--dtype", "f16", "bf16")
         self.expect_error([*arguments("convert"), "--dtype", "auto"], USAGE, "--dtype", "auto", "bf16")
         self.expect_error([*arguments("generate"), "--mode", "odd"], USAGE, "--mode", "odd is unknown")

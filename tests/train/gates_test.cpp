@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numbers>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
@@ -39,11 +40,14 @@ TEST(TargetRatio, IsLambdaFromStepWOn) {
 }
 
 TEST(LearningRate, WarmsUpLinearlyAndStays) {
-  const TrainOptions options{.lr = 8e-4, .warmup_steps = 4};
+  TrainOptions options;
+  options.lr = 8e-4;
+  options.warmup_steps = 4;
   for (int step = 0; step < 4; ++step) EXPECT_DOUBLE_EQ(learning_rate(options, step), 2e-4 * (step + 1));
   EXPECT_DOUBLE_EQ(learning_rate(options, 4), 8e-4);
   EXPECT_DOUBLE_EQ(learning_rate(options, 1000), 8e-4);
-  EXPECT_DOUBLE_EQ(learning_rate({.lr = 8e-4}, 0), 8e-4);
+  options.warmup_steps = 0;
+  EXPECT_DOUBLE_EQ(learning_rate(options, 0), 8e-4);
 }
 
 TEST(GumbelGate, ForwardIsExactlyZeroOrOne) {

@@ -37,7 +37,7 @@ at::Tensor gradients(int64_t size, int n) {
 
 // Five steps by the store and by DoubleAdamW; the largest |difference| over the size of a step.
 double adamw_difference(double router_lr_scale) {
-  const double lr = 1e-3, weight_decay = 0.1;
+  const double lr = 1e-2, weight_decay = 0.1;
   DiT model = test::random_model(test::tiny_config());
   const auto parameters = model->named_parameters();
   ParameterStore store(model, router_lr_scale);
@@ -64,9 +64,9 @@ double adamw_difference(double router_lr_scale) {
   return worst;
 }
 
-TEST(AdamW, EqualsADoubleReferenceOverFiveSteps) { EXPECT_LT(adamw_difference(1), 2e-3); }
+TEST(AdamW, EqualsADoubleReferenceOverFiveSteps) { EXPECT_LT(adamw_difference(1), 1e-3); }
 
-TEST(AdamW, RouterLrScaleIsAFactorOnTheRoutersRateAlone) { EXPECT_LT(adamw_difference(3), 2e-3); }
+TEST(AdamW, RouterLrScaleIsAFactorOnTheRoutersRateAlone) { EXPECT_LT(adamw_difference(3), 1e-3); }
 
 TEST(AdamW, RoutersRestAtScaleZero) {
   DiT model = test::random_model(test::tiny_config());
@@ -148,7 +148,7 @@ TEST(Ema, StartsAsACopyAndFollows) {
     store.ema_step(0.9);
     wanted = 0.9 * wanted + 0.1 * store.values.to(at::kDouble);
   }
-  EXPECT_LT((store.ema.to(at::kDouble) - wanted).abs().max().item<double>(), 2e-6);
+  EXPECT_LT((store.ema.to(at::kDouble) - wanted).abs().max().item<double>(), 5e-6);
   EXPECT_GT((wanted - start).abs().min().item<double>(), 0.4);
 }
 

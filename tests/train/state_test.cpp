@@ -3,6 +3,7 @@
 
 #include <fstream>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
@@ -18,8 +19,8 @@ using test::TemporaryFolder;
 const nlohmann::json kOptions = {{"lr", 1e-4}, {"lambda", 0.5}, {"gates", "hard"}};
 
 // A store of the tiny model whose five buffers hold different numbers, `seed` telling which.
-struct Run {
-  explicit Run(uint64_t seed)
+struct Trained {
+  explicit Trained(uint64_t seed)
       : start(test::random_checkpoint(test::tiny_config())), model(make_model(start)) {
     start.lambda = 0.5;
     store = std::make_unique<ParameterStore>(model, 1);
@@ -33,7 +34,7 @@ struct Run {
     ema.weights = store->ema_weights();
     save_state(run, {.step = step, .updates = step - 2, .skipped = 2, .options = kOptions}, *store, ema);
   }
-  bool equals(const Run& other) const {
+  bool equals(const Trained& other) const {
     return at::equal(store->values, other.store->values) && at::equal(store->exp_avg, other.store->exp_avg) &&
            at::equal(store->exp_avg_sq, other.store->exp_avg_sq) && at::equal(store->ema, other.store->ema);
   }
@@ -51,9 +52,9 @@ fs::path state_path(const fs::path& run, int64_t step) {
 
 TEST(SaveState, ComesBackBitForBit) {
   const TemporaryFolder folder;
-  const Run saved(1);
+  const Trained saved(1);
   saved.save(folder / "run", 12);
-  Run loaded(2);
+  Trained loaded(2);
   ASSERT_FALSE(saved.equals(loaded));
   const auto state = load_newest_state(folder / "run", *loaded.store, kOptions, nothing_is_broken);
   ASSERT_TRUE(state);
@@ -66,16 +67,16 @@ TEST(SaveState, ComesBackBitForBit) {
 
 TEST(SaveState, TheModelSeesTheLoadedWeights) {
   const TemporaryFolder folder;
-  const Run saved(1);
+  const Trained saved(1);
   saved.save(folder / "run", 12);
-  Run loaded(2);
+  Trained loaded(2);
   load_newest_state(folder / "run", *loaded.store, kOptions, nothing_is_broken);
   EXPECT_TRUE(at::equal(loaded.model->blocks[0]->qkv->weight, saved.model->blocks[0]->qkv->weight));
 }
 
 TEST(SaveState, TheCheckpointIsTheEmaAsAModel) {
   const TemporaryFolder folder;
-  const Run saved(1);
+  const Trained saved(1);
   saved.save(folder / "run", 12);
   const Checkpoint model = load_checkpoint(folder / "run/checkpoints/0000012.safetensors");
   EXPECT_EQ(model.config, saved.start.config);
@@ -87,25 +88,25 @@ TEST(SaveState, TheCheckpointIsTheEmaAsAModel) {
 
 TEST(SaveState, LeavesNothingElseInTheFolder) {
   const TemporaryFolder folder;
-  Run(1).save(folder / "run", 12);
+  Trained(1).save(folder / "run", 12);
   const auto entries = fs::directory_iterator(folder / "run/checkpoints");
   EXPECT_EQ(std::distance(begin(entries), end(entries)), 2);
 }
 
 TEST(LoadNewestState, TakesTheNewest) {
   const TemporaryFolder folder;
-  const Run newest(3);
-  Run(1).save(folder / "run", 9);
+  const Trained newest(3);
+  Trained(1).save(folder / "run", 9);
   newest.save(folder / "run", 1000);
-  Run(2).save(folder / "run", 200);
-  Run loaded(4);
+  Trained(2).save(folder / "run", 200);
+  Trained loaded(4);
   EXPECT_EQ(load_newest_state(folder / "run", *loaded.store, kOptions, nothing_is_broken)->step, 1000);
   EXPECT_TRUE(loaded.equals(newest));
 }
 
 TEST(LoadNewestState, AnEmptyRunHasNone) {
   const TemporaryFolder folder;
-  Run loaded(1);
+  Trained loaded(1);
   EXPECT_FALSE(load_newest_state(folder / "nowhere", *loaded.store, kOptions, nothing_is_broken));
   fs::create_directories(folder / "run/checkpoints");
   EXPECT_FALSE(load_newest_state(folder / "run", *loaded.store, kOptions, nothing_is_broken));
@@ -115,11 +116,11 @@ TEST(LoadNewestState, AnEmptyRunHasNone) {
 void expect_the_one_before(const std::function<void(const fs::path& newest)>& damage,
                            const std::string& part) {
   const TemporaryFolder folder;
-  const Run older(1);
+  const Trained older(1);
   older.save(folder / "run", 10);
-  Run(2).save(folder / "run", 20);
+  Trained(2).save(folder / "run", 20);
   damage(state_path(folder / "run", 20));
-  Run loaded(3);
+  Trained loaded(3);
   std::vector<std::string> reasons;
   const auto state = load_newest_state(folder / "run", *loaded.store, kOptions,
                                        [&](const std::string& reason) { reasons.push_back(reason); });
@@ -132,7 +133,8 @@ void expect_the_one_before(const std::function<void(const fs::path& newest)>& da
 }
 
 TEST(LoadNewestState, AStateCutInHalfIsPassedOverWithItsReason) {
-  expect_the_one_before([](const fs::path& path) { fs::resize_file(path, fs::file_size(path) / 2); }, "damaged");
+  expect_the_one_before([](const fs::path& path) { fs::resize_file(path, fs::file_size(path) / 2); },
+                        "damaged");
 }
 
 TEST(LoadNewestState, AnEmptyStateIsPassedOver) {
@@ -149,10 +151,10 @@ TEST(LoadNewestState, AFileThatIsNoStateIsPassedOver) {
 
 TEST(LoadNewestState, ABrokenOneAloneIsNone) {
   const TemporaryFolder folder;
-  Run(1).save(folder / "run", 10);
+  Trained(1).save(folder / "run", 10);
   fs::resize_file(state_path(folder / "run", 10), 100);
-  Run loaded(2);
-  const Run untouched(2);
+  Trained loaded(2);
+  const Trained untouched(2);
   int reasons = 0;
   EXPECT_FALSE(
       load_newest_state(folder / "run", *loaded.store, kOptions, [&](const std::string&) { ++reasons; }));
@@ -162,8 +164,8 @@ TEST(LoadNewestState, ABrokenOneAloneIsNone) {
 
 TEST(LoadNewestState, AnotherOptionIsNamedWithBothValues) {
   const TemporaryFolder folder;
-  Run(1).save(folder / "run", 10);
-  Run loaded(2);
+  Trained(1).save(folder / "run", 10);
+  Trained loaded(2);
   nlohmann::json other = kOptions;
   other["lambda"] = 0.7;
   const auto load = [&] { load_newest_state(folder / "run", *loaded.store, other, nothing_is_broken); };
@@ -173,8 +175,8 @@ TEST(LoadNewestState, AnotherOptionIsNamedWithBothValues) {
 
 TEST(LoadNewestState, AnOptionThatWasNotSavedIsNamed) {
   const TemporaryFolder folder;
-  Run(1).save(folder / "run", 10);
-  Run loaded(2);
+  Trained(1).save(folder / "run", 10);
+  Trained loaded(2);
   nlohmann::json other = kOptions;
   other["accumulate"] = 2;
   test::expect_error([&] { load_newest_state(folder / "run", *loaded.store, other, nothing_is_broken); },

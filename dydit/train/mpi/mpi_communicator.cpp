@@ -1,6 +1,7 @@
 // Sums over MPI processes: reduced to rank 0 in buckets and sent to all, so that every rank holds the same
 // bits.
 #include <algorithm>
+#include <exception>
 #include <mpi.h>
 
 #include "dydit/base/error.h"
@@ -19,7 +20,10 @@ class MpiCommunicator final : public Communicator {
     MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
     MPI_Comm_size(MPI_COMM_WORLD, &size_);
   }
-  ~MpiCommunicator() override { MPI_Finalize(); }
+  ~MpiCommunicator() override {
+    // Finalising waits for the other ranks, which wait for this one; left out, mpirun ends them all.
+    if (std::uncaught_exceptions() == 0) MPI_Finalize();
+  }
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
