@@ -80,6 +80,7 @@ void print_result(const TrainFlags& flags, const LogRow& row, bool as_json) {
 
 void run_training(const Checkpoint& start, const Dataset& dataset, TrainFlags& flags, Communicator& processes,
                   Console& console, bool as_json) {
+  check_training(dataset, start.config, flags.options, processes.size());  // before there is a folder
   flags.run.run =
       choose_run_folder(flags.results_dir, folder_name(start.config), flags.run.resume, processes);
   const bool root = processes.rank() == 0;
