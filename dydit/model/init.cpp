@@ -24,10 +24,6 @@ void xavier_uniform(at::Tensor& weight, at::Generator& generator) {
   weight.uniform_(-bound, bound, generator);
 }
 
-bool is_router(const std::string& name) {
-  return name.find(".router.") != std::string::npos || name.find("token_selection") != std::string::npos;
-}
-
 // (H, D) -> rows of a head, summed: |weight| (H*D, anything) -> (H)
 at::Tensor row_importance(const at::Tensor& weight, int parts) {
   return weight.to(at::kDouble).abs().sum(1).view({parts, -1}).sum(1);
@@ -60,6 +56,10 @@ void reorder_block(Weights& weights, const DiTConfig& config, const std::string&
 }
 
 }  // namespace
+
+bool is_router_parameter(const std::string& name) {
+  return name.find(".router.") != std::string::npos || name.find("token_selection") != std::string::npos;
+}
 
 Checkpoint init_checkpoint(const DiTConfig& config, uint64_t seed) {
   at::NoGradGuard no_grad;
@@ -95,7 +95,7 @@ Checkpoint add_routers(const Checkpoint& checkpoint, const RouterInit& init, uin
   uint64_t index = 0;
   for (const auto& parameter : model->named_parameters()) {
     const std::string& name = parameter.key();
-    if (!is_router(name)) continue;
+    if (!is_router_parameter(name)) continue;
     at::Tensor tensor = at::zeros_like(parameter.value());
     at::Generator generator = generator_for(seed, index++);
     if (tensor.dim() == 2 && tensor.numel() > 0) xavier_uniform(tensor, generator);

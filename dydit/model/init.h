@@ -11,6 +11,9 @@ namespace dydit {
 inline constexpr double kWidthRouterBias = 15.0;
 inline constexpr double kTokenRouterBias = 35.0;
 
+/// True for a router's weight or bias, by its name in a checkpoint.
+bool is_router_parameter(const std::string& name);
+
 /// A DiT as its authors initialise it: linears xavier-uniform with bias 0, label table and timestep MLP N(0,
 /// 0.02), every adaLN and the final linear zero. A function of (config, seed).
 Checkpoint init_checkpoint(const DiTConfig& config, uint64_t seed);

@@ -6,6 +6,7 @@
 
 #include <ATen/Parallel.h>
 
+#include "dydit/model/init.h"
 #include "dydit/train/capacity.h"
 
 namespace dydit {
@@ -33,8 +34,7 @@ ParameterStore::ParameterStore(DiT& model, double router_lr_scale) {
       pos_embed_ = parameter.value();
       continue;
     }
-    const bool router = name.find(".router.") != std::string::npos ||
-                        name.find("token_selection") != std::string::npos || name == kKeepShareName;
+    const bool router = is_router_parameter(name) || name == kKeepShareName;
     slots_.push_back({name, total, parameter.value().numel(), parameter.value().sizes().vec(),
                       router ? static_cast<float>(router_lr_scale) : 1.0f});
     total += parameter.value().numel();

@@ -45,10 +45,6 @@ void Console::warning(const std::string& line) {
   fmt::print(stderr, "dydit: warning: {}\n", line);
 }
 
-void Console::detail(const std::string& line) {
-  if (verbosity_ == Verbosity::Verbose) info(line);
-}
-
 void Console::progress(const Progress& progress) {
   if (verbosity_ == Verbosity::Quiet) return;
   const bool terminal = isatty(STDERR_FILENO);

@@ -23,8 +23,6 @@ class Console {
   void info(const std::string& line);
   /// A line that is printed even with --quiet.
   void warning(const std::string& line);
-  /// A line only for --verbose.
-  void detail(const std::string& line);
   /// On a terminal one line that is redrawn, with rate and remaining time; else a plain line now and then.
   void progress(const Progress& progress);
 
