@@ -18,6 +18,13 @@ target_include_directories(dydit::libtorch SYSTEM INTERFACE
 target_link_libraries(dydit::libtorch INTERFACE
   "${DYDIT_LIBTORCH}/torch/lib/libtorch_cpu.so" "${DYDIT_LIBTORCH}/torch/lib/libc10.so" Threads::Threads)
 
+# at::parallel_for is a template that runs serially where it is compiled without OpenMP; LibTorch brings the
+# runtime. Not under TSan, which cannot see the runtime's barriers.
+if(NOT DYDIT_SANITIZE MATCHES "thread")
+  target_compile_options(dydit::libtorch INTERFACE -fopenmp)
+  target_link_libraries(dydit::libtorch INTERFACE "${DYDIT_LIBTORCH}/torch/lib/libgomp.so.1")
+endif()
+
 # LibTorch's include folder carries headers of a newer fmt without its library, and they would be found first:
 # a folder that holds nothing but the installed fmt goes in front of all.
 find_path(DYDIT_FMT_INCLUDE fmt/format.h REQUIRED NO_CMAKE_FIND_ROOT_PATH)

@@ -81,8 +81,9 @@ at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const
 
 at::Tensor DiTBlockImpl::attention(const at::Tensor& x, const at::Tensor& head_gate, at::ScalarType dtype) {
   const int64_t B = x.size(0), N = x.size(1), C = x.size(2), H = config.num_heads, D = C / H;
-  const at::Tensor packed = qkv->forward(x, dtype).view({B, N, 3, H, D}).permute({2, 0, 3, 1, 4});
-  const at::Tensor &q = packed[0], &k = packed[1], &v = packed[2];
+  // Unbound, not indexed: the gradients of q, k and v are then stacked once instead of padded and added.
+  const auto parts = qkv->forward(x, dtype).view({B, N, 3, H, D}).permute({2, 0, 3, 1, 4}).unbind(0);
+  const at::Tensor &q = parts[0], &k = parts[1], &v = parts[2];
   const at::Tensor weights =
       scaled_softmax(at::matmul(q, k.transpose(2, 3)), 1.0 / std::sqrt(static_cast<double>(D)));
   at::Tensor heads = at::matmul(weights, v);  // (B, H, N, D)

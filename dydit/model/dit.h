@@ -3,25 +3,16 @@
 // the static DiT. Letters as in config.h; B is the batch after guidance has doubled it.
 #pragma once
 
-#include <functional>
 #include <vector>
 
 #include <torch/torch.h>
 
 #include "dydit/model/config.h"
+#include "dydit/model/gates.h"
 
 namespace dydit {
 
 inline constexpr double kLayerNormEps = 1e-6;
-
-/// What multiplies where. An empty member leaves all of its parts on. Gates may be hard masks (inference),
-/// straight-through or soft (training).
-struct Gates {
-  std::vector<at::Tensor> heads;   // L of (B, H): factor of each head's output before proj
-  std::vector<at::Tensor> groups;  // L of (B, H): factor of each channel group of fc1's output, before GELU
-  /// (block, router logits (B, N)) -> (B, N): factor of each token's MLP update.
-  std::function<at::Tensor(int block, const at::Tensor& logits)> tokens;
-};
 
 /// Linear layer whose weights start uninitialised: they come from a checkpoint or from init.
 struct LinearImpl : torch::nn::Module {

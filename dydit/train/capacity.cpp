@@ -6,6 +6,7 @@
 
 #include <ATen/ATen.h>
 
+#include "dydit/model/dit.h"
 #include "dydit/model/macs.h"
 #include "dydit/train/gates.h"
 

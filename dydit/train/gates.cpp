@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "dydit/base/noise.h"
+#include "dydit/model/dit.h"
 #include "dydit/model/macs.h"
 #include "dydit/plan/width_plan.h"
 #include "dydit/train/capacity.h"

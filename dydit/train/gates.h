@@ -5,16 +5,15 @@
 #include <cstdint>
 #include <vector>
 
-#include "dydit/model/dit.h"
+#include "dydit/model/config.h"
+#include "dydit/model/gates.h"
+#include "dydit/train/options.h"
 
 namespace dydit {
 
-inline constexpr double kGumbelTau = 5.0;
+class DiT;  // dydit/model/dit.h, which brings torch/torch.h
 
-enum class GateKind {
-  Hard,  // 0 or 1, straight-through
-  Soft,  // the sigmoid itself as factor: a control, nothing could be skipped
-};
+inline constexpr double kGumbelTau = 5.0;
 
 /// G1 - G2, the difference of two Gumbel draws: one for every sample, block and gate.
 struct GateNoise {

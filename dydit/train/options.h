@@ -7,9 +7,12 @@
 #include <ATen/core/ScalarType.h>
 #include <nlohmann/json.hpp>
 
-#include "dydit/train/gates.h"
-
 namespace dydit {
+
+enum class GateKind {
+  Hard,  // 0 or 1, straight-through
+  Soft,  // the sigmoid itself as factor: a control, nothing could be skipped
+};
 
 struct DynamicOptions {
   double lambda = 0.5;      // work ratio to reach

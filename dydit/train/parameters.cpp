@@ -6,6 +6,7 @@
 
 #include <ATen/Parallel.h>
 
+#include "dydit/model/dit.h"
 #include "dydit/model/init.h"
 #include "dydit/train/capacity.h"
 

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "dydit/model/checkpoint.h"
-#include "dydit/model/dit.h"
 
 namespace dydit {
 

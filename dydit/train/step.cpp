@@ -7,6 +7,7 @@
 #include <torch/torch.h>
 
 #include "dydit/base/noise.h"
+#include "dydit/model/dit.h"
 #include "dydit/train/capacity.h"
 #include "dydit/train/losses.h"
 

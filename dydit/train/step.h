@@ -6,6 +6,7 @@
 
 #include "dydit/data/loader.h"
 #include "dydit/train/communicator.h"
+#include "dydit/train/gates.h"
 #include "dydit/train/options.h"
 #include "dydit/train/parameters.h"
 

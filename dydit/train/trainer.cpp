@@ -8,6 +8,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/base/timer.h"
+#include "dydit/model/dit.h"
 #include "dydit/train/capacity.h"
 #include "dydit/train/state.h"
 

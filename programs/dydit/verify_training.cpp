@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "dydit/base/error.h"
+#include "dydit/model/dit.h"
 #include "dydit/train/gates.h"
 #include "dydit/train/losses.h"
 #include "verify.h"
