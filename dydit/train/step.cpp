@@ -2,6 +2,7 @@
 // backward: then its gradient is a constant times the gradient of each sample's ratio.
 #include "dydit/train/step.h"
 
+#include <cmath>
 #include <vector>
 
 #include <torch/torch.h>
@@ -10,6 +11,7 @@
 #include "dydit/model/dit.h"
 #include "dydit/train/capacity.h"
 #include "dydit/train/losses.h"
+#include "dydit/train/state.h"
 
 namespace dydit {
 namespace {
@@ -127,11 +129,17 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
   const at::Tensor images =
       at::from_blob(batch.images.data(), {count, config.in_channels, config.input_size, config.input_size});
   const at::Tensor labels = at::from_blob(batch.labels.data(), {count}, at::kLong);
-  const auto inputs_of = [&](int m) {
+  return compute_gradient(model, store, options, processes, step, first, [&](int m) {
     const int64_t begin = m * micro, end = begin + micro;
     return make_step_inputs(config, options, step, first + static_cast<int>(begin),
                             images.slice(0, begin, end), labels.slice(0, begin, end));
-  };
+  });
+}
+
+StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,
+                           Communicator& processes, uint64_t step, int first,
+                           const std::function<StepInputs(int m)>& inputs_of) {
+  const int64_t micro = options.global_batch / (processes.size() * options.accumulate);
   const double scale = 1.0 / options.global_batch;
   const double target = options.dynamic ? target_ratio(options.router, static_cast<int64_t>(step)) : 1.0;
   const auto global_mean = [&](double local_sum) {
@@ -179,6 +187,24 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
   reduce_terms(terms, options.global_batch, processes);
   if (options.dynamic) terms.flops_loss = 2.0 * (mean_ratio - target) * (mean_ratio - target);
   return terms;
+}
+
+void apply_update(DiT& model, ParameterStore& store, const TrainOptions& options, double grad_norm,
+                  RunState& state) {
+  at::Tensor share = keep_share(model);
+  const bool good = std::isfinite(grad_norm) && (options.skip_norm <= 0 || grad_norm < options.skip_norm);
+  if (good) {
+    if (options.clip_grad > 0 && grad_norm > options.clip_grad)
+      store.scale_grad(options.clip_grad / grad_norm);
+    if (share.defined()) project_share_gradient(model->config, share, share.mutable_grad());
+    store.adamw_step({.lr = learning_rate(options, state.step), .weight_decay = options.weight_decay},
+                     ++state.updates);
+  } else {
+    ++state.skipped;
+  }
+  if (share.defined()) scale_shares(model->config, share, target_ratio(options.router, state.step));
+  store.ema_step(options.ema_decay);
+  ++state.step;
 }
 
 }  // namespace dydit

@@ -1,8 +1,9 @@
-// The gradient of one training step: [mse + vb](dynamic) + [mse + vb](complete) + 2 (mean ratio - target)^2,
-// over the global batch. (DyDiT, section 3.4)
+// One training step: the gradient of [mse + vb](dynamic) + [mse + vb](complete) + 2 (mean ratio - target)^2
+// over the global batch (DyDiT, section 3.4), and the update by it.
 #pragma once
 
 #include <array>
+#include <functional>
 
 #include "dydit/data/loader.h"
 #include "dydit/train/communicator.h"
@@ -11,6 +12,8 @@
 #include "dydit/train/parameters.h"
 
 namespace dydit {
+
+struct RunState;  // dydit/train/state.h
 
 /// Means over the global batch.
 struct StepTerms {
@@ -39,5 +42,16 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
 /// from sample `first` on. All processes end with the same gradient and terms.
 StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,
                            Communicator& processes, uint64_t step, int first, Batch& batch);
+
+/// The same of inputs that are there: inputs_of(m) gives micro-batch m of this process's share, the same each
+/// time it is asked.
+StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,
+                           Communicator& processes, uint64_t step, int first,
+                           const std::function<StepInputs(int m)>& inputs_of);
+
+/// The update of step state.step by the store's gradient, whose norm is given: guard, clip, AdamW, shares
+/// onto their target; the EMA moves all the same. Counts the step, and the update or the skip.
+void apply_update(DiT& model, ParameterStore& store, const TrainOptions& options, double grad_norm,
+                  RunState& state);
 
 }  // namespace dydit

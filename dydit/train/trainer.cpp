@@ -95,25 +95,6 @@ class Interval {
   Timer timer_;
 };
 
-// The update of one step: guard, clip, AdamW; the EMA moves all the same.
-void update(DiT& model, ParameterStore& store, const TrainOptions& options, double grad_norm,
-            RunState& state) {
-  at::Tensor share = keep_share(model);
-  const bool good = std::isfinite(grad_norm) && (options.skip_norm <= 0 || grad_norm < options.skip_norm);
-  if (good) {
-    if (options.clip_grad > 0 && grad_norm > options.clip_grad)
-      store.scale_grad(options.clip_grad / grad_norm);
-    if (share.defined()) project_share_gradient(model->config, share, share.mutable_grad());
-    store.adamw_step({.lr = learning_rate(options, state.step), .weight_decay = options.weight_decay},
-                     ++state.updates);
-  } else {
-    ++state.skipped;
-  }
-  if (share.defined()) scale_shares(model->config, share, target_ratio(options.router, state.step));
-  store.ema_step(options.ema_decay);
-  ++state.step;
-}
-
 }  // namespace
 
 void check_training(const Dataset& data, const DiTConfig& config, const TrainOptions& options,
@@ -180,7 +161,7 @@ void train(const Checkpoint& start, const Dataset& data, const TrainOptions& opt
                               terms.loss(), (run.run / "nan").string()));
     }
     const double grad_norm = store.grad_norm();
-    update(model, store, options, grad_norm, state);
+    apply_update(model, store, options, grad_norm, state);
     interval.add(terms, grad_norm);
     if (root && (state.step % run.log_every == 0 || state.step == options.total_steps)) {
       const LogRow row = interval.finish(options, state);
