@@ -1,8 +1,9 @@
-// Small tensors throughout: 12 L shares.
+// Small numbers throughout: 12 L shares and as many counts.
 #include "dydit/train/capacity.h"
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include <ATen/ATen.h>
 
@@ -23,9 +24,127 @@ bool is_routed(const DiTConfig& config, int kind) {
   return kind == static_cast<int>(PartKind::Tokens) ? config.token_routers : config.width_routers;
 }
 
-int keep_count(float share, int count) {
-  return std::clamp(static_cast<int>(std::lround(share * static_cast<float>(count))), 1, count);
+// Work ratio when share_of(kind, block, quarter) of the parts are on; kinds without routers are wholly on.
+template <typename Fn>
+double work_ratio(const DiTConfig& config, const Fn& share_of) {
+  const auto attn = static_cast<double>(attention_macs(config, config.num_heads));
+  const auto mlp = static_cast<double>(mlp_macs(config, config.num_heads, config.num_tokens()));
+  const auto share = [&](PartKind part, int l, int q) {
+    const int kind = static_cast<int>(part);
+    return is_routed(config, kind) ? share_of(kind, l, q) : 1.0;
+  };
+  double work = 0;
+  for (int l = 0; l < config.depth; ++l) {
+    for (int q = 0; q < kQuarters; ++q) {
+      work += attn * share(PartKind::Heads, l, q) +
+              mlp * share(PartKind::Groups, l, q) * share(PartKind::Tokens, l, q);
+    }
+  }
+  return work / (config.depth * (attn + mlp) * kQuarters);
 }
+
+// Whole counts near the wanted ones whose work meets a target. Part i is kind, block and quarter in row-major
+// order.
+class CountSearch {
+ public:
+  CountSearch(const DiTConfig& config, const at::Tensor& share, double target)
+      : config_(config), tolerance_(kCountTolerance * target), stride_(config.depth * kQuarters) {
+    const at::Tensor values = share.detach().contiguous();
+    for (int i = 0; i < kKinds * stride_; ++i) {
+      const int count = part_count(config, i / stride_);
+      wanted_.push_back(values.data_ptr<float>()[i] * static_cast<double>(count));
+      counts_.push_back(
+          is_routed(config, i / stride_)
+              ? std::clamp(static_cast<int64_t>(std::llround(wanted_[i])), int64_t{1}, int64_t{count})
+              : count);
+    }
+    const auto on = [&](int kind, int l, int q) { return share_on(kind * stride_ + l * kQuarters + q); };
+    error_ = work_ratio(config, on) - target;
+  }
+
+  at::Tensor run() {
+    while (std::abs(error_) > tolerance_ && (move_one() || move_two())) {
+    }
+    return at::tensor(counts_, at::kLong).view({kKinds, config_.depth, kQuarters});
+  }
+
+ private:
+  double share_on(int i) const { return static_cast<double>(counts_[i]) / part_count(config_, i / stride_); }
+
+  bool can_move(int i, int by) const {
+    const int kind = i / stride_;
+    return is_routed(config_, kind) && counts_[i] + by >= 1 && counts_[i] + by <= part_count(config_, kind);
+  }
+
+  // Change of the work ratio by one more of part i.
+  double slope(int i) const {
+    const int kind = i / stride_, place = i % stride_;
+    const auto attn = static_cast<double>(attention_macs(config_, config_.num_heads));
+    const auto mlp = static_cast<double>(mlp_macs(config_, config_.num_heads, config_.num_tokens()));
+    const double each = 1.0 / (part_count(config_, kind) * stride_ * (attn + mlp));
+    if (kind == static_cast<int>(PartKind::Heads)) return attn * each;
+    const PartKind other = kind == static_cast<int>(PartKind::Groups) ? PartKind::Tokens : PartKind::Groups;
+    return mlp * each * share_on(static_cast<int>(other) * stride_ + place);
+  }
+
+  void move(int i, int by) {
+    error_ += by * slope(i);
+    counts_[i] += by;
+  }
+
+  // Of the moves that bring the work nearer, the one that rounding was closest to.
+  bool move_one() {
+    const int by = error_ > 0 ? -1 : 1;
+    int best = -1;
+    double least = 0;
+    for (int i = 0; i < kKinds * stride_; ++i) {
+      if (!can_move(i, by) || std::abs(error_ + by * slope(i)) >= std::abs(error_)) continue;
+      const auto k = static_cast<double>(counts_[i]);
+      const double penalty = std::abs(k + by - wanted_[i]) - std::abs(k - wanted_[i]);
+      if (best >= 0 && penalty >= least) continue;
+      best = i;
+      least = penalty;
+    }
+    if (best >= 0) move(best, by);
+    return best >= 0;
+  }
+
+  // Two parts, each by one or two either way: those that come nearest. Two kinds of one MLP are left out,
+  // since their slopes are each other's.
+  bool move_two() {
+    struct Move {
+      int i, by;
+      double change;
+    };
+    std::vector<Move> moves;
+    for (int i = 0; i < kKinds * stride_; ++i) {
+      for (const int by : {-2, -1, 1, 2}) {
+        if (can_move(i, by)) moves.push_back({i, by, by * slope(i)});
+      }
+    }
+    double least = std::abs(error_) * (1 - 1e-9);  // rounding is no progress
+    Move first{}, second{};
+    for (const Move& a : moves) {
+      for (const Move& b : moves) {
+        if (a.i % stride_ == b.i % stride_ || std::abs(error_ + a.change + b.change) >= least) continue;
+        least = std::abs(error_ + a.change + b.change);
+        first = a;
+        second = b;
+      }
+    }
+    if (first.by == 0) return false;
+    move(first.i, first.by);
+    move(second.i, second.by);
+    return true;
+  }
+
+  const DiTConfig& config_;
+  const double tolerance_;
+  const int stride_;            // parts of a kind: L x 4
+  std::vector<double> wanted_;  // share * count
+  std::vector<int64_t> counts_;
+  double error_;  // work ratio of counts_ - target
+};
 
 // d keep_ratio / d share, with shares instead of rounded counts, (3, L, 4).
 at::Tensor work_slope(const DiTConfig& config, const at::Tensor& share) {
@@ -51,38 +170,28 @@ at::Tensor keep_share(DiT& model) {
   return share ? *share : at::Tensor();
 }
 
-KeepCounts keep_counts(const DiTConfig& config, const at::Tensor& share) {
-  KeepCounts counts;
-  std::vector<KeepCounts::PerQuarter>* kinds[kKinds] = {&counts.heads, &counts.groups, &counts.tokens};
-  const at::Tensor values = share.detach().contiguous();
-  const float* value = values.data_ptr<float>();
+at::Tensor choose_counts(const DiTConfig& config, const at::Tensor& share, double target) {
+  return CountSearch(config, share, target).run();
+}
+
+KeepCounts keep_counts(const DiTConfig& config, const at::Tensor& counts) {
+  KeepCounts result;
+  std::vector<KeepCounts::PerQuarter>* kinds[kKinds] = {&result.heads, &result.groups, &result.tokens};
+  const auto count = counts.accessor<int64_t, 3>();
   for (int kind = 0; kind < kKinds; ++kind) {
-    for (int l = 0; l < config.depth; ++l, value += kQuarters) {
-      if (!is_routed(config, kind)) continue;
-      KeepCounts::PerQuarter quarters{};
-      for (int q = 0; q < kQuarters; ++q) quarters[q] = keep_count(value[q], part_count(config, kind));
-      kinds[kind]->push_back(quarters);
+    for (int l = 0; is_routed(config, kind) && l < config.depth; ++l) {
+      auto& quarters = kinds[kind]->emplace_back();
+      for (int q = 0; q < kQuarters; ++q) quarters[q] = static_cast<int>(count[kind][l][q]);
     }
   }
-  return counts;
+  return result;
 }
 
 double keep_ratio(const DiTConfig& config, const KeepCounts& counts) {
-  const auto attn = static_cast<double>(attention_macs(config, config.num_heads));
-  const auto mlp = static_cast<double>(mlp_macs(config, config.num_heads, config.num_tokens()));
-  double work = 0;
-  for (int l = 0; l < config.depth; ++l) {
-    for (int q = 0; q < kQuarters; ++q) {
-      const double heads =
-          config.width_routers ? static_cast<double>(counts.heads[l][q]) / config.num_heads : 1.0;
-      const double groups =
-          config.width_routers ? static_cast<double>(counts.groups[l][q]) / config.num_heads : 1.0;
-      const double tokens =
-          config.token_routers ? static_cast<double>(counts.tokens[l][q]) / config.num_tokens() : 1.0;
-      work += attn * heads + mlp * groups * tokens;
-    }
-  }
-  return work / (config.depth * (attn + mlp) * kQuarters);
+  const std::vector<KeepCounts::PerQuarter>* kinds[kKinds] = {&counts.heads, &counts.groups, &counts.tokens};
+  return work_ratio(config, [&](int kind, int l, int q) {
+    return static_cast<double>((*kinds[kind])[l][q]) / part_count(config, kind);
+  });
 }
 
 void project_share_gradient(const DiTConfig& config, const at::Tensor& share, at::Tensor& gradient) {
@@ -94,42 +203,43 @@ void project_share_gradient(const DiTConfig& config, const at::Tensor& share, at
 
 void scale_shares(const DiTConfig& config, at::Tensor& share, double target) {
   at::NoGradGuard no_grad;
-  at::Tensor smallest = at::empty_like(share);
-  for (int kind = 0; kind < kKinds; ++kind) smallest[kind].fill_(1.0 / part_count(config, kind));
-  const auto scaled = [&](double factor) {
-    return at::minimum(at::maximum(share * factor, smallest), at::ones_like(share));
-  };
   if (target >= 1) {
     share.fill_(1);
     return;
   }
-  // keep_ratio grows with the factor in small steps; bisection ends at the step nearest the target.
+  auto value = share.accessor<float, 3>();
+  const auto scaled = [&](int kind, int l, int q, double factor) {
+    return std::clamp(value[kind][l][q] * factor, 1.0 / part_count(config, kind), 1.0);
+  };
+  const auto ratio_of = [&](double factor) {
+    return work_ratio(config, [&](int kind, int l, int q) { return scaled(kind, l, q, factor); });
+  };
   double low = 0, high = 1;
-  while (keep_ratio(config, keep_counts(config, scaled(high))) < target && high < 1e6) high *= 2;
+  while (ratio_of(high) < target && high < 1e6) high *= 2;
   for (int i = 0; i < 60; ++i) {
     const double middle = 0.5 * (low + high);
-    (keep_ratio(config, keep_counts(config, scaled(middle))) < target ? low : high) = middle;
+    (ratio_of(middle) < target ? low : high) = middle;
   }
-  const auto distance = [&](double factor) {
-    return std::abs(keep_ratio(config, keep_counts(config, scaled(factor))) - target);
-  };
-  share.copy_(scaled(distance(low) < distance(high) ? low : high));
+  for (int kind = 0; kind < kKinds; ++kind) {
+    for (int l = 0; l < config.depth; ++l) {
+      for (int q = 0; q < kQuarters; ++q) value[kind][l][q] = static_cast<float>(scaled(kind, l, q, high));
+    }
+  }
 }
 
 at::Tensor capacity_gate(const at::Tensor& logits, const at::Tensor& noise, const at::Tensor& share,
-                         bool first_on) {
+                         const at::Tensor& counts, bool first_on) {
   const int64_t M = logits.size(1), forced = first_on ? 1 : 0;
   if (M == 0) return logits;
   const at::Tensor wanted = share * static_cast<double>(M + forced);  // (B), differentiable
-  const at::Tensor keep =
-      (at::round(wanted.detach()).clamp(1, M + forced).to(at::kLong) - forced).unsqueeze(1);
+  const at::Tensor keep = (counts - forced).unsqueeze(1);             // (B, 1), of the M
   const at::Tensor z = logits + noise;
   const at::Tensor order = at::argsort(z.detach(), /*stable=*/true, /*dim=*/1, /*descending=*/true);
   const at::Tensor rank = at::argsort(order, /*stable=*/true, /*dim=*/1, /*descending=*/false);
   const at::Tensor last = (keep - 1).clamp_min(0);  // rank of the boundary
   const at::Tensor boundary = z.detach().gather(1, order.gather(1, last));
   const at::Tensor soft = at::sigmoid((z - boundary) / kGumbelTau);
-  const at::Tensor hard = (rank < keep).to(at::kFloat), at_boundary = (rank == keep - 1).to(at::kFloat);
+  const at::Tensor hard = (rank < keep).to(at::kFloat), at_boundary = (rank == last).to(at::kFloat);
   return hard + (soft - soft.detach()) + at_boundary * (wanted - wanted.detach()).unsqueeze(1);
 }
 

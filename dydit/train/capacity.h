@@ -1,7 +1,7 @@
 // The capacity rule: a learned share of parts stays on, so the ratio at inference is the one trained for. One
-// share r for every kind of part, block and quarter of t; k = max(1, round(r count)), the always-on part
-// counted. Training ranks logit + noise and keeps the k largest; inference ranks the logits and keeps as
-// many.
+// share r for every kind of part, block and quarter of t, and from all of them and the step's target the
+// counts k, near r count, the always-on part counted. Training ranks logit + noise and keeps the k largest;
+// inference ranks the logits and keeps as many.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -17,10 +17,19 @@ class DiT;
 inline constexpr const char* kKeepShareName = "keep_share";
 enum class PartKind { Heads, Groups, Tokens };
 
+/// choose_counts is content when the work ratio is this near the target, as a share of it.
+inline constexpr double kCountTolerance = 0.001;
+
 /// The shares among a training model's parameters; undefined under the threshold rule.
 at::Tensor keep_share(DiT& model);
 
-KeepCounts keep_counts(const DiTConfig& config, const at::Tensor& share);
+/// The k of every kind, block and quarter, (3, L, 4) int64 within 1..count: share * count rounded, then moved
+/// by ones, first where rounding was closest to going the other way, until keep_ratio is within
+/// kCountTolerance of `target` or no part and no two parts bring it nearer.
+at::Tensor choose_counts(const DiTConfig& config, const at::Tensor& share, double target);
+
+/// choose_counts as a checkpoint holds it.
+KeepCounts keep_counts(const DiTConfig& config, const at::Tensor& counts);
 
 /// Work ratio of method section 2 at inference, mean over the quarters of t.
 double keep_ratio(const DiTConfig& config, const KeepCounts& counts);
@@ -29,14 +38,15 @@ double keep_ratio(const DiTConfig& config, const KeepCounts& counts);
 /// budget.
 void project_share_gradient(const DiTConfig& config, const at::Tensor& share, at::Tensor& gradient);
 
-/// Multiplies all shares by one factor (each kept within 1/count..1) so that keep_ratio meets `target` as
-/// nearly as rounding allows. A target of 1 sets all shares to 1.
+/// Multiplies all shares by one factor, each kept within 1/count..1, so that their work ratio is `target` (or
+/// the nearest there is). A target of 1 sets all shares to 1.
 void scale_shares(const DiTConfig& config, at::Tensor& share, double target);
 
 /// Gates of M = logits.size(1) parts (and, with `first_on`, an always-on one in front that is not among
-/// them): 1 for the k largest of logits + noise. Straight-through: the logits' gradient is that of a sigmoid
-/// around the boundary, the share's goes through the gate at the boundary. share (B) -> (B, M)
+/// them): 1 for the `counts` largest of logits + noise, the always-on one counted. Straight-through: the
+/// logits' gradient is that of a sigmoid around the boundary, the share's goes through the gate at the
+/// boundary. logits, noise (B, M), share (B), counts (B) int64 -> (B, M)
 at::Tensor capacity_gate(const at::Tensor& logits, const at::Tensor& noise, const at::Tensor& share,
-                         bool first_on);
+                         const at::Tensor& counts, bool first_on);
 
 }  // namespace dydit

@@ -57,18 +57,22 @@ TrainingGates::TrainingGates(DiT& model, const at::Tensor& t_emb, GateNoise nois
                              const CapacityInputs& capacity)
     : config_(model->config), noise_(std::move(noise)), batch_(t_emb.size(0)) {
   const bool by_capacity = capacity.share.defined();
-  const auto share_of = [capacity](PartKind part, int block) {
-    return capacity.share[static_cast<int>(part)][block].index_select(0, capacity.quarters);
+  // Each sample's share or count of one router, (B).
+  const auto of_samples = [capacity](const at::Tensor& values, PartKind part, int block) {
+    return values[static_cast<int>(part)][block].index_select(0, capacity.quarters);
+  };
+  const auto by_rank = [=](PartKind part, int block, const at::Tensor& logits, const at::Tensor& gate_noise) {
+    return capacity_gate(logits, gate_noise, of_samples(capacity.share, part, block),
+                         of_samples(capacity.counts, part, block), part != PartKind::Tokens);
   };
   // Training's gate of one router's logits, and what inference would open.
   const auto gate_of = [=](PartKind part, int block, const at::Tensor& logits, const at::Tensor& gate_noise) {
-    if (!by_capacity) return gumbel_gate(logits, gate_noise, kind);
-    return capacity_gate(logits, gate_noise, share_of(part, block), part != PartKind::Tokens);
+    return by_capacity ? by_rank(part, block, logits, gate_noise) : gumbel_gate(logits, gate_noise, kind);
   };
   const auto open_of = [=](PartKind part, int block, const at::Tensor& logits) {
     at::NoGradGuard no_grad;
     if (!by_capacity) return (logits > kGateThreshold).to(at::kFloat);
-    return capacity_gate(logits, at::zeros_like(logits), share_of(part, block), part != PartKind::Tokens);
+    return by_rank(part, block, logits, at::zeros_like(logits));
   };
   for (int l = 0; config_.width_routers && l < config_.depth; ++l) {
     const WidthLogits logits = model->blocks[l]->width_logits(t_emb);

@@ -28,9 +28,10 @@ GateNoise draw_gate_noise(const DiTConfig& config, uint64_t seed, uint64_t step,
 /// gate = sigmoid((logit + noise) / tau), 1 where above 0.5; the gradient is the sigmoid's.
 at::Tensor gumbel_gate(const at::Tensor& logits, const at::Tensor& noise, GateKind kind);
 
-/// Shares of the capacity rule for one batch; without `share` the threshold rule decides.
+/// The capacity rule for one batch (capacity.h); without `share` the threshold rule decides.
 struct CapacityInputs {
-  at::Tensor share;     // (3, L, 4), see capacity.h
+  at::Tensor share;     // (3, L, 4)
+  at::Tensor counts;    // (3, L, 4) int64, of choose_counts
   at::Tensor quarters;  // (B) int64, the quarter of each sample's t
 };
 

@@ -73,13 +73,13 @@ struct DynamicForward {
   DiffusionLoss loss;
 };
 
-DynamicForward forward_dynamic(DiT& model, const TrainOptions& options, const StepInputs& inputs) {
+// `keep` is undefined under the threshold rule.
+DynamicForward forward_dynamic(DiT& model, const TrainOptions& options, const StepInputs& inputs,
+                               const at::Tensor& keep) {
   DynamicForward forward;
   const at::Tensor t_emb = model->embed_timestep(inputs.t);
   CapacityInputs capacity;
-  if (options.router.capacity) {
-    capacity = {keep_share(model), at::div(inputs.t, kQuarterLength, "floor")};
-  }
+  if (keep.defined()) capacity = {keep_share(model), keep, at::div(inputs.t, kQuarterLength, "floor")};
   forward.gates =
       std::make_unique<TrainingGates>(model, t_emb, inputs.gate_noise, options.router.gates, capacity);
   const at::Tensor output = model->forward(inputs.x_t, t_emb, inputs.y, forward.gates->gates());
@@ -147,6 +147,10 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
     return local_sum * scale;
   };
 
+  at::Tensor keep;
+  if (const at::Tensor share = keep_share(model); share.defined())
+    keep = choose_counts(model->config, share, target);
+
   StepTerms terms;
   terms.ratio = terms.inference_ratio = 0;
   store.zero_grad();
@@ -155,7 +159,7 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
     at::NoGradGuard no_grad;
     double sum = 0;
     for (int m = 0; m < options.accumulate; ++m)
-      sum += sum_of(forward_dynamic(model, options, inputs_of(m)).gates->ratio());
+      sum += sum_of(forward_dynamic(model, options, inputs_of(m), keep).gates->ratio());
     mean_ratio = global_mean(sum);
   }
   for (int m = 0; m < options.accumulate; ++m) {
@@ -168,10 +172,10 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
       add_kept(terms, {all, all, all}, first + static_cast<int>(m * micro));
       continue;
     }
-    const DynamicForward forward = forward_dynamic(model, options, inputs);
+    const DynamicForward forward = forward_dynamic(model, options, inputs, keep);
     const at::Tensor ratio = forward.gates->ratio();
     if (options.accumulate == 1) mean_ratio = global_mean(sum_of(ratio));
-    // Of 2 (mean ratio - target)^2. The capacity rule meets its target by scaling the shares.
+    // Of 2 (mean ratio - target)^2. The capacity rule meets its target by its counts.
     const double flops_slope = options.router.capacity ? 0.0 : 4.0 * (mean_ratio - target);
     (((forward.loss.mse + forward.loss.vb).sum() + flops_slope * ratio.sum()) * scale).backward();
     terms.mse += sum_of(forward.loss.mse);
@@ -202,9 +206,9 @@ void apply_update(DiT& model, ParameterStore& store, const TrainOptions& options
   } else {
     ++state.skipped;
   }
-  if (share.defined()) scale_shares(model->config, share, target_ratio(options.router, state.step));
   store.ema_step(options.ema_decay);
   ++state.step;
+  if (share.defined()) scale_shares(model->config, share, target_ratio(options.router, state.step));
 }
 
 }  // namespace dydit

@@ -49,8 +49,9 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
                            Communicator& processes, uint64_t step, int first,
                            const std::function<StepInputs(int m)>& inputs_of);
 
-/// The update of step state.step by the store's gradient, whose norm is given: guard, clip, AdamW, shares
-/// onto their target; the EMA moves all the same. Counts the step, and the update or the skip.
+/// The update of step state.step by the store's gradient, whose norm is given: guard, clip, AdamW. The EMA
+/// moves all the same, and the shares of the capacity rule go onto the next step's target. Counts the step,
+/// and the update or the skip.
 void apply_update(DiT& model, ParameterStore& store, const TrainOptions& options, double grad_norm,
                   RunState& state);
 

@@ -140,8 +140,10 @@ void train(const Checkpoint& start, const Dataset& data, const TrainOptions& opt
   const auto ema_checkpoint = [&] {
     Checkpoint ema = start;
     ema.weights = store.ema_weights();
-    if (const at::Tensor share = keep_share(model); share.defined())
-      ema.keep_counts = keep_counts(start.config, share);
+    if (const at::Tensor share = keep_share(model); share.defined()) {
+      const double target = target_ratio(options.router, state.step);
+      ema.keep_counts = keep_counts(start.config, choose_counts(start.config, share, target));
+    }
     return ema;
   };
   const auto save = [&](const std::filesystem::path& folder) {

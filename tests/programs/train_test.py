@@ -228,6 +228,29 @@ class DynamicTest(TrainBase):
         self.assertLess(abs(last["ratio_training"] - 0.5), abs(first["ratio_training"] - 0.5))
         self.assertLess(abs(last["ratio_training"] - 0.5), 0.1)
 
+    def test_capacity_rule(self):
+        """Both ratios are the target at every step; what generate needs is then the same at every seed."""
+        flags = ["--router-bias", "0,0", "--anneal-start", "0", "--anneal-steps", "3", "--gate-rule", "capacity", "--lr", "0.01",
+                 "--lambda", "0.6", "--log-every", "1", "--ckpt-every", "4"]
+        model = self.static_model()
+        run = self.finetune(model, *flags, "--total-train-steps", "8")
+        for row, target in zip(rows_of(run), [1, 1 - 0.4 / 3, 1 - 0.8 / 3] + [0.6] * 5, strict=True):
+            self.assertAlmostEqual(row["target_ratio"], target, places=6)
+            self.assertAlmostEqual(row["ratio_inference"], target, delta=0.005 * target)
+            self.assertAlmostEqual(row["ratio_training"], row["ratio_inference"], places=6)
+        path = run / "checkpoints/0000008.safetensors"
+        metadata = support.load(path)[1]
+        self.assertEqual(metadata["gate_rule"], "capacity")
+        counts = json.loads(metadata["keep_counts"])
+        self.assertEqual({kind: len(blocks) for kind, blocks in counts.items()}, {"heads": 2, "groups": 2, "tokens": 2})
+        made = self.run_json("generate", "--model", path, "--steps", "8", "-n", "3", "--out", "x.png")["images"]
+        self.assertEqual(len({image["required_gmacs"] for image in made}), 1)
+        # A run that was broken off goes on with the same counts.
+        self.finetune(model, *flags, "--total-train-steps", "4", results="cut")
+        cut = self.finetune(model, *flags, "--total-train-steps", "8", "--resume", results="cut")
+        self.same_run(run, cut, 8)
+        self.assertEqual(support.load(cut / "checkpoints/0000008.safetensors")[1]["keep_counts"], metadata["keep_counts"])
+
     def test_soft_gates(self):
         model = self.static_model()
         flags = [*ROUTED, "--sdt", "off", "--total-train-steps", "2", "--log-every", "1"]

@@ -8,35 +8,19 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
-#include "dydit/base/noise.h"
 #include "dydit/io/safetensors.h"
 #include "tests/support/files.h"
+#include "tests/support/noise_images.h"
 #include "tests/support/random_model.h"
 
 namespace dydit {
 namespace {
 
 namespace fs = std::filesystem;
+using test::NoiseImages;
 using test::TemporaryFolder;
 
 constexpr int kBatch = 4;
-
-// 12 RGB images of noise in 4 classes.
-class NoiseImages final : public Dataset {
- public:
-  explicit NoiseImages(int classes = 4) {
-    side_ = 8;
-    channels_ = 3;
-    for (int i = 0; i < classes; ++i) class_names_.push_back(fmt::format("class{}", i));
-  }
-  int64_t size() const override { return 12; }
-  int label(int64_t index) const override { return static_cast<int>(index % class_names_.size()); }
-  void read(int64_t index, std::span<uint8_t> out) const override {
-    std::vector<float> values(out.size());
-    fill_uniform(values, /*seed=*/8, index, 0);
-    for (size_t i = 0; i < out.size(); ++i) out[i] = static_cast<uint8_t>(values[i] * 255);
-  }
-};
 
 DiTConfig tiny_pixels() {
   DiTConfig config = test::static_config();

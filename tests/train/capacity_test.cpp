@@ -1,0 +1,301 @@
+// The capacity rule in training: as many parts stay on as the counts say, and the counts meet the target.
+#include "dydit/train/capacity.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <set>
+
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include "dydit/engine/engine.h"
+#include "dydit/model/init.h"
+#include "dydit/model/macs.h"
+#include "dydit/plan/width_plan.h"
+#include "dydit/train/gates.h"
+#include "dydit/train/trainer.h"
+#include "tests/support/files.h"
+#include "tests/support/noise_images.h"
+#include "tests/support/random_model.h"
+
+namespace dydit {
+namespace {
+
+using test::odd_config;
+using test::one_head_config;
+using test::random_tensor;
+using test::tiny_config;
+
+DiTConfig without_tokens(DiTConfig config) {
+  config.token_routers = false;
+  return config;
+}
+
+DiTConfig without_widths(DiTConfig config) {
+  config.width_routers = false;
+  return config;
+}
+
+// The shape of the models that are trained: 8 blocks of 8 heads on 64 tokens.
+DiTConfig cifar_config() {
+  DiTConfig config = tiny_config();
+  config.input_size = 32;
+  config.patch_size = 4;
+  config.hidden_size = 256;
+  config.mlp_hidden = 1024;
+  config.depth = config.num_heads = 8;
+  return config;
+}
+
+// Shares of a model that learned, (3, L, 4): `spread` apart.
+at::Tensor learned_share(const DiTConfig& config, double spread, uint64_t seed) {
+  return at::exp(random_tensor({3, config.depth, kQuarters}, seed, 0, spread)).mul(0.5).clamp(0.05, 1);
+}
+
+double ratio_of(const DiTConfig& config, at::Tensor share, double target) {
+  scale_shares(config, share, target);
+  return keep_ratio(config, keep_counts(config, choose_counts(config, share, target)));
+}
+
+// Largest relative distance of the work ratio from its target over shares equal, near and far apart.
+double worst_miss(const DiTConfig& config, double target) {
+  double worst = 0;
+  for (const double spread : {0.0, 0.01, 0.3, 1.0}) {
+    for (uint64_t seed = 1; seed <= 5; ++seed) {
+      const double ratio = ratio_of(config, learned_share(config, spread, seed), target);
+      worst = std::max(worst, std::abs(ratio - target) / target);
+    }
+  }
+  return worst;
+}
+
+TEST(ChooseCounts, MeetTheTargetWithinHalfAPercent) {
+  for (const double target : {0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99}) {
+    for (const DiTConfig& config :
+         {tiny_config(), odd_config(), one_head_config(), cifar_config(), without_tokens(tiny_config()),
+          without_tokens(cifar_config()), without_widths(tiny_config()), without_widths(cifar_config())}) {
+      EXPECT_LT(worst_miss(config, target), 0.005) << target << " of " << model_name(config);
+    }
+  }
+}
+
+TEST(ChooseCounts, OfALowTargetMeetItToo) {
+  for (const DiTConfig& config :
+       {tiny_config(), odd_config(), cifar_config(), without_tokens(cifar_config())})
+    EXPECT_LT(worst_miss(config, 0.3), 0.005) << model_name(config);
+}
+
+// 3 blocks of 3 heads and no token router: the work goes in steps of 0.0062.
+TEST(ChooseCounts, OfFewPartsComeAsNearAsTheirNumberAllows) {
+  EXPECT_LT(worst_miss(without_tokens(odd_config()), 0.6), 0.0062 / 2 / 0.6);
+}
+
+TEST(ChooseCounts, OfATargetThatCannotBeReachedAreTheLeast) {
+  const DiTConfig config = without_widths(tiny_config());  // attention alone is 0.36
+  at::Tensor share = at::ones({3, config.depth, kQuarters});
+  scale_shares(config, share, 0.1);
+  const KeepCounts counts = keep_counts(config, choose_counts(config, share, 0.1));
+  for (const auto& quarters : counts.tokens) EXPECT_EQ(quarters, (KeepCounts::PerQuarter{1, 1, 1, 1}));
+  EXPECT_TRUE(counts.heads.empty());
+}
+
+TEST(ChooseCounts, OfAllAreAll) {
+  const DiTConfig config = tiny_config();
+  at::Tensor share = learned_share(config, 1, 3);
+  scale_shares(config, share, 1);
+  const KeepCounts counts = keep_counts(config, choose_counts(config, share, 1));
+  for (int l = 0; l < config.depth; ++l) {
+    EXPECT_EQ(counts.heads[l], (KeepCounts::PerQuarter{4, 4, 4, 4}));
+    EXPECT_EQ(counts.groups[l], (KeepCounts::PerQuarter{4, 4, 4, 4}));
+    EXPECT_EQ(counts.tokens[l], (KeepCounts::PerQuarter{16, 16, 16, 16}));
+  }
+}
+
+// Off by one where the budget asks for it, never far from what was learned.
+TEST(ChooseCounts, StayNearTheShares) {
+  const DiTConfig config = cifar_config();
+  at::Tensor share = learned_share(config, 0.5, 2);
+  scale_shares(config, share, 0.5);
+  const at::Tensor counts = choose_counts(config, share, 0.5);
+  const at::Tensor parts = at::tensor({8.0f, 8.0f, 64.0f}).view({3, 1, 1});
+  EXPECT_LT((counts - share * parts).abs().max().item<double>(), 1.5);
+  EXPECT_GT(counts.min().item<int64_t>(), 0);
+}
+
+TEST(ScaleShares, KeepTheirProportions) {
+  const DiTConfig config = cifar_config();
+  at::Tensor share = at::full({3, config.depth, kQuarters}, 0.4);
+  share[2][5][1] = 0.8;
+  scale_shares(config, share, 0.3);
+  EXPECT_NEAR((share[2][5][1] / share[0][0][0]).item<double>(), 2, 1e-4);
+}
+
+TEST(ProjectShareGradient, LeavesNoChangeOfTheWork) {
+  const DiTConfig config = tiny_config();
+  const at::Tensor share = learned_share(config, 0.3, 4);
+  at::Tensor gradient = random_tensor(share.sizes(), 6, 0);
+  project_share_gradient(config, share, gradient);
+  const auto work = [&](const at::Tensor& r) {
+    const auto attn = static_cast<double>(attention_macs(config, 4)),
+               mlp = static_cast<double>(mlp_macs(config, 4, 16));
+    return ((attn * r[0] + mlp * r[1] * r[2]).sum() / (attn + mlp)).item<double>();
+  };
+  const double h = 1e-2, along = (work(share + h * gradient) - work(share - h * gradient)) / (2 * h);
+  EXPECT_NEAR(along, 0, 1e-4);
+  EXPECT_GT(gradient.norm().item<double>(), 1);
+}
+
+at::Tensor gate_of(const at::Tensor& logits, const at::Tensor& noise, std::vector<int64_t> counts,
+                   bool first_on) {
+  return capacity_gate(logits, noise, at::full({logits.size(0)}, 0.5), at::tensor(counts), first_on);
+}
+
+TEST(CapacityGate, CountsTheAlwaysOnPart) {
+  const at::Tensor logits = at::tensor({3.f, 1.f, 2.f}).repeat({4, 1}), none = at::zeros({4, 3});
+  const at::Tensor wanted = at::tensor({0.f, 0.f, 0.f, 1.f, 0.f, 0.f, 1.f, 0.f, 1.f, 1.f, 1.f, 1.f});
+  EXPECT_TRUE(at::equal(gate_of(logits, none, {1, 2, 3, 4}, /*first_on=*/true), wanted.view({4, 3})));
+}
+
+TEST(CapacityGate, OfTokensKeepsEachSamplesLargest) {
+  const at::Tensor logits = at::tensor({-9.f, -1.f, -5.f, 7.f, 9.f, 8.f}).view({2, 3});
+  const at::Tensor wanted = at::tensor({0.f, 1.f, 0.f, 0.f, 1.f, 1.f}).view({2, 3});
+  EXPECT_TRUE(at::equal(gate_of(logits, at::zeros({2, 3}), {1, 2}, /*first_on=*/false), wanted));
+}
+
+TEST(CapacityGate, RanksLogitPlusNoise) {
+  const at::Tensor logits = at::tensor({3.f, 1.f, 2.f}).view({1, 3}),
+                   noise = at::tensor({0.f, 5.f, 0.f}).view({1, 3});
+  EXPECT_TRUE(at::equal(gate_of(logits, noise, {1}, false), at::tensor({0.f, 1.f, 0.f}).view({1, 3})));
+}
+
+TEST(CapacityGate, OfEqualLogitsKeepsTheFirstAsThePlanDoes) {
+  const at::Tensor logits = at::zeros({1, 9});
+  const std::vector<uint8_t> planned = select_tokens({logits.data_ptr<float>(), 9}, 4);
+  const at::Tensor gates = gate_of(logits, at::zeros({1, 9}), {4}, /*first_on=*/false);
+  for (int i = 0; i < 9; ++i) EXPECT_EQ(gates[0][i].item<float>(), planned[i]);
+}
+
+TEST(CapacityGate, GivesLogitsASigmoidsGradientAroundTheBoundary) {
+  const at::Tensor logits = at::tensor({3.f, -1.f, 2.f}).view({1, 3}).requires_grad_(true);
+  const at::Tensor weights = at::tensor({1.f, 10.f, 100.f});
+  (gate_of(logits, at::zeros({1, 3}), {2}, /*first_on=*/false) * weights).sum().backward();
+  const at::Tensor s = at::sigmoid((logits.detach() - 2) / kGumbelTau);  // the second largest is the boundary
+  EXPECT_TRUE(at::allclose(logits.grad(), weights * s * (1 - s) / kGumbelTau));
+}
+
+TEST(CapacityGate, GivesTheShareTheBoundarysGradient) {
+  const at::Tensor logits = at::tensor({3.f, -1.f, 2.f}).view({1, 3}),
+                   weights = at::tensor({1.f, 10.f, 100.f});
+  for (const bool first_on : {false, true}) {
+    const at::Tensor share = at::full({1}, 0.5).requires_grad_(true);
+    (capacity_gate(logits, at::zeros({1, 3}), share, at::tensor({int64_t{2}}), first_on) * weights)
+        .sum()
+        .backward();
+    // The last that is on: of the second rank alone, of the first beside an always-on one; parts in all.
+    EXPECT_EQ(share.grad().item<float>(), first_on ? 1.0f * 4 : 100.0f * 3);
+  }
+}
+
+// Eight steps with the capacity rule, lambda reached after four.
+class TrainedByCapacity : public testing::Test {
+ protected:
+  static constexpr double kLambda = 0.5;
+  static constexpr int kTrainSteps = 8;
+
+  void SetUp() override {
+    DiTConfig config = test::static_config();
+    config.in_channels = 3;
+    TrainOptions options;
+    options.dynamic = true;
+    options.router = {.lambda = kLambda, .anneal_start = 0, .anneal_steps = 4, .capacity = true};
+    options.total_steps = kTrainSteps;
+    options.global_batch = 8;
+    options.lr = 0.02;
+    options.ema_decay = 0.5;
+    const Checkpoint start =
+        add_routers(test::random_checkpoint(config), {.width_bias = 0, .token_bias = 0}, 5);
+    RunOptions run;
+    run.run = folder_ / "run";
+    run.log_every = 1;
+    std::filesystem::create_directories(run.run);
+    Communicator alone;
+    TrainCallbacks callbacks;
+    callbacks.on_row = [&](const LogRow& row) { rows_.push_back(row); };
+    train(start, test::NoiseImages(), options, run, alone, callbacks);
+    trained_ = load_checkpoint(run.run / "checkpoints/0000008.safetensors");
+  }
+
+  test::TemporaryFolder folder_;
+  std::vector<LogRow> rows_;
+  Checkpoint trained_;
+};
+
+TEST_F(TrainedByCapacity, EveryStepsRatiosAreItsTarget) {
+  ASSERT_EQ(rows_.size(), size_t{kTrainSteps});
+  EXPECT_EQ(rows_[0].target, 1);
+  EXPECT_EQ(rows_[4].target, kLambda);
+  for (const LogRow& row : rows_) {
+    EXPECT_NEAR(row.terms.inference_ratio, row.target, 0.005 * row.target) << row.step;
+    EXPECT_NEAR(row.terms.ratio, row.terms.inference_ratio, 1e-6) << row.step;
+  }
+}
+
+TEST_F(TrainedByCapacity, SharesAreLearned) {
+  std::set<int> heads, groups;
+  for (const auto& quarters : trained_.keep_counts->heads) heads.insert(quarters.begin(), quarters.end());
+  for (const auto& quarters : trained_.keep_counts->groups) groups.insert(quarters.begin(), quarters.end());
+  EXPECT_GT(heads.size() + groups.size(), 2u);
+}
+
+TEST_F(TrainedByCapacity, ThePlanOverAllTimestepsMeetsLambda) {
+  const DiTConfig& config = trained_.config;
+  std::vector<int> all(1000);
+  std::iota(all.begin(), all.end(), 0);
+  const WidthPlan plan = make_width_plan(trained_, all, Mode::Dynamic);
+  const auto whole = static_cast<double>(attention_macs(config, 4) + mlp_macs(config, 4, 16));
+  double ratio = 0;
+  for (const StepPlan& step : plan.steps) {
+    for (const BlockWidth& width : step.blocks) {
+      ratio += static_cast<double>(attention_macs(config, width.active_heads()) +
+                                   mlp_macs(config, width.active_groups(), width.keep_tokens)) /
+               (whole * 1000 * config.depth);
+    }
+  }
+  EXPECT_NEAR(ratio, kLambda, 0.005 * kLambda);
+  EXPECT_NEAR(ratio, keep_ratio(config, *trained_.keep_counts), 1e-9);
+}
+
+TEST_F(TrainedByCapacity, TrainingsGatesWithoutNoiseAreTheEngines) {
+  const DiTConfig& config = trained_.config;
+  const std::vector<int> timesteps = {3, 251, 600, 999};
+  const WidthPlan plan = make_width_plan(trained_, timesteps, Mode::Dynamic);
+  const auto engine = make_reference_engine(trained_, plan, {});
+  DiT model = make_model(trained_);
+  at::NoGradGuard no_grad;
+  at::Tensor counts = at::empty({3, config.depth, kQuarters}, at::kLong);
+  for (int l = 0; l < config.depth; ++l) {
+    for (int q = 0; q < kQuarters; ++q) {
+      counts[0][l][q] = trained_.keep_counts->heads[l][q];
+      counts[1][l][q] = trained_.keep_counts->groups[l][q];
+      counts[2][l][q] = trained_.keep_counts->tokens[l][q];
+    }
+  }
+  const test::Inputs inputs = test::random_inputs(config, 4);
+  for (int step = 0; step < 4; ++step) {
+    const at::Tensor t_emb = model->embed_timestep(at::full({4}, timesteps[step], at::kLong));
+    GateNoise none = draw_gate_noise(config, 1, 0, 0, 4);
+    for (auto* kind : {&none.heads, &none.groups, &none.tokens})
+      for (at::Tensor& noise : *kind) noise.zero_();
+    const TrainingGates gates(
+        model, t_emb, none, GateKind::Hard,
+        {at::ones({3, config.depth, kQuarters}), counts, at::full({4}, step, at::kLong)});
+    const at::Tensor trained = model->forward(inputs.x, t_emb, inputs.labels(), gates.gates());
+    std::vector<Work> work(4);
+    const at::Tensor made = engine->forward(inputs.x, step, inputs.y, work);
+    EXPECT_LT(test::relative_difference(made, trained), 1e-5) << timesteps[step];
+  }
+}
+
+}  // namespace
+}  // namespace dydit
