@@ -2,10 +2,11 @@
 // from the plan, tokens from the routers; they differ in what they really multiply.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <string>
+#include <string_view>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -41,14 +42,36 @@ class Engine {
   virtual std::string_view name() const = 0;
 };
 
+/// Parts of a forward whose time the CPU engine can tell apart.
+enum class Operator { Embed, AdaLN, Norm, Qkv, Attention, Proj, Router, Fc1, Fc2, Final };
+inline constexpr int kOperators = 10;
+inline constexpr std::array<std::string_view, kOperators> kOperatorNames = {
+    "embed", "adaLN", "norm", "qkv", "attention", "proj", "router", "fc1", "fc2", "final"};
+
+/// Seconds by block and operator, added up over forwards. Row L holds what belongs to no block.
+using Profile = std::vector<std::array<double, kOperators>>;
+
+enum class EngineKind { Cpu, Reference };
+/// "cpu", "reference".
+std::string_view engine_name(EngineKind kind);
+
 struct EngineOptions {
   at::ScalarType dtype = at::kFloat;  // of qkv, proj, fc1, fc2 and attention: kFloat or kBFloat16
   int threads = 1;
+  Profile* profile = nullptr;  // L + 1 rows, filled by the CPU engine; null: not measured
 };
 
 /// The masked modules: executes the complete model and multiplies by masks. The truth that others are held
 /// to.
 std::unique_ptr<Engine> make_reference_engine(const Checkpoint& checkpoint, const WidthPlan& plan,
                                               const EngineOptions& options);
+
+/// Executes what the plan and the token routers leave on: weights packed once in pieces that no head or
+/// channel group shares, gathered tokens, fused kernels for this processor (engine/cpu/kernels.h).
+std::unique_ptr<Engine> make_cpu_engine(const Checkpoint& checkpoint, const WidthPlan& plan,
+                                        const EngineOptions& options);
+
+std::unique_ptr<Engine> make_engine(EngineKind kind, const Checkpoint& checkpoint, const WidthPlan& plan,
+                                    const EngineOptions& options);
 
 }  // namespace dydit

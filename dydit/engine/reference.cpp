@@ -22,7 +22,7 @@ class ReferenceEngine final : public Engine {
   ReferenceEngine(const Checkpoint& checkpoint, const WidthPlan& plan, const EngineOptions& options)
       : model_(make_model(checkpoint, options.dtype)), plan_(plan), pool_(options.threads) {}
 
-  std::string_view name() const override { return "reference"; }
+  std::string_view name() const override { return engine_name(EngineKind::Reference); }
 
   at::Tensor forward(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
                      TokenTrace* trace) override {

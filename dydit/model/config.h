@@ -8,6 +8,7 @@
 namespace dydit {
 
 inline constexpr int kFrequencyEmbeddingSize = 256;  // of the timestep, before its MLP
+inline constexpr double kLayerNormEps = 1e-6;
 
 struct DiTConfig {
   int input_size = 32;     // side of the latent or image

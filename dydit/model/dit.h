@@ -12,8 +12,6 @@
 
 namespace dydit {
 
-inline constexpr double kLayerNormEps = 1e-6;
-
 /// Linear layer whose weights start uninitialised: they come from a checkpoint or from init.
 struct LinearImpl : torch::nn::Module {
   LinearImpl(int in_features, int out_features);

@@ -5,12 +5,9 @@
 
 #include <cstdint>
 
-namespace dydit {
+#include "dydit/base/bf16.h"
 
-/// A value of the blocks' compute type: float, or the upper half of one.
-struct Bf16 {
-  uint16_t bits;
-};
+namespace dydit {
 
 /// N tokens of C channels (F in the MLP, H groups), row-major; T is float or Bf16. Outputs first.
 template <typename T>

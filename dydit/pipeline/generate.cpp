@@ -89,7 +89,7 @@ void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
   const WidthPlan plan = make_width_plan(checkpoint, spacing.timesteps, options.mode);
   const DiffusionTables tables = make_diffusion_tables(spacing.timesteps);
   const auto engine =
-      make_reference_engine(checkpoint, plan, {.dtype = options.dtype, .threads = options.threads});
+      make_engine(options.engine, checkpoint, plan, {.dtype = options.dtype, .threads = options.threads});
 
   const int batches = (options.num_images + options.batch - 1) / options.batch;
   for (int b = 0; b < batches; ++b) {

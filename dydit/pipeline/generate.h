@@ -28,6 +28,7 @@ struct GenerateOptions {
   int batch = 16;  // images sampled together; changes speed and memory, never a pixel
   int threads = 1;
   at::ScalarType dtype = at::kFloat;
+  EngineKind engine = EngineKind::Cpu;
   Mode mode = Mode::Dynamic;
 
   bool guided() const { return cfg_scale > 1.0f; }
@@ -48,9 +49,9 @@ struct GenerateCallbacks {
   const CancelFlag* cancel = nullptr;                // looked at between steps
 };
 
-/// Generates all samples. Sample i depends on (weights, label, seed, i, steps, sampler, guidance, dtype)
-/// alone, bit for bit on one processor. Throws UsageError for options out of range and Cancelled between
-/// steps; samples of finished batches have been delivered by then.
+/// Generates all samples. Sample i depends on (weights, label, seed, i, steps, sampler, guidance, dtype,
+/// engine) alone, bit for bit on one processor. Throws UsageError for options out of range and Cancelled
+/// between steps; samples of finished batches have been delivered by then.
 void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
               const GenerateCallbacks& callbacks);
 

@@ -53,7 +53,7 @@ json run_record(const Checkpoint& checkpoint, const GenerateOptions& options) {
            options.guided_channels >= config.in_channels ? config.in_channels : options.guided_channels},
           {"mode", mode_name(mode)},
           {"dtype", dtype_flag(options.dtype)},
-          {"engine", "reference"},
+          {"engine", engine_name(options.engine)},
           {"device", "cpu"},
           {"batch", options.batch},
           {"threads", options.threads},

@@ -120,6 +120,7 @@ void resolve(GenerateFlags& flags, const Checkpoint& checkpoint, Isa isa) {
   options.mode = flags.mode == "static" ? Mode::Static : Mode::Dynamic;
   options.dtype = flags.model.resolve_dtype(isa);
   options.threads = flags.model.threads;
+  options.engine = flags.model.resolve_engine();
   if (flags.cfg_channels == "all") {
     options.guided_channels = config.in_channels;
   } else {

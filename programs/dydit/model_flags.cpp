@@ -15,7 +15,8 @@ void ModelFlags::add(Cli& cli, const std::string& default_dtype, const std::stri
   add_model_path(cli, path, num_heads);
   cli.add_choice("--dtype", dtype, {"auto", "bf16", "f32"},
                  "Arithmetic; auto: bf16 where the processor has it");
-  cli.add_choice("--engine", engine, {"auto", "reference"}, "Engine; auto: the best for the device", {"cpu"});
+  cli.add_choice("--engine", engine, {"auto", "cpu", "reference"},
+                 "Engine; auto: cpu, which skips what is off");
   cli.add_choice("--device", device, {"cpu"}, "Device", {"cuda"});
   cli.add_threads(threads);
 }
@@ -23,6 +24,10 @@ void ModelFlags::add(Cli& cli, const std::string& default_dtype, const std::stri
 at::ScalarType ModelFlags::resolve_dtype(Isa isa) const {
   if (dtype == "auto") return has_native_bf16(isa) ? at::kBFloat16 : at::kFloat;
   return dtype == "bf16" ? at::kBFloat16 : at::kFloat;
+}
+
+EngineKind ModelFlags::resolve_engine() const {
+  return engine == "reference" ? EngineKind::Reference : EngineKind::Cpu;
 }
 
 }  // namespace dydit

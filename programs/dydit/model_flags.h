@@ -5,6 +5,7 @@
 
 #include "cli.h"
 #include "dydit/base/isa.h"
+#include "dydit/engine/engine.h"
 #include "dydit/model/checkpoint.h"
 
 namespace dydit {
@@ -20,6 +21,7 @@ struct ModelFlags {
   Checkpoint load() const { return load_checkpoint(path, {.num_heads = num_heads}); }
   /// bfloat16 for auto where the processor multiplies it natively.
   at::ScalarType resolve_dtype(Isa isa) const;
+  EngineKind resolve_engine() const;
 };
 
 /// --model and --num-heads alone.

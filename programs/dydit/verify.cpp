@@ -76,11 +76,11 @@ std::vector<std::string> Reference::names() const {
 }
 
 PlannedEngine make_planned_engine(const VerifyContext& context, std::span<const int> timesteps, Mode mode,
-                                  at::ScalarType dtype) {
+                                  EngineKind kind, at::ScalarType dtype) {
   PlannedEngine planned;
   planned.plan = make_width_plan(context.checkpoint, timesteps, mode);
   planned.engine =
-      make_reference_engine(context.checkpoint, planned.plan, {.dtype = dtype, .threads = context.threads});
+      make_engine(kind, context.checkpoint, planned.plan, {.dtype = dtype, .threads = context.threads});
   return planned;
 }
 
@@ -134,10 +134,11 @@ int run_verify(const Args& args, Isa isa) {
 
   const Checkpoint checkpoint = flags.load();
   const Reference reference(reference_path);
-  const VerifyContext context{checkpoint, reference, flags.resolve_dtype(isa), flags.threads};
-  console.info(fmt::format("model {} ({}), reference {}, engine reference, {}, cpu ({})", flags.path,
-                           model_name(checkpoint.config), reference_path, dtype_flag(context.dtype),
-                           isa_name(isa)));
+  const VerifyContext context{checkpoint, reference, flags.resolve_dtype(isa), flags.resolve_engine(),
+                              flags.threads};
+  console.info(fmt::format("model {} ({}), reference {}, engine {}, {}, cpu ({})", flags.path,
+                           model_name(checkpoint.config), reference_path, engine_name(context.engine),
+                           dtype_flag(context.dtype), isa_name(isa)));
   VerifyReport report;
   if (reference.has("x") && reference.has("out")) verify_forward(context, report);
   verify_diffusion(context, report);

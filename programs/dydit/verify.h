@@ -66,6 +66,7 @@ struct VerifyContext {
   const Checkpoint& checkpoint;
   const Reference& reference;
   at::ScalarType dtype;
+  EngineKind engine;
   int threads;
 };
 
@@ -78,13 +79,13 @@ void verify_diffusion(const VerifyContext& context, VerifyReport& report);
 /// A recorded training step: x0, t, y, noise, gumbel.* -> loss terms and grad.*.
 void verify_training(const VerifyContext& context, VerifyReport& report);
 
-/// An engine with a plan for `timesteps`, in the context's dtype (or another).
+/// An engine with a plan for `timesteps`.
 struct PlannedEngine {
   WidthPlan plan;
   std::unique_ptr<Engine> engine;
 };
 PlannedEngine make_planned_engine(const VerifyContext& context, std::span<const int> timesteps, Mode mode,
-                                  at::ScalarType dtype);
+                                  EngineKind kind, at::ScalarType dtype);
 
 /// Labels of a recorded batch, checked against the model (the null class is allowed).
 std::vector<int64_t> checked_labels(const VerifyContext& context, const std::string& name, int64_t rows);

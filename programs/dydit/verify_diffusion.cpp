@@ -70,7 +70,7 @@ class RecordedRun {
   RecordedRun(const VerifyContext& context, const std::string& prefix)
       : context_(context),
         tables_(make_diffusion_tables(checked_timesteps(context.reference, prefix + "_timesteps"))),
-        planned_(make_planned_engine(context, tables_.timesteps, Mode::Dynamic, at::kFloat)),
+        planned_(make_planned_engine(context, tables_.timesteps, Mode::Dynamic, context.engine, at::kFloat)),
         scale_(context.reference.at(prefix + "_cfg_scale").item<float>()),
         labels_(checked_labels(context, prefix + "_y", context.reference.at(prefix + "_y").numel())) {}
 

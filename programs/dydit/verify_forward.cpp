@@ -34,11 +34,11 @@ at::Tensor plan_masks(const StepPlan& step, std::vector<uint8_t> BlockWidth::*pa
 
 // Rows with the same timestep share a step of the plan and go through the engine together.
 ForwardResult run_forward(const VerifyContext& context, const at::Tensor& x, const std::vector<int>& t,
-                          const std::vector<int64_t>& y, Mode mode, at::ScalarType dtype) {
+                          const std::vector<int64_t>& y, Mode mode, EngineKind kind, at::ScalarType dtype) {
   const DiTConfig& config = context.checkpoint.config;
   const std::set<int> sorted(t.begin(), t.end());
   const std::vector<int> timesteps(sorted.begin(), sorted.end());
-  const PlannedEngine planned = make_planned_engine(context, timesteps, mode, dtype);
+  const PlannedEngine planned = make_planned_engine(context, timesteps, mode, kind, dtype);
   const int64_t B = x.size(0), L = config.depth, N = config.num_tokens(), H = config.num_heads;
   ForwardResult result{at::empty({B, config.out_channels(), config.input_size, config.input_size}),
                        at::empty({B, L, H}),
@@ -110,13 +110,14 @@ void verify_guided(const VerifyContext& context, VerifyReport& report) {
   DYDIT_CHECK(static_cast<int64_t>(t.size()) == x.size(0), "{}: cfg_t holds {} timesteps, cfg_x {} rows",
               context.reference.path(), t.size(), x.size(0));
   const std::vector<int64_t> y = checked_labels(context, "cfg_y", x.size(0));
-  ForwardResult result = run_forward(context, x, t, y, Mode::Dynamic, context.dtype);
+  ForwardResult result = run_forward(context, x, t, y, Mode::Dynamic, context.engine, context.dtype);
   apply_guidance(result.out, context.reference.at("cfg_scale").item<float>(),
                  std::min(kGuidedChannels, config.in_channels));
   at::Tensor weight;
   if (context.dtype != at::kFloat && result.tokens.masks.defined()) {
     // Decisions of these rows are not recorded: the float32 reference run stands in.
-    const ForwardResult exact = run_forward(context, x, t, y, Mode::Dynamic, at::kFloat);
+    const ForwardResult exact =
+        run_forward(context, x, t, y, Mode::Dynamic, EngineKind::Reference, at::kFloat);
     const auto halves = agreeing_tokens(result.tokens.masks, exact.tokens.masks).chunk(2);
     const at::Tensor both = halves[0] * halves[1];
     weight = token_weight(at::cat({both, both}), config);
@@ -143,7 +144,7 @@ void verify_forward(const VerifyContext& context, VerifyReport& report) {
     report.compare("pos_embed_formula", sincos_pos_embed(config.hidden_size, config.grid()),
                    reference.at("pos_embed_formula"), kForwardTolerance);
   }
-  const ForwardResult dynamic = run_forward(context, x, t, y, Mode::Dynamic, context.dtype);
+  const ForwardResult dynamic = run_forward(context, x, t, y, Mode::Dynamic, context.engine, context.dtype);
   for (const auto& [name, masks] :
        {std::pair{"attn_mask", dynamic.heads}, std::pair{"mlp_mask", dynamic.groups}}) {
     if (!reference.has(name)) continue;
@@ -166,7 +167,8 @@ void verify_forward(const VerifyContext& context, VerifyReport& report) {
   }
   report.compare("out", dynamic.out, reference.at("out"), tolerance, weight);
   if (reference.has("out_static")) {
-    report.compare("out_static", run_forward(context, x, t, y, Mode::Static, context.dtype).out,
+    report.compare("out_static",
+                   run_forward(context, x, t, y, Mode::Static, context.engine, context.dtype).out,
                    reference.at("out_static"), tolerance);
   }
   if (reference.has("cfg_out")) verify_guided(context, report);

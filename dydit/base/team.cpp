@@ -1,0 +1,79 @@
+#include "dydit/base/team.h"
+
+#include <algorithm>
+#include <immintrin.h>
+
+#include "dydit/base/error.h"
+
+namespace dydit {
+namespace {
+
+constexpr int kActiveWaits = 20000;  // some 100 us, more than the longest serial part between two sections
+
+int tasks_of(uint64_t state) { return static_cast<int>(state >> 16 & 0xffff); }
+int next_of(uint64_t state) { return static_cast<int>(state & 0xffff); }
+
+}  // namespace
+
+Team::Team(int threads) {
+  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+}
+
+Team::~Team() {
+  stop_ = true;
+  state_.fetch_add(uint64_t{1} << 32);
+  state_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void Team::run(int tasks, Call call, const void* context) {
+  DYDIT_CHECK(tasks <= 0xffff, "a section of {} tasks: at most 65535", tasks);
+  if (tasks <= 1 || workers_.empty()) {
+    for (int task = 0; task < tasks; ++task) call(context, task, 0);
+    return;
+  }
+  call_ = call;
+  context_ = context;
+  done_.store(0, std::memory_order_relaxed);
+  const uint64_t section = (state_.load(std::memory_order_relaxed) >> 32) + 1;
+  state_.store(section << 32 | static_cast<uint64_t>(tasks) << 16);
+  state_.notify_all();
+  while (take(0)) {
+  }
+  // A thread of ours may have been put off the processor in the middle of a task: let it run.
+  for (int i = 0; done_.load(std::memory_order_acquire) != tasks; ++i) {
+    if (i < kActiveWaits) {
+      _mm_pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+// Does one task of the section in progress; false when none is left.
+bool Team::take(int thread) {
+  uint64_t state = state_.load(std::memory_order_acquire);
+  do {
+    if (next_of(state) >= tasks_of(state)) return false;
+  } while (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel));
+  call_(context_, next_of(state), thread);
+  done_.fetch_add(1, std::memory_order_release);
+  return true;
+}
+
+void Team::work(int thread) {
+  while (!stop_) {
+    while (take(thread)) {
+    }
+    const uint64_t idle = state_.load(std::memory_order_acquire);
+    if (next_of(idle) < tasks_of(idle)) continue;
+    int i = 0;
+    while (i < kActiveWaits && state_.load(std::memory_order_relaxed) == idle) {
+      _mm_pause();
+      ++i;
+    }
+    if (i == kActiveWaits && !stop_) state_.wait(idle);
+  }
+}
+
+}  // namespace dydit

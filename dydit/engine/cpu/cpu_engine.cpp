@@ -1,0 +1,631 @@
+// The forward of model/dit.cpp with what is off left out. Read forward_pass() first.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include "dydit/base/isa.h"
+#include "dydit/base/team.h"
+#include "dydit/engine/cpu/kernels.h"
+#include "dydit/engine/cpu/packed_linear.h"
+#include "dydit/engine/engine.h"
+#include "dydit/model/embeddings.h"
+#include "dydit/model/macs.h"
+#include "dydit/model/op_kernels.h"
+
+namespace dydit {
+namespace cpu {
+
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx512_bf16 {
+extern const Kernels kernels;
+}
+
+const Kernels& kernels() {
+  if (active_isa() >= Isa::Avx512Bf16) return avx512_bf16::kernels;
+  return active_isa() >= Isa::Avx512 ? avx512::kernels : avx2::kernels;
+}
+
+size_t attention_scratch(int N, int D, size_t element) {
+  const size_t tokens = (N + kPanel - 1) / kPanel * kPanel, channels = (D + kPanel - 1) / kPanel * kPanel;
+  const size_t keys = tokens * ((D + 1) / 2 * 2), values = channels * ((N + 1) / 2 * 2),
+               weights = kTileRows * tokens;
+  return (keys + values + weights) * element + kTileRows * tokens * sizeof(float) + 64;
+}
+
+namespace {
+
+constexpr int kPassRows = 1024;  // tokens that go through the blocks together: bounds memory, fits caches
+constexpr int kChunkRows = 192;  // of one task of a product
+constexpr int kNormRows = 16, kRouterRows = 24;
+constexpr size_t kModulationBytes = size_t{64} << 20;  // adaLN of as many steps ahead as fit in this
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+int even(int n) { return (n + 1) / 2 * 2; }
+float silu(float x) { return x / (1.0f + std::exp(-x)); }
+
+// Grow-only memory: nothing is allocated once the largest batch has passed.
+class Buffer {
+ public:
+  template <typename T>
+  T* get(size_t count) {
+    if (count * sizeof(T) > bytes_) {
+      bytes_ = count * sizeof(T);
+      memory_.reset();
+      memory_ = allocate(bytes_ + 64);  // rows of an odd size are read one element beyond the last
+    }
+    return static_cast<T*>(memory_.get());
+  }
+
+ private:
+  size_t bytes_ = 0;
+  std::unique_ptr<void, AlignedFree> memory_;
+};
+
+struct Block {
+  PackedLinear qkv, proj, fc1, fc2;
+  PackedLinear token_in;         // the token router's first layer
+  std::vector<float> token_out;  // its second: weights, then the bias
+};
+
+// Samples that go through the blocks together.
+struct Pass {
+  int first, samples;              // of the batch
+  const float* const* modulation;  // each sample's
+  const StepPlan& plan;
+  TokenTrace* trace;
+};
+
+class CpuEngine final : public Engine {
+ public:
+  CpuEngine(const Checkpoint& checkpoint, const WidthPlan& plan, const EngineOptions& options);
+
+  std::string_view name() const override { return engine_name(EngineKind::Cpu); }
+  at::Tensor forward(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
+                     TokenTrace* trace) override;
+
+ private:
+  PackedLinear pack(const Checkpoint& checkpoint, const std::string& name, int out_segments, int in_segments,
+                    bool bf16, std::span<const int> rows = {});
+  PackedLinear pack_exact(const Checkpoint& checkpoint, const std::string& name);
+  void pack_block(const Checkpoint& checkpoint, int index);
+  void embed_timesteps(const Checkpoint& checkpoint);
+
+  void prepare_modulation(int step, std::span<const int64_t> y);
+  void forward_pass(const Pass& pass, const float* x, float* out);
+  void embed(const float* x, int samples);
+  void attention_half(const Pass& pass, int index);
+  int route(const Pass& pass, int index);
+  void mlp_half(const Pass& pass, int index, int tokens);
+  void final_layer(const Pass& pass, float* out);
+
+  void token_logits(const Block& block, int rows);
+  void norm(const Pass& pass, int rows, const int* gathered, int64_t shift, bool bf16_rows);
+  const float* const* gates_at(const Pass& pass, int64_t offset);
+  void multiply(const PackedLinear& weights, Gemm gemm, int rows, bool bf16_rows);
+  int64_t executed_fixed_macs() const;
+  int64_t executed_block_macs(const BlockWidth& width, const Block& block, int tokens) const;
+
+  // Adds the time of fn to (row, op) of the profile.
+  template <typename Fn>
+  void timed(int row, Operator op, const Fn& fn) {
+    if (profile_ == nullptr) return fn();
+    const auto start = std::chrono::steady_clock::now();
+    fn();
+    (*profile_)[row][static_cast<int>(op)] +=
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+
+  const DiTConfig config_;
+  const WidthPlan plan_;
+  const bool bf16_;
+  Profile* const profile_;
+  const Kernels& kernels_;
+  Team team_;
+  const int N_, C_, L_, H_, D_;
+  const int row_;             // elements of a token's row: C padded to a pair
+  const int64_t modulation_;  // floats of a label's modulation: L (6C), then the final layer's 2C
+
+  std::vector<Block> blocks_;
+  PackedLinear patch_, final_, t_in_, t_out_;
+  std::vector<PackedLinear> ada_;  // of the blocks, then the final layer's
+  std::vector<Panel> ada_panels_;  // of all of them: one product
+  std::vector<float> t_emb_;       // (S, C)
+  at::Tensor labels_, pos_embed_;  // (classes + 1, C), (N, C) float32
+
+  std::vector<const float*> modulation_of_;  // each sample's, of the batch
+  std::vector<int64_t> chunk_labels_;        // modulations_ holds these labels for chunk_steps_ steps
+  int chunk_first_ = 0, chunk_steps_ = 0;
+
+  // Tokens are rows. x_ is the residual stream, rows_ its normalised rows, hidden_ the MLP's.
+  Buffer x_, rows_, qkv_, heads_, hidden_, patches_, scratch_, router_, logits_, conditions_, modulations_;
+  std::vector<const float*> gates_;
+  std::vector<Panel> panels_;
+  std::vector<int> segments_;
+  std::vector<int> gathered_;  // rows that enter the MLP; empty with everything on
+  std::vector<int> kept_;      // (samples, L) tokens that entered each MLP
+};
+
+CpuEngine::CpuEngine(const Checkpoint& checkpoint, const WidthPlan& plan, const EngineOptions& options)
+    : config_(checkpoint.config),
+      plan_(plan),
+      bf16_(options.dtype == at::kBFloat16),
+      profile_(options.profile),
+      kernels_(kernels()),
+      team_(options.threads),
+      N_(config_.num_tokens()),
+      C_(config_.hidden_size),
+      L_(config_.depth),
+      H_(config_.num_heads),
+      D_(config_.head_size()),
+      row_(even(C_)),
+      modulation_(int64_t{L_} * 6 * C_ + 2 * C_) {
+  const auto floats = [&](const std::string& name) {
+    return checkpoint.weights.at(name).to(at::kFloat).contiguous();
+  };
+  labels_ = floats("y_embedder.embedding_table.weight");
+  pos_embed_ = floats("pos_embed");
+  patch_ = pack_exact(checkpoint, "x_embedder.proj");
+  final_ = pack_exact(checkpoint, "final_layer.linear");
+  t_in_ = pack_exact(checkpoint, "t_embedder.mlp.0");
+  t_out_ = pack_exact(checkpoint, "t_embedder.mlp.2");
+  for (int l = 0; l < L_; ++l) pack_block(checkpoint, l);
+  ada_.push_back(pack_exact(checkpoint, "final_layer.adaLN_modulation.1"));
+  for (int l = 0; l <= L_; ++l) ada_[l].add_panels(0, l * 6 * C_, ada_panels_);
+  embed_timesteps(checkpoint);
+}
+
+PackedLinear CpuEngine::pack(const Checkpoint& checkpoint, const std::string& name, int out_segments,
+                             int in_segments, bool bf16, std::span<const int> rows) {
+  return {checkpoint.weights.at(name + ".weight").flatten(1),
+          checkpoint.weights.at(name + ".bias"),
+          out_segments,
+          in_segments,
+          bf16,
+          team_,
+          rows};
+}
+
+// In the type of the file, so that float32 activations meet exact weights.
+PackedLinear CpuEngine::pack_exact(const Checkpoint& checkpoint, const std::string& name) {
+  return pack(checkpoint, name, 1, 1, checkpoint.weights.at(name + ".weight").scalar_type() == at::kBFloat16);
+}
+
+void CpuEngine::pack_block(const Checkpoint& checkpoint, int index) {
+  const std::string prefix = fmt::format("blocks.{}.", index);
+  const auto pack_layer = [&](const std::string& name, int outs, int ins, std::span<const int> rows = {}) {
+    const bool exact = checkpoint.weights.at(prefix + name + ".weight").scalar_type() == at::kBFloat16;
+    return pack(checkpoint, prefix + name, outs, ins, bf16_ || exact, rows);
+  };
+  std::vector<int> qkv_rows;  // head by head: its q, k and v
+  for (int h = 0; h < H_; ++h) {
+    for (int part = 0; part < 3; ++part) {
+      for (int d = 0; d < D_; ++d) qkv_rows.push_back(part * C_ + h * D_ + d);
+    }
+  }
+  Block block;
+  block.qkv = pack_layer("attn.qkv", H_, 1, qkv_rows);
+  block.proj = pack_layer("attn.proj", 1, H_);
+  block.fc1 = pack_layer("mlp.fc1", H_, 1);
+  block.fc2 = pack_layer("mlp.fc2", 1, H_);
+  ada_.push_back(pack_exact(checkpoint, prefix + "adaLN_modulation.1"));
+  if (plan_.route_tokens) {
+    block.token_in = pack_exact(checkpoint, prefix + "token_selection.mlp_head.0");
+    const at::Tensor out =
+        at::cat({checkpoint.weights.at(prefix + "token_selection.mlp_head.2.weight").flatten(),
+                 checkpoint.weights.at(prefix + "token_selection.mlp_head.2.bias")})
+            .to(at::kFloat)
+            .contiguous();
+    block.token_out.assign(out.data_ptr<float>(), out.data_ptr<float>() + out.numel());
+  }
+  blocks_.push_back(std::move(block));
+}
+
+// All of the plan's timesteps at once; a row does not depend on the others.
+void CpuEngine::embed_timesteps(const Checkpoint& checkpoint) {
+  const int S = static_cast<int>(plan_.steps.size());
+  const at::Tensor t = at::empty({S}, at::kLong);
+  for (int s = 0; s < S; ++s) t.data_ptr<int64_t>()[s] = plan_.steps[s].timestep;
+  const at::Tensor frequencies = timestep_frequencies(t);
+  std::vector<float> hidden(static_cast<size_t>(S) * row_ + 1);
+  t_emb_.resize(static_cast<size_t>(S) * C_);
+  panels_.clear();
+  t_in_.add_panels(0, 0, panels_);
+  multiply(
+      t_in_,
+      {.a = frequencies.data_ptr<float>(), .lda = kFrequencyEmbeddingSize, .out = hidden.data(), .ldo = row_},
+      S, false);
+  for (float& value : hidden) value = silu(value);
+  panels_.clear();
+  t_out_.add_panels(0, 0, panels_);
+  multiply(t_out_, {.a = hidden.data(), .lda = row_, .out = t_emb_.data(), .ldo = C_}, S, false);
+}
+
+at::Tensor CpuEngine::forward(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
+                              TokenTrace* trace) {
+  const int B = static_cast<int>(x.size(0)), side = config_.input_size;
+  const at::Tensor input = x.contiguous();
+  const at::Tensor out = at::empty({B, config_.out_channels(), side, side});
+  if (trace && plan_.route_tokens) {
+    trace->masks = at::empty({B, L_, N_});
+    trace->logits = at::empty_like(trace->masks);
+  }
+  timed(L_, Operator::AdaLN, [&] { prepare_modulation(step, y); });
+  const int passes = ceil_div(B, std::max(1, kPassRows / N_)), samples = ceil_div(B, passes);
+  for (int first = 0; first < B; first += samples) {
+    const Pass pass = {first, std::min(samples, B - first), modulation_of_.data() + first, plan_.steps[step],
+                       trace};
+    forward_pass(pass, input.data_ptr<float>() + first * input.stride(0),
+                 out.data_ptr<float>() + first * out.stride(0));
+    for (int b = 0; b < pass.samples; ++b) {
+      const std::span<const int> kept(kept_.data() + static_cast<size_t>(b) * L_, L_);
+      work[first + b].required += required_macs(plan_, step, kept);
+      work[first + b].executed += executed_fixed_macs();
+      for (int l = 0; l < L_; ++l) {
+        work[first + b].executed += executed_block_macs(pass.plan.blocks[l], blocks_[l], kept[l]);
+      }
+    }
+  }
+  return out;
+}
+
+// One screen: some samples through all blocks.
+void CpuEngine::forward_pass(const Pass& pass, const float* x, float* out) {
+  kept_.assign(static_cast<size_t>(pass.samples) * L_, N_);
+  timed(L_, Operator::Embed, [&] { embed(x, pass.samples); });
+  for (int l = 0; l < L_; ++l) {
+    attention_half(pass, l);
+    const int tokens = route(pass, l);
+    mlp_half(pass, l, tokens);
+  }
+  timed(L_, Operator::Final, [&] { final_layer(pass, out); });
+}
+
+// adaLN of all blocks for the labels of this batch, for as many steps ahead as fit.
+void CpuEngine::prepare_modulation(int step, std::span<const int64_t> y) {
+  const auto row_of = [&](int64_t label) {
+    const auto found = std::lower_bound(chunk_labels_.begin(), chunk_labels_.end(), label);
+    const bool held = found != chunk_labels_.end() && *found == label;
+    return held ? (step - chunk_first_) * static_cast<int64_t>(chunk_labels_.size()) +
+                      (found - chunk_labels_.begin())
+                : -1;
+  };
+  const bool held = step >= chunk_first_ && step < chunk_first_ + chunk_steps_ &&
+                    std::all_of(y.begin(), y.end(), [&](int64_t label) { return row_of(label) >= 0; });
+  if (!held) {
+    chunk_labels_.assign(y.begin(), y.end());
+    std::sort(chunk_labels_.begin(), chunk_labels_.end());
+    chunk_labels_.erase(std::unique(chunk_labels_.begin(), chunk_labels_.end()), chunk_labels_.end());
+    const size_t labels = chunk_labels_.size(), step_bytes = labels * modulation_ * sizeof(float);
+    const int left = static_cast<int>(plan_.steps.size()) - step;
+    chunk_first_ = step;
+    chunk_steps_ = std::clamp(static_cast<int>(kModulationBytes / step_bytes), 1, left);
+    const int rows = chunk_steps_ * static_cast<int>(labels);
+    float* conditions = conditions_.get<float>(static_cast<size_t>(rows) * row_);
+    for (int r = 0; r < rows; ++r) {
+      const float* t = t_emb_.data() + (step + r / labels) * C_;
+      const float* label = labels_.data_ptr<float>() + chunk_labels_[r % labels] * C_;
+      for (int c = 0; c < C_; ++c) conditions[int64_t{r} * row_ + c] = silu(t[c] + label[c]);
+    }
+    panels_ = ada_panels_;
+    multiply(ada_.back(),
+             {.a = conditions,
+              .lda = row_,
+              .out = modulations_.get<float>(static_cast<size_t>(rows * modulation_)),
+              .ldo = modulation_},
+             rows, false);
+  }
+  modulation_of_.resize(y.size());
+  for (size_t b = 0; b < y.size(); ++b)
+    modulation_of_[b] = modulations_.get<float>(0) + row_of(y[b]) * modulation_;
+}
+
+// x_ <- patches through the patch embedding, + pos_embed
+void CpuEngine::embed(const float* x, int samples) {
+  const int g = config_.grid(), p = config_.patch_size, channels = config_.in_channels,
+            side = config_.input_size;
+  const int values = even(config_.patch_values());
+  float* patches = patches_.get<float>(static_cast<size_t>(samples) * N_ * values);
+  float* tokens = x_.get<float>(static_cast<size_t>(samples) * N_ * row_);
+  const float* positions = pos_embed_.data_ptr<float>();
+  team_.run(samples * g, [&](int task, int) {
+    for (int column = 0; column < g; ++column) {
+      const int64_t token = int64_t{task} * g + column;
+      float* patch = patches + token * values;
+      for (int c = 0; c < channels; ++c) {
+        const float* from =
+            x + ((int64_t{task} / g * channels + c) * side + task % g * p) * side + column * p;
+        for (int i = 0; i < p; ++i) {
+          for (int j = 0; j < p; ++j) patch[(c * p + i) * p + j] = from[i * side + j];
+        }
+      }
+      std::copy_n(positions + token % N_ * C_, C_, tokens + token * row_);
+    }
+  });
+  panels_.clear();
+  patch_.add_panels(0, 0, panels_);
+  multiply(patch_, {.a = patches, .lda = values, .epilogue = Epilogue::Residual, .out = tokens, .ldo = row_},
+           samples * N_, false);
+}
+
+// x_ += gate_msa proj(attention(modulate(norm(x_)))) over the active heads
+void CpuEngine::attention_half(const Pass& pass, int index) {
+  const Block& block = blocks_[index];
+  const BlockWidth& width = pass.plan.blocks[index];
+  const int rows = pass.samples * N_, heads = width.active_heads();
+  const int64_t modulation = int64_t{index} * 6 * C_;
+  timed(index, Operator::Norm, [&] { norm(pass, rows, nullptr, modulation, bf16_); });
+
+  const int64_t qkv_row = even(heads * 3 * D_), heads_row = int64_t{heads} * even(D_),
+                element = bf16_ ? 2 : 4;
+  auto* qkv = qkv_.get<std::byte>(rows * qkv_row * element);
+  auto* attended = heads_.get<std::byte>(rows * heads_row * element);
+  timed(index, Operator::Qkv, [&] {
+    panels_.clear();
+    for (int h = 0, slot = 0; h < H_; ++h) {
+      if (width.heads[h]) block.qkv.add_panels(h, slot++ * 3 * D_, panels_);
+    }
+    multiply(block.qkv, {.a = rows_.get<std::byte>(0), .lda = row_, .out = qkv, .ldo = qkv_row}, rows, bf16_);
+  });
+  timed(index, Operator::Attention, [&] {
+    const size_t bytes = attention_scratch(N_, D_, element) / 64 * 64 + 64;
+    auto* scratch = scratch_.get<std::byte>(bytes * team_.threads());
+    team_.run(pass.samples * heads, [&](int task, int thread) {
+      const int64_t row = int64_t{task} / heads * N_, slot = task % heads;
+      const std::byte* q = qkv + (row * qkv_row + slot * 3 * D_) * element;
+      const Attention attention = {.q = q,
+                                   .k = q + D_ * element,
+                                   .v = q + 2 * D_ * element,
+                                   .stride = qkv_row,
+                                   .out = attended + (row * heads_row + slot * even(D_)) * element,
+                                   .out_stride = heads_row,
+                                   .N = N_,
+                                   .D = D_,
+                                   .scale = 1.0f / std::sqrt(static_cast<float>(D_)),
+                                   .scratch = scratch + thread * bytes};
+      (bf16_ ? kernels_.attention_bf16 : kernels_.attention_float)(attention);
+    });
+  });
+  timed(index, Operator::Proj, [&] {
+    panels_.clear();
+    block.proj.add_panels(0, 0, panels_);
+    segments_.clear();
+    for (int h = 0; h < H_; ++h) {
+      if (width.heads[h]) segments_.push_back(h * block.proj.segment_pairs());
+    }
+    multiply(block.proj,
+             {.a = attended,
+              .lda = heads_row,
+              .segments = segments_.data(),
+              .num_segments = heads,
+              .epilogue = Epilogue::Residual,
+              .out = x_.get<float>(0),
+              .ldo = row_,
+              .sample_rows = N_,
+              .gates = gates_at(pass, modulation + 2 * C_)},
+             rows, bf16_);
+  });
+}
+
+// Decides which tokens enter the MLP: fills gathered_ and kept_; returns how many there are.
+int CpuEngine::route(const Pass& pass, int index) {
+  if (!plan_.route_tokens) return pass.samples * N_;
+  timed(index, Operator::Router, [&] {
+    token_logits(blocks_[index], pass.samples * N_);
+    gathered_.clear();
+    for (int b = 0; b < pass.samples; ++b) {
+      const std::span<const float> logits(logits_.get<float>(0) + int64_t{b} * N_, N_);
+      const std::vector<uint8_t> on = select_tokens(logits, pass.plan.blocks[index].keep_tokens);
+      const size_t before = gathered_.size();
+      for (int n = 0; n < N_; ++n) {
+        if (on[n]) gathered_.push_back(b * N_ + n);
+      }
+      kept_[static_cast<size_t>(b) * L_ + index] = static_cast<int>(gathered_.size() - before);
+      if (pass.trace) {
+        float* logits_out = pass.trace->logits[pass.first + b][index].data_ptr<float>();
+        float* masks_out = pass.trace->masks[pass.first + b][index].data_ptr<float>();
+        std::copy(logits.begin(), logits.end(), logits_out);
+        std::copy(on.begin(), on.end(), masks_out);
+      }
+    }
+  });
+  return static_cast<int>(gathered_.size());
+}
+
+// logits_ <- the token router on x_, before norm and modulation
+void CpuEngine::token_logits(const Block& block, int rows) {
+  const int R = block.token_in.out_size();
+  const float* x = x_.get<float>(0);
+  float* logits = logits_.get<float>(rows);
+  float* hidden = router_.get<float>(static_cast<size_t>(team_.threads()) * kRouterRows * R);
+  panels_.clear();
+  block.token_in.add_panels(0, 0, panels_);
+  const int all = 0;
+  team_.run(ceil_div(rows, kRouterRows), [&](int task, int thread) {
+    const int first = task * kRouterRows, count = std::min(kRouterRows, rows - first);
+    float* out = hidden + int64_t{thread} * kRouterRows * R;
+    const Gemm gemm = {.a = x + int64_t{first} * row_,
+                       .lda = row_,
+                       .row_begin = 0,
+                       .row_end = count,
+                       .panels = panels_.data(),
+                       .num_panels = static_cast<int>(panels_.size()),
+                       .segments = &all,
+                       .num_segments = 1,
+                       .segment_pairs = block.token_in.segment_pairs(),
+                       .epilogue = Epilogue::Relu,
+                       .out = out,
+                       .ldo = R};
+    (block.token_in.bf16() ? kernels_.gemm_float_bf16 : kernels_.gemm_float)(gemm);
+    for (int i = 0; i < count; ++i) {
+      float sum = block.token_out[R];
+      for (int r = 0; r < R; ++r) sum += out[i * R + r] * block.token_out[r];
+      logits[first + i] = sum;
+    }
+  });
+}
+
+// x_ += gate_mlp fc2(gelu(fc1(modulate(norm(x_))))) over the active groups, for the `tokens` gathered rows
+void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) {
+  if (tokens == 0) return;
+  const Block& block = blocks_[index];
+  const BlockWidth& width = pass.plan.blocks[index];
+  const int* gathered = tokens == pass.samples * N_ ? nullptr : gathered_.data();
+  const int groups = width.active_groups(), group = even(config_.group_size());
+  const int64_t modulation = int64_t{index} * 6 * C_ + 3 * C_, hidden_row = int64_t{groups} * group;
+  timed(index, Operator::Norm, [&] { norm(pass, tokens, gathered, modulation, bf16_); });
+  auto* hidden = hidden_.get<std::byte>(tokens * hidden_row * (bf16_ ? 2 : 4));
+  timed(index, Operator::Fc1, [&] {
+    panels_.clear();
+    for (int g = 0, slot = 0; g < H_; ++g) {
+      if (width.groups[g]) block.fc1.add_panels(g, slot++ * group, panels_);
+    }
+    multiply(block.fc1,
+             {.a = rows_.get<std::byte>(0),
+              .lda = row_,
+              .epilogue = Epilogue::Gelu,
+              .out = hidden,
+              .ldo = hidden_row},
+             tokens, bf16_);
+  });
+  timed(index, Operator::Fc2, [&] {
+    panels_.clear();
+    block.fc2.add_panels(0, 0, panels_);
+    segments_.clear();
+    for (int g = 0; g < H_; ++g) {
+      if (width.groups[g]) segments_.push_back(g * block.fc2.segment_pairs());
+    }
+    multiply(block.fc2,
+             {.a = hidden,
+              .lda = hidden_row,
+              .segments = segments_.data(),
+              .num_segments = groups,
+              .epilogue = Epilogue::Residual,
+              .out = x_.get<float>(0),
+              .ldo = row_,
+              .rows = gathered,
+              .sample_rows = N_,
+              .gates = gates_at(pass, modulation + 2 * C_)},
+             tokens, bf16_);
+  });
+}
+
+// out <- unpatchified linear(modulate(norm(x_))): 'nhwpqc->nchpwq'
+void CpuEngine::final_layer(const Pass& pass, float* out) {
+  const int g = config_.grid(), p = config_.patch_size, channels = config_.out_channels(),
+            side = config_.input_size;
+  const int values = p * p * channels, rows = pass.samples * N_;
+  norm(pass, rows, nullptr, int64_t{L_} * 6 * C_, false);
+  float* patches = patches_.get<float>(static_cast<size_t>(rows) * values);
+  panels_.clear();
+  final_.add_panels(0, 0, panels_);
+  multiply(final_, {.a = rows_.get<float>(0), .lda = row_, .out = patches, .ldo = values}, rows, false);
+  team_.run(pass.samples * g, [&](int task, int) {
+    for (int column = 0; column < g; ++column) {
+      const float* patch = patches + (int64_t{task} * g + column) * values;
+      for (int c = 0; c < channels; ++c) {
+        float* to = out + ((int64_t{task} / g * channels + c) * side + task % g * p) * side + column * p;
+        for (int i = 0; i < p; ++i) {
+          for (int j = 0; j < p; ++j) to[i * side + j] = patch[(i * p + j) * channels + c];
+        }
+      }
+    }
+  });
+}
+
+// rows_ <- modulate(norm(x_)) of `rows` rows, those of `gathered` (null: the first); shift and scale lie at
+// `shift` and C further in the modulation.
+void CpuEngine::norm(const Pass& pass, int rows, const int* gathered, int64_t shift, bool bf16_rows) {
+  const float* x = x_.get<float>(0);
+  auto* out = rows_.get<float>(static_cast<size_t>(rows) * row_);
+  team_.run(ceil_div(rows, kNormRows), [&](int task, int) {
+    for (int i = task * kNormRows; i < std::min(rows, (task + 1) * kNormRows); ++i) {
+      const int64_t row = gathered ? gathered[i] : i;
+      const float* modulation = pass.modulation[row / N_] + shift;
+      float mean, rstd;
+      if (bf16_rows) {
+        op_kernels<Bf16>().layer_norm_modulate(reinterpret_cast<Bf16*>(out) + int64_t{i} * row_, &mean, &rstd,
+                                               x + row * row_, modulation, modulation + C_, 1, C_,
+                                               kLayerNormEps);
+      } else {
+        op_kernels<float>().layer_norm_modulate(out + int64_t{i} * row_, &mean, &rstd, x + row * row_,
+                                                modulation, modulation + C_, 1, C_, kLayerNormEps);
+      }
+    }
+  });
+}
+
+const float* const* CpuEngine::gates_at(const Pass& pass, int64_t offset) {
+  gates_.resize(pass.samples);
+  for (int b = 0; b < pass.samples; ++b) gates_[b] = pass.modulation[b] + offset;
+  return gates_.data();
+}
+
+// Runs `gemm` over panels_ and, unless it brings its own, all input segments: cut into tasks of some rows by
+// one tile's width, many enough to share out evenly.
+void CpuEngine::multiply(const PackedLinear& weights, Gemm gemm, int rows, bool bf16_rows) {
+  const int panels = static_cast<int>(panels_.size()), columns = ceil_div(panels, kTilePanels), all = 0;
+  if (gemm.segments == nullptr) {
+    gemm.segments = &all;
+    gemm.num_segments = 1;
+  }
+  gemm.segment_pairs = weights.segment_pairs();
+  if (gemm.sample_rows == 0) gemm.sample_rows = N_;
+  const auto run = bf16_rows        ? kernels_.gemm_bf16
+                   : weights.bf16() ? kernels_.gemm_float_bf16
+                                    : kernels_.gemm_float;
+  const int wanted = ceil_div(4 * team_.threads(), columns);
+  const int chunks =
+      std::clamp(std::max(ceil_div(rows, kChunkRows), wanted), 1, ceil_div(rows, 4 * kTileRows));
+  const int chunk = ceil_div(ceil_div(rows, chunks), kTileRows) * kTileRows;
+  team_.run(ceil_div(rows, chunk) * columns, [&](int task, int) {
+    Gemm part = gemm;
+    part.row_begin = task / columns * chunk;
+    part.row_end = std::min(rows, part.row_begin + chunk);
+    const int first = task % columns * kTilePanels;
+    part.panels = panels_.data() + first;
+    part.num_panels = std::min(kTilePanels, panels - first);
+    run(part);
+  });
+}
+
+// What is the same for every plan, padding included; a label's adaLN is counted for every sample that has it.
+int64_t CpuEngine::executed_fixed_macs() const {
+  const auto layer = [](const PackedLinear& weights) {
+    return int64_t{weights.out_segments()} * weights.padded_out_size() * 2 * weights.segment_pairs();
+  };
+  int64_t macs = N_ * (layer(patch_) + layer(final_)) + layer(t_in_) + layer(t_out_);
+  for (const PackedLinear& weights : ada_) macs += layer(weights);
+  if (plan_.mode == Mode::Dynamic && config_.width_routers) macs += int64_t{L_} * 2 * C_ * (H_ - 1);
+  return macs;
+}
+
+int64_t CpuEngine::executed_block_macs(const BlockWidth& width, const Block& block, int tokens) const {
+  const int64_t heads = width.active_heads(), groups = width.active_groups();
+  const int64_t keys = ceil_div(N_, kPanel) * kPanel, channels = ceil_div(D_, kPanel) * kPanel;
+  const int64_t attention = heads * N_ * (keys * even(D_) + channels * even(N_));
+  const int64_t qkv = heads * N_ * block.qkv.padded_out_size() * row_;
+  const int64_t proj = heads * N_ * block.proj.padded_out_size() * 2 * block.proj.segment_pairs();
+  const int64_t fc1 = groups * tokens * block.fc1.padded_out_size() * row_;
+  const int64_t fc2 = groups * tokens * block.fc2.padded_out_size() * 2 * block.fc2.segment_pairs();
+  const int64_t R = block.token_in.out_size();
+  const int64_t router = plan_.route_tokens ? N_ * (int64_t{block.token_in.padded_out_size()} * row_ + R) : 0;
+  return attention + qkv + proj + fc1 + fc2 + router;
+}
+
+}  // namespace
+}  // namespace cpu
+
+std::unique_ptr<Engine> make_cpu_engine(const Checkpoint& checkpoint, const WidthPlan& plan,
+                                        const EngineOptions& options) {
+  return std::make_unique<cpu::CpuEngine>(checkpoint, plan, options);
+}
+
+}  // namespace dydit

@@ -1,0 +1,480 @@
+// Compiled once a level with DYDIT_LEVEL (avx2, avx512, avx512_bf16) and that level's flags. Nothing inline
+// from the standard library: an inline function compiled here with wide instructions could be the one the
+// linker keeps.
+#include "dydit/engine/cpu/kernels.h"
+
+#include <immintrin.h>
+
+#include "dydit/base/kernel_math.h"
+
+namespace dydit::cpu::DYDIT_LEVEL {
+namespace {
+
+using namespace dydit::DYDIT_LEVEL;  // kernel_math.h
+
+// A vector of floats, and how many make a panel's width.
+#ifdef __AVX512F__
+using Vector = __m512;
+constexpr int kVectors = 1, kMaxPanels = kTilePanels;
+inline Vector load_vector(const float* p) { return _mm512_loadu_ps(p); }
+inline Vector load_vector(const uint32_t* p) { return _mm512_castsi512_ps(_mm512_loadu_si512(p)); }
+inline Vector broadcast(float value) { return _mm512_set1_ps(value); }
+inline Vector broadcast(uint32_t bits) {
+  return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(bits)));
+}
+inline Vector zero_vector() { return _mm512_setzero_ps(); }
+inline void store_vector(float* p, Vector v) { _mm512_storeu_ps(p, v); }
+inline Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm512_fmadd_ps(a, b, sum); }
+inline Vector low_half(Vector v) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(v), 16));
+}
+inline Vector high_half(Vector v) {
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+}
+#else
+using Vector = __m256;
+constexpr int kVectors = 2, kMaxPanels = 1;  // 16 registers
+inline Vector load_vector(const float* p) { return _mm256_loadu_ps(p); }
+inline Vector load_vector(const uint32_t* p) { return _mm256_loadu_ps(reinterpret_cast<const float*>(p)); }
+inline Vector broadcast(float value) { return _mm256_set1_ps(value); }
+inline Vector broadcast(uint32_t bits) {
+  return _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(bits)));
+}
+inline Vector zero_vector() { return _mm256_setzero_ps(); }
+inline void store_vector(float* p, Vector v) { _mm256_storeu_ps(p, v); }
+inline Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm256_fmadd_ps(a, b, sum); }
+inline Vector low_half(Vector v) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(v), 16));
+}
+inline Vector high_half(Vector v) {
+  return _mm256_castsi256_ps(
+      _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(static_cast<int>(0xffff0000))));
+}
+#endif
+
+constexpr int kLanesOfVector = kPanel / kVectors;
+constexpr int kTileColumns = kTilePanels * kPanel;
+constexpr int kPairElements = 2 * kPanel;  // of a panel
+
+// Element-wise maths; GCC's operators work on either vector type.
+#ifdef __AVX512F__
+inline Vector round_vector(Vector x) {
+  return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline Vector times_power_of_2(Vector x, Vector n) { return _mm512_scalef_ps(x, n); }
+inline Vector largest(Vector a, Vector b) { return _mm512_max_ps(a, b); }
+inline Vector smallest(Vector a, Vector b) { return _mm512_min_ps(a, b); }
+// 1/x to 2^-27 or so: an estimate and one Newton step.
+inline Vector reciprocal(Vector x) {
+  const Vector r = _mm512_rcp14_ps(x);
+  return r * (2.0f - x * r);
+}
+#else
+inline Vector round_vector(Vector x) {
+  return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline Vector times_power_of_2(Vector x, Vector n) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return x * _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+}
+inline Vector largest(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+inline Vector smallest(Vector a, Vector b) { return _mm256_min_ps(a, b); }
+inline Vector reciprocal(Vector x) { return 1.0f / x; }
+#endif
+
+// 2^y to 1e-7 relative; 0 far below.
+inline Vector exponential_of_2(Vector y) {
+#ifndef __AVX512F__
+  y = largest(y, broadcast(-126.0f));
+#endif
+  const Vector n = round_vector(y), r = y - n;
+  Vector p = r * 1.535336188e-4f + 1.339887440e-3f;
+  p = p * r + 9.618437357e-3f;
+  p = p * r + 5.550332471e-2f;
+  p = p * r + 2.402264791e-1f;
+  p = p * r + 6.931472028e-1f;
+  return times_power_of_2(p * r + 1.0f, n);
+}
+
+constexpr float kLog2E = 1.44269504f;
+
+// 0.5 x (1 + tanh u) = x / (1 + 2^(-2 u log2 e)). Below the limit the result is 0 to 1e-17, and denormal
+// numbers, which are slow, are not met.
+inline Vector gelu(Vector x) {
+  constexpr float kFactor = -2.0f * kLog2E * kGeluFactor, kLimit = 60.0f;
+  const Vector y = x * (kFactor + kFactor * kGeluCubic * x * x);
+  return x * reciprocal(1.0f + exponential_of_2(smallest(y, broadcast(kLimit))));
+}
+
+// 16 values, as many vectors as that takes.
+struct Lanes {
+  Vector v[kVectors];
+};
+inline Lanes load_lanes(const float* p) {
+  Lanes lanes;
+  for (int v = 0; v < kVectors; ++v) lanes.v[v] = load_vector(p + v * kLanesOfVector);
+  return lanes;
+}
+inline void store_lanes(float* p, const Lanes& lanes) {
+  for (int v = 0; v < kVectors; ++v) store_vector(p + v * kLanesOfVector, lanes.v[v]);
+}
+inline void store_lanes(Bf16* p, const Lanes& lanes) {
+#ifdef __AVX512BF16__
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(lanes.v[0]));
+#else
+  alignas(64) float values[kPanel];
+  store_lanes(values, lanes);
+  for (int c = 0; c < kPanel; ++c) store(p, c, values[c]);
+#endif
+}
+template <typename T>
+inline void store_lanes(T* p, const Lanes& lanes, int count) {  // the first `count`
+  if (count == kPanel) return store_lanes(p, lanes);
+  alignas(64) T values[kPanel];
+  store_lanes(values, lanes);
+  for (int c = 0; c < count; ++c) p[c] = values[c];
+}
+inline Lanes load_lanes(const float* p, int count) {  // zero beyond
+  if (count == kPanel) return load_lanes(p);
+  alignas(64) float values[kPanel] = {};
+  for (int c = 0; c < count; ++c) values[c] = p[c];
+  return load_lanes(values);
+}
+inline float sum_of(const Lanes& lanes) {
+#ifdef __AVX512F__
+  return _mm512_reduce_add_ps(lanes.v[0]);
+#else
+  alignas(64) float values[kPanel];
+  store_lanes(values, lanes);
+  return sum_lanes(values);
+#endif
+}
+inline float largest_of(const Lanes& lanes) {
+#ifdef __AVX512F__
+  return _mm512_reduce_max_ps(lanes.v[0]);
+#else
+  alignas(64) float values[kPanel];
+  store_lanes(values, lanes);
+  return dydit::DYDIT_LEVEL::largest_of(values, kPanel);
+#endif
+}
+template <typename Fn>
+inline Lanes each(const Lanes& a, const Fn& fn) {
+  Lanes out;
+  for (int v = 0; v < kVectors; ++v) out.v[v] = fn(a.v[v], v);
+  return out;
+}
+inline Lanes operator+(const Lanes& a, const Lanes& b) {
+  return each(a, [&](Vector x, int v) { return x + b.v[v]; });
+}
+inline Lanes operator*(const Lanes& a, const Lanes& b) {
+  return each(a, [&](Vector x, int v) { return x * b.v[v]; });
+}
+
+// A pair of inputs of a panel, and of a row: both halves of a bfloat16 pair travel in one 32-bit lane.
+struct WeightPair {
+  Vector first, second;
+};
+inline WeightPair weight_pair(const float* w) { return {load_vector(w), load_vector(w + kPanel)}; }
+inline WeightPair weight_pair(const Bf16* w) {
+  const Vector both = load_vector(reinterpret_cast<const uint32_t*>(w));
+  return {low_half(both), high_half(both)};
+}
+inline WeightPair row_pair(const float* a) { return {broadcast(a[0]), broadcast(a[1])}; }
+inline WeightPair row_pair(const Bf16* a) {
+  uint32_t both;
+  __builtin_memcpy(&both, a, sizeof both);
+  return {broadcast(both << 16), broadcast(both & 0xffff0000)};
+}
+
+template <typename A, typename W>
+struct Step {  // two multiply-adds
+  template <int R, int P>
+  static inline void run(Vector (&sum)[R][P][kVectors], const A* a, int64_t lda, const W* const (&w)[P],
+                         int64_t offset) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      WeightPair pairs[P];
+#pragma GCC unroll 8
+      for (int j = 0; j < P; ++j) {
+        // A lane of a bfloat16 panel holds a pair, of a float32 panel half of one.
+        pairs[j] = weight_pair(w[j] + offset + v * kLanesOfVector * (sizeof(W) == 2 ? 2 : 1));
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < R; ++i) {
+        const WeightPair row = row_pair(a + i * lda);
+#pragma GCC unroll 8
+        for (int j = 0; j < P; ++j) {
+          sum[i][j][v] = multiply_add(row.first, pairs[j].first, sum[i][j][v]);
+          sum[i][j][v] = multiply_add(row.second, pairs[j].second, sum[i][j][v]);
+        }
+      }
+    }
+  }
+};
+
+#ifdef __AVX512BF16__
+template <>
+struct Step<Bf16, Bf16> {  // one instruction for both
+  template <int R, int P>
+  static inline void run(Vector (&sum)[R][P][kVectors], const Bf16* a, int64_t lda, const Bf16* const (&w)[P],
+                         int64_t offset) {
+    __m512bh weights[P];
+#pragma GCC unroll 8
+    for (int j = 0; j < P; ++j) weights[j] = (__m512bh)_mm512_loadu_si512(w[j] + offset);
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+      int both;
+      __builtin_memcpy(&both, a + i * lda, sizeof both);
+      const auto row = (__m512bh)_mm512_set1_epi32(both);
+#pragma GCC unroll 8
+      for (int j = 0; j < P; ++j) sum[i][j][0] = _mm512_dpbf16_ps(sum[i][j][0], row, weights[j]);
+    }
+  }
+};
+#endif
+
+// out (R rows of 16 P columns) <- R rows of `a` times P panels, over the input segments.
+template <typename A, typename W, int R, int P>
+void tile(float* out, int64_t out_stride, const A* a, int64_t lda, const W* const* panels,
+          const int* segments, int num_segments, int segment_pairs) {
+  Vector sum[R][P][kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < P; ++j) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sum[i][j][v] = zero_vector();
+    }
+  }
+  for (int s = 0; s < num_segments; ++s) {
+    const W* w[P];
+#pragma GCC unroll 8
+    for (int j = 0; j < P; ++j) w[j] = panels[j] + int64_t{segments[s]} * kPairElements;
+    for (int p = 0; p < segment_pairs; ++p, a += 2) {
+      Step<A, W>::template run<R, P>(sum, a, lda, w, int64_t{p} * kPairElements);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < P; ++j) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        store_vector(out + i * out_stride + j * kPanel + v * kLanesOfVector, sum[i][j][v]);
+      }
+    }
+  }
+}
+
+template <typename A, typename W>
+using Tile = void (*)(float*, int64_t, const A*, int64_t, const W* const*, const int*, int, int);
+
+template <typename A, typename W>
+Tile<A, W> choose_tile(int rows, int panels) {
+#define DYDIT_ROW(R)                                                                                \
+  {                                                                                                 \
+    tile<A, W, R, 1>, tile < A, W, R, kMaxPanels<2 ? 1 : 2>, tile < A, W, R, kMaxPanels<3 ? 1 : 3>, \
+        tile < A, W, R, kMaxPanels<4 ? 1 : 4>                                                       \
+  }
+  static constexpr Tile<A, W> kTiles[kTileRows][kTilePanels] = {DYDIT_ROW(1), DYDIT_ROW(2), DYDIT_ROW(3),
+                                                                DYDIT_ROW(4), DYDIT_ROW(5), DYDIT_ROW(6)};
+#undef DYDIT_ROW
+  return kTiles[rows - 1][panels - 1];
+}
+
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// Part i of `total` cut into `parts` parts whose sizes differ by one at most.
+struct Range {
+  int begin, size;
+};
+inline Range part_of(int total, int parts, int i) {
+  const int size = total / parts, larger = total % parts;
+  return {i * size + (i < larger ? i : larger), size + (i < larger ? 1 : 0)};
+}
+
+// Rows [first, first + rows) of one panel of a finished tile.
+template <typename A>
+void finish(const Gemm& g, const Panel& panel, int first, int rows, const float* tile) {
+  const Lanes bias = load_lanes(panel.bias);
+  A* out = static_cast<A*>(g.out) + first * g.ldo + panel.column;
+  for (int i = 0; i < rows; ++i, tile += kTileColumns, out += g.ldo) {
+    const Lanes v = load_lanes(tile) + bias;
+    switch (g.epilogue) {
+      case Epilogue::Store:
+        store_lanes(out, v, panel.width);
+        break;
+      case Epilogue::Gelu:
+        store_lanes(out, each(v, [](Vector x, int) { return gelu(x); }), panel.width);
+        break;
+      case Epilogue::Relu:
+        store_lanes(out, each(v, [](Vector x, int) { return largest(x, zero_vector()); }), panel.width);
+        break;
+      case Epilogue::Residual: {
+        const int row = g.rows ? g.rows[first + i] : first + i;
+        float* x = static_cast<float*>(g.out) + row * g.ldo + panel.column;
+        const float* gate = g.gates ? g.gates[row / g.sample_rows] + panel.column : nullptr;
+        const Lanes update = gate ? v * load_lanes(gate, panel.width) : v;
+        store_lanes(x, load_lanes(x, panel.width) + update, panel.width);
+      }
+    }
+  }
+}
+
+template <typename A, typename W>
+void gemm(const Gemm& g) {
+  alignas(64) float out[kTileRows * kTileColumns];
+  const int rows = g.row_end - g.row_begin, row_tiles = ceil_div(rows, kTileRows);
+  const int column_tiles = ceil_div(g.num_panels, kMaxPanels);
+  for (int ct = 0; ct < column_tiles; ++ct) {
+    const Range columns = part_of(g.num_panels, column_tiles, ct);
+    const Panel* panels = g.panels + columns.begin;
+    const W* weights[kTilePanels] = {};
+    for (int j = 0; j < columns.size; ++j) weights[j] = static_cast<const W*>(panels[j].weights);
+    for (int rt = 0; rt < row_tiles; ++rt) {
+      const Range part = part_of(rows, row_tiles, rt);
+      const int first = g.row_begin + part.begin;
+      choose_tile<A, W>(part.size, columns.size)(out, kTileColumns,
+                                                 static_cast<const A*>(g.a) + first * g.lda, g.lda, weights,
+                                                 g.segments, g.num_segments, g.segment_pairs);
+      for (int j = 0; j < columns.size; ++j) finish<A>(g, panels[j], first, part.size, out + j * kPanel);
+    }
+  }
+}
+
+// Keys as panels: 16 tokens of D inputs each. Tokens and channels beyond the last are zero.
+void pack_keys(Bf16* panels, const Bf16* k, int64_t stride, int N, int D) {
+  auto* out = reinterpret_cast<uint32_t*>(panels);
+  const int pairs = ceil_div(D, 2);
+  for (int first = 0; first < N; first += kPanel, out += pairs * kPanel) {
+    for (int c = 0; c < kPanel; ++c) {
+      const Bf16* row = k + (first + c) * stride;
+      for (int p = 0; p < pairs; ++p) {
+        uint32_t both = 0;
+        if (first + c < N) __builtin_memcpy(&both, row + 2 * p, 2 * p + 1 < D ? 4 : 2);
+        out[p * kPanel + c] = both;
+      }
+    }
+  }
+}
+void pack_keys(float* panels, const float* k, int64_t stride, int N, int D) {
+  const int inputs = ceil_div(D, 2) * 2;
+  for (int first = 0; first < N; first += kPanel, panels += inputs * kPanel) {
+    for (int c = 0; c < kPanel; ++c) {
+      for (int i = 0; i < inputs; ++i) {
+        panels[i * kPanel + c] = first + c < N && i < D ? k[(first + c) * stride + i] : 0.0f;
+      }
+    }
+  }
+}
+
+// Values as panels: 16 channels of N inputs each.
+void pack_values(Bf16* __restrict panels, const Bf16* __restrict v, int64_t stride, int N, int D) {
+  auto* out = reinterpret_cast<uint32_t*>(panels);
+  for (int first = 0; first < D; first += kPanel) {
+    const int channels = D - first < kPanel ? D - first : kPanel;
+    for (int i = 0; i < N; i += 2, out += kPanel) {
+      const Bf16 *even = v + i * stride + first, *odd = even + stride;
+      if (channels == kPanel && i + 1 < N) {
+        for (int c = 0; c < kPanel; ++c) out[c] = even[c].bits | static_cast<uint32_t>(odd[c].bits) << 16;
+        continue;
+      }
+      for (int c = 0; c < kPanel; ++c) {
+        const uint32_t low = c < channels ? even[c].bits : 0,
+                       high = c < channels && i + 1 < N ? odd[c].bits : 0;
+        out[c] = low | high << 16;
+      }
+    }
+  }
+}
+void pack_values(float* panels, const float* v, int64_t stride, int N, int D) {
+  const int inputs = ceil_div(N, 2) * 2;
+  for (int first = 0; first < D; first += kPanel, panels += inputs * kPanel) {
+    const int channels = D - first < kPanel ? D - first : kPanel;
+    for (int i = 0; i < inputs; ++i) {
+      for (int c = 0; c < kPanel; ++c) {
+        panels[i * kPanel + c] = c < channels && i < N ? v[i * stride + first + c] : 0.0f;
+      }
+    }
+  }
+}
+
+// p <- exp(scale (s - max)) over `panels` times 16 scores; returns the sum.
+template <typename T>
+inline float exponentials(T* p, const float* s, int panels, float scale) {
+  Lanes most = load_lanes(s);
+  for (int i = 1; i < panels; ++i) {
+    const Lanes next = load_lanes(s + i * kPanel);
+    most = each(most, [&](Vector x, int v) { return largest(x, next.v[v]); });
+  }
+  const float factor = scale * kLog2E, offset = factor * largest_of(most);
+  Lanes sum = {};
+  for (int i = 0; i < panels; ++i) {
+    const Lanes e = each(load_lanes(s + i * kPanel),
+                         [&](Vector x, int) { return exponential_of_2(x * factor - offset); });
+    sum = sum + e;
+    store_lanes(p + i * kPanel, e);
+  }
+  return sum_of(sum);
+}
+
+template <typename T>
+void attention(const Attention& a) {
+  const int N = a.N, D = a.D, key_pairs = ceil_div(D, 2), value_pairs = ceil_div(N, 2);
+  const int key_panels = ceil_div(N, kPanel), value_panels = ceil_div(D, kPanel),
+            tokens = key_panels * kPanel;
+  T* keys = static_cast<T*>(a.scratch);
+  T* values = keys + int64_t{key_panels} * key_pairs * kPairElements;
+  T* weights = values + int64_t{value_panels} * value_pairs * kPairElements;
+  auto* scores = reinterpret_cast<float*>(weights + kTileRows * tokens);
+  pack_keys(keys, static_cast<const T*>(a.k), a.stride, N, D);
+  pack_values(values, static_cast<const T*>(a.v), a.stride, N, D);
+
+  alignas(64) float out[kTileRows * kTileColumns];
+  const int whole = 0, row_tiles = ceil_div(N, kTileRows);
+  const int key_tiles = ceil_div(key_panels, kMaxPanels), value_tiles = ceil_div(value_panels, kMaxPanels);
+  for (int rt = 0; rt < row_tiles; ++rt) {
+    const Range rows = part_of(N, row_tiles, rt);
+    const T* q = static_cast<const T*>(a.q) + rows.begin * a.stride;
+    const T* panels[kTilePanels] = {};
+    for (int t = 0; t < key_tiles; ++t) {
+      const Range part = part_of(key_panels, key_tiles, t);
+      for (int j = 0; j < part.size; ++j)
+        panels[j] = keys + int64_t{part.begin + j} * key_pairs * kPairElements;
+      choose_tile<T, T>(rows.size, part.size)(scores + part.begin * kPanel, tokens, q, a.stride, panels,
+                                              &whole, 1, key_pairs);
+    }
+    float inverse[kTileRows];
+    for (int i = 0; i < rows.size; ++i) {
+      for (int n = N; n < tokens; ++n) scores[i * tokens + n] = -1e30f;  // no such token
+      inverse[i] = 1.0f / exponentials(weights + i * tokens, scores + i * tokens, key_panels, a.scale);
+    }
+    for (int t = 0; t < value_tiles; ++t) {
+      const Range part = part_of(value_panels, value_tiles, t);
+      for (int j = 0; j < part.size; ++j)
+        panels[j] = values + int64_t{part.begin + j} * value_pairs * kPairElements;
+      choose_tile<T, T>(rows.size, part.size)(out, kTileColumns, weights, tokens, panels, &whole, 1,
+                                              value_pairs);
+      for (int i = 0; i < rows.size; ++i) {
+        for (int c = 0; c < part.size * kPanel; c += kPanel) {
+          const Lanes v =
+              each(load_lanes(out + i * kTileColumns + c), [&](Vector x, int) { return x * inverse[i]; });
+          const int column = part.begin * kPanel + c, width = D - column < kPanel ? D - column : kPanel;
+          store_lanes(static_cast<T*>(a.out) + (rows.begin + i) * a.out_stride + column, v, width);
+        }
+      }
+    }
+    if (D % 2 != 0) {
+      for (int i = 0; i < rows.size; ++i) static_cast<T*>(a.out)[(rows.begin + i) * a.out_stride + D] = T{};
+    }
+  }
+}
+
+}  // namespace
+
+extern const Kernels kernels = {gemm<Bf16, Bf16>, gemm<float, Bf16>, gemm<float, float>, attention<Bf16>,
+                                attention<float>};
+
+}  // namespace dydit::cpu::DYDIT_LEVEL

@@ -1,0 +1,79 @@
+// Kernels of the CPU engine, compiled once for every instruction level and chosen at run time.
+//
+// Weights lie in panels: 16 output columns, all of their inputs, in pairs of inputs: bfloat16 [K/2][16][2],
+// float32 [K/2][2][16]. No panel mixes two heads or two channel groups, and no pair of inputs does either, so
+// any set of active heads and groups is a list of panels (output side) and of segments (input side): nothing
+// is repacked when a plan changes its mind. A row's result depends on that row alone, bit for bit.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "dydit/base/bf16.h"
+
+namespace dydit::cpu {
+
+inline constexpr int kPanel = 16;      // output columns of a panel
+inline constexpr int kTileRows = 6;    // rows of a register tile
+inline constexpr int kTilePanels = 4;  // panels of a register tile
+
+struct Panel {
+  const void* weights;
+  const float* bias;  // (16)
+  int column;         // of the output where its first column goes
+  int width;          // columns in use, 1..16
+};
+
+enum class Epilogue {
+  Store,     // out <- v
+  Gelu,      // out <- gelu_tanh(v)
+  Relu,      // out <- max(v, 0)
+  Residual,  // out[row] (float32) += gate v
+};
+
+/// v = a w + bias for rows [row_begin, row_end) and `panels`, through the epilogue.
+struct Gemm {
+  const void* a = nullptr;  // rows of the segments' inputs, one after the other, each padded to whole pairs
+  int64_t lda = 0;          // elements from row to row
+  int row_begin = 0, row_end = 0;
+  const Panel* panels = nullptr;
+  int num_panels = 0;
+  const int* segments = nullptr;  // first pair of every active input segment within a panel
+  int num_segments = 0, segment_pairs = 0;
+  Epilogue epilogue = Epilogue::Store;
+  void* out = nullptr;  // type of `a`; Residual: float32
+  int64_t ldo = 0;      // elements from row to row of `out`
+  // Residual only. Row r adds to out row rows[r] (null: r), which belongs to sample rows[r] / sample_rows;
+  // gates[sample] holds a factor for every column (gates null: 1).
+  const int* rows = nullptr;
+  int sample_rows = 0;
+  const float* const* gates = nullptr;
+};
+
+/// softmax(scale q k^T) v of one head of one sample.
+struct Attention {
+  const void *q, *k, *v;  // N rows of D values
+  int64_t stride;         // elements from token to token of q, k, v
+  void* out;              // N rows of D values, padded to a whole pair with zero
+  int64_t out_stride;
+  int N, D;
+  float scale;
+  void* scratch;  // attention_scratch() bytes, 64-byte aligned
+};
+
+/// Element types: activations x weights.
+struct Kernels {
+  void (*gemm_bf16)(const Gemm&);        // bfloat16 x bfloat16
+  void (*gemm_float_bf16)(const Gemm&);  // float32 x bfloat16: exact products of weights stored in bfloat16
+  void (*gemm_float)(const Gemm&);       // float32 x float32
+  void (*attention_bf16)(const Attention&);
+  void (*attention_float)(const Attention&);
+};
+
+/// The kernels for the instruction level in force (dydit/base/isa.h).
+const Kernels& kernels();
+
+/// Bytes of scratch memory that attention over N tokens of D channels takes, for elements of `element` bytes.
+size_t attention_scratch(int N, int D, size_t element);
+
+}  // namespace dydit::cpu
