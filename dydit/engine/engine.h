@@ -74,4 +74,8 @@ std::unique_ptr<Engine> make_cpu_engine(const Checkpoint& checkpoint, const Widt
 std::unique_ptr<Engine> make_engine(EngineKind kind, const Checkpoint& checkpoint, const WidthPlan& plan,
                                     const EngineOptions& options);
 
+/// Multiply-adds per second that this processor does at best in `dtype` on `threads` threads with the CPU
+/// engine's instructions: measured for about `seconds`.
+double measure_peak_macs(at::ScalarType dtype, int threads, double seconds = 0.3);
+
 }  // namespace dydit

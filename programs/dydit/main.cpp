@@ -28,7 +28,7 @@ constexpr std::array kVerbs = {
     Verb{"convert", run_convert, "write a checkpoint as safetensors"},
     Verb{"train", run_train, "train a static DiT"},
     Verb{"finetune", run_finetune, "fine-tune a static DiT into a dynamic one"},
-    Verb{"bench", nullptr, ""},
+    Verb{"bench", run_bench, "time a model, and how much of the saved work is saved time"},
     Verb{"evaluate", nullptr, ""},
 };
 

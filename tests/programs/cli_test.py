@@ -7,7 +7,7 @@ from support import CIFAR, GOLDEN, TINY, ProgramTest
 
 USAGE = 2
 VERBS = ("generate", "inspect", "verify", "convert", "train", "finetune")
-LATER_VERBS = ("bench", "evaluate")
+LATER_VERBS = ("evaluate",)
 # option -> (verbs, values that work, values that are known and refused)
 CHOICES = {
     "--sampler": (("generate",), ("ddpm", "ddim"), ("dpm++",)),

@@ -2,12 +2,14 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <numeric>
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
 #include "dydit/base/isa.h"
 #include "dydit/base/team.h"
+#include "dydit/base/timer.h"
 #include "dydit/engine/cpu/kernels.h"
 #include "dydit/engine/cpu/packed_linear.h"
 #include "dydit/engine/engine.h"
@@ -622,6 +624,22 @@ int64_t CpuEngine::executed_block_macs(const BlockWidth& width, const Block& blo
 
 }  // namespace
 }  // namespace cpu
+
+double measure_peak_macs(at::ScalarType dtype, int threads, double seconds) {
+  const auto peak = dtype == at::kBFloat16 ? cpu::kernels().peak_bf16 : cpu::kernels().peak_float;
+  Team team(threads);
+  std::vector<std::array<float, 16>> sinks(threads);  // one cache line a thread
+  std::vector<int64_t> macs(threads);
+  double best = 0;
+  const Timer whole;
+  while (whole.seconds() < seconds) {
+    const Timer timer;
+    team.run(threads, [&](int task, int) { macs[task] = peak(2000, sinks[task].data()); });
+    best = std::max(
+        best, static_cast<double>(std::accumulate(macs.begin(), macs.end(), int64_t{0})) / timer.seconds());
+  }
+  return best;
+}
 
 std::unique_ptr<Engine> make_cpu_engine(const Checkpoint& checkpoint, const WidthPlan& plan,
                                         const EngineOptions& options) {

@@ -472,9 +472,27 @@ void attention(const Attention& a) {
   }
 }
 
+// Steps on operands that stay in the first-level cache: what the processor can do at best.
+template <typename T>
+int64_t peak(int64_t rounds, float* sink) {
+  constexpr int kPairs = 64;
+  alignas(64) static const T zeros[kTileRows * 2 * kPairs + kMaxPanels * kPairElements * kPairs] = {};
+  const T* a = zeros;
+  asm volatile("" : "+r"(a));  // the compiler must not know what is multiplied
+  const T* panels[kMaxPanels];
+  for (int j = 0; j < kMaxPanels; ++j) panels[j] = a + kTileRows * 2 * kPairs + j * kPairElements * kPairs;
+  alignas(64) float out[kTileRows * kTileColumns];
+  const int all = 0;
+  for (int64_t r = 0; r < rounds; ++r) {
+    tile<T, T, kTileRows, kMaxPanels>(out, kTileColumns, a, 2 * kPairs, panels, &all, 1, kPairs);
+    *sink += out[r % kPanel];
+  }
+  return rounds * kTileRows * kMaxPanels * kPanel * kPairs * 2;
+}
+
 }  // namespace
 
 extern const Kernels kernels = {gemm<Bf16, Bf16>, gemm<float, Bf16>, gemm<float, float>, attention<Bf16>,
-                                attention<float>};
+                                attention<float>, peak<Bf16>,        peak<float>};
 
 }  // namespace dydit::cpu::DYDIT_LEVEL

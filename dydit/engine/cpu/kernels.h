@@ -68,6 +68,9 @@ struct Kernels {
   void (*gemm_float)(const Gemm&);       // float32 x float32
   void (*attention_bf16)(const Attention&);
   void (*attention_float)(const Attention&);
+  // The fastest multiply-adds of a register tile, no memory: returns how many were done in `rounds` rounds.
+  int64_t (*peak_bf16)(int64_t rounds, float* sink);
+  int64_t (*peak_float)(int64_t rounds, float* sink);
 };
 
 /// The kernels for the instruction level in force (dydit/base/isa.h).

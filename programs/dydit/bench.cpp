@@ -1,0 +1,404 @@
+// dydit bench: time against work. The dynamic model and its own static model take turns in one run, so that
+// the realised share compares like with like.
+#include <algorithm>
+#include <fstream>
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/randn.h>
+#include <c10/core/InferenceMode.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "cli.h"
+#include "dydit/base/error.h"
+#include "dydit/base/isa.h"
+#include "dydit/io/file.h"
+#include "dydit/model/init.h"
+#include "dydit/model/macs.h"
+#include "dydit/pipeline/generate.h"
+#include "dydit/pipeline/record.h"
+#include "model_flags.h"
+#include "verbs.h"
+
+namespace dydit {
+namespace {
+
+using nlohmann::json;
+
+constexpr int kWarmupLaps = 2;  // kernels load, buffers grow, clocks settle
+
+struct BenchFlags {
+  std::string model, size, dtype = "auto", engine = "auto", sampler = "ddim", csv;
+  int num_heads = 0, input_size = 32, batch = 2, threads = 1, steps = 8, repeats = 7;
+  double heads = 1, groups = 1, tokens = 1;
+  float cfg_scale = 4.0f;
+  bool run = false, profile = false;
+
+  bool has_shares() const { return heads < 1 || groups < 1 || tokens < 1; }
+};
+
+// Medians and quartiles of milliseconds per sample.
+struct Spread {
+  double median, low, high;
+};
+Spread spread_of(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const auto at = [&](double share) {
+    return values[static_cast<size_t>(share * (values.size() - 1) + 0.5)];
+  };
+  return {at(0.5), at(0.25), at(0.75)};
+}
+
+double peak_rss_mb() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("VmHWM:")) return std::stod(line.substr(6)) * 1024 / 1e6;
+  }
+  return 0;
+}
+
+// The share's count of H heads or groups, N tokens; at least 1.
+int count_of(double share, int of) { return std::max(1, static_cast<int>(std::lround(share * of))); }
+
+Checkpoint in_dtype(Checkpoint checkpoint, at::ScalarType dtype) {
+  for (auto& [name, tensor] : checkpoint.weights) {
+    if (name != "pos_embed") tensor = tensor.to(dtype);
+  }
+  return checkpoint;
+}
+
+// The model of the flags; with shares, routers whose capacity counts are those shares.
+Checkpoint make_checkpoint(const BenchFlags& flags, at::ScalarType dtype) {
+  Checkpoint checkpoint;
+  if (!flags.model.empty()) {
+    checkpoint = load_checkpoint(flags.model, {.num_heads = flags.num_heads});
+  } else {
+    DiTConfig config = named_config(flags.size);
+    config.input_size = flags.input_size;
+    checkpoint = init_checkpoint(config, 0);
+    checkpoint.path = "random weights";
+  }
+  if (flags.has_shares()) {
+    if (!checkpoint.config.is_dynamic()) checkpoint = add_routers(checkpoint, {}, 0);
+    const DiTConfig& config = checkpoint.config;
+    const auto same = [&](double share, int of) {
+      KeepCounts::PerQuarter counts;
+      counts.fill(count_of(share, of));
+      return std::vector<KeepCounts::PerQuarter>(config.depth, counts);
+    };
+    checkpoint.keep_counts = KeepCounts{};
+    if (config.width_routers) {
+      checkpoint.keep_counts->heads = same(flags.heads, config.num_heads);
+      checkpoint.keep_counts->groups = same(flags.groups, config.num_heads);
+    }
+    if (config.token_routers) checkpoint.keep_counts->tokens = same(flags.tokens, config.num_tokens());
+  }
+  return flags.model.empty() ? in_dtype(checkpoint, dtype) : checkpoint;
+}
+
+// At how many steps the active set of the block that changes least differs from the step before.
+int least_changes(const WidthPlan& plan) {
+  int least = static_cast<int>(plan.steps.size());
+  for (int b = 0; b < plan.config.depth; ++b) {
+    int changes = 0;
+    for (size_t s = 1; s < plan.steps.size(); ++s)
+      changes += plan.steps[s].blocks[b] != plan.steps[s - 1].blocks[b];
+    least = std::min(least, changes);
+  }
+  return least;
+}
+
+// One way to execute the model; a lap returns seconds per sample and adds a sample's work.
+class Contestant {
+ public:
+  Contestant(const Checkpoint& checkpoint, const BenchFlags& flags, Mode mode, at::ScalarType dtype,
+             EngineKind kind)
+      : checkpoint_(checkpoint), flags_(flags) {
+    const SamplerKind sampler = flags.sampler == "ddpm" ? SamplerKind::Ddpm : SamplerKind::Ddim;
+    plan_ = make_width_plan(checkpoint, choose_timesteps(sampler, flags.steps).timesteps, mode);
+    options_.num_images = options_.batch = flags.batch;
+    options_.num_steps = flags.steps;
+    options_.cfg_scale = flags.cfg_scale;
+    options_.threads = flags.threads;
+    options_.dtype = dtype;
+    options_.engine = kind;
+    options_.mode = mode;
+    options_.sampler.kind = sampler;
+    profile_.assign(checkpoint.config.depth + 1, {});
+    if (!flags.run) {
+      engine_ = make_engine(kind, checkpoint, plan_,
+                            {.dtype = dtype, .threads = flags.threads, .profile = &profile_});
+      const DiTConfig& config = checkpoint.config;
+      x_ = at::randn({flags.batch, config.in_channels, config.input_size, config.input_size});
+    }
+  }
+
+  void lap() { seconds_.push_back(flags_.run ? sampling_run() : forwards()); }
+  void forget() {  // the warm-up
+    seconds_.clear();
+    laps_work_ = {};
+    profile_.assign(profile_.size(), {});
+  }
+
+  Spread milliseconds() const {
+    std::vector<double> values;
+    for (const double s : seconds_) values.push_back(s * 1e3);
+    return spread_of(values);
+  }
+  double macs(int64_t Work::*kind) const { return static_cast<double>(laps_work_.*kind) / seconds_.size(); }
+  const WidthPlan& plan() const { return plan_; }
+  // Seconds of one sample's unit (a forward) by block and operator.
+  double operator_ms(int row, int op) const {
+    return profile_[row][op] * 1e3 / (static_cast<double>(seconds_.size()) * flags_.steps * flags_.batch);
+  }
+
+ private:
+  // Every step of the plan once, adaLN included: labels alternate, so that no lap finds it computed.
+  double forwards() {
+    c10::InferenceMode guard;
+    const DiTConfig& config = checkpoint_.config;
+    std::vector<int64_t> labels(flags_.batch, config.null_class());
+    for (int b = 0; b < (flags_.batch + 1) / 2; ++b) labels[b] = (lap_ + b) % config.num_classes;
+    ++lap_;
+    std::vector<Work> work(flags_.batch);
+    const Timer timer;
+    for (int step = flags_.steps - 1; step >= 0; --step) engine_->forward(x_, step, labels, work);
+    const double samples = static_cast<double>(flags_.steps) * flags_.batch, seconds = timer.seconds();
+    for (const Work& w : work) {
+      laps_work_.required += w.required / static_cast<int64_t>(samples);
+      laps_work_.executed += w.executed / static_cast<int64_t>(samples);
+    }
+    return seconds / samples;
+  }
+
+  double sampling_run() {
+    double seconds = 0;
+    options_.seed = static_cast<uint64_t>(lap_++);
+    GenerateCallbacks callbacks;
+    callbacks.on_sample = [&](GeneratedSample&& sample) {
+      seconds += sample.seconds / flags_.batch;
+      laps_work_.required += sample.work.required / flags_.batch;
+      laps_work_.executed += sample.work.executed / flags_.batch;
+    };
+    generate(checkpoint_, options_, callbacks);
+    return seconds;
+  }
+
+  const Checkpoint& checkpoint_;
+  const BenchFlags& flags_;
+  WidthPlan plan_;
+  GenerateOptions options_;
+  Profile profile_;
+  std::unique_ptr<Engine> engine_;
+  at::Tensor x_;
+  std::vector<double> seconds_;
+  Work laps_work_;
+  int lap_ = 0;
+};
+
+json operators_json(const Contestant& contestant, int depth, bool by_block) {
+  json operators = json::object(), blocks = json::array();
+  for (int op = 0; op < kOperators; ++op) {
+    double sum = 0;
+    for (int row = 0; row <= depth; ++row) sum += contestant.operator_ms(row, op);
+    operators[std::string(kOperatorNames[op])] = sum;
+  }
+  for (int row = 0; by_block && row < depth; ++row) {
+    json block = json::object();
+    for (int op = 0; op < kOperators; ++op) {
+      if (contestant.operator_ms(row, op) > 0)
+        block[std::string(kOperatorNames[op])] = contestant.operator_ms(row, op);
+    }
+    blocks.push_back(block);
+  }
+  return by_block ? json{{"all", operators}, {"blocks", blocks}} : json{{"all", operators}};
+}
+
+json contestant_json(const Contestant& contestant, double complete_macs, double peak_macs) {
+  const Spread ms = contestant.milliseconds();
+  const double required = contestant.macs(&Work::required), executed = contestant.macs(&Work::executed);
+  return {{"ms_per_sample", ms.median},
+          {"ms_low", ms.low},
+          {"ms_high", ms.high},
+          {"gflops", 2 * required / ms.median / 1e6},
+          {"peak_share", required / (ms.median / 1e3) / peak_macs},
+          {"required_gmacs", required / 1e9},
+          {"executed_gmacs", executed / 1e9},
+          {"required_share", required / complete_macs},
+          {"executed_share", executed / complete_macs}};
+}
+
+void print_contestant(const std::string& name, const json& result) {
+  fmt::print(
+      "{:<8}{:>10.2f} ms/sample ({:.2f} to {:.2f})  {:>7.1f} GFLOP/s  {:>5.1f} % of peak  required {:.3f}, "
+      "executed {:.3f} of static\n",
+      name, result["ms_per_sample"].get<double>(), result["ms_low"].get<double>(),
+      result["ms_high"].get<double>(), result["gflops"].get<double>(),
+      100 * result["peak_share"].get<double>(), result["required_share"].get<double>(),
+      result["executed_share"].get<double>());
+}
+
+void print_operators(const std::string& name, const json& operators) {
+  fmt::print("{:<8}", name);
+  for (const auto& [op, ms] : operators.items()) fmt::print(" {} {:.3f}", op, ms.get<double>());
+  fmt::print("\n");
+}
+
+void print_result(const json& result) {
+  fmt::print(
+      "{}, {}, {}, batch {}, {} threads, {}\npeak     {:.1f} GFLOP/s (multiply-adds of this engine from "
+      "registers)\n",
+      result["model"].get<std::string>(), result["processor"].get<std::string>(),
+      result["dtype"].get<std::string>(), result["batch"].get<int>(), result["threads"].get<int>(),
+      result["unit"].get<std::string>(), result["peak_gflops"].get<double>());
+  print_contestant("static", result["static"]);
+  const bool dynamic = result.contains("dynamic");
+  if (dynamic) print_contestant("dynamic", result["dynamic"]);
+  if (result["static"].contains("operators")) {
+    fmt::print("milliseconds by operator\n");
+    print_operators("static", result["static"]["operators"]["all"]);
+    if (dynamic) print_operators("dynamic", result["dynamic"]["operators"]["all"]);
+    const json& operators = result[dynamic ? "dynamic" : "static"]["operators"];
+    if (operators.contains("blocks")) {
+      int index = 0;
+      for (const json& block : operators["blocks"]) print_operators(fmt::format("block {}", index++), block);
+    }
+  }
+  if (dynamic) {
+    fmt::print(
+        "realised share {:.3f}: {:.2f}x faster where the work promises {:.2f}x; a block's active set changes "
+        "at {} "
+        "of {} steps or more\n",
+        result["realised_share"].get<double>(), result["speedup"].get<double>(),
+        1 / result["required_share"].get<double>(), result["least_changes"].get<int>(),
+        result["steps"].get<int>());
+  }
+  fmt::print("peak memory {:.0f} MB (of this whole process)\n", result["peak_rss_mb"].get<double>());
+}
+
+void write_csv(const std::string& path, const json& result) {
+  std::string header = "model,mode,unit,processor,dtype,batch,threads,steps", rows;
+  const std::vector<std::string> keys = {"ms_per_sample",  "ms_low",         "ms_high",
+                                         "gflops",         "peak_share",     "required_gmacs",
+                                         "executed_gmacs", "required_share", "executed_share"};
+  for (const std::string& key : keys) header += "," + key;
+  for (const std::string mode : {"static", "dynamic"}) {
+    if (!result.contains(mode)) continue;
+    rows += fmt::format("{},{},{},{},{},{},{},{}", result["model"].get<std::string>(), mode,
+                        result["unit"].get<std::string>(), result["processor"].get<std::string>(),
+                        result["dtype"].get<std::string>(), result["batch"].get<int>(),
+                        result["threads"].get<int>(), result["steps"].get<int>());
+    for (const std::string& key : keys) rows += fmt::format(",{}", result[mode][key].get<double>());
+    rows += "\n";
+  }
+  OutputFile file(path);
+  file.write(header + "\n" + rows);
+  file.commit();
+}
+
+void add_flags(Cli& cli, BenchFlags& flags) {
+  CLI::App& app = cli.app;
+  auto* model =
+      app.add_option("--model,--ckpt", flags.model, "Checkpoint: safetensors or a torch zip file (.pt)");
+  app.add_option("--size", flags.size, "Instead: a published size with random weights, e.g. DiT-XL/2")
+      ->excludes(model);
+  app.add_option("--input-size", flags.input_size, "Side of the latent of --size")
+      ->check(CLI::Range(2, 4096));
+  app.add_option("--num-heads", flags.num_heads, "Heads of a static DiT, where the file does not say")
+      ->check(CLI::Range(1, 4096));
+  app.add_option("--batch", flags.batch, "Samples of a forward; with --run images")
+      ->check(CLI::Range(1, 65536));
+  app.add_option("--heads", flags.heads, "Share of heads that is on, instead of the routers' own")
+      ->check(CLI::Range(0.0, 1.0));
+  app.add_option("--groups", flags.groups, "Share of channel groups")->check(CLI::Range(0.0, 1.0));
+  app.add_option("--tokens", flags.tokens, "Share of tokens that enter the MLP")->check(CLI::Range(0.0, 1.0));
+  app.add_option("--steps", flags.steps, "Timesteps of a lap")->check(CLI::Range(1, 1000));
+  app.add_option("--repeats", flags.repeats, "Laps that are timed; the median counts")
+      ->check(CLI::Range(1, 10000));
+  app.add_flag("--run", flags.run, "Time whole sampling runs instead of forwards");
+  cli.add_choice("--sampler", flags.sampler, {"ddim", "ddpm"}, "Whose timesteps the plan is for", {"dpm++"});
+  app.add_option("--cfg-scale", flags.cfg_scale, "Guidance of --run");
+  cli.add_choice("--dtype", flags.dtype, {"auto", "bf16", "f32"},
+                 "Arithmetic; auto: bf16 where the processor has it");
+  cli.add_choice("--engine", flags.engine, {"auto", "cpu", "reference"}, "Engine; auto: cpu");
+  app.add_flag("--profile", flags.profile, "Time of every block and operator");
+  app.add_option("--csv", flags.csv, "Also write the rows here");
+  cli.add_threads(flags.threads);
+}
+
+}  // namespace
+
+int run_bench(const Args& args, Isa isa) {
+  Cli cli("bench", "Time a model's forwards or sampling runs, and how much of the saved work is saved time.");
+  BenchFlags flags;
+  add_flags(cli, flags);
+  cli.parse(args);
+  DYDIT_USAGE_CHECK(!flags.model.empty() || !flags.size.empty(),
+                    "nothing to time: give --model FILE, or --size, e.g. DiT-XL/2, for random weights");
+  DYDIT_USAGE_CHECK(!flags.run || !flags.profile, "--profile: only forwards are profiled; leave out --run");
+  Console console(cli.verbosity);
+  const bool bf16 = flags.dtype == "auto" ? has_native_bf16(isa) : flags.dtype == "bf16";
+  const at::ScalarType dtype = bf16 ? at::kBFloat16 : at::kFloat;
+  const EngineKind kind = flags.engine == "reference" ? EngineKind::Reference : EngineKind::Cpu;
+
+  console.info("preparing the model");
+  const Checkpoint checkpoint = make_checkpoint(flags, dtype);
+  const DiTConfig& config = checkpoint.config;
+  const double peak = measure_peak_macs(dtype, flags.threads);
+  Contestant complete(checkpoint, flags, Mode::Static, dtype, kind);
+  std::unique_ptr<Contestant> dynamic;
+  if (config.is_dynamic())
+    dynamic = std::make_unique<Contestant>(checkpoint, flags, Mode::Dynamic, dtype, kind);
+  const auto lap = [&] {
+    complete.lap();
+    if (dynamic) dynamic->lap();
+  };
+  for (int i = 0; i < kWarmupLaps; ++i) lap();
+  complete.forget();
+  if (dynamic) dynamic->forget();
+  const int laps = dynamic ? 2 * flags.repeats : flags.repeats;
+  for (int i = 0; i < flags.repeats; ++i) {
+    lap();
+    console.progress({"laps", dynamic ? 2 * (i + 1) : i + 1, laps});
+  }
+
+  const double complete_macs = complete.macs(&Work::required);
+  json result = {{"model", fmt::format("{} ({})", model_name(config), checkpoint.path.filename().string())},
+                 {"version", kVersion},
+                 {"processor", fmt::format("{} ({})", cpu_model_name(), isa_name(isa))},
+                 {"dtype", dtype_flag(dtype)},
+                 {"engine", engine_name(kind)},
+                 {"unit", flags.run ? "sampling runs" : "forwards"},
+                 {"batch", flags.batch},
+                 {"threads", flags.threads},
+                 {"steps", flags.steps},
+                 {"repeats", flags.repeats},
+                 {"peak_gflops", 2 * peak / 1e9},
+                 {"static", contestant_json(complete, complete_macs, peak)}};
+  if (dynamic) {
+    result["dynamic"] = contestant_json(*dynamic, complete_macs, peak);
+    result["least_changes"] = least_changes(dynamic->plan());
+  }
+  if (!flags.run && kind == EngineKind::Cpu) {
+    result["static"]["operators"] = operators_json(complete, config.depth, flags.profile);
+    if (dynamic) result["dynamic"]["operators"] = operators_json(*dynamic, config.depth, flags.profile);
+  }
+  // The model's own numbers, where scripts look for them.
+  for (const auto& [key, value] : result[dynamic ? "dynamic" : "static"].items()) {
+    if (value.is_number()) result[key] = value;
+  }
+  if (dynamic) {
+    result["speedup"] = complete.milliseconds().median / dynamic->milliseconds().median;
+    result["realised_share"] = result["speedup"].get<double>() * result["required_share"].get<double>();
+  }
+  result["peak_rss_mb"] = peak_rss_mb();
+  if (!flags.csv.empty()) write_csv(flags.csv, result);
+  if (cli.json) {
+    fmt::print("{}\n", result.dump());
+  } else {
+    print_result(result);
+  }
+  return 0;
+}
+
+}  // namespace dydit
