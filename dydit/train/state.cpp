@@ -122,6 +122,19 @@ std::optional<RunState> load_newest_state(const fs::path& run, ParameterStore& s
   return std::nullopt;
 }
 
+void remove_leftovers(const fs::path& run) {
+  std::error_code ignored;  // what cannot be removed does no harm
+  for (const fs::path& folder : {run, run / "checkpoints"}) {
+    std::vector<fs::path> leftovers;
+    for (const auto& entry : fs::directory_iterator(folder, ignored)) {
+      const std::string name = entry.path().filename().string();
+      if (name.starts_with('.') && name.find(".tmp-") != std::string::npos)  // OutputFile's
+        leftovers.push_back(entry.path());
+    }
+    for (const fs::path& path : leftovers) fs::remove(path, ignored);
+  }
+}
+
 void rotate_checkpoints(const fs::path& run, int keep_last, int64_t keep_every) {
   const std::vector<int64_t> steps = saved_steps(run);
   for (size_t i = 0; i + static_cast<size_t>(keep_last) < steps.size(); ++i) {

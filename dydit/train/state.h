@@ -33,6 +33,9 @@ std::optional<RunState> load_newest_state(const std::filesystem::path& run, Para
                                           const nlohmann::json& options,
                                           const std::function<void(const std::string& reason)>& on_broken);
 
+/// Removes the temporary files of a run that was killed while it wrote. Nobody else may be writing there.
+void remove_leftovers(const std::filesystem::path& run);
+
 /// Removes checkpoints but the last `keep_last` and those at multiples of `keep_every` (0: none).
 void rotate_checkpoints(const std::filesystem::path& run, int keep_last, int64_t keep_every);
 

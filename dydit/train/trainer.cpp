@@ -127,6 +127,7 @@ void train(const Checkpoint& start, const Dataset& data, const TrainOptions& opt
   RunState state;
   state.options = run_identity(start, data, options);
   if (run.resume) {
+    if (root) remove_leftovers(run.run);
     const auto saved = load_newest_state(run.run, store, state.options, [&](const std::string& reason) {
       tell(callbacks.on_warning, reason);
     });

@@ -442,6 +442,17 @@ class ResumeTest(TrainBase):
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("0000020.state", result.stderr)
 
+    def test_temporary_files_of_a_killed_run_are_removed(self):
+        run = self.train("--total-train-steps", "4", "--ckpt-every", "2")
+        leftovers = [run / "checkpoints/.0000006.state.tmp-12-0", run / "checkpoints/.0000006.safetensors.tmp-7-19",
+                     run / ".log.csv.tmp-12-1"]
+        for path in leftovers:
+            path.write_bytes(b"half")
+        (run / "checkpoints/.mine").write_bytes(b"whole")
+        self.train("--total-train-steps", "6", "--resume")
+        self.assertEqual([path.name for path in leftovers if path.exists()], [])
+        self.assertTrue((run / "checkpoints/.mine").exists())
+
     def test_a_finished_run_stays_as_it_is(self):
         run = self.train("--total-train-steps", "5", "--log-every", "5")
         before = self.files()
