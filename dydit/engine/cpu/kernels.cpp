@@ -478,12 +478,12 @@ int64_t peak(int64_t rounds, float* sink) {
   constexpr int kPairs = 64;
   alignas(64) static const T zeros[kTileRows * 2 * kPairs + kMaxPanels * kPairElements * kPairs] = {};
   const T* a = zeros;
-  asm volatile("" : "+r"(a));  // the compiler must not know what is multiplied
-  const T* panels[kMaxPanels];
-  for (int j = 0; j < kMaxPanels; ++j) panels[j] = a + kTileRows * 2 * kPairs + j * kPairElements * kPairs;
   alignas(64) float out[kTileRows * kTileColumns];
   const int all = 0;
   for (int64_t r = 0; r < rounds; ++r) {
+    asm volatile("" : "+r"(a) : "r"(out) : "memory");  // nothing is known of `a`, everything is needed of `out`
+    const T* panels[kMaxPanels];
+    for (int j = 0; j < kMaxPanels; ++j) panels[j] = a + kTileRows * 2 * kPairs + j * kPairElements * kPairs;
     tile<T, T, kTileRows, kMaxPanels>(out, kTileColumns, a, 2 * kPairs, panels, &all, 1, kPairs);
     *sink += out[r % kPanel];
   }

@@ -1,0 +1,93 @@
+"""Forwards of a (Dy)DiT by one rival: a worker of compare_inference.py that runs a lap for every line it reads.
+
+    infer_torch.py --rival eager|compile|openvino|masked --size XL/2 --batch 2 --threads 2
+
+Rivals: PyTorch eager; torch.compile (inductor, frozen weights); OpenVINO on the exported module; and the DyDiT as its
+authors publish it, every part computed and multiplied by masks. All in bfloat16 (OpenVINO by its precision hint, from
+float32 weights, which is how it is meant to be used). Answers "ready VERSION" once warm, then one line of milliseconds
+per sample a lap. A lap is --steps forwards.
+"""
+
+import argparse
+import os
+import sys
+import time
+
+SIZES = {"XL/2": (1152, 28, 16), "L/2": (1024, 24, 16), "B/2": (768, 12, 12), "S/2": (384, 12, 6)}
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rival", choices=("eager", "compile", "openvino", "masked"), required=True)
+    parser.add_argument("--size", choices=SIZES, default="XL/2")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--channels-last", action="store_true", help="of the patch embedding")
+    parser.add_argument("--no-fused-attention", dest="fused", action="store_false")
+    return parser.parse_args()
+
+
+def make_module(args):
+    import torch
+    from dit_torch import Config, DiT
+    hidden, depth, heads = SIZES[args.size]
+    torch.manual_seed(0)
+    model = DiT(Config(hidden_size=hidden, depth=depth, num_heads=heads, dynamic=args.rival == "masked",
+                       fused_attention=args.fused)).eval()
+    return model
+
+
+def make_inputs(args):
+    import torch
+    x = torch.randn(args.batch, 4, 32, 32)
+    t = torch.full((args.batch,), 500)
+    y = torch.tensor([i if i < (args.batch + 1) // 2 else 1000 for i in range(args.batch)])
+    return x, t, y
+
+
+def torch_forward(args):
+    import torch
+    from dit_torch import Gates
+    torch.set_num_threads(args.threads)
+    model, (x, t, y) = make_module(args).bfloat16(), make_inputs(args)
+    x = x.bfloat16()
+    if args.channels_last:
+        model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    if args.rival == "compile":
+        import torch._inductor.config
+        torch._inductor.config.freezing = True
+        model = torch.compile(model)
+
+    def forward():
+        with torch.no_grad():
+            return model(x, t, y, Gates(model.config)) if args.rival == "masked" else model(x, t, y)
+
+    return forward, f"torch {torch.__version__}"
+
+
+def openvino_forward(args):
+    import openvino as ov
+    module, inputs = make_module(args), make_inputs(args)
+    converted = ov.convert_model(module, example_input=inputs)
+    compiled = ov.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY",
+                                                   "INFERENCE_NUM_THREADS": args.threads})
+    request, values = compiled.create_infer_request(), [value.numpy() for value in inputs]
+    return lambda: request.infer(values), f"openvino {ov.__version__.split('-')[0]}"
+
+
+def main():
+    args = parse_args()
+    forward, version = openvino_forward(args) if args.rival == "openvino" else torch_forward(args)
+    for _ in range(3):
+        forward()
+    print("ready", version, flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        for _ in range(args.steps):
+            forward()
+        print((time.perf_counter() - start) * 1e3 / (args.steps * args.batch), flush=True)
+
+
+if __name__ == "__main__":
+    main()
