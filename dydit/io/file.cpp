@@ -57,6 +57,15 @@ fs::path temporary_name(const fs::path& target) {
 MappedFile::MappedFile(fs::path path, const std::byte* data, size_t size)
     : path_(std::move(path)), data_(data), size_(size) {}
 
+void MappedFile::drop_pages(const void* data, size_t size) const {
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin =
+      std::max(reinterpret_cast<uintptr_t>(data), reinterpret_cast<uintptr_t>(data_)) / page * page;
+  const auto end =
+      std::min(reinterpret_cast<uintptr_t>(data) + size, reinterpret_cast<uintptr_t>(data_) + size_);
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 MappedFile::~MappedFile() { ::munmap(const_cast<std::byte*>(data_), size_); }
 
 std::shared_ptr<const MappedFile> MappedFile::open(const fs::path& path) {

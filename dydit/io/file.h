@@ -20,6 +20,9 @@ class MappedFile {
   MappedFile& operator=(const MappedFile&) = delete;
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
+  /// Takes the pages of [data, data + size) out of this process's memory; touched again, they come from the
+  /// file. What lies outside the mapping is left alone.
+  void drop_pages(const void* data, size_t size) const;
   const std::filesystem::path& path() const { return path_; }
 
  private:

@@ -346,6 +346,7 @@ Checkpoint load_checkpoint(const std::filesystem::path& path, const CheckpointOp
   checkpoint.weights = check_weights(raw, checkpoint.config, name);
   read_metadata(raw, name, checkpoint);
   checkpoint.sha256 = sha256_hex(raw.file->bytes());
+  checkpoint.file = raw.file;
   return checkpoint;
 }
 

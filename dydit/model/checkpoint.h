@@ -12,6 +12,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "dydit/io/file.h"
 #include "dydit/io/tensor_view.h"
 #include "dydit/model/config.h"
 
@@ -44,10 +45,11 @@ struct Checkpoint {
   std::string weights_key;  // "ema" or "model" of a training checkpoint, else empty
   DiTConfig config;
   Weights weights;  // as stored; they may share the file's memory: never write into them
-  std::optional<KeepCounts> keep_counts;  // set: the capacity rule decides; else the threshold rule
-  std::optional<double> lambda;           // work ratio the model was fine-tuned for
-  std::vector<std::string> class_names;   // empty or num_classes entries
-  std::string sha256;                     // of the file
+  std::optional<KeepCounts> keep_counts;   // set: the capacity rule decides; else the threshold rule
+  std::optional<double> lambda;            // work ratio the model was fine-tuned for
+  std::vector<std::string> class_names;    // empty or num_classes entries
+  std::string sha256;                      // of the file
+  std::shared_ptr<const MappedFile> file;  // whose memory the weights may share
 
   int64_t num_parameters() const;
 };

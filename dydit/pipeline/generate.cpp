@@ -10,6 +10,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include "dydit/base/error.h"
+#include "dydit/base/memory_reuse.h"
 #include "dydit/base/noise.h"
 #include "dydit/base/timer.h"
 #include "dydit/model/macs.h"
@@ -85,6 +86,7 @@ void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
               const GenerateCallbacks& callbacks) {
   check_options(checkpoint.config, options);
   c10::InferenceMode guard;
+  const MemoryReuse reuse;  // no memory is asked for after the first steps
   const Spacing spacing = choose_timesteps(options.sampler.kind, options.num_steps);
   const WidthPlan plan = make_width_plan(checkpoint, spacing.timesteps, options.mode);
   const DiffusionTables tables = make_diffusion_tables(spacing.timesteps);

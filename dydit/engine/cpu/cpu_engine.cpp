@@ -98,6 +98,7 @@ class CpuEngine final : public Engine {
                     bool bf16, std::span<const int> rows = {});
   PackedLinear pack_exact(const Checkpoint& checkpoint, const std::string& name);
   void pack_block(const Checkpoint& checkpoint, int index);
+  void pack_modulation(const Checkpoint& checkpoint);
   void embed_timesteps(const Checkpoint& checkpoint);
 
   void prepare_modulation(int step, std::span<const int64_t> y);
@@ -179,20 +180,18 @@ CpuEngine::CpuEngine(const Checkpoint& checkpoint, const WidthPlan& plan, const 
   t_in_ = pack_exact(checkpoint, "t_embedder.mlp.0");
   t_out_ = pack_exact(checkpoint, "t_embedder.mlp.2");
   for (int l = 0; l < L_; ++l) pack_block(checkpoint, l);
-  ada_.push_back(pack_exact(checkpoint, "final_layer.adaLN_modulation.1"));
-  for (int l = 0; l <= L_; ++l) ada_[l].add_panels(0, l * 6 * C_, ada_panels_);
+  pack_modulation(checkpoint);
   embed_timesteps(checkpoint);
 }
 
 PackedLinear CpuEngine::pack(const Checkpoint& checkpoint, const std::string& name, int out_segments,
                              int in_segments, bool bf16, std::span<const int> rows) {
-  return {checkpoint.weights.at(name + ".weight").flatten(1),
-          checkpoint.weights.at(name + ".bias"),
-          out_segments,
-          in_segments,
-          bf16,
-          team_,
-          rows};
+  const at::Tensor& weight = checkpoint.weights.at(name + ".weight");
+  PackedLinear packed(weight.flatten(1), checkpoint.weights.at(name + ".bias"), out_segments, in_segments,
+                      bf16, team_, rows);
+  // Else a model would be in memory twice.
+  if (checkpoint.file) checkpoint.file->drop_pages(weight.data_ptr(), weight.nbytes());
+  return packed;
 }
 
 // In the type of the file, so that float32 activations meet exact weights.
@@ -217,7 +216,6 @@ void CpuEngine::pack_block(const Checkpoint& checkpoint, int index) {
   block.proj = pack_layer("attn.proj", 1, H_);
   block.fc1 = pack_layer("mlp.fc1", H_, 1);
   block.fc2 = pack_layer("mlp.fc2", 1, H_);
-  ada_.push_back(pack_exact(checkpoint, prefix + "adaLN_modulation.1"));
   if (plan_.route_tokens) {
     block.token_in = pack_exact(checkpoint, prefix + "token_selection.mlp_head.0");
     const at::Tensor out =
@@ -228,6 +226,20 @@ void CpuEngine::pack_block(const Checkpoint& checkpoint, int index) {
     block.token_out.assign(out.data_ptr<float>(), out.data_ptr<float>() + out.numel());
   }
   blocks_.push_back(std::move(block));
+}
+
+// One product makes the modulation of all layers, so they share a type: bfloat16 when all are stored in it.
+void CpuEngine::pack_modulation(const Checkpoint& checkpoint) {
+  std::vector<std::string> names;
+  for (int l = 0; l < L_; ++l) names.push_back(fmt::format("blocks.{}.adaLN_modulation.1", l));
+  names.push_back("final_layer.adaLN_modulation.1");
+  const bool bf16 = std::all_of(names.begin(), names.end(), [&](const std::string& name) {
+    return checkpoint.weights.at(name + ".weight").scalar_type() == at::kBFloat16;
+  });
+  for (int l = 0; l <= L_; ++l) {
+    ada_.push_back(pack(checkpoint, names[l], 1, 1, bf16));
+    ada_[l].add_panels(0, l * 6 * C_, ada_panels_);
+  }
 }
 
 // All of the plan's timesteps at once; a row does not depend on the others.
@@ -348,6 +360,7 @@ void CpuEngine::embed(const float* x, int samples) {
           for (int j = 0; j < p; ++j) patch[(c * p + i) * p + j] = from[i * side + j];
         }
       }
+      if (values != config_.patch_values()) patch[values - 1] = 0;  // the final layer's rows lay here
       std::copy_n(positions + token % N_ * C_, C_, tokens + token * row_);
     }
   });
@@ -367,8 +380,9 @@ void CpuEngine::attention_half(const Pass& pass, int index) {
 
   const int64_t qkv_row = even(heads * 3 * D_), heads_row = int64_t{heads} * even(D_),
                 element = bf16_ ? 2 : 4;
-  auto* qkv = qkv_.get<std::byte>(rows * qkv_row * element);
-  auto* attended = heads_.get<std::byte>(rows * heads_row * element);
+  // For all heads, so that no later step needs more.
+  auto* qkv = qkv_.get<std::byte>(rows * int64_t{even(3 * C_)} * element);
+  auto* attended = heads_.get<std::byte>(rows * int64_t{H_} * even(D_) * element);
   timed(index, Operator::Qkv, [&] {
     panels_.clear();
     for (int h = 0, slot = 0; h < H_; ++h) {
@@ -483,7 +497,8 @@ void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) {
   const int groups = width.active_groups(), group = even(config_.group_size());
   const int64_t modulation = int64_t{index} * 6 * C_ + 3 * C_, hidden_row = int64_t{groups} * group;
   timed(index, Operator::Norm, [&] { norm(pass, tokens, gathered, modulation, bf16_); });
-  auto* hidden = hidden_.get<std::byte>(tokens * hidden_row * (bf16_ ? 2 : 4));
+  // For all tokens and groups, so that no later step needs more.
+  auto* hidden = hidden_.get<std::byte>(int64_t{pass.samples} * N_ * H_ * group * (bf16_ ? 2 : 4));
   timed(index, Operator::Fc1, [&] {
     panels_.clear();
     for (int g = 0, slot = 0; g < H_; ++g) {
@@ -553,10 +568,13 @@ void CpuEngine::norm(const Pass& pass, int rows, const int* gathered, int64_t sh
       const float* modulation = pass.modulation[row / N_] + shift;
       float mean, rstd;
       if (bf16_rows) {
-        op_kernels<Bf16>().layer_norm_modulate(reinterpret_cast<Bf16*>(out) + int64_t{i} * row_, &mean, &rstd,
-                                               x + row * row_, modulation, modulation + C_, 1, C_,
-                                               kLayerNormEps);
+        // The padding may hold a part of the final layer's float32 rows: anything, NaN included.
+        Bf16* to = reinterpret_cast<Bf16*>(out) + int64_t{i} * row_;
+        to[row_ - 1] = {};
+        op_kernels<Bf16>().layer_norm_modulate(to, &mean, &rstd, x + row * row_, modulation, modulation + C_,
+                                               1, C_, kLayerNormEps);
       } else {
+        out[int64_t{i} * row_ + row_ - 1] = 0;
         op_kernels<float>().layer_norm_modulate(out + int64_t{i} * row_, &mean, &rstd, x + row * row_,
                                                 modulation, modulation + C_, 1, C_, kLayerNormEps);
       }
