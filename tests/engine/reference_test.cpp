@@ -7,56 +7,31 @@
 
 #include "dydit/engine/engine.h"
 #include "dydit/model/macs.h"
+#include "tests/support/engines.h"
 #include "tests/support/golden.h"
 #include "tests/support/random_model.h"
 
 namespace dydit {
 namespace {
 
+using test::Forward;
 using test::golden;
 using test::golden_ints;
 using test::Inputs;
+using test::kTimesteps;
 using test::odd_config;
 using test::one_head_config;
 using test::random_checkpoint;
 using test::random_inputs;
 using test::relative_difference;
 using test::tiny_config;
+using test::with_token_bias;
 
-const std::vector<int> kTimesteps = {20, 480, 940};
-
-struct Forward {
-  at::Tensor out;
-  std::vector<Work> work;
-  TokenTrace trace;
+struct ReferenceOf : test::EngineOf {
+  explicit ReferenceOf(const Checkpoint& checkpoint, const EngineOptions& options = {},
+                       Mode mode = Mode::Dynamic, const std::vector<int>& timesteps = kTimesteps)
+      : EngineOf(EngineKind::Reference, checkpoint, options, mode, timesteps) {}
 };
-
-struct EngineOf {
-  EngineOf(const Checkpoint& checkpoint, const EngineOptions& options = {}, Mode mode = Mode::Dynamic,
-           const std::vector<int>& timesteps = kTimesteps) {
-    plan = make_width_plan(checkpoint, timesteps, mode);
-    engine = make_reference_engine(checkpoint, plan, options);
-  }
-
-  Forward forward(const at::Tensor& x, int step, const std::vector<int64_t>& y) const {
-    Forward result;
-    result.work.resize(y.size());
-    result.out = engine->forward(x, step, y, result.work, &result.trace);
-    return result;
-  }
-
-  WidthPlan plan;
-  std::unique_ptr<Engine> engine;
-};
-
-// The token routers' last bias: every token of every block is decided alike.
-Checkpoint with_token_bias(DiTConfig config, float bias) {
-  Checkpoint checkpoint = random_checkpoint(config);
-  for (int b = 0; b < config.depth; ++b) {
-    checkpoint.weights.at(fmt::format("blocks.{}.token_selection.mlp_head.2.bias", b)).fill_(bias);
-  }
-  return checkpoint;
-}
 
 class ReferenceEngineIn : public testing::TestWithParam<at::ScalarType> {};
 
@@ -66,12 +41,12 @@ TEST_P(ReferenceEngineIn, RowDependsNeitherOnBatchNorThreads) {
     SCOPED_TRACE(model_name(config));
     const Checkpoint checkpoint = random_checkpoint(config);
     const Inputs inputs = random_inputs(config, kRows);
-    const EngineOf alone(checkpoint, {.dtype = GetParam(), .threads = 1});
+    const ReferenceOf alone(checkpoint, {.dtype = GetParam(), .threads = 1});
     std::vector<Forward> rows;
     for (int b = 0; b < kRows; ++b)
       rows.push_back(alone.forward(inputs.x.slice(0, b, b + 1), 1, {inputs.y[b]}));
     for (int threads = 1; threads <= 4; ++threads) {
-      const EngineOf engine(checkpoint, {.dtype = GetParam(), .threads = threads});
+      const ReferenceOf engine(checkpoint, {.dtype = GetParam(), .threads = threads});
       for (int B = 1; B <= kRows; ++B) {
         const Forward batch =
             engine.forward(inputs.x.slice(0, 0, B), 1, {inputs.y.begin(), inputs.y.begin() + B});
@@ -93,7 +68,7 @@ TEST(ReferenceEngine, ReproducesThePublishedForwardAndItsTokenMasks) {
     const at::Tensor values = golden("forward", "t").to(at::kInt);
     return std::vector<int>(values.data_ptr<int>(), values.data_ptr<int>() + values.numel());
   }();
-  const EngineOf engine(load_checkpoint(test::golden_path("model.safetensors")), {}, Mode::Dynamic, t);
+  const ReferenceOf engine(load_checkpoint(test::golden_path("model.safetensors")), {}, Mode::Dynamic, t);
   const at::Tensor x = golden("forward", "x"), y = golden("forward", "y"), out = golden("forward", "out"),
                    tokens = golden("forward", "token_mask");
   for (int i = 0; i < 12; ++i) {
@@ -107,7 +82,7 @@ TEST(ReferenceEngine, EqualsTheModuleWithTheSameMasks) {
   at::NoGradGuard no_grad;
   const DiTConfig config = tiny_config();
   const Checkpoint checkpoint = random_checkpoint(config);
-  const EngineOf engine(checkpoint);
+  const ReferenceOf engine(checkpoint);
   const Inputs inputs = random_inputs(config, 4);
   const Forward got = engine.forward(inputs.x, 2, inputs.y);
   Gates gates;
@@ -123,14 +98,14 @@ TEST(ReferenceEngine, EqualsTheModuleWithTheSameMasks) {
   const at::Tensor wanted =
       model->forward(inputs.x, model->embed_timestep(at::full({4}, kTimesteps[2])), inputs.labels(), gates);
   EXPECT_LT(relative_difference(got.out, wanted), 1e-5);
-  EXPECT_GT(
-      relative_difference(EngineOf(checkpoint, {}, Mode::Static).forward(inputs.x, 2, inputs.y).out, wanted),
-      1e-3);  // the masks matter
+  EXPECT_GT(relative_difference(ReferenceOf(checkpoint, {}, Mode::Static).forward(inputs.x, 2, inputs.y).out,
+                                wanted),
+            1e-3);  // the masks matter
 }
 
 TEST(ReferenceEngine, TokenMasksAreTheLogitsAboveZero) {
   const Inputs inputs = random_inputs(tiny_config(), 4);
-  const TokenTrace trace = EngineOf(random_checkpoint(tiny_config())).forward(inputs.x, 1, inputs.y).trace;
+  const TokenTrace trace = ReferenceOf(random_checkpoint(tiny_config())).forward(inputs.x, 1, inputs.y).trace;
   EXPECT_TRUE(at::equal(trace.masks, (trace.logits > 0).to(at::kFloat)));
   const double share = trace.masks.mean().item<double>();
   EXPECT_GT(share, 0.1);  // both kinds occur
@@ -139,7 +114,7 @@ TEST(ReferenceEngine, TokenMasksAreTheLogitsAboveZero) {
 
 TEST(ReferenceEngine, RequiredWorkIsThePlansWithTheTokensOfTheTrace) {
   const Inputs inputs = random_inputs(tiny_config(), 4);
-  const EngineOf engine(random_checkpoint(tiny_config()));
+  const ReferenceOf engine(random_checkpoint(tiny_config()));
   for (int step = 0; step < 3; ++step) {
     const Forward got = engine.forward(inputs.x, step, inputs.y);
     for (int b = 0; b < 4; ++b) {
@@ -153,21 +128,21 @@ TEST(ReferenceEngine, RequiredWorkIsThePlansWithTheTokensOfTheTrace) {
 TEST(ReferenceEngine, ExecutesTheCompleteModelAndItsRouters) {
   const DiTConfig config = tiny_config();
   const Inputs inputs = random_inputs(config, 2);
-  const Forward got = EngineOf(random_checkpoint(config)).forward(inputs.x, 0, inputs.y);
+  const Forward got = ReferenceOf(random_checkpoint(config)).forward(inputs.x, 0, inputs.y);
   EXPECT_EQ(got.work[1].executed, static_macs(config) + router_macs(config));
 }
 
 TEST(ReferenceEngine, InStaticModeExecutesNoRouters) {
   const DiTConfig config = tiny_config();
   const Inputs inputs = random_inputs(config, 1);
-  const Forward got = EngineOf(random_checkpoint(config), {}, Mode::Static).forward(inputs.x, 0, inputs.y);
+  const Forward got = ReferenceOf(random_checkpoint(config), {}, Mode::Static).forward(inputs.x, 0, inputs.y);
   EXPECT_EQ(got.work[0].executed, static_macs(config));
   EXPECT_EQ(got.work[0].required, static_macs(config));
 }
 
 TEST(ReferenceEngine, AddsToTheWorkItIsGiven) {
   const Inputs inputs = random_inputs(tiny_config(), 1);
-  const EngineOf engine(random_checkpoint(tiny_config()));
+  const ReferenceOf engine(random_checkpoint(tiny_config()));
   std::vector<Work> work(1);
   engine.engine->forward(inputs.x, 0, inputs.y, work);
   const Work once = work[0];
@@ -180,14 +155,14 @@ TEST(ReferenceEngine, WithNoTokenOnSkipsTheMlpEntirely) {
   const DiTConfig config = tiny_config();
   const Inputs inputs = random_inputs(config, 2);
   Checkpoint checkpoint = with_token_bias(config, -1e6f);
-  const EngineOf engine(checkpoint);
+  const ReferenceOf engine(checkpoint);
   const Forward got = engine.forward(inputs.x, 0, inputs.y);
   // No MLP at all: fc2 gives nothing, its bias included.
   for (int b = 0; b < config.depth; ++b) {
     for (const char* part : {"weight", "bias"})
       checkpoint.weights.at(fmt::format("blocks.{}.mlp.fc2.{}", b, part)).zero_();
   }
-  EXPECT_TRUE(at::equal(got.out, EngineOf(checkpoint).forward(inputs.x, 0, inputs.y).out));
+  EXPECT_TRUE(at::equal(got.out, ReferenceOf(checkpoint).forward(inputs.x, 0, inputs.y).out));
   EXPECT_EQ(got.work[0].required, required_macs(engine.plan, 0, std::vector<int>{0, 0}));
 }
 
@@ -198,8 +173,8 @@ TEST(ReferenceEngine, WithAllTokensOnEqualsAModelWithoutTokenRouters) {
   unrouted.config.token_routers = false;
   std::erase_if(unrouted.weights,
                 [](const auto& item) { return item.first.find("token_sel") != std::string::npos; });
-  const Forward got = EngineOf(routed).forward(inputs.x, 0, inputs.y);
-  EXPECT_TRUE(at::equal(got.out, EngineOf(unrouted).forward(inputs.x, 0, inputs.y).out));
+  const Forward got = ReferenceOf(routed).forward(inputs.x, 0, inputs.y);
+  EXPECT_TRUE(at::equal(got.out, ReferenceOf(unrouted).forward(inputs.x, 0, inputs.y).out));
   EXPECT_EQ(got.trace.masks.mean().item<float>(), 1.0f);
 }
 
@@ -207,13 +182,13 @@ TEST(ReferenceEngine, WithoutTokenRoutersLeavesTheTraceEmpty) {
   DiTConfig config = tiny_config();
   config.token_routers = false;
   const Inputs inputs = random_inputs(config, 1);
-  EXPECT_FALSE(EngineOf(random_checkpoint(config)).forward(inputs.x, 0, inputs.y).trace.masks.defined());
+  EXPECT_FALSE(ReferenceOf(random_checkpoint(config)).forward(inputs.x, 0, inputs.y).trace.masks.defined());
 }
 
 TEST(ReferenceEngine, NullClassIsALabelLikeAnother) {
   const DiTConfig config = tiny_config();
   const Inputs inputs = random_inputs(config, 1);
-  const EngineOf engine(random_checkpoint(config));
+  const ReferenceOf engine(random_checkpoint(config));
   const at::Tensor null = engine.forward(inputs.x, 0, {config.null_class()}).out;
   EXPECT_GT(relative_difference(engine.forward(inputs.x, 0, {0}).out, null), 1e-3);
 }

@@ -1,0 +1,104 @@
+// The team does every task of every section once, and its sections do not overlap.
+#include "dydit/base/team.h"
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "tests/support/files.h"
+
+namespace dydit {
+namespace {
+
+class TeamOf : public testing::TestWithParam<int> {};
+
+TEST_P(TeamOf, DoesEveryTaskOnceInManySectionsInARow) {
+  Team team(GetParam());
+  for (int section = 0; section < 3000; ++section) {
+    const int tasks = section * 7 % 40;
+    std::array<std::atomic<int>, 40> calls{};
+    team.run(tasks, [&](int task, int) { ++calls[task]; });
+    for (int task = 0; task < 40; ++task) {
+      ASSERT_EQ(calls[task], task < tasks ? 1 : 0) << "task " << task << " of section " << section;
+    }
+  }
+}
+
+// Plain memory: what a section wrote, the caller and then other threads of the next section must see.
+TEST_P(TeamOf, ASectionSeesWhatTheOneBeforeWrote) {
+  constexpr int kTasks = 37, kSections = 2000;
+  Team team(GetParam());
+  std::vector<int> now(kTasks), before(kTasks);
+  for (int section = 0; section < kSections; ++section) {
+    team.run(kTasks, [&](int task, int) { now[task] = before[(task + 11) % kTasks] + 1; });
+    for (int task = 0; task < kTasks; ++task) ASSERT_EQ(now[task], section + 1) << "task " << task;
+    std::swap(now, before);
+  }
+}
+
+TEST_P(TeamOf, NumbersItsThreadsAndNoTwoAtOnceAlike) {
+  Team team(GetParam());
+  EXPECT_EQ(team.threads(), GetParam());
+  std::vector<std::atomic<int>> inside(GetParam());
+  std::atomic<int> wrong = 0;
+  for (int section = 0; section < 200; ++section) {
+    team.run(50, [&](int, int thread) {
+      if (thread < 0 || thread >= GetParam()) {
+        ++wrong;
+        return;
+      }
+      if (++inside[thread] != 1) ++wrong;
+      --inside[thread];
+    });
+  }
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST_P(TeamOf, WakesUpAfterARest) {
+  Team team(GetParam());
+  for (int round = 0; round < 3; ++round) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // long enough for the threads to fall asleep
+    std::atomic<int> inside = 0;
+    // Each task waits for the others: with fewer threads this would not end.
+    team.run(GetParam(), [&](int, int) {
+      ++inside;
+      while (inside < GetParam()) std::this_thread::yield();
+    });
+    EXPECT_EQ(inside, GetParam());
+  }
+}
+
+TEST_P(TeamOf, WithNoTasksCallsNothing) {
+  Team team(GetParam());
+  std::atomic<int> calls = 0;
+  team.run(0, [&](int, int) { ++calls; });
+  EXPECT_EQ(calls, 0);
+}
+
+TEST_P(TeamOf, DoesAsManyTasksAsASectionHolds) {
+  Team team(GetParam());
+  std::vector<std::atomic<uint8_t>> calls(65535);
+  team.run(65535, [&](int task, int) { ++calls[task]; });
+  for (int task = 0; task < 65535; ++task) ASSERT_EQ(calls[task], 1) << "task " << task;
+}
+
+TEST_P(TeamOf, RefusesMoreTasksThanASectionHolds) {
+  Team team(GetParam());
+  std::atomic<int> calls = 0;
+  test::expect_error([&] { team.run(65536, [&](int, int) { ++calls; }); }, "65536 tasks: at most 65535");
+  EXPECT_EQ(calls, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Threads, TeamOf, testing::Values(1, 2, 3, 4));
+
+TEST(Team, CanComeAndGoWithoutWork) {
+  for (int i = 0; i < 50; ++i) Team team(4);
+}
+
+}  // namespace
+}  // namespace dydit

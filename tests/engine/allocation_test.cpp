@@ -1,0 +1,136 @@
+// Once the CPU engine has warmed up, a forward asks for no large memory but that of its result. This
+// program's malloc and its kin take the place of the C library's and count (glibc's own names lie behind
+// them; it enlarges the heap, by brk or mmap, for nothing but these calls).
+#include <atomic>
+#include <cerrno>
+#include <cstddef>
+#include <cstdlib>
+#include <unistd.h>
+#include <vector>
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include "tests/support/engines.h"
+
+namespace {
+
+constexpr size_t kLarge = size_t{64} << 10;
+std::atomic<bool> counting = false;
+std::atomic<int> large = 0;
+
+void count(size_t bytes) {
+  if (counting && bytes >= kLarge) ++large;
+}
+
+}  // namespace
+
+extern "C" {
+void* __libc_malloc(size_t bytes);
+void* __libc_calloc(size_t count, size_t bytes);
+void* __libc_realloc(void* memory, size_t bytes);
+void* __libc_memalign(size_t alignment, size_t bytes);
+
+void* malloc(size_t bytes) {
+  count(bytes);
+  return __libc_malloc(bytes);
+}
+void* calloc(size_t number, size_t bytes) {
+  count(number * bytes);
+  return __libc_calloc(number, bytes);
+}
+void* realloc(void* memory, size_t bytes) {
+  count(bytes);
+  return __libc_realloc(memory, bytes);
+}
+void* aligned_alloc(size_t alignment, size_t bytes) {
+  count(bytes);
+  return __libc_memalign(alignment, bytes);
+}
+void* memalign(size_t alignment, size_t bytes) {
+  count(bytes);
+  return __libc_memalign(alignment, bytes);
+}
+int posix_memalign(void** memory, size_t alignment, size_t bytes) {
+  count(bytes);
+  *memory = __libc_memalign(alignment, bytes);
+  return *memory == nullptr ? ENOMEM : 0;
+}
+void* mmap(void* address, size_t bytes, int protection, int flags, int file, off_t offset) {
+  count(bytes);
+  return reinterpret_cast<void*>(syscall(SYS_mmap, address, bytes, protection, flags, file, offset));
+}
+}
+
+namespace dydit {
+namespace {
+
+// 256 tokens of 128 channels: one row of a batch has 128 KiB of residual stream, and its result 8 KiB.
+DiTConfig wide_config() {
+  DiTConfig config = test::tiny_config();
+  config.input_size = 32;
+  config.in_channels = 1;
+  config.hidden_size = 128;
+  config.mlp_hidden = 512;
+  return config;
+}
+
+// Widths rise and fall again, so that the largest step comes after the first two.
+Checkpoint with_counts() {
+  Checkpoint checkpoint = test::random_checkpoint(wide_config());
+  checkpoint.keep_counts = KeepCounts{.heads = {{1, 2, 4, 3}, {2, 1, 4, 1}},
+                                      .groups = {{1, 1, 4, 2}, {2, 2, 4, 1}},
+                                      .tokens = {{10, 20, 256, 9}, {90, 10, 256, 1}}};
+  return checkpoint;
+}
+
+struct Counted {
+  int first_step = 0, results = 0, others = 0;  // large allocations; those from the third step on
+};
+
+// Large allocations of a run of five samples (a result of 40 KiB) or ten (80 KiB).
+Counted count_large(const Checkpoint& checkpoint, at::ScalarType dtype, int rows) {
+  const std::vector<int> timesteps = {30, 60, 90, 300, 350, 600, 700, 800, 999};
+  const test::EngineOf engine(EngineKind::Cpu, checkpoint, {.dtype = dtype, .threads = 2}, Mode::Dynamic,
+                              timesteps);
+  const test::Inputs inputs = test::random_inputs(checkpoint.config, rows);
+  std::vector<Work> work(rows);
+  Counted counted;
+  for (int step = 0; step < static_cast<int>(timesteps.size()); ++step) {
+    large = 0;
+    counting = true;
+    const at::Tensor out = engine.engine->forward(inputs.x, step, inputs.y, work);
+    counting = false;
+    const bool large_result = out.nbytes() >= kLarge;
+    if (step == 0) counted.first_step = large;
+    if (step >= 2) {
+      counted.results += large_result;
+      counted.others += large - large_result;
+    }
+  }
+  return counted;
+}
+
+class CpuEngineMemory : public testing::TestWithParam<at::ScalarType> {};
+INSTANTIATE_TEST_SUITE_P(Dtypes, CpuEngineMemory, testing::Values(at::kFloat, at::kBFloat16),
+                         [](const auto& info) { return std::string(c10::toString(info.param)); });
+
+TEST_P(CpuEngineMemory, IsAskedForInTheFirstStepsOnly) {
+  const Counted counted = count_large(with_counts(), GetParam(), 5);
+  EXPECT_GT(counted.first_step, 3);  // the counters work
+  EXPECT_EQ(counted.others, 0);
+}
+
+TEST_P(CpuEngineMemory, OfALargeResultIsAllThatAStepAsksFor) {
+  const Counted counted = count_large(with_counts(), GetParam(), 10);
+  EXPECT_EQ(counted.results, 7);
+  EXPECT_EQ(counted.others, 0);
+}
+
+TEST_P(CpuEngineMemory, IsAskedForInTheFirstStepsOnlyByTheThresholdRule) {
+  EXPECT_EQ(count_large(test::random_checkpoint(wide_config()), GetParam(), 5).others, 0);
+}
+
+}  // namespace
+}  // namespace dydit

@@ -1,0 +1,327 @@
+// The CPU engine decides and computes what the masked reference does, and multiplies only what is on.
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "dydit/base/isa.h"
+#include "dydit/model/macs.h"
+#include "tests/support/engines.h"
+#include "tests/support/files.h"
+#include "tests/support/random_model.h"
+
+namespace dydit {
+namespace {
+
+using test::EngineOf;
+using test::Forward;
+using test::Inputs;
+using test::kTimesteps;
+using test::odd_config;
+using test::one_head_config;
+using test::random_checkpoint;
+using test::random_inputs;
+using test::relative_difference;
+using test::rows_of;
+using test::tiny_config;
+using test::with_token_bias;
+
+constexpr double kFloatTolerance = 1e-4;  // of the largest value
+
+// Heads of 72 as in DiT-XL, 100 tokens: ten samples fill a pass.
+DiTConfig xl_heads_config() {
+  DiTConfig config = tiny_config();
+  config.input_size = 20;
+  config.hidden_size = 144;
+  config.num_heads = 2;
+  config.mlp_hidden = 576;
+  return config;
+}
+
+// Hidden size, head size and group size are odd: every row has padding.
+DiTConfig odd_hidden_config() {
+  DiTConfig config = odd_config();
+  config.hidden_size = 35;
+  config.num_heads = 5;
+  config.mlp_hidden = 65;
+  return config;
+}
+
+std::vector<DiTConfig> configs() {
+  return {tiny_config(), odd_config(), one_head_config(), xl_heads_config(), odd_hidden_config()};
+}
+
+// Weights of `dtype` as load_checkpoint gives them.
+Checkpoint stored_in(at::ScalarType dtype, const Checkpoint& checkpoint) {
+  const test::TemporaryFolder folder;
+  save_checkpoint(folder / "m.safetensors", checkpoint, dtype);
+  return load_checkpoint(folder / "m.safetensors");
+}
+
+// 16 tokens, 4 heads; every quarter of the timesteps has its own counts.
+Checkpoint with_counts() {
+  Checkpoint checkpoint = random_checkpoint(tiny_config());
+  checkpoint.keep_counts = KeepCounts{.heads = {{1, 2, 3, 4}, {4, 1, 1, 2}},
+                                      .groups = {{3, 1, 4, 2}, {2, 2, 2, 1}},
+                                      .tokens = {{16, 1, 5, 8}, {2, 9, 16, 1}}};
+  return checkpoint;
+}
+
+// All steps of the plan: outputs, token decisions and required work are the reference's.
+void expect_reference(const Checkpoint& checkpoint, Mode mode = Mode::Dynamic) {
+  SCOPED_TRACE(model_name(checkpoint.config));
+  const Inputs inputs = random_inputs(checkpoint.config, 6);
+  const EngineOf reference(EngineKind::Reference, checkpoint, {}, mode);
+  const EngineOf engine(EngineKind::Cpu, checkpoint, {.threads = 2}, mode);
+  for (int step = 0; step < 3; ++step) {
+    const Forward want = reference.forward(inputs, step), got = engine.forward(inputs, step);
+    EXPECT_LT(relative_difference(got.out, want.out), kFloatTolerance) << "step " << step;
+    ASSERT_EQ(got.trace.masks.defined(), want.trace.masks.defined());
+    if (want.trace.masks.defined()) {
+      EXPECT_TRUE(at::equal(got.trace.masks, want.trace.masks)) << "step " << step;
+      EXPECT_LT(relative_difference(got.trace.logits, want.trace.logits), kFloatTolerance);
+    }
+    for (int b = 0; b < 6; ++b) EXPECT_EQ(got.work[b].required, want.work[b].required) << "row " << b;
+  }
+}
+
+TEST(CpuEngine, EqualsTheReferenceInFloat32) {
+  for (const DiTConfig& config : configs()) expect_reference(random_checkpoint(config));
+}
+
+TEST(CpuEngine, EqualsTheReferenceInStaticMode) {
+  for (const DiTConfig& config : configs()) expect_reference(random_checkpoint(config), Mode::Static);
+}
+
+TEST(CpuEngine, EqualsTheReferenceWithoutAnyRouter) {
+  expect_reference(random_checkpoint(test::static_config()));
+}
+
+TEST(CpuEngine, EqualsTheReferenceWithOneKindOfRouter) {
+  DiTConfig widths = tiny_config(), tokens = tiny_config();
+  widths.token_routers = false;
+  tokens.width_routers = false;
+  expect_reference(random_checkpoint(widths));
+  expect_reference(random_checkpoint(tokens));
+}
+
+TEST(CpuEngine, EqualsTheReferenceByTheCapacityRule) { expect_reference(with_counts()); }
+
+TEST(CpuEngine, EqualsTheReferenceWithNoTokenOn) {
+  for (const DiTConfig& config : configs()) expect_reference(with_token_bias(config, -1e6f));
+}
+
+TEST(CpuEngine, EqualsTheReferenceWithAllTokensOn) {
+  for (const DiTConfig& config : configs()) expect_reference(with_token_bias(config, 1e6f));
+}
+
+TEST(CpuEngine, EqualsTheReferenceOnWeightsStoredInFloat32OrBFloat16) {
+  for (const DiTConfig& config : {tiny_config(), odd_hidden_config()}) {
+    expect_reference(stored_in(at::kFloat, random_checkpoint(config)));
+    expect_reference(stored_in(at::kBFloat16, random_checkpoint(config)));
+  }
+}
+
+// Nothing says that all tensors of a file have one type.
+TEST(CpuEngine, EqualsTheReferenceOnWeightsOfMixedTypes) {
+  for (const int remainder : {0, 1}) {
+    Checkpoint checkpoint = random_checkpoint(odd_config());
+    int index = 0;
+    for (auto& [name, weight] : checkpoint.weights) {
+      if (index++ % 2 == remainder) weight = weight.to(name.ends_with("bias") ? at::kHalf : at::kBFloat16);
+    }
+    expect_reference(checkpoint);
+  }
+  for (const char* name : {"blocks.1.adaLN_modulation.1.weight", "final_layer.adaLN_modulation.1.weight"}) {
+    Checkpoint checkpoint = random_checkpoint(odd_config());
+    checkpoint.weights.at(name) = checkpoint.weights.at(name).to(at::kBFloat16);
+    SCOPED_TRACE(name);
+    expect_reference(checkpoint);
+  }
+}
+
+// The levels below the processor's own, as DYDIT_ISA would choose them.
+TEST(CpuEngine, EqualsTheReferenceAtEveryLevel) {
+  for (const char* level : {"avx2", "avx512", "avx512_bf16"}) {
+    SCOPED_TRACE(level);
+    apply_isa_cap(level);
+    for (const DiTConfig& config : configs()) expect_reference(random_checkpoint(config));
+  }
+  apply_isa_cap("");
+}
+
+TEST(CpuEngine, TakesStepsInAnyOrder) {
+  const EngineOf engine(EngineKind::Cpu, random_checkpoint(tiny_config()));
+  const Inputs inputs = random_inputs(tiny_config(), 2);
+  const Forward first = engine.forward(inputs, 1);
+  engine.forward(inputs, 2);
+  engine.forward(inputs, 0);
+  EXPECT_TRUE(at::equal(engine.forward(inputs, 1).out, first.out));
+}
+
+// (B): the samples of which all three decide every token alike. One token that flips moves its whole sample.
+at::Tensor agreement(const Forward& a, const Forward& b, const Forward& c) {
+  if (!a.trace.masks.defined()) return at::ones({a.out.size(0)}, at::kBool);
+  return (a.trace.masks == b.trace.masks).logical_and(a.trace.masks == c.trace.masks).flatten(1).all(1);
+}
+
+// Mean square over the samples that agree and all steps.
+void expect_bf16_no_worse(const Checkpoint& checkpoint, Mode mode) {
+  SCOPED_TRACE(model_name(checkpoint.config));
+  const Inputs inputs = random_inputs(checkpoint.config, 48);
+  const EngineOf exact(EngineKind::Reference, checkpoint, {.threads = 2}, mode);
+  const EngineOf reference(EngineKind::Reference, checkpoint, {.dtype = at::kBFloat16, .threads = 2}, mode);
+  const EngineOf engine(EngineKind::Cpu, checkpoint, {.dtype = at::kBFloat16, .threads = 2}, mode);
+  double error = 0, reference_error = 0, alike = 0;
+  for (int step = 0; step < 3; ++step) {
+    const Forward want = exact.forward(inputs, step), rounded = reference.forward(inputs, step),
+                  got = engine.forward(inputs, step);
+    const at::Tensor agree = agreement(want, rounded, got);
+    const auto square = [&](const Forward& forward) {
+      return (forward.out - want.out).index({agree}).square().sum().item<double>();
+    };
+    error += square(got);
+    reference_error += square(rounded);
+    alike += agree.to(at::kFloat).mean().item<double>() / 3;
+  }
+  EXPECT_GT(alike, 0.1);
+  EXPECT_LT(std::sqrt(error), 1.5 * std::sqrt(reference_error));
+  EXPECT_GT(std::sqrt(error), 0.2 * std::sqrt(reference_error)) << "was that bfloat16?";
+}
+
+TEST(CpuEngine, InBFloat16IsAsExactAsTheReferenceInBFloat16) {
+  for (const DiTConfig& config : configs()) {
+    expect_bf16_no_worse(random_checkpoint(config), Mode::Dynamic);
+    expect_bf16_no_worse(random_checkpoint(config), Mode::Static);
+  }
+  expect_bf16_no_worse(with_counts(), Mode::Dynamic);
+  expect_bf16_no_worse(stored_in(at::kBFloat16, random_checkpoint(tiny_config())), Mode::Dynamic);
+}
+
+class CpuEngineIn : public testing::TestWithParam<at::ScalarType> {};
+INSTANTIATE_TEST_SUITE_P(Dtypes, CpuEngineIn, testing::Values(at::kFloat, at::kBFloat16),
+                         [](const auto& info) { return std::string(c10::toString(info.param)); });
+
+void expect_same_row(const Forward& got, int row, const Forward& alone) {
+  EXPECT_TRUE(at::equal(got.out[row], alone.out[0])) << "row " << row;
+  EXPECT_TRUE(at::equal(got.trace.logits[row], alone.trace.logits[0])) << "row " << row;
+  EXPECT_TRUE(at::equal(got.trace.masks[row], alone.trace.masks[0])) << "row " << row;
+  EXPECT_EQ(got.work[row].required, alone.work[0].required) << "row " << row;
+  EXPECT_EQ(got.work[row].executed, alone.work[0].executed) << "row " << row;
+}
+
+TEST_P(CpuEngineIn, RowDependsNeitherOnBatchNorThreads) {
+  constexpr int kRows = 33;
+  for (const DiTConfig& config : configs()) {
+    SCOPED_TRACE(model_name(config));
+    const Checkpoint checkpoint = random_checkpoint(config);
+    const Inputs inputs = random_inputs(config, kRows);
+    const EngineOf one(EngineKind::Cpu, checkpoint, {.dtype = GetParam(), .threads = 1});
+    std::vector<Forward> alone;
+    for (int b = 0; b < kRows; ++b) alone.push_back(one.forward(rows_of(inputs, b, 1), 1));
+    for (int threads = 1; threads <= 4; ++threads) {
+      const EngineOf engine(EngineKind::Cpu, checkpoint, {.dtype = GetParam(), .threads = threads});
+      for (const int B : {1, 2, 5, kRows}) {
+        SCOPED_TRACE(fmt::format("batch {}, {} threads", B, threads));
+        const Forward batch = engine.forward(rows_of(inputs, kRows - B, B), 1);
+        for (int b = 0; b < B; ++b) expect_same_row(batch, b, alone[kRows - B + b]);
+      }
+    }
+  }
+}
+
+// A row of NaN before, beside, and in the memory that a batch leaves behind.
+TEST_P(CpuEngineIn, RowDoesNotDependOnABrokenRow) {
+  for (const DiTConfig& config : configs()) {
+    SCOPED_TRACE(model_name(config));
+    const Checkpoint checkpoint = random_checkpoint(config);
+    const Inputs inputs = random_inputs(config, 3);
+    const EngineOf engine(EngineKind::Cpu, checkpoint, {.dtype = GetParam(), .threads = 2});
+    const Forward whole = engine.forward(inputs, 1);
+    Inputs broken = {inputs.x.clone(), inputs.y};
+    broken.x[1].fill_(std::numeric_limits<float>::quiet_NaN());
+    EXPECT_TRUE(at::equal(engine.forward(broken, 1).out[2], whole.out[2]));
+    broken.x.fill_(std::numeric_limits<float>::quiet_NaN());
+    engine.forward(broken, 1);
+    EXPECT_TRUE(at::equal(engine.forward(inputs, 1).out, whole.out));
+  }
+}
+
+TEST(CpuEngine, ExecutedWorkIsWithinAQuarterOfTheRequiredOnTinyShapes) {
+  for (const DiTConfig& config : {tiny_config(), xl_heads_config()}) {
+    SCOPED_TRACE(model_name(config));
+    const EngineOf engine(EngineKind::Cpu, random_checkpoint(config));
+    const Inputs inputs = random_inputs(config, 4);
+    for (int step = 0; step < 3; ++step) {
+      for (const Work& work : engine.forward(inputs, step).work) {
+        EXPECT_GE(work.executed, work.required);
+        EXPECT_LE(static_cast<double>(work.executed), 1.25 * static_cast<double>(work.required));
+      }
+    }
+  }
+}
+
+// A block of DiT-XL with half of its heads, groups and tokens on; weights do not matter to the counters.
+Checkpoint xl_block() {
+  DiTConfig config = named_config("DiT-XL/2");
+  config.depth = 1;
+  config.num_classes = 1;
+  config.width_routers = config.token_routers = true;
+  Checkpoint checkpoint;
+  checkpoint.config = config;
+  for (const auto& parameter : DiT(config)->named_parameters()) {
+    checkpoint.weights[parameter.key()] = at::zeros(parameter.value().sizes());
+  }
+  using Counts = std::vector<KeepCounts::PerQuarter>;
+  const Counts half_of_16 = {{8, 8, 8, 8}}, half_of_256 = {{128, 128, 128, 128}};
+  checkpoint.keep_counts = KeepCounts{half_of_16, half_of_16, half_of_256};
+  return checkpoint;
+}
+
+void expect_little_padding(const Checkpoint& checkpoint, Mode mode) {
+  const EngineOf engine(EngineKind::Cpu, checkpoint, {.dtype = at::kBFloat16, .threads = 2}, mode, {500});
+  const Work work = engine.forward(random_inputs(checkpoint.config, 1), 0).work[0];
+  EXPECT_GE(work.executed, work.required);
+  EXPECT_LE(static_cast<double>(work.executed), 1.03 * static_cast<double>(work.required));
+}
+
+TEST(CpuEngine, ExecutedWorkIsTheRequiredWithin3PercentOnABlockOfDiTXL) {
+  expect_little_padding(xl_block(), Mode::Dynamic);
+  expect_little_padding(xl_block(), Mode::Static);
+}
+
+TEST(CpuEngine, AddsToTheWorkItIsGiven) {
+  const EngineOf engine(EngineKind::Cpu, random_checkpoint(tiny_config()));
+  const Inputs inputs = random_inputs(tiny_config(), 1);
+  std::vector<Work> work(1);
+  engine.engine->forward(inputs.x, 0, inputs.y, work);
+  const Work once = work[0];
+  engine.engine->forward(inputs.x, 0, inputs.y, work);
+  EXPECT_EQ(work[0].required, 2 * once.required);
+  EXPECT_EQ(work[0].executed, 2 * once.executed);
+}
+
+TEST(CpuEngine, ProfileHoldsTheTimeOfEveryOperator) {
+  const DiTConfig config = tiny_config();
+  Profile profile(config.depth + 1);
+  const EngineOf engine(EngineKind::Cpu, random_checkpoint(config), {.profile = &profile});
+  engine.forward(random_inputs(config, 2), 1);
+  const auto seconds = [&](int row, Operator op) { return profile[row][static_cast<int>(op)]; };
+  for (int l = 0; l < config.depth; ++l) {
+    for (const Operator op : {Operator::Norm, Operator::Qkv, Operator::Attention, Operator::Proj,
+                              Operator::Router, Operator::Fc1, Operator::Fc2}) {
+      EXPECT_GT(seconds(l, op), 0) << "block " << l << ", " << kOperatorNames[static_cast<int>(op)];
+    }
+    EXPECT_EQ(seconds(l, Operator::Embed) + seconds(l, Operator::AdaLN) + seconds(l, Operator::Final), 0);
+  }
+  for (const Operator op : {Operator::Embed, Operator::AdaLN, Operator::Final}) {
+    EXPECT_GT(seconds(config.depth, op), 0) << kOperatorNames[static_cast<int>(op)];
+  }
+}
+
+}  // namespace
+}  // namespace dydit

@@ -1,0 +1,453 @@
+// Every kernel of every compiled level that this processor runs, against plain loops in double precision.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "dydit/base/isa.h"
+#include "dydit/base/noise.h"
+#include "dydit/engine/cpu/kernels.h"
+#include "dydit/engine/cpu/packed_linear.h"
+
+namespace dydit::cpu {
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx512_bf16 {
+extern const Kernels kernels;
+}
+
+namespace {
+
+struct Level {
+  const char* name;
+  Isa needs;
+  const Kernels& (*kernels)();
+};
+const Level kLevels[] = {
+    {"avx2", Isa::Avx2, []() -> const Kernels& { return avx2::kernels; }},
+    {"avx512", Isa::Avx512, []() -> const Kernels& { return avx512::kernels; }},
+    {"avx512_bf16", Isa::Avx512Bf16, []() -> const Kernels& { return avx512_bf16::kernels; }},
+    {"in_force", Isa::Avx2, kernels},
+};
+
+class CpuKernels : public testing::TestWithParam<Level> {
+ protected:
+  void SetUp() override {
+    if (detect_isa() < GetParam().needs) GTEST_SKIP() << "this processor has no " << GetParam().name;
+  }
+  const Kernels& kernels() const { return GetParam().kernels(); }
+};
+INSTANTIATE_TEST_SUITE_P(Levels, CpuKernels, testing::ValuesIn(kLevels),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+// float32: 2^-24 a rounding, of some tens along a row. bfloat16: rounding a result to 8 bits costs 2^-9 of
+// it, and attention's weights were rounded once before.
+template <typename T>
+constexpr double kTolerance = sizeof(T) == 2 ? 1e-2 : 1e-5;
+
+double value_of(float x) { return x; }
+double value_of(Bf16 x) { return __builtin_bit_cast(float, static_cast<uint32_t>(x.bits) << 16); }
+void set(float& to, float x) { to = x; }
+void set(Bf16& to, float x) {  // cut, not rounded: any bfloat16 will do
+  to.bits = static_cast<uint16_t>(__builtin_bit_cast(uint32_t, x) >> 16);
+}
+
+template <typename T>
+std::vector<T> random_values(size_t count, uint64_t index, float scale = 1) {
+  std::vector<float> normals(count);
+  fill_normal(normals, /*seed=*/3, index, 0);
+  std::vector<T> values(count);
+  for (size_t i = 0; i < count; ++i) set(values[i], scale * normals[i]);
+  return values;
+}
+
+template <typename T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+// A layer of a few output and input segments, `outs` and `ins` of them active.
+struct Layer {
+  int out_segments, out_size, in_segments, in_size;
+  std::vector<int> outs, ins;
+
+  int columns() const { return static_cast<int>(outs.size()) * out_size; }
+  int padded() const { return (in_size + 1) / 2 * 2; }
+  int64_t lda() const { return static_cast<int64_t>(ins.size()) * padded() + 2; }
+};
+const Layer kLayers[] = {{1, 16, 1, 32, {0}, {0}},                       // one panel
+                         {1, 5, 1, 1, {0}, {0}},                         // one input, a few columns
+                         {1, 37, 1, 27, {0}, {0}},                       // nothing is even
+                         {4, 36, 1, 21, {0, 3}, {0}},                    // two heads of four
+                         {3, 33, 1, 20, {0, 1, 2}, {0}},                 // nine panels
+                         {1, 24, 5, 7, {0}, {1, 2, 4}},                  // heads of an odd size left out
+                         {4, 16, 3, 18, {1, 2, 3}, {0, 2}},              // some of both
+                         {2, 72, 6, 24, {1}, {5}},                       // the last of each
+                         {8, 13, 8, 9, {0, 2, 3, 5, 6, 7}, {0, 1, 6}}};  // panels of 13 columns
+
+// Weights, activations and what the layer makes of them, v = a w + bias (rows, columns), in double.
+template <typename A, typename W>
+struct Problem {
+  Problem(const Layer& layer, int rows) : layer(layer), rows(rows) {
+    const int outs = layer.out_segments * layer.out_size, ins = layer.in_segments * layer.in_size;
+    const at::Tensor weight = at::empty({outs, ins}), bias = at::empty({outs});
+    fill_normal({weight.data_ptr<float>(), static_cast<size_t>(weight.numel())}, 3, 1, 0);
+    fill_normal({bias.data_ptr<float>(), static_cast<size_t>(outs)}, 3, 2, 0);
+    if (sizeof(W) == 2) weight.copy_(weight.to(at::kBFloat16));
+    Team team(1);
+    packed = PackedLinear(weight, bias, layer.out_segments, layer.in_segments, sizeof(W) == 2, team);
+    a = random_values<A>(rows * layer.lda(), 4);
+    for (size_t slot = 0; slot < layer.outs.size(); ++slot) {
+      packed.add_panels(layer.outs[slot], static_cast<int>(slot) * layer.out_size, panels);
+    }
+    for (const int segment : layer.ins) segments.push_back(segment * packed.segment_pairs());
+    for (int row = 0; row < rows; ++row) {
+      for (const int out : layer.outs) {
+        for (int c = out * layer.out_size; c < (out + 1) * layer.out_size; ++c) {
+          double v = bias.data_ptr<float>()[c];
+          for (size_t slot = 0; slot < layer.ins.size(); ++slot) {
+            for (int k = 0; k < layer.in_size; ++k) {
+              v += value_of(a[row * layer.lda() + slot * layer.padded() + k]) *
+                   weight.data_ptr<float>()[c * ins + layer.ins[slot] * layer.in_size + k];
+            }
+          }
+          wanted.push_back(v);
+        }
+      }
+    }
+  }
+
+  Gemm gemm(void* out, Epilogue epilogue) const {
+    return {.a = a.data(),
+            .lda = layer.lda(),
+            .row_begin = 0,
+            .row_end = rows,
+            .panels = panels.data(),
+            .num_panels = static_cast<int>(panels.size()),
+            .segments = segments.data(),
+            .num_segments = static_cast<int>(segments.size()),
+            .segment_pairs = packed.segment_pairs(),
+            .epilogue = epilogue,
+            .out = out,
+            .ldo = ldo()};
+  }
+  int64_t ldo() const { return layer.columns() + 3; }
+
+  Layer layer;
+  int rows;
+  PackedLinear packed;
+  std::vector<A> a;  // padding included, which must not matter
+  std::vector<Panel> panels;
+  std::vector<int> segments;
+  std::vector<double> wanted;
+};
+
+double gelu_tanh(double x) {
+  return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+}
+
+// out (rows, ldo) holds `wanted` (rows, columns) and beyond its columns what it held before.
+template <typename T>
+void expect_rows(const std::vector<T>& out, const std::vector<T>& before, int64_t ldo,
+                 const std::vector<double>& wanted, int columns, double tolerance = kTolerance<T>) {
+  double norm = 0;
+  for (const double w : wanted) norm = std::max(norm, std::abs(w));
+  for (size_t i = 0; i < out.size(); ++i) {
+    const size_t row = i / ldo, column = i % ldo;
+    if (column >= static_cast<size_t>(columns)) {
+      ASSERT_EQ(value_of(out[i]), value_of(before[i])) << "row " << row << ", beyond the columns: " << column;
+      continue;
+    }
+    ASSERT_NEAR(value_of(out[i]), wanted[row * columns + column], tolerance * norm)
+        << "row " << row << ", column " << column;
+  }
+}
+
+template <typename A, typename W>
+void check_epilogues(void (*gemm)(const Gemm&)) {
+  const std::pair<Epilogue, std::function<double(double)>> epilogues[] = {
+      {Epilogue::Store, [](double v) { return v; }},
+      {Epilogue::Gelu, gelu_tanh},
+      {Epilogue::Relu, [](double v) { return std::max(v, 0.0); }}};
+  for (const Layer& layer : kLayers) {
+    for (int rows = 1; rows <= 14; ++rows) {
+      const Problem<A, W> problem(layer, rows);
+      for (const auto& [epilogue, fn] : epilogues) {
+        SCOPED_TRACE(testing::Message() << "layer " << &layer - kLayers << ", " << rows << " rows, epilogue "
+                                        << static_cast<int>(epilogue));
+        const auto before = random_values<A>(rows * problem.ldo(), 5);
+        auto out = before;
+        gemm(problem.gemm(out.data(), epilogue));
+        std::vector<double> wanted = problem.wanted;
+        for (double& v : wanted) v = fn(v);
+        expect_rows(out, before, problem.ldo(), wanted, layer.columns());
+        if (testing::Test::HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_P(CpuKernels, GemmBf16IsTheProductThroughItsEpilogue) {
+  check_epilogues<Bf16, Bf16>(kernels().gemm_bf16);
+}
+TEST_P(CpuKernels, GemmFloatBf16IsTheProductThroughItsEpilogue) {
+  check_epilogues<float, Bf16>(kernels().gemm_float_bf16);
+}
+TEST_P(CpuKernels, GemmFloatIsTheProductThroughItsEpilogue) {
+  check_epilogues<float, float>(kernels().gemm_float);
+}
+
+// Samples of 5 rows each; the problem's rows go to scattered rows of the residual stream, in order.
+template <typename A, typename W>
+void check_residual(void (*gemm)(const Gemm&)) {
+  constexpr int kSampleRows = 5, kSamples = 4;
+  const std::vector<int> scattered = {0, 1, 3, 4, 7, 9, 10, 12, 14, 15, 16, 17, 18, 19};
+  for (const Layer& layer : kLayers) {
+    const int columns = layer.columns();
+    const auto gate_values = random_values<float>(size_t{kSamples} * columns, 6);
+    std::vector<const float*> gates;
+    for (int b = 0; b < kSamples; ++b) gates.push_back(gate_values.data() + b * columns);
+    for (const int rows : {1, 2, 6, 13, 14}) {
+      const Problem<A, W> problem(layer, rows);
+      for (const bool gathered : {false, true}) {
+        for (const bool gated : {false, true}) {
+          SCOPED_TRACE(testing::Message() << "layer " << &layer - kLayers << ", " << rows
+                                          << " rows, gathered " << gathered << ", gated " << gated);
+          const auto before = random_values<float>(kSamples * kSampleRows * problem.ldo(), 7);
+          auto out = before;
+          Gemm call = problem.gemm(out.data(), Epilogue::Residual);
+          call.rows = gathered ? scattered.data() : nullptr;
+          call.sample_rows = kSampleRows;
+          call.gates = gated ? gates.data() : nullptr;
+          gemm(call);
+          std::vector<double> wanted;
+          for (int row = 0; row < kSamples * kSampleRows; ++row) {
+            for (int c = 0; c < columns; ++c) wanted.push_back(before[row * problem.ldo() + c]);
+          }
+          for (int r = 0; r < rows; ++r) {
+            const int row = gathered ? scattered[r] : r;
+            for (int c = 0; c < columns; ++c) {
+              wanted[row * columns + c] +=
+                  problem.wanted[r * columns + c] * (gated ? gates[row / kSampleRows][c] : 1.0f);
+            }
+          }
+          expect_rows(out, before, problem.ldo(), wanted, columns);
+          if (testing::Test::HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(CpuKernels, GemmBf16AddsToTheResidualRowsInFloat32) {
+  check_residual<Bf16, Bf16>(kernels().gemm_bf16);
+}
+TEST_P(CpuKernels, GemmFloatBf16AddsToTheResidualRows) {
+  check_residual<float, Bf16>(kernels().gemm_float_bf16);
+}
+TEST_P(CpuKernels, GemmFloatAddsToTheResidualRows) { check_residual<float, float>(kernels().gemm_float); }
+
+// Any cut of rows and panels into calls gives the bits of one call.
+template <typename A, typename W>
+void check_cuts(void (*gemm)(const Gemm&)) {
+  constexpr int kRows = 14;
+  for (const Layer& layer : kLayers) {
+    const Problem<A, W> problem(layer, kRows);
+    const auto before = random_values<A>(kRows * problem.ldo(), 5);
+    auto whole = before;
+    gemm(problem.gemm(whole.data(), Epilogue::Gelu));
+    for (int rows = 1; rows <= kRows; ++rows) {
+      for (const int panels : {1, 3, 4}) {
+        auto parts = before;
+        for (int row = 0; row < kRows; row += rows) {
+          for (size_t panel = 0; panel < problem.panels.size(); panel += panels) {
+            Gemm part = problem.gemm(parts.data(), Epilogue::Gelu);
+            part.row_begin = row;
+            part.row_end = std::min(kRows, row + rows);
+            part.panels += panel;
+            part.num_panels = std::min(panels, static_cast<int>(problem.panels.size() - panel));
+            gemm(part);
+          }
+        }
+        ASSERT_TRUE(same_bits(parts, whole))
+            << "layer " << &layer - kLayers << ", " << rows << " rows and " << panels << " panels a call";
+      }
+    }
+  }
+}
+
+TEST_P(CpuKernels, GemmBf16RowsAndColumnsDependOnThemselvesAlone) {
+  check_cuts<Bf16, Bf16>(kernels().gemm_bf16);
+}
+TEST_P(CpuKernels, GemmFloatBf16RowsAndColumnsDependOnThemselvesAlone) {
+  check_cuts<float, Bf16>(kernels().gemm_float_bf16);
+}
+TEST_P(CpuKernels, GemmFloatRowsAndColumnsDependOnThemselvesAlone) {
+  check_cuts<float, float>(kernels().gemm_float);
+}
+
+// 65000 has no business in a sum: what lies in the padding of a row must be met by a zero weight.
+TEST_P(CpuKernels, GemmIgnoresThePaddingOfItsRows) {
+  Problem<float, float> problem(kLayers[5], 6);  // heads of 7 inputs
+  std::vector<float> out(6 * problem.ldo()), again = out;
+  kernels().gemm_float(problem.gemm(out.data(), Epilogue::Store));
+  for (int row = 0; row < 6; ++row) {
+    for (const int pad : {7, 15, 23}) problem.a[row * problem.layer.lda() + pad] = 65000;
+  }
+  kernels().gemm_float(problem.gemm(again.data(), Epilogue::Store));
+  EXPECT_TRUE(same_bits(out, again));
+}
+
+// Activations of trained models reach some hundreds: GELU must neither overflow nor turn into NaN.
+TEST_P(CpuKernels, GeluOfLargeValuesIsExact) {
+  const std::vector<float> bias = {-1e4f, -300,  -40, -12, -6, -3, -1,  -1e-4f,
+                                   0,     1e-4f, 1,   3,   6,  40, 300, 1e4f};
+  const std::vector<float> weights(32, 0.0f), a(2, 0.0f);
+  const Panel panel = {weights.data(), bias.data(), 0, 16};
+  const int all = 0;
+  std::vector<float> out(16);
+  kernels().gemm_float({.a = a.data(),
+                        .lda = 2,
+                        .row_end = 1,
+                        .panels = &panel,
+                        .num_panels = 1,
+                        .segments = &all,
+                        .num_segments = 1,
+                        .segment_pairs = 1,
+                        .epilogue = Epilogue::Gelu,
+                        .out = out.data(),
+                        .ldo = 16});
+  for (int c = 0; c < 16; ++c) {
+    EXPECT_NEAR(out[c], gelu_tanh(bias[c]), 1e-6 * std::max(1.0f, std::abs(bias[c]))) << bias[c];
+  }
+}
+
+// One head of N tokens; q, k and v lie side by side in rows of `stride`, as the engine has them.
+template <typename T>
+struct Head {
+  Head(int N, int D, uint64_t index, float scale = 1.5f)
+      : N(N), D(D), values(random_values<T>(size_t(N) * 3 * D, index, scale)) {}
+
+  // softmax(q k^T / sqrt(D)) v, (N, D)
+  std::vector<double> wanted() const {
+    std::vector<double> out(size_t(N) * D), p(N);
+    const auto at = [&](int part, int n, int d) { return value_of(values[(n * 3 + part) * D + d]); };
+    for (int n = 0; n < N; ++n) {
+      for (int m = 0; m < N; ++m) {
+        p[m] = 0;
+        for (int d = 0; d < D; ++d) p[m] += at(0, n, d) * at(1, m, d) / std::sqrt(double(D));
+      }
+      const double most = *std::max_element(p.begin(), p.end());
+      for (double& x : p) x = std::exp(x - most);
+      const double sum = std::accumulate(p.begin(), p.end(), 0.0);
+      for (int m = 0; m < N; ++m) {
+        for (int d = 0; d < D; ++d) out[n * D + d] += p[m] / sum * at(2, m, d);
+      }
+    }
+    return out;
+  }
+
+  int N, D;
+  std::vector<T> values;  // (N, 3, D)
+};
+
+int padded(int D) { return (D + 1) / 2 * 2; }
+
+// The head as one of `heads` in wider rows; its neighbours and the scratch memory hold `around`.
+template <typename T>
+std::vector<T> attend(void (*attention)(const Attention&), const Head<T>& head, int heads, int slot,
+                      float around) {
+  const int N = head.N, D = head.D, stride = padded(heads * 3 * D), out_stride = heads * padded(D);
+  std::vector<T> qkv(size_t(N) * stride + 1), out(size_t(N) * out_stride), result;
+  for (T& x : qkv) set(x, around);
+  for (T& x : out) set(x, around);
+  for (int n = 0; n < N; ++n) {
+    std::copy_n(head.values.begin() + n * 3 * D, 3 * D, qkv.begin() + n * stride + slot * 3 * D);
+  }
+  const size_t bytes = attention_scratch(N, D, sizeof(T));
+  const auto scratch = allocate(bytes);
+  std::fill_n(static_cast<float*>(scratch.get()), bytes / sizeof(float), around);
+  const T* q = qkv.data() + slot * 3 * D;
+  attention({.q = q,
+             .k = q + D,
+             .v = q + 2 * D,
+             .stride = stride,
+             .out = out.data() + slot * padded(D),
+             .out_stride = out_stride,
+             .N = N,
+             .D = D,
+             .scale = 1.0f / std::sqrt(static_cast<float>(D)),
+             .scratch = scratch.get()});
+  T left;
+  set(left, around);
+  for (int i = 0; i < N * out_stride; ++i) {
+    const int within = i % out_stride - slot * padded(D);
+    if (within >= 0 && within < padded(D)) {
+      result.push_back(out[i]);
+    } else {
+      EXPECT_EQ(value_of(out[i]), value_of(left)) << "wrote beyond its head";
+    }
+  }
+  return result;  // (N, padded(D))
+}
+
+constexpr int kTokens[] = {1, 5, 16, 49, 64, 130}, kHeadSizes[] = {3, 8, 32, 40, 72};
+
+template <typename T>
+void check_attention(void (*attention)(const Attention&)) {
+  for (const int N : kTokens) {
+    for (const int D : kHeadSizes) {
+      SCOPED_TRACE(testing::Message() << "N = " << N << ", D = " << D);
+      const Head<T> head(N, D, 8);
+      const std::vector<T> out = attend(attention, head, 1, 0, 0);
+      std::vector<T> zero(out.size());
+      expect_rows(out, zero, padded(D), head.wanted(), D);  // zero in the padding
+      if (testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_P(CpuKernels, AttentionBf16IsTheWeightedMeanOfTheValues) {
+  check_attention<Bf16>(kernels().attention_bf16);
+}
+TEST_P(CpuKernels, AttentionFloatIsTheWeightedMeanOfTheValues) {
+  check_attention<float>(kernels().attention_float);
+}
+
+template <typename T>
+void check_heads(void (*attention)(const Attention&)) {
+  for (const int N : kTokens) {
+    for (const int D : kHeadSizes) {
+      const Head<T> head(N, D, 8);
+      const std::vector<T> alone = attend(attention, head, 1, 0, 0);
+      for (const int slot : {0, 1, 2}) {
+        EXPECT_TRUE(same_bits(attend(attention, head, 3, slot, 3e4f), alone))
+            << "N = " << N << ", D = " << D << ", slot " << slot;
+      }
+    }
+  }
+}
+
+TEST_P(CpuKernels, AttentionBf16DependsOnItsHeadAlone) { check_heads<Bf16>(kernels().attention_bf16); }
+TEST_P(CpuKernels, AttentionFloatDependsOnItsHeadAlone) { check_heads<float>(kernels().attention_float); }
+
+// Scores in the thousands, which float32 holds to 1e-3 or so: mostly one token takes all, and the others'
+// exponentials vanish without NaN.
+TEST_P(CpuKernels, AttentionOfLargeScoresPicksTheLargest) {
+  const Head<float> head(49, 8, 8, /*scale=*/60);
+  const std::vector<float> out = attend(kernels().attention_float, head, 1, 0, 0);
+  expect_rows(out, out, 8, head.wanted(), 8, /*tolerance=*/1e-3);
+}
+
+}  // namespace
+}  // namespace dydit::cpu
