@@ -284,7 +284,7 @@ void write_csv(const std::string& path, const json& result) {
   for (const std::string& key : keys) header += "," + key;
   for (const std::string mode : {"static", "dynamic"}) {
     if (!result.contains(mode)) continue;
-    rows += fmt::format("{},{},{},{},{},{},{},{}", result["model"].get<std::string>(), mode,
+    rows += fmt::format("\"{}\",{},{},\"{}\",{},{},{},{}", result["model"].get<std::string>(), mode,
                         result["unit"].get<std::string>(), result["processor"].get<std::string>(),
                         result["dtype"].get<std::string>(), result["batch"].get<int>(),
                         result["threads"].get<int>(), result["steps"].get<int>());
@@ -316,7 +316,7 @@ void add_flags(Cli& cli, BenchFlags& flags) {
   app.add_option("--repeats", flags.repeats, "Laps that are timed; the median counts")
       ->check(CLI::Range(1, 10000));
   app.add_flag("--run", flags.run, "Time whole sampling runs instead of forwards");
-  cli.add_choice("--sampler", flags.sampler, {"ddim", "ddpm"}, "Whose timesteps the plan is for", {"dpm++"});
+  cli.add_choice("--sampler", flags.sampler, {"ddpm", "ddim"}, "Whose timesteps the plan is for", {"dpm++"});
   app.add_option("--cfg-scale", flags.cfg_scale, "Guidance of --run");
   cli.add_choice("--dtype", flags.dtype, {"auto", "bf16", "f32"},
                  "Arithmetic; auto: bf16 where the processor has it");

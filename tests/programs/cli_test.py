@@ -6,12 +6,12 @@ import support
 from support import CIFAR, GOLDEN, TINY, ProgramTest
 
 USAGE = 2
-VERBS = ("generate", "inspect", "verify", "convert", "train", "finetune")
+VERBS = ("generate", "inspect", "verify", "convert", "train", "finetune", "bench")
 LATER_VERBS = ("evaluate",)
 # option -> (verbs, values that work, values that are known and refused)
 CHOICES = {
-    "--sampler": (("generate",), ("ddpm", "ddim"), ("dpm++",)),
-    "--engine": (("generate", "verify"), ("auto", "reference"), ("cpu",)),
+    "--sampler": (("generate", "bench"), ("ddpm", "ddim"), ("dpm++",)),
+    "--engine": (("generate", "verify", "bench"), ("auto", "cpu", "reference"), ()),
     "--gate-rule": (("finetune",), ("threshold", "capacity"), ()),
     "--noise": (("generate",), ("philox",), ("torch",)),
     "--device": (("generate", "verify", "train", "finetune"), ("cpu",), ("cuda",)),
@@ -24,6 +24,7 @@ def arguments(verb):
             "inspect": ["inspect", TINY],
             "verify": ["verify", "--model", TINY, "--reference", GOLDEN / "forward.safetensors"],
             "convert": ["convert", TINY, "x.safetensors"],
+            "bench": ["bench", "--model", TINY, "--steps", "1", "--repeats", "1"],
             "train": ["train", "--data-path", "images", "--size", "DiT-S/2", "--total-train-steps", "1"],
             "finetune": ["finetune", "--data-path", "images", "--model", TINY, "--total-train-steps", "1"]}[verb]
 
@@ -191,7 +192,7 @@ class StreamsTest(ProgramTest):
     def test_decisions_go_to_stderr(self):
         result = self.run_program(*self.GENERATE)
         self.assertEqual(result.returncode, 0)
-        for decision in ("reference", "f32", "cpu", "seed 5", "ddpm 1 steps", CIFAR.name):
+        for decision in ("engine   cpu, f32", "cpu", "seed 5", "ddpm 1 steps", CIFAR.name):
             self.assertIn(decision, result.stderr)
         self.assertIn("wrote samples.png", result.stdout)
         self.assertIn("required", result.stdout)

@@ -217,7 +217,8 @@ void CpuEngine::pack_block(const Checkpoint& checkpoint, int index) {
   block.fc1 = pack_layer("mlp.fc1", H_, 1);
   block.fc2 = pack_layer("mlp.fc2", 1, H_);
   if (plan_.route_tokens) {
-    block.token_in = pack_exact(checkpoint, prefix + "token_selection.mlp_head.0");
+    // Small, and faster in float32, which is what it is multiplied with.
+    block.token_in = pack(checkpoint, prefix + "token_selection.mlp_head.0", 1, 1, false);
     const at::Tensor out =
         at::cat({checkpoint.weights.at(prefix + "token_selection.mlp_head.2.weight").flatten(),
                  checkpoint.weights.at(prefix + "token_selection.mlp_head.2.bias")})

@@ -56,6 +56,7 @@ inline Vector high_half(Vector v) {
 constexpr int kLanesOfVector = kPanel / kVectors;
 constexpr int kTileColumns = kTilePanels * kPanel;
 constexpr int kPairElements = 2 * kPanel;  // of a panel
+constexpr int kPrefetchLines = 6;
 
 // Element-wise maths; GCC's operators work on either vector type.
 #ifdef __AVX512F__
@@ -252,7 +253,19 @@ void tile(float* out, int64_t out_stride, const A* a, int64_t lda, const W* cons
     const W* w[P];
 #pragma GCC unroll 8
     for (int j = 0; j < P; ++j) w[j] = panels[j] + int64_t{segments[s]} * kPairElements;
-    for (int p = 0; p < segment_pairs; ++p, a += 2) {
+    int pairs = segment_pairs;
+    for (; s + 1 < num_segments && segments[s + 1] == segments[s] + segment_pairs; ++s)
+      pairs += segment_pairs;
+    if (s + 1 < num_segments) {  // the processor's own prefetching does not see the jump coming
+#pragma GCC unroll 8
+      for (int j = 0; j < P; ++j) {
+        const auto* next =
+            reinterpret_cast<const char*>(panels[j] + int64_t{segments[s + 1]} * kPairElements);
+#pragma GCC unroll 8
+        for (int line = 0; line < kPrefetchLines; ++line) _mm_prefetch(next + 64 * line, _MM_HINT_T0);
+      }
+    }
+    for (int p = 0; p < pairs; ++p, a += 2) {
       Step<A, W>::template run<R, P>(sum, a, lda, w, int64_t{p} * kPairElements);
     }
   }
@@ -481,7 +494,10 @@ int64_t peak(int64_t rounds, float* sink) {
   alignas(64) float out[kTileRows * kTileColumns];
   const int all = 0;
   for (int64_t r = 0; r < rounds; ++r) {
-    asm volatile("" : "+r"(a) : "r"(out) : "memory");  // nothing is known of `a`, everything is needed of `out`
+    asm volatile(""
+                 : "+r"(a)
+                 : "r"(out)
+                 : "memory");  // nothing is known of `a`, everything is needed of `out`
     const T* panels[kMaxPanels];
     for (int j = 0; j < kMaxPanels; ++j) panels[j] = a + kTileRows * 2 * kPairs + j * kPairElements * kPairs;
     tile<T, T, kTileRows, kMaxPanels>(out, kTileColumns, a, 2 * kPairs, panels, &all, 1, kPairs);
