@@ -233,7 +233,9 @@ at::Tensor capacity_gate(const at::Tensor& logits, const at::Tensor& noise, cons
   if (M == 0) return logits;
   const at::Tensor wanted = share * static_cast<double>(M + forced);  // (B), differentiable
   const at::Tensor keep = (counts - forced).unsqueeze(1);             // (B, 1), of the M
-  const at::Tensor z = logits + noise;
+  // Only the order decides. Without this all logits drift together, unbounded, and with them the routers'
+  // weights and the tokens' gradient through them.
+  const at::Tensor z = logits - logits.mean(1, /*keepdim=*/true) + noise;
   const at::Tensor order = at::argsort(z.detach(), /*stable=*/true, /*dim=*/1, /*descending=*/true);
   const at::Tensor rank = at::argsort(order, /*stable=*/true, /*dim=*/1, /*descending=*/false);
   const at::Tensor last = (keep - 1).clamp_min(0);  // rank of the boundary

@@ -44,8 +44,8 @@ void scale_shares(const DiTConfig& config, at::Tensor& share, double target);
 
 /// Gates of M = logits.size(1) parts (and, with `first_on`, an always-on one in front that is not among
 /// them): 1 for the `counts` largest of logits + noise, the always-on one counted. Straight-through: the
-/// logits' gradient is that of a sigmoid around the boundary, the share's goes through the gate at the
-/// boundary. logits, noise (B, M), share (B), counts (B) int64 -> (B, M)
+/// logits' gradient is that of a sigmoid around the boundary, less its mean over the parts; the share's goes
+/// through the gate at the boundary. logits, noise (B, M), share (B), counts (B) int64 -> (B, M)
 at::Tensor capacity_gate(const at::Tensor& logits, const at::Tensor& noise, const at::Tensor& share,
                          const at::Tensor& counts, bool first_on);
 

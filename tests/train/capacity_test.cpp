@@ -181,7 +181,19 @@ TEST(CapacityGate, GivesLogitsASigmoidsGradientAroundTheBoundary) {
   const at::Tensor weights = at::tensor({1.f, 10.f, 100.f});
   (gate_of(logits, at::zeros({1, 3}), {2}, /*first_on=*/false) * weights).sum().backward();
   const at::Tensor s = at::sigmoid((logits.detach() - 2) / kGumbelTau);  // the second largest is the boundary
-  EXPECT_TRUE(at::allclose(logits.grad(), weights * s * (1 - s) / kGumbelTau));
+  const at::Tensor slope = weights * s * (1 - s) / kGumbelTau;
+  EXPECT_TRUE(at::allclose(logits.grad(), slope - slope.mean()));
+}
+
+// Only their order decides, so nothing may push all logits one way: they would grow without bound.
+TEST(CapacityGate, GivesLogitsNoCommonGradient) {
+  const at::Tensor logits = random_tensor({5, 9}, 3, 0).requires_grad_(true),
+                   noise = random_tensor({5, 9}, 3, 1);
+  (gate_of(logits, noise, {1, 3, 5, 8, 9}, /*first_on=*/false) * random_tensor({5, 9}, 3, 2).abs())
+      .sum()
+      .backward();
+  EXPECT_LT(logits.grad().sum(1).abs().max().item<double>(), 1e-6);
+  EXPECT_GT(logits.grad().abs().max().item<double>(), 1e-3);
 }
 
 TEST(CapacityGate, GivesTheShareTheBoundarysGradient) {
