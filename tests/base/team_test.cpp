@@ -1,8 +1,10 @@
 // The team does every task of every section once, and its sections do not overlap.
 #include "dydit/base/team.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
+#include <barrier>
 #include <chrono>
 #include <cstdint>
 #include <thread>
@@ -15,6 +17,7 @@
 namespace dydit {
 namespace {
 
+// A barrier in the first tasks of a section: a team with fewer threads would not come back.
 class TeamOf : public testing::TestWithParam<int> {};
 
 TEST_P(TeamOf, DoesEveryTaskOnceInManySectionsInARow) {
@@ -26,6 +29,21 @@ TEST_P(TeamOf, DoesEveryTaskOnceInManySectionsInARow) {
     for (int task = 0; task < 40; ++task) {
       ASSERT_EQ(calls[task], task < tasks ? 1 : 0) << "task " << task << " of section " << section;
     }
+  }
+}
+
+// All threads meet every now and then, and then take tasks at the same time.
+TEST_P(TeamOf, DoesEveryTaskOnceWhenAllThreadsTakeAtOnce) {
+  constexpr int kTasks = 60000;
+  Team team(GetParam());
+  for (int section = 0; section < 5; ++section) {
+    std::vector<std::atomic<int>> calls(kTasks);
+    std::barrier meeting(GetParam());
+    team.run(kTasks, [&](int task, int) {
+      ++calls[task];
+      if (task % 1000 < GetParam()) meeting.arrive_and_wait();
+    });
+    for (int task = 0; task < kTasks; ++task) ASSERT_EQ(calls[task], 1) << "task " << task;
   }
 }
 
@@ -41,35 +59,46 @@ TEST_P(TeamOf, ASectionSeesWhatTheOneBeforeWrote) {
   }
 }
 
-TEST_P(TeamOf, NumbersItsThreadsAndNoTwoAtOnceAlike) {
+TEST_P(TeamOf, ReturnsWhenTheSlowestTaskIsDone) {
+  Team team(GetParam());
+  for (int section = 0; section < 5; ++section) {
+    std::barrier meeting(GetParam());
+    std::vector<int> done(GetParam());
+    team.run(GetParam(), [&](int task, int thread) {
+      meeting.arrive_and_wait();
+      if (thread != 0) std::this_thread::sleep_for(std::chrono::milliseconds(10));  // the caller is done
+      done[task] = 1;
+    });
+    EXPECT_EQ(done, std::vector<int>(GetParam(), 1));
+  }
+}
+
+TEST_P(TeamOf, GivesThreadsThatAreInsideTogetherDifferentNumbers) {
   Team team(GetParam());
   EXPECT_EQ(team.threads(), GetParam());
-  std::vector<std::atomic<int>> inside(GetParam());
-  std::atomic<int> wrong = 0;
-  for (int section = 0; section < 200; ++section) {
-    team.run(50, [&](int, int thread) {
-      if (thread < 0 || thread >= GetParam()) {
-        ++wrong;
-        return;
-      }
-      if (++inside[thread] != 1) ++wrong;
-      --inside[thread];
+  for (int section = 0; section < 20; ++section) {
+    std::barrier meeting(GetParam());
+    std::vector<int> numbers(GetParam());
+    team.run(GetParam(), [&](int task, int thread) {
+      meeting.arrive_and_wait();
+      numbers[task] = thread;
     });
+    std::sort(numbers.begin(), numbers.end());
+    for (int i = 0; i < GetParam(); ++i) ASSERT_EQ(numbers[i], i);
   }
-  EXPECT_EQ(wrong, 0);
 }
 
 TEST_P(TeamOf, WakesUpAfterARest) {
   Team team(GetParam());
   for (int round = 0; round < 3; ++round) {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));  // long enough for the threads to fall asleep
-    std::atomic<int> inside = 0;
-    // Each task waits for the others: with fewer threads this would not end.
+    std::barrier meeting(GetParam());
+    std::atomic<int> calls = 0;
     team.run(GetParam(), [&](int, int) {
-      ++inside;
-      while (inside < GetParam()) std::this_thread::yield();
+      meeting.arrive_and_wait();
+      ++calls;
     });
-    EXPECT_EQ(inside, GetParam());
+    EXPECT_EQ(calls, GetParam());
   }
 }
 
