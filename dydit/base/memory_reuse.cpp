@@ -13,7 +13,7 @@
 namespace dydit {
 namespace {
 
-constexpr size_t kHeader = 64, kSmallest = 4096;  // the header holds the block's size and keeps it aligned
+constexpr size_t kHeader = 64;  // the header holds the block's size and keeps it aligned
 
 class ReusingAllocator final : public c10::Allocator {
  public:
@@ -23,11 +23,10 @@ class ReusingAllocator final : public c10::Allocator {
   }
 
   c10::DataPtr allocate(size_t bytes) override {
-    if (bytes < kSmallest) return before_->allocate(bytes);
     void* data = take(bytes);
     return {data, data, &give_back, c10::Device(c10::DeviceType::CPU)};
   }
-  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }  // small blocks have another
+  c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
   void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
 
   void enter() {
@@ -67,6 +66,7 @@ class ReusingAllocator final : public c10::Allocator {
   }
 
   static void give_back(void* data) {
+    if (data == nullptr) return;
     ReusingAllocator& self = instance();
     void* block = static_cast<char*>(data) - kHeader;
     const std::lock_guard lock(self.mutex_);

@@ -3,7 +3,7 @@
 
 namespace dydit {
 
-/// While one lives, freed CPU tensor memory of 4 KiB or more is kept and handed out again, so that a loop
+/// While one lives, freed CPU tensor memory is kept and handed out again, so that a loop
 /// that makes the same tensors at every step asks the system for memory in its first steps only.
 /// Process-wide; scopes may nest and overlap, the last one to end gives everything back. Tensors may outlive
 /// it.

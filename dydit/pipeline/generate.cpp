@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
@@ -86,7 +87,8 @@ void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
               const GenerateCallbacks& callbacks) {
   check_options(checkpoint.config, options);
   c10::InferenceMode guard;
-  const MemoryReuse reuse;  // no memory is asked for after the first steps
+  std::optional<MemoryReuse> reuse;  // no memory is asked for after the first steps
+  if (options.engine == EngineKind::Cpu) reuse.emplace();
   const Spacing spacing = choose_timesteps(options.sampler.kind, options.num_steps);
   const WidthPlan plan = make_width_plan(checkpoint, spacing.timesteps, options.mode);
   const DiffusionTables tables = make_diffusion_tables(spacing.timesteps);
