@@ -139,7 +139,7 @@ TEST(ReproducingCommand, SaysEveryParameterThatTheImageDependsOn) {
   EXPECT_EQ(
       reproducing_command(run_record(named_checkpoint(), some_options())),
       "dydit generate --model tiny.safetensors --classes 2,4 -n 6 --seed 18446744073709551615 --steps 50 "
-      "--sampler ddpm --cfg-scale 1.5 --cfg-channels 3 --mode dynamic --dtype f32 --engine reference");
+      "--sampler ddpm --cfg-scale 1.5 --cfg-channels 3 --mode dynamic --dtype f32 --engine cpu");
 }
 
 TEST(ReproducingCommand, NamesEtaWhereThereIsOne) {
