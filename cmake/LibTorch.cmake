@@ -25,6 +25,21 @@ if(NOT DYDIT_SANITIZE MATCHES "thread")
   target_link_libraries(dydit::libtorch INTERFACE "${DYDIT_LIBTORCH}/torch/lib/libgomp.so.1")
 endif()
 
+# The imported target dydit::libtorch_cuda: what registers the device CUDA when the program is loaded. No symbol of
+# it is used by name, so without --no-as-needed the linker drops it silently. Its own needs (cuDNN, cuSPARSELt,
+# NVSHMEM, cuFile, ...) are found beside LibTorch when the program starts; no toolkit has all of them at link time.
+if(DYDIT_CUDA)
+  set(dydit_torch_lib "${DYDIT_LIBTORCH}/torch/lib")
+  if(NOT EXISTS "${dydit_torch_lib}/libtorch_cuda.so")
+    message(FATAL_ERROR "${DYDIT_LIBTORCH} holds a LibTorch without CUDA (torch/lib/libtorch_cuda.so is missing): "
+            "set DYDIT_LIBTORCH to a folder made by scripts/setup, or build another preset")
+  endif()
+  add_library(dydit::libtorch_cuda INTERFACE IMPORTED)
+  target_link_libraries(dydit::libtorch_cuda INTERFACE "-Wl,--push-state,--no-as-needed,\
+${dydit_torch_lib}/libtorch_cuda.so,${dydit_torch_lib}/libc10_cuda.so,--pop-state")
+  target_link_options(dydit::libtorch_cuda INTERFACE -Wl,--allow-shlib-undefined)
+endif()
+
 # LibTorch's include folder carries headers of a newer fmt without its library, and they would be found first:
 # a folder that holds nothing but the installed fmt goes in front of all.
 find_path(DYDIT_FMT_INCLUDE fmt/format.h REQUIRED NO_CMAKE_FIND_ROOT_PATH)

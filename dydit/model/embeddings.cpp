@@ -24,7 +24,8 @@ at::Tensor sincos_pos_embed(int hidden_size, int grid) {
 
 at::Tensor timestep_frequencies(const at::Tensor& t) {
   const int half = kFrequencyEmbeddingSize / 2;
-  const auto frequencies = at::exp(-std::log(kFrequencyMaxPeriod) * at::arange(half, at::kFloat) / half);
+  const auto frequencies =
+      at::exp(-std::log(kFrequencyMaxPeriod) * at::arange(half, t.options().dtype(at::kFloat)) / half);
   const auto angles = t.to(at::kFloat).unsqueeze(1) * frequencies.unsqueeze(0);
   return at::cat({at::cos(angles), at::sin(angles)}, 1);
 }

@@ -7,6 +7,7 @@
 #include "dydit/base/isa.h"
 #include "dydit/model/dit.h"
 #include "dydit/model/op_kernels.h"
+#include "dydit/model/plain_ops.h"
 
 namespace dydit {
 
@@ -220,18 +221,24 @@ struct ScaledSoftmax : Function<ScaledSoftmax> {
 
 at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale,
                                at::ScalarType dtype) {
+  if (!x.is_cpu()) return plain::layer_norm_modulate(x, shift, scale, dtype);
   return LayerNormModulate::apply(x, shift, scale, dtype);
 }
 
 at::Tensor gated_residual(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& y,
                           const at::Tensor& tokens) {
+  if (!x.is_cpu()) return plain::gated_residual(x, gate, y, tokens);
   return GatedResidual::apply(x, gate, y, optional(tokens));
 }
 
 at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate) {
+  if (!h.is_cpu()) return plain::gated_gelu(h, gate);
   return GatedGelu::apply(h, optional(gate));
 }
 
-at::Tensor scaled_softmax(const at::Tensor& s, double factor) { return ScaledSoftmax::apply(s, factor); }
+at::Tensor scaled_softmax(const at::Tensor& s, double factor) {
+  if (!s.is_cpu()) return plain::scaled_softmax(s, factor);
+  return ScaledSoftmax::apply(s, factor);
+}
 
 }  // namespace dydit

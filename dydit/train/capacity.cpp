@@ -49,7 +49,7 @@ class CountSearch {
  public:
   CountSearch(const DiTConfig& config, const at::Tensor& share, double target)
       : config_(config), tolerance_(kCountTolerance * target), stride_(config.depth * kQuarters) {
-    const at::Tensor values = share.detach().contiguous();
+    const at::Tensor values = share.detach().cpu().contiguous();
     for (int i = 0; i < kKinds * stride_; ++i) {
       const int count = part_count(config, i / stride_);
       wanted_.push_back(values.data_ptr<float>()[i] * static_cast<double>(count));
@@ -207,7 +207,8 @@ void scale_shares(const DiTConfig& config, at::Tensor& share, double target) {
     share.fill_(1);
     return;
   }
-  auto value = share.accessor<float, 3>();
+  const at::Tensor host = share.detach().cpu();  // on the CPU the shares themselves
+  auto value = host.accessor<float, 3>();
   const auto scaled = [&](int kind, int l, int q, double factor) {
     return std::clamp(value[kind][l][q] * factor, 1.0 / part_count(config, kind), 1.0);
   };
@@ -225,6 +226,7 @@ void scale_shares(const DiTConfig& config, at::Tensor& share, double target) {
       for (int q = 0; q < kQuarters; ++q) value[kind][l][q] = static_cast<float>(scaled(kind, l, q, high));
     }
   }
+  if (!share.is_cpu()) share.copy_(host);
 }
 
 at::Tensor capacity_gate(const at::Tensor& logits, const at::Tensor& noise, const at::Tensor& share,

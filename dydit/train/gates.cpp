@@ -17,9 +17,9 @@ at::Tensor with_first_on(const at::Tensor& parts) {
   return at::cat({at::ones({parts.size(0), 1}, parts.options()), parts}, 1);
 }
 
-at::Tensor mean_share(const std::vector<at::Tensor>& masks, int64_t batch) {
-  if (masks.empty()) return at::ones({batch});
-  at::Tensor sum = at::zeros({batch}, masks[0].options());
+at::Tensor mean_share(const std::vector<at::Tensor>& masks, const at::Tensor& all) {
+  if (masks.empty()) return all;
+  at::Tensor sum = at::zeros_like(all);
   for (const at::Tensor& mask : masks) sum = sum + mask.detach().mean(1);
   return sum / static_cast<double>(masks.size());
 }
@@ -55,7 +55,7 @@ at::Tensor gumbel_gate(const at::Tensor& logits, const at::Tensor& noise, GateKi
 
 TrainingGates::TrainingGates(DiT& model, const at::Tensor& t_emb, GateNoise noise, GateKind kind,
                              const CapacityInputs& capacity)
-    : config_(model->config), noise_(std::move(noise)), batch_(t_emb.size(0)) {
+    : config_(model->config), noise_(std::move(noise)), all_(at::ones({t_emb.size(0)}, t_emb.options())) {
   const bool by_capacity = capacity.share.defined();
   // Each sample's share or count of one router, (B).
   const auto of_samples = [capacity](const at::Tensor& values, PartKind part, int block) {
@@ -95,12 +95,11 @@ at::Tensor TrainingGates::work_ratio(const std::vector<at::Tensor>& heads,
                                      const std::vector<at::Tensor>& tokens) const {
   const auto attn_macs = static_cast<double>(attention_macs(config_, config_.num_heads));
   const auto mlp = static_cast<double>(mlp_macs(config_, config_.num_heads, config_.num_tokens()));
-  const at::Tensor all = at::ones({batch_});
-  at::Tensor work = at::zeros({batch_});
+  at::Tensor work = at::zeros_like(all_);
   for (int l = 0; l < config_.depth; ++l) {
-    const at::Tensor head_share = heads.empty() ? all : heads[l].mean(1);
-    const at::Tensor group_share = groups.empty() ? all : groups[l].mean(1);
-    const at::Tensor token_share = tokens.empty() ? all : tokens[l].mean(1);
+    const at::Tensor head_share = heads.empty() ? all_ : heads[l].mean(1);
+    const at::Tensor group_share = groups.empty() ? all_ : groups[l].mean(1);
+    const at::Tensor token_share = tokens.empty() ? all_ : tokens[l].mean(1);
     work = work + attn_macs * head_share + mlp * group_share * token_share;
   }
   return work / (config_.depth * (attn_macs + mlp));
@@ -113,7 +112,7 @@ at::Tensor TrainingGates::inference_ratio() const {
 }
 
 TrainingGates::Kept TrainingGates::kept() const {
-  return {mean_share(gates_.heads, batch_), mean_share(gates_.groups, batch_), mean_share(tokens_, batch_)};
+  return {mean_share(gates_.heads, all_), mean_share(gates_.groups, all_), mean_share(tokens_, all_)};
 }
 
 at::Tensor flops_loss(const at::Tensor& mean_ratio, double target) {

@@ -65,8 +65,8 @@ class TrainingGates {
   const DiTConfig config_;
   const GateNoise noise_;
   Gates gates_;
-  int64_t batch_;
-  std::vector<at::Tensor> tokens_;                                  // L of (B, N), filled by the forward
+  const at::Tensor all_;            // (B) ones: the share of parts without routers
+  std::vector<at::Tensor> tokens_;  // L of (B, N), filled by the forward
   std::vector<at::Tensor> open_heads_, open_groups_, open_tokens_;  // of inference
 };
 

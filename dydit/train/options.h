@@ -5,6 +5,7 @@
 #include <string>
 
 #include <ATen/core/ScalarType.h>
+#include <c10/core/Device.h>
 #include <nlohmann/json.hpp>
 
 namespace dydit {
@@ -40,6 +41,7 @@ struct TrainOptions {
   double label_dropout = 0.1;
   bool flip = true;
   at::ScalarType dtype = at::kFloat;
+  at::Device device = at::kCPU;  // where the model and its buffers lie; batches and noise are made on the CPU
   uint64_t seed = 0;
 };
 
@@ -49,7 +51,8 @@ double target_ratio(const DynamicOptions& options, int64_t step);
 /// Learning rate of step `step`: linear warm-up, then constant.
 double learning_rate(const TrainOptions& options, int64_t step);
 
-/// What must agree between a run and its resumption. total_steps is not part of it: a run may be prolonged.
+/// What must agree between a run and its resumption. total_steps and device are not part of it: a run
+/// may be prolonged, and go on elsewhere.
 nlohmann::json options_to_json(const TrainOptions& options);
 
 }  // namespace dydit

@@ -31,19 +31,23 @@ class ParameterStore {
   /// ema <- decay ema + (1 - decay) weights
   void ema_step(double decay);
 
-  /// The EMA as weights by name, pos_embed included; copies.
+  /// The EMA as weights by name, pos_embed included; copies on the CPU.
   Weights ema_weights() const;
 
-  at::Tensor values, grads, exp_avg, exp_avg_sq, ema;  // (P) float32 each
+  at::Tensor values, grads, exp_avg, exp_avg_sq, ema;  // (P) float32 each, on the model's device
 
  private:
   struct Slot {
     std::string name;
     int64_t offset, size;
     std::vector<int64_t> shape;
+  };
+  struct Span {
+    int64_t begin, end;
     float lr_scale;
   };
   std::vector<Slot> slots_;
+  std::vector<Span> spans_;
   at::Tensor pos_embed_;
 };
 

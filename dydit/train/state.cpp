@@ -97,8 +97,12 @@ void save_state(const fs::path& run, const RunState& state, const ParameterStore
                 const Checkpoint& ema) {
   fs::create_directories(run / "checkpoints");
   save_checkpoint(checkpoint_path(run, state.step, ".safetensors"), ema, at::kFloat);
+  auto buffers = buffers_of(store);
   TensorViews views;
-  for (const auto& [name, buffer] : buffers_of(store)) views[name] = to_view(buffer);
+  for (auto& [name, buffer] : buffers) {
+    buffer = buffer.cpu();
+    views[name] = to_view(buffer);
+  }
   const nlohmann::json counters = {
       {"step", state.step}, {"updates", state.updates}, {"skipped", state.skipped}};
   write_safetensors(checkpoint_path(run, state.step, ".state"), views,

@@ -36,11 +36,12 @@ at::Tensor drop_labels(const at::Tensor& labels, const DiTConfig& config, const 
 double sum_of(const at::Tensor& values) { return values.detach().sum(at::kDouble).item<double>(); }
 
 void add_kept(StepTerms& terms, const TrainingGates::Kept& kept, int first) {
-  for (int64_t b = 0; b < kept.heads.size(0); ++b) {
+  const at::Tensor heads = kept.heads.cpu(), groups = kept.groups.cpu(), tokens = kept.tokens.cpu();
+  for (int64_t b = 0; b < heads.size(0); ++b) {
     const int quarter = (first + static_cast<int>(b)) % kQuarters;
-    terms.heads[quarter] += kept.heads[b].item<double>();
-    terms.groups[quarter] += kept.groups[b].item<double>();
-    terms.tokens[quarter] += kept.tokens[b].item<double>();
+    terms.heads[quarter] += heads[b].item<double>();
+    terms.groups[quarter] += groups[b].item<double>();
+    terms.tokens[quarter] += tokens[b].item<double>();
   }
 }
 
@@ -122,6 +123,16 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
   return inputs;
 }
 
+StepInputs StepInputs::to(at::Device device) const {
+  StepInputs moved = *this;
+  for (at::Tensor* tensor : {&moved.x0, &moved.noise, &moved.x_t, &moved.t, &moved.y, &moved.y_complete})
+    *tensor = tensor->to(device);
+  for (auto* gates : {&moved.gate_noise.heads, &moved.gate_noise.groups, &moved.gate_noise.tokens}) {
+    for (at::Tensor& noise : *gates) noise = noise.to(device);
+  }
+  return moved;
+}
+
 StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,
                            Communicator& processes, uint64_t step, int first, Batch& batch) {
   const DiTConfig& config = model->config;
@@ -132,7 +143,8 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
   return compute_gradient(model, store, options, processes, step, first, [&](int m) {
     const int64_t begin = m * micro, end = begin + micro;
     return make_step_inputs(config, options, step, first + static_cast<int>(begin),
-                            images.slice(0, begin, end), labels.slice(0, begin, end));
+                            images.slice(0, begin, end), labels.slice(0, begin, end))
+        .to(store.values.device());
   });
 }
 
@@ -149,7 +161,7 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
 
   at::Tensor keep;
   if (const at::Tensor share = keep_share(model); share.defined())
-    keep = choose_counts(model->config, share, target);
+    keep = choose_counts(model->config, share, target).to(share.device());
 
   StepTerms terms;
   terms.ratio = terms.inference_ratio = 0;

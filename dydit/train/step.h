@@ -32,6 +32,8 @@ struct StepInputs {
   at::Tensor t;               // (B), sample j in quarter j mod 4
   at::Tensor y, y_complete;   // (B) labels, each with its own dropout
   GateNoise gate_noise;
+
+  StepInputs to(at::Device device) const;
 };
 
 /// Inputs of samples [first, first + count) of the global batch from their images and labels.

@@ -24,6 +24,7 @@ DiT make_training_model(const Checkpoint& start, const TrainOptions& options) {
   }
   model->compute_dtype =
       options.dtype;  // weights are converted where they are used, gradients on the way back
+  model->to(options.device);
   return model;
 }
 

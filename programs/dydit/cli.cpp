@@ -76,7 +76,8 @@ std::vector<std::string> Cli::with_environment(const std::vector<std::string>& a
 }
 
 CLI::Option* Cli::add_choice(const std::string& names, std::string& value, std::vector<std::string> choices,
-                             const std::string& help, std::vector<std::string> not_yet) {
+                             const std::string& help, std::vector<std::string> not_yet,
+                             const std::string& way_out) {
   const std::string described = fmt::format("{} ({})", help, fmt::join(choices, ", "));
   return app.add_option(names, value, described)
       ->type_name("NAME")
@@ -84,8 +85,11 @@ CLI::Option* Cli::add_choice(const std::string& names, std::string& value, std::
       ->check([=](const std::string& given) -> std::string {
         if (std::find(choices.begin(), choices.end(), given) != choices.end()) return "";
         const bool later = std::find(not_yet.begin(), not_yet.end(), given) != not_yet.end();
-        return fmt::format("{} is {}; choose from {}", given,
-                           later ? "not available in this version" : "unknown", fmt::join(choices, ", "));
+        return fmt::format(
+            "{} is {}; choose from {}", given,
+            later ? "not available in this version" + (way_out.empty() ? "" : " (" + way_out + ")")
+                  : "unknown",
+            fmt::join(choices, ", "));
       });
 }
 

@@ -19,9 +19,11 @@ class Cli {
   /// Parses; throws UsageError with one line, or HelpRequested after printing the help.
   void parse(const std::vector<std::string>& args);
 
-  /// A flag whose value is one of `choices`; `not_yet` values are known but refused by name.
+  /// A flag whose value is one of `choices`; `not_yet` values are known but refused by name,
+  /// with the `way_out` where there is one.
   CLI::Option* add_choice(const std::string& names, std::string& value, std::vector<std::string> choices,
-                          const std::string& help, std::vector<std::string> not_yet = {});
+                          const std::string& help, std::vector<std::string> not_yet = {},
+                          const std::string& way_out = "");
   /// --threads, default: the physical cores.
   void add_threads(int& threads);
 

@@ -94,9 +94,9 @@ void run_training(const Checkpoint& start, const Dataset& dataset, TrainFlags& f
         fmt::format("data     {}: {} images {}x{}x{}, {} classes{}", flags.data_path, dataset.size(),
                     dataset.channels(), dataset.side(), dataset.side(), dataset.class_names().size(),
                     dataset.skipped() ? fmt::format(", {} broken ones left out", dataset.skipped()) : ""));
-    console.info(fmt::format("training {} steps of {} images, {} process(es) x {} threads, {}, seed {}",
+    console.info(fmt::format("training {} steps of {} images, {} process(es) x {} threads, {}, {}, seed {}",
                              flags.options.total_steps, flags.options.global_batch, processes.size(),
-                             flags.threads, flags.options.dtype == at::kFloat ? "f32" : "bf16",
+                             flags.threads, flags.device, flags.options.dtype == at::kFloat ? "f32" : "bf16",
                              flags.options.seed));
   }
   TrainCallbacks callbacks;
@@ -170,6 +170,7 @@ int run_train(const Args& args, Isa isa) {
   cli.parse(args);
   Console console(cli.verbosity);
   const auto processes = make_communicator();
+  flags.choose_device(isa, processes->size());
   at::set_num_threads(flags.threads);
   Checkpoint start;
   if (!model.empty()) {
@@ -183,7 +184,7 @@ int run_train(const Args& args, Isa isa) {
   if (model.empty()) start = init_checkpoint(config_from_flags(size, *dataset), flags.options.seed);
   const auto& names = dataset->class_names();
   if (static_cast<int>(names.size()) == start.config.num_classes) start.class_names = names;
-  flags.resolve(*dataset, isa);
+  flags.resolve(*dataset);
   run_training(start, *dataset, flags, *processes, console, cli.json);
   return 0;
 }
@@ -239,6 +240,7 @@ int run_finetune(const Args& args, Isa isa) {
   DYDIT_USAGE_CHECK(control || tdw == "on" || sdt == "on",
                     "--tdw off --sdt off: nothing is left to route; use --static");
   const auto processes = make_communicator();
+  flags.choose_device(isa, processes->size());
   at::set_num_threads(flags.threads);
 
   Checkpoint start = load_checkpoint(model, {.num_heads = num_heads});
@@ -258,7 +260,7 @@ int run_finetune(const Args& args, Isa isa) {
                       "--gates soft: the capacity rule has hard gates only");
     router.gates = gates == "soft" ? GateKind::Soft : GateKind::Hard;
   }
-  flags.resolve(*dataset, isa);
+  flags.resolve(*dataset);
   run_training(start, *dataset, flags, *processes, console, cli.json);
   return 0;
 }

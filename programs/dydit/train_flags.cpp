@@ -5,12 +5,20 @@
 #include <charconv>
 #include <cmath>
 
+#include <ATen/Context.h>
+
 #include "dydit/base/error.h"
 
 namespace dydit {
 namespace {
 
 namespace fs = std::filesystem;
+
+#ifdef DYDIT_CUDA
+constexpr bool kBuiltWithCuda = true;
+#else
+constexpr bool kBuiltWithCuda = false;
+#endif
 
 // Numbers of the runs in `results`, with their folders, ascending.
 std::vector<std::pair<int, fs::path>> existing_runs(const fs::path& results) {
@@ -80,7 +88,12 @@ void TrainFlags::add(Cli& cli) {
   cli.add_choice("--flip", flip, {"on", "off"}, "Random horizontal flip");
   cli.add_choice("--dtype", dtype, {"auto", "bf16", "f32"},
                  "Arithmetic of the blocks; master weights are float32");
-  cli.add_choice("--device", device, {"cpu"}, "Device", {"cuda"});
+  if (kBuiltWithCuda) {
+    cli.add_choice("--device", device, {"cpu", "cuda"}, "Device");
+  } else {
+    cli.add_choice("--device", device, {"cpu"}, "Device", {"cuda"},
+                   "built without CUDA; scripts/build cuda builds it with CUDA");
+  }
   app.add_option("--global-seed,--global_seed,--seed", options.seed, "Seed of everything that is drawn")
       ->capture_default_str();
   cli.add_threads(threads);
@@ -113,15 +126,24 @@ void TrainFlags::take_size_of(const DiTConfig& config) {
   data.channels = config.in_channels;
 }
 
-void TrainFlags::resolve(const Dataset& dataset, Isa isa) {
+void TrainFlags::choose_device(Isa isa, int processes) {
+  const bool cuda = device == "cuda";
+  DYDIT_USAGE_CHECK(!cuda || processes == 1,
+                    "--device cuda: {} processes; one process on one GPU is what there is", processes);
+  DYDIT_CHECK(!cuda || at::hasCUDA(),
+              "--device cuda: there is no GPU that CUDA can use (see nvidia-smi); train with --device cpu");
+  options.device = at::Device(cuda ? at::kCUDA : at::kCPU, cuda ? 0 : -1);
+  const bool bf16 = dtype == "auto" ? cuda || has_native_bf16(isa) : dtype == "bf16";
+  options.dtype = bf16 ? at::kBFloat16 : at::kFloat;
+}
+
+void TrainFlags::resolve(const Dataset& dataset) {
   DYDIT_USAGE_CHECK((options.total_steps > 0) != (epochs > 0), "give either --total-train-steps or --epochs");
   if (epochs > 0) {
     options.total_steps =
         static_cast<int64_t>(std::ceil(epochs * static_cast<double>(dataset.size()) / options.global_batch));
   }
   options.flip = flip == "on";
-  const bool bf16 = dtype == "auto" ? has_native_bf16(isa) : dtype == "bf16";
-  options.dtype = bf16 ? at::kBFloat16 : at::kFloat;
 }
 
 fs::path choose_run_folder(const std::string& results_dir, const std::string& name, bool resume,

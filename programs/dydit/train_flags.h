@@ -23,8 +23,10 @@ struct TrainFlags {
   void add(Cli& cli);
   /// Images are read as `config` takes them. Throws UsageError when --image-size says otherwise.
   void take_size_of(const DiTConfig& config);
-  /// Turns epochs, dtype and flip into options once the data is known.
-  void resolve(const Dataset& dataset, Isa isa);
+  /// Turns device and dtype into options. Throws where there is no such device.
+  void choose_device(Isa isa, int processes);
+  /// Turns epochs and flip into options once the data is known.
+  void resolve(const Dataset& dataset);
 };
 
 /// RESULTS/000-NAME for a new run (made), or the newest run folder there for --resume.
