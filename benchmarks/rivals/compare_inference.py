@@ -20,6 +20,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CASES = {"XL": ("XL/2", 2), "S": ("S/2", 16)}
 TRIALS = 2  # laps of every setting of a rival before the rounds
+STEPS = 5  # forwards of a turn of dydit: they share the cost of reading adaLN's weights, as 40 or so do in a run
 SHARES = ("--heads=.5", "--groups=.5", "--tokens=.75")
 PAPER_SHARES = ("--heads=.5625", "--groups=.5625", "--tokens=.78")
 
@@ -62,9 +63,9 @@ def best_worker(rival, size, batch, args):
 
 
 def bench_dydit(size, batch, shares, args):
-    """One turn: medians of a few laps of the static and the dynamic model."""
+    """One turn of the static and the dynamic model, after its own warm-up."""
     out = subprocess.run([args.dydit, "bench", f"--size=DiT-{size}", f"--batch={batch}", f"--threads={args.threads}",
-                          "--dtype=bf16", "--steps=2", "--repeats=3", "--json", "--quiet", *shares],
+                          "--dtype=bf16", f"--steps={STEPS}", "--repeats=1", "--json", "--quiet", *shares],
                          capture_output=True, text=True, check=True)
     return json.loads(out.stdout)
 

@@ -36,7 +36,8 @@ class Engine {
   /// x (B, in_channels, side, side) float32, y (B) labels (null class included), `step` an index into the
   /// plan
   /// -> (B, out_channels, side, side) float32. Row b's result depends on row b alone, bit for bit.
-  /// Adds row b's multiply-adds to work[b]; `trace` may be null.
+  /// Adds row b's multiply-adds to work[b]; `trace` may be null. Steps in descending order, as sampling takes
+  /// them, with the same labels are cheapest: adaLN is computed for several at a time.
   virtual at::Tensor forward(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
                              TokenTrace* trace = nullptr) = 0;
   virtual std::string_view name() const = 0;

@@ -10,7 +10,7 @@
 #include "dydit/base/noise.h"
 #include "dydit/model/dit.h"
 #include "dydit/train/capacity.h"
-#include "dydit/train/losses.h"
+#include "dydit/diffusion/losses.h"
 #include "dydit/train/state.h"
 
 namespace dydit {

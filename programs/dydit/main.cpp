@@ -29,7 +29,10 @@ constexpr std::array kVerbs = {
     Verb{"train", run_train, "train a static DiT"},
     Verb{"finetune", run_finetune, "fine-tune a static DiT into a dynamic one"},
     Verb{"bench", run_bench, "time a model, and how much of the saved work is saved time"},
-    Verb{"evaluate", nullptr, ""},
+    Verb{"evaluate", run_evaluate, "measure a model on held-out images"},
+    Verb{"latents", nullptr, ""},
+    Verb{"report", nullptr, ""},
+    Verb{"serve", nullptr, ""},
 };
 
 constexpr int kExitFailed = 1, kExitUsage = 2, kExitCancelled = 130;

@@ -5,7 +5,7 @@
 #include "dydit/base/error.h"
 #include "dydit/model/dit.h"
 #include "dydit/train/gates.h"
-#include "dydit/train/losses.h"
+#include "dydit/diffusion/losses.h"
 #include "verify.h"
 
 namespace dydit {

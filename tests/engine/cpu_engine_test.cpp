@@ -1,6 +1,7 @@
 // The CPU engine decides and computes what the masked reference does, and multiplies only what is on.
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -8,6 +9,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "dydit/base/error.h"
 #include "dydit/base/isa.h"
 #include "dydit/model/macs.h"
 #include "tests/support/engines.h"
@@ -321,6 +323,42 @@ TEST(CpuEngine, ProfileHoldsTheTimeOfEveryOperator) {
   for (const Operator op : {Operator::Embed, Operator::AdaLN, Operator::Final}) {
     EXPECT_GT(seconds(config.depth, op), 0) << kOperatorNames[static_cast<int>(op)];
   }
+}
+
+// Seconds of adaLN over a pass through `steps` steps.
+double modulation_seconds(const std::vector<int>& steps) {
+  DiTConfig config = test::static_config();
+  config.hidden_size = 256;
+  config.mlp_hidden = 256;
+  Profile profile(config.depth + 1);
+  std::vector<int> timesteps(steps.size());
+  std::iota(timesteps.begin(), timesteps.end(), 0);
+  const EngineOf engine(EngineKind::Cpu, random_checkpoint(config), {.profile = &profile}, Mode::Static,
+                        timesteps);
+  const Inputs inputs = random_inputs(config, 1);
+  for (const int step : steps) engine.forward(inputs, step);
+  return profile[config.depth][static_cast<int>(Operator::AdaLN)];
+}
+
+// In the other order every step would find nothing that it can use: 32 times the work here.
+TEST(CpuEngine, ModulationIsComputedOnceForStepsInTheOrderOfSampling) {
+  std::vector<int> steps(64);
+  std::iota(steps.rbegin(), steps.rend(), 0);
+  const double sampling = modulation_seconds(steps);
+  const double ascending = modulation_seconds({steps.rbegin(), steps.rend()});
+  EXPECT_LT(sampling, ascending / 4);
+}
+
+TEST(CpuEngine, NoSamplesAreNoWork) {
+  const EngineOf engine(EngineKind::Cpu, random_checkpoint(tiny_config()));
+  EXPECT_EQ(engine.forward(random_inputs(tiny_config(), 0), 1).out.numel(), 0);
+}
+
+TEST(CpuEngine, RefusesALabelThatTheModelLacks) {
+  const EngineOf engine(EngineKind::Cpu, random_checkpoint(tiny_config()));
+  const Inputs inputs = random_inputs(tiny_config(), 1);
+  EXPECT_THROW(engine.forward(inputs.x, 0, {6}), Error);
+  EXPECT_THROW(engine.forward(inputs.x, 0, {-1}), Error);
 }
 
 }  // namespace

@@ -105,7 +105,7 @@ struct Problem {
     fill_normal({bias.data_ptr<float>(), static_cast<size_t>(outs)}, 3, 2, 0);
     if (sizeof(W) == 2) weight.copy_(weight.to(at::kBFloat16));
     Team team(1);
-    packed = PackedLinear(weight, bias, layer.out_segments, layer.in_segments, sizeof(W) == 2, team);
+    packed = PackedLinear(weight, bias, layer.out_segments, layer.in_segments, sizeof(W) == 2, arena, team);
     a = random_values<A>(rows * layer.lda(), 4);
     for (size_t slot = 0; slot < layer.outs.size(); ++slot) {
       packed.add_panels(layer.outs[slot], static_cast<int>(slot) * layer.out_size, panels);
@@ -145,6 +145,7 @@ struct Problem {
 
   Layer layer;
   int rows;
+  Arena arena;
   PackedLinear packed;
   std::vector<A> a;  // padding included, which must not matter
   std::vector<Panel> panels;

@@ -15,7 +15,7 @@ ROOMS = {
     "engine": ["plan"],  # never train: they meet in the checkpoint, in model and in plan
     "data": ["io"],
     "train": ["plan", "diffusion", "data"],
-    "eval": ["io"],
+    "eval": ["engine", "diffusion", "data"],
     "vae": ["io"],
     "report": ["plan", "io"],
     "pipeline": ["engine", "diffusion", "vae"],

@@ -6,12 +6,12 @@ import support
 from support import CIFAR, GOLDEN, TINY, ProgramTest
 
 USAGE = 2
-VERBS = ("generate", "inspect", "verify", "convert", "train", "finetune", "bench")
-LATER_VERBS = ("evaluate",)
+VERBS = ("generate", "inspect", "verify", "convert", "train", "finetune", "bench", "evaluate")
+LATER_VERBS = ("latents", "report", "serve")
 # option -> (verbs, values that work, values that are known and refused)
 CHOICES = {
     "--sampler": (("generate", "bench"), ("ddpm", "ddim"), ("dpm++",)),
-    "--engine": (("generate", "verify", "bench"), ("auto", "cpu", "reference"), ()),
+    "--engine": (("generate", "verify", "bench", "evaluate"), ("auto", "cpu", "reference"), ()),
     "--gate-rule": (("finetune",), ("threshold", "capacity"), ()),
     "--noise": (("generate",), ("philox",), ("torch",)),
     "--device": (("generate", "verify", "train", "finetune"), ("cpu",), ("cuda",)),

@@ -6,7 +6,7 @@
 
 #include "dydit/model/init.h"
 #include "dydit/train/capacity.h"
-#include "dydit/train/losses.h"
+#include "dydit/diffusion/losses.h"
 #include "dydit/train/parameters.h"
 #include "dydit/train/step.h"
 #include "tests/support/random_model.h"

@@ -10,7 +10,7 @@
 
 #include "dydit/io/safetensors.h"
 #include "dydit/model/dit.h"
-#include "dydit/train/losses.h"
+#include "dydit/diffusion/losses.h"
 #include "dydit/train/state.h"
 #include "dydit/train/step.h"
 

@@ -12,7 +12,7 @@
 
 #include "dydit/base/noise.h"
 #include "dydit/model/init.h"
-#include "dydit/train/losses.h"
+#include "dydit/diffusion/losses.h"
 #include "tests/support/random_model.h"
 
 namespace dydit {

@@ -7,6 +7,7 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include "dydit/base/error.h"
 #include "dydit/base/isa.h"
 #include "dydit/base/team.h"
 #include "dydit/base/timer.h"
@@ -68,7 +69,7 @@ class Buffer {
 
  private:
   size_t bytes_ = 0;
-  std::unique_ptr<void, AlignedFree> memory_;
+  Memory memory_;
 };
 
 struct Block {
@@ -136,6 +137,7 @@ class CpuEngine final : public Engine {
   const int row_;             // elements of a token's row: C padded to a pair
   const int64_t modulation_;  // floats of a label's modulation: L (6C), then the final layer's 2C
 
+  Arena arena_;  // of all packed weights
   std::vector<Block> blocks_;
   PackedLinear patch_, final_, t_in_, t_out_;
   std::vector<PackedLinear> ada_;  // of the blocks, then the final layer's
@@ -188,7 +190,7 @@ PackedLinear CpuEngine::pack(const Checkpoint& checkpoint, const std::string& na
                              int in_segments, bool bf16, std::span<const int> rows) {
   const at::Tensor& weight = checkpoint.weights.at(name + ".weight");
   PackedLinear packed(weight.flatten(1), checkpoint.weights.at(name + ".bias"), out_segments, in_segments,
-                      bf16, team_, rows);
+                      bf16, arena_, team_, rows);
   // Else a model would be in memory twice.
   if (checkpoint.file) checkpoint.file->drop_pages(weight.data_ptr(), weight.nbytes());
   return packed;
@@ -266,8 +268,13 @@ void CpuEngine::embed_timesteps(const Checkpoint& checkpoint) {
 at::Tensor CpuEngine::forward(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
                               TokenTrace* trace) {
   const int B = static_cast<int>(x.size(0)), side = config_.input_size;
+  for (const int64_t label : y) {
+    DYDIT_CHECK(label >= 0 && label <= config_.null_class(), "label {}: expected 0 to {}", label,
+                config_.null_class());
+  }
   const at::Tensor input = x.contiguous();
   const at::Tensor out = at::empty({B, config_.out_channels(), side, side});
+  if (B == 0) return out;
   if (trace && plan_.route_tokens) {
     trace->masks = at::empty({B, L_, N_});
     trace->logits = at::empty_like(trace->masks);
@@ -303,7 +310,7 @@ void CpuEngine::forward_pass(const Pass& pass, const float* x, float* out) {
   timed(L_, Operator::Final, [&] { final_layer(pass, out); });
 }
 
-// adaLN of all blocks for the labels of this batch, for as many steps ahead as fit.
+// adaLN of all blocks for the labels of this batch, for as many of the steps that come next as fit.
 void CpuEngine::prepare_modulation(int step, std::span<const int64_t> y) {
   const auto row_of = [&](int64_t label) {
     const auto found = std::lower_bound(chunk_labels_.begin(), chunk_labels_.end(), label);
@@ -319,13 +326,12 @@ void CpuEngine::prepare_modulation(int step, std::span<const int64_t> y) {
     std::sort(chunk_labels_.begin(), chunk_labels_.end());
     chunk_labels_.erase(std::unique(chunk_labels_.begin(), chunk_labels_.end()), chunk_labels_.end());
     const size_t labels = chunk_labels_.size(), step_bytes = labels * modulation_ * sizeof(float);
-    const int left = static_cast<int>(plan_.steps.size()) - step;
-    chunk_first_ = step;
-    chunk_steps_ = std::clamp(static_cast<int>(kModulationBytes / step_bytes), 1, left);
+    chunk_steps_ = std::clamp(static_cast<int>(kModulationBytes / step_bytes), 1, step + 1);
+    chunk_first_ = step - chunk_steps_ + 1;  // sampling walks from the last timestep to the first
     const int rows = chunk_steps_ * static_cast<int>(labels);
     float* conditions = conditions_.get<float>(static_cast<size_t>(rows) * row_);
     for (int r = 0; r < rows; ++r) {
-      const float* t = t_emb_.data() + (step + r / labels) * C_;
+      const float* t = t_emb_.data() + (chunk_first_ + r / labels) * C_;
       const float* label = labels_.data_ptr<float>() + chunk_labels_[r % labels] * C_;
       for (int c = 0; c < C_; ++c) conditions[int64_t{r} * row_ + c] = silu(t[c] + label[c]);
     }

@@ -173,42 +173,36 @@ inline Lanes operator*(const Lanes& a, const Lanes& b) {
   return each(a, [&](Vector x, int v) { return x * b.v[v]; });
 }
 
-// A pair of inputs of a panel, and of a row: both halves of a bfloat16 pair travel in one 32-bit lane.
-struct WeightPair {
-  Vector first, second;
-};
-inline WeightPair weight_pair(const float* w) { return {load_vector(w), load_vector(w + kPanel)}; }
-inline WeightPair weight_pair(const Bf16* w) {
+// One input of a pair: 16 / kVectors columns of a panel from `w` on, and a row's value for all of them.
+inline Vector weight_of(const float* w, int input) { return load_vector(w + input * kPanel); }
+inline Vector weight_of(const Bf16* w, int input) {
   const Vector both = load_vector(reinterpret_cast<const uint32_t*>(w));
-  return {low_half(both), high_half(both)};
+  return input == 0 ? low_half(both) : high_half(both);
 }
-inline WeightPair row_pair(const float* a) { return {broadcast(a[0]), broadcast(a[1])}; }
-inline WeightPair row_pair(const Bf16* a) {
-  uint32_t both;
-  __builtin_memcpy(&both, a, sizeof both);
-  return {broadcast(both << 16), broadcast(both & 0xffff0000)};
+inline Vector row_value(const float* a, int input) { return broadcast(a[input]); }
+inline Vector row_value(const Bf16* a, int input) {
+  return broadcast(static_cast<uint32_t>(a[input].bits) << 16);
 }
 
 template <typename A, typename W>
-struct Step {  // two multiply-adds
+struct Step {  // two multiply-adds, one after the other: weights of both at once would not fit the registers
   template <int R, int P>
   static inline void run(Vector (&sum)[R][P][kVectors], const A* a, int64_t lda, const W* const (&w)[P],
                          int64_t offset) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      WeightPair pairs[P];
+      // A lane of a bfloat16 panel holds a pair, of a float32 panel half of one.
+      const int64_t at = offset + v * kLanesOfVector * (sizeof(W) == 2 ? 2 : 1);
+#pragma GCC unroll 2
+      for (int input = 0; input < 2; ++input) {
+        Vector weights[P];
 #pragma GCC unroll 8
-      for (int j = 0; j < P; ++j) {
-        // A lane of a bfloat16 panel holds a pair, of a float32 panel half of one.
-        pairs[j] = weight_pair(w[j] + offset + v * kLanesOfVector * (sizeof(W) == 2 ? 2 : 1));
-      }
+        for (int j = 0; j < P; ++j) weights[j] = weight_of(w[j] + at, input);
 #pragma GCC unroll 8
-      for (int i = 0; i < R; ++i) {
-        const WeightPair row = row_pair(a + i * lda);
+        for (int i = 0; i < R; ++i) {
+          const Vector row = row_value(a + i * lda, input);
 #pragma GCC unroll 8
-        for (int j = 0; j < P; ++j) {
-          sum[i][j][v] = multiply_add(row.first, pairs[j].first, sum[i][j][v]);
-          sum[i][j][v] = multiply_add(row.second, pairs[j].second, sum[i][j][v]);
+          for (int j = 0; j < P; ++j) sum[i][j][v] = multiply_add(row, weights[j], sum[i][j][v]);
         }
       }
     }

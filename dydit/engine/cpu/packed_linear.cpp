@@ -1,9 +1,5 @@
 #include "dydit/engine/cpu/packed_linear.h"
 
-#include <cstdlib>
-#include <cstring>
-#include <new>
-
 #include <ATen/ATen.h>
 
 namespace dydit::cpu {
@@ -26,17 +22,8 @@ void pack_column(T* panel, int column, const T* row, int in_segments, int in_siz
 
 }  // namespace
 
-void AlignedFree::operator()(void* memory) const { std::free(memory); }
-
-std::unique_ptr<void, AlignedFree> allocate(size_t bytes) {
-  void* memory = std::aligned_alloc(64, (bytes + 64) / 64 * 64);
-  if (memory == nullptr) throw std::bad_alloc();
-  std::memset(memory, 0, (bytes + 64) / 64 * 64);
-  return std::unique_ptr<void, AlignedFree>(memory);
-}
-
 PackedLinear::PackedLinear(const at::Tensor& weight, const at::Tensor& bias, int out_segments,
-                           int in_segments, bool bf16, Team& team, std::span<const int> rows)
+                           int in_segments, bool bf16, Arena& arena, Team& team, std::span<const int> rows)
     : out_segments_(out_segments),
       out_size_(static_cast<int>(weight.size(0)) / out_segments),
       in_segments_(in_segments),
@@ -46,7 +33,7 @@ PackedLinear::PackedLinear(const at::Tensor& weight, const at::Tensor& bias, int
       bf16_(bf16) {
   const int total = out_segments_ * panels_, element = bf16 ? 2 : 4;
   const int64_t panel_elements = int64_t{in_segments_} * segment_pairs_ * 2 * kPanel;
-  data_ = allocate(static_cast<size_t>(total * panel_elements) * element);
+  data_ = static_cast<std::byte*>(arena.take(static_cast<size_t>(total * panel_elements) * element));
   bias_.assign(static_cast<size_t>(total) * kPanel, 0.0f);
   const at::Tensor values = weight.to(bf16 ? at::kBFloat16 : at::kFloat).contiguous();
   const at::Tensor biases = bias.to(at::kFloat).contiguous();
@@ -58,11 +45,11 @@ PackedLinear::PackedLinear(const at::Tensor& weight, const at::Tensor& bias, int
       const int out = index / panels_ * out_size_ + within, row = rows.empty() ? out : rows[out];
       bias_[static_cast<size_t>(index) * kPanel + c] = biases.data_ptr<float>()[row];
       if (bf16) {
-        pack_column(static_cast<uint16_t*>(data_.get()) + index * panel_elements, c,
+        pack_column(reinterpret_cast<uint16_t*>(data_) + index * panel_elements, c,
                     static_cast<const uint16_t*>(values.data_ptr()) + row * in, in_segments_, in_size_,
                     segment_pairs_);
       } else {
-        pack_column(static_cast<float*>(data_.get()) + index * panel_elements, c,
+        pack_column(reinterpret_cast<float*>(data_) + index * panel_elements, c,
                     values.data_ptr<float>() + row * in, in_segments_, in_size_, segment_pairs_);
       }
     }
@@ -71,8 +58,7 @@ PackedLinear::PackedLinear(const at::Tensor& weight, const at::Tensor& bias, int
 
 const std::byte* PackedLinear::panel(int segment, int index) const {
   const size_t bytes = static_cast<size_t>(in_segments_) * segment_pairs_ * 2 * kPanel * (bf16_ ? 2 : 4);
-  return static_cast<const std::byte*>(data_.get()) +
-         (static_cast<size_t>(segment) * panels_ + index) * bytes;
+  return data_ + (static_cast<size_t>(segment) * panels_ + index) * bytes;
 }
 
 void PackedLinear::add_panels(int segment, int column, std::vector<Panel>& panels) const {

@@ -1,7 +1,6 @@
 // A linear layer's weights in the panels of kernels.h.
 #pragma once
 
-#include <memory>
 #include <span>
 #include <vector>
 
@@ -9,14 +8,9 @@
 
 #include "dydit/base/team.h"
 #include "dydit/engine/cpu/kernels.h"
+#include "dydit/engine/cpu/memory.h"
 
 namespace dydit::cpu {
-
-struct AlignedFree {
-  void operator()(void* memory) const;
-};
-/// Memory on a 64-byte boundary, zero at first.
-std::unique_ptr<void, AlignedFree> allocate(size_t bytes);
 
 /// Outputs are `out_segments` runs of `out_size` (a head's q, k and v; a channel group), inputs `in_segments`
 /// runs of `in_size`; each run starts a new panel (pair), so runs can be left out.
@@ -24,9 +18,9 @@ class PackedLinear {
  public:
   PackedLinear() = default;
   /// weight (out, in) in any type, bias (out). Output o of the packed layer is row `rows[o]` of the weights
-  /// (empty: row o). Stored in bfloat16 when `bf16`, else in float32.
+  /// (empty: row o). Stored in `arena`, which must live longer, in bfloat16 when `bf16`, else in float32.
   PackedLinear(const at::Tensor& weight, const at::Tensor& bias, int out_segments, int in_segments, bool bf16,
-               Team& team, std::span<const int> rows = {});
+               Arena& arena, Team& team, std::span<const int> rows = {});
 
   /// Appends the panels of output segment `segment`, whose columns go to `column` and on.
   void add_panels(int segment, int column, std::vector<Panel>& panels) const;
@@ -44,7 +38,7 @@ class PackedLinear {
   int out_segments_ = 0, out_size_ = 0, in_segments_ = 0, in_size_ = 0;
   int panels_ = 0, segment_pairs_ = 0;  // of one segment
   bool bf16_ = false;
-  std::unique_ptr<void, AlignedFree> data_;
+  std::byte* data_ = nullptr;
   std::vector<float> bias_;
 };
 

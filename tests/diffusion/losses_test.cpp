@@ -1,5 +1,5 @@
 // The diffusion loss against a plain double loop over the formulas of DDPM and improved DDPM.
-#include "dydit/train/losses.h"
+#include "dydit/diffusion/losses.h"
 
 #include <cmath>
 #include <numbers>

@@ -1,5 +1,5 @@
 // Written with tensor operations, so that autograd sees them; sizes are small beside the network's.
-#include "dydit/train/losses.h"
+#include "dydit/diffusion/losses.h"
 
 #include <cmath>
 #include <numbers>

@@ -1,0 +1,32 @@
+// Memory of the CPU engine: on 64-byte boundaries and, where it is large, in 2 MiB pages. With pages of 4 KiB
+// the second-level cache would hold whatever their places in memory leave room for, another amount in every
+// run.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+namespace dydit::cpu {
+
+struct AlignedFree {
+  void operator()(void* memory) const;
+};
+using Memory = std::unique_ptr<void, AlignedFree>;
+
+/// `bytes` of zeros; rounded up to whole large pages from half a page on.
+Memory allocate(size_t bytes);
+
+/// Hands out pieces of large blocks that live as long as the arena.
+class Arena {
+ public:
+  /// `bytes` of zeros on a 64-byte boundary.
+  void* take(size_t bytes);
+
+ private:
+  std::vector<Memory> blocks_;
+  std::byte* next_ = nullptr;
+  size_t left_ = 0;
+};
+
+}  // namespace dydit::cpu

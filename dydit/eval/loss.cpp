@@ -1,0 +1,167 @@
+#include "dydit/eval/loss.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+
+#include "dydit/base/error.h"
+#include "dydit/base/noise.h"
+#include "dydit/diffusion/losses.h"
+#include "dydit/diffusion/schedule.h"
+#include "dydit/model/macs.h"
+
+namespace dydit {
+namespace {
+
+// Image i is of group i mod 10, whose timesteps lie in the middle of the same tenth of every decile. A group
+// shares them, and so its forwards.
+constexpr int kGroups = 10, kDecileLength = kNumTrainTimesteps / kDeciles;
+std::vector<int> timesteps_of(int group) {
+  constexpr int tenth = kDecileLength / kGroups;
+  std::vector<int> timesteps;
+  for (int d = 0; d < kDeciles; ++d) timesteps.push_back(d * kDecileLength + group * tenth + tenth / 2);
+  return timesteps;
+}
+
+void check_data(const Dataset& dataset, const DiTConfig& config, const LossOptions& options) {
+  DYDIT_USAGE_CHECK(options.num_images >= 1 && options.batch >= 1 && !options.seeds.empty(),
+                    "{} images, batch {}, {} seeds: expected 1 or more of each", options.num_images,
+                    options.batch, options.seeds.size());
+  DYDIT_USAGE_CHECK(dataset.channels() == config.in_channels && dataset.side() == config.input_size,
+                    "images {}x{}x{}: this model takes {}x{}x{}", dataset.channels(), dataset.side(),
+                    dataset.side(), config.in_channels, config.input_size, config.input_size);
+  const auto classes = static_cast<int>(dataset.class_names().size());
+  DYDIT_USAGE_CHECK(classes <= config.num_classes, "data of {} classes: this model knows {}", classes,
+                    config.num_classes);
+}
+
+// Images of one group, read once.
+struct EvalBatch {
+  std::vector<int64_t> images;  // of the data set; they key the noise
+  std::vector<int64_t> labels;
+  at::Tensor x0;  // (B, channels, side, side) in [-1, 1]
+};
+
+// Images first, first + 10, ... below `total`, `limit` of them at most.
+EvalBatch read_batch(const Dataset& dataset, int64_t total, int64_t first, int limit) {
+  EvalBatch batch;
+  for (int64_t i = first; i < total && static_cast<int>(batch.images.size()) < limit; i += kGroups)
+    batch.images.push_back(i * dataset.size() / total);
+  batch.x0 = at::empty(
+      {static_cast<int64_t>(batch.images.size()), dataset.channels(), dataset.side(), dataset.side()});
+  std::vector<uint8_t> bytes(batch.x0.stride(0));
+  float* out = batch.x0.data_ptr<float>();
+  for (const int64_t image : batch.images) {
+    dataset.read(image, bytes);
+    batch.labels.push_back(dataset.label(image));
+    out = std::transform(bytes.begin(), bytes.end(), out, [](uint8_t byte) { return byte / 127.5f - 1.0f; });
+  }
+  return batch;
+}
+
+// Sums over images and seeds.
+struct Sums {
+  std::vector<double> mse, vb;  // one a seed
+  double heads = 0, groups = 0, tokens = 0, required = 0, executed = 0;
+  double rows = 0;
+
+  void add(const Sums& other) {
+    for (size_t s = 0; s < mse.size(); ++s) {
+      mse[s] += other.mse[s];
+      vb[s] += other.vb[s];
+    }
+    heads += other.heads;
+    groups += other.groups;
+    tokens += other.tokens;
+    required += other.required;
+    executed += other.executed;
+    rows += other.rows;
+  }
+};
+
+DecileLoss mean_of(const Sums& sums, const DiTConfig& config) {
+  const double per_seed = sums.rows / static_cast<double>(sums.mse.size());
+  const double complete = sums.rows * static_cast<double>(static_macs(config));
+  DecileLoss mean{.mse = sums.mse,
+                  .vb = sums.vb,
+                  .heads = sums.heads / sums.rows,
+                  .groups = sums.groups / sums.rows,
+                  .tokens = sums.tokens / sums.rows,
+                  .required_share = sums.required / complete,
+                  .executed_share = sums.executed / complete};
+  for (auto* loss : {&mean.mse, &mean.vb}) {
+    for (double& value : *loss) value /= per_seed;
+  }
+  return mean;
+}
+
+// Adds the forward of `batch` at the plan's step with the noise of seed number s.
+void add_forward(Sums& sums, Engine& engine, const WidthPlan& plan, int step, const EvalBatch& batch,
+                 uint64_t seed, size_t s) {
+  const int t = plan.steps[step].timestep;
+  const int64_t count = batch.x0.size(0);
+  at::Tensor noise = at::empty_like(batch.x0);
+  const auto pixels = static_cast<size_t>(noise.stride(0));
+  for (int64_t b = 0; b < count; ++b)
+    fill_normal({noise.data_ptr<float>() + b * pixels, pixels}, seed, batch.images[b], t);
+  const at::Tensor ts = at::full({count}, t, at::kLong), x_t = q_sample(batch.x0, ts, noise);
+  std::vector<Work> work(count);
+  TokenTrace trace;
+  const DiffusionLoss loss =
+      diffusion_loss(engine.forward(x_t, step, batch.labels, work, &trace), batch.x0, x_t, ts, noise);
+  const auto rows = static_cast<double>(count),
+             parts = static_cast<double>(plan.config.num_heads * plan.config.depth);
+  sums.mse[s] += loss.mse.sum().item<double>();
+  sums.vb[s] += loss.vb.sum().item<double>();
+  for (const BlockWidth& block : plan.steps[step].blocks) {
+    sums.heads += rows * block.active_heads() / parts;
+    sums.groups += rows * block.active_groups() / parts;
+  }
+  sums.tokens += trace.masks.defined() ? rows * trace.masks.mean().item<double>() : rows;
+  for (const Work& w : work) {
+    sums.required += static_cast<double>(w.required);
+    sums.executed += static_cast<double>(w.executed);
+  }
+  sums.rows += rows;
+}
+
+}  // namespace
+
+LossReport evaluate_loss(const Checkpoint& checkpoint, const Dataset& dataset, const LossOptions& options,
+                         const ProgressFn& on_progress, const CancelFlag* cancel) {
+  check_data(dataset, checkpoint.config, options);
+  c10::InferenceMode guard;
+  const int64_t total = std::min(options.num_images, dataset.size());
+  const std::vector<double> none(options.seeds.size());
+  std::array<Sums, kDeciles> sums;
+  sums.fill({.mse = none, .vb = none});
+  int64_t done = 0;
+  for (int group = 0; group < kGroups; ++group) {
+    const WidthPlan plan = make_width_plan(checkpoint, timesteps_of(group), options.mode);
+    const auto engine =
+        make_engine(options.engine, checkpoint, plan, {.dtype = options.dtype, .threads = options.threads});
+    for (int64_t first = group; first < total; first += int64_t{kGroups} * options.batch) {
+      const EvalBatch batch = read_batch(dataset, total, first, options.batch);
+      for (size_t s = 0; s < options.seeds.size(); ++s) {
+        for (int d = kDeciles - 1; d >= 0; --d) {
+          if (cancel && *cancel) throw Cancelled();
+          add_forward(sums[d], *engine, plan, d, batch, options.seeds[s], s);
+        }
+      }
+      done += batch.x0.size(0);
+      if (on_progress) on_progress({"images", done, total});
+    }
+  }
+  LossReport report;
+  Sums all{.mse = none, .vb = none};
+  for (int d = 0; d < kDeciles; ++d) {
+    report[d] = mean_of(sums[d], checkpoint.config);
+    all.add(sums[d]);
+  }
+  report[kDeciles] = mean_of(all, checkpoint.config);
+  return report;
+}
+
+}  // namespace dydit

@@ -1,0 +1,165 @@
+// dydit evaluate --loss: the training loss of a model on held-out images, by decile of t.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "cli.h"
+#include "dydit/base/error.h"
+#include "dydit/eval/loss.h"
+#include "dydit/io/file.h"
+#include "dydit/pipeline/record.h"
+#include "model_flags.h"
+#include "verbs.h"
+
+namespace dydit {
+namespace {
+
+using nlohmann::json;
+
+struct EvaluateFlags {
+  ModelFlags model;
+  std::string data_path, csv, mode = "dynamic";
+  DatasetOptions data;
+  bool loss = false;
+  LossOptions options;
+  uint64_t seed = 0;
+  int num_seeds = 3;
+};
+
+double mean(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+// Half of the range between the seeds: how far another seed may be off.
+double spread(const std::vector<double>& values) {
+  const auto [low, high] = std::minmax_element(values.begin(), values.end());
+  return (*high - *low) / 2;
+}
+
+json decile_json(const DecileLoss& decile) {
+  return {{"mse", mean(decile.mse)},
+          {"mse_spread", spread(decile.mse)},
+          {"vb", mean(decile.vb)},
+          {"vb_spread", spread(decile.vb)},
+          {"heads", decile.heads},
+          {"groups", decile.groups},
+          {"tokens", decile.tokens},
+          {"required_share", decile.required_share},
+          {"executed_share", decile.executed_share}};
+}
+
+std::string decile_name(int d) {
+  return d == kDeciles ? "all" : fmt::format("{}-{}", d * 1000 / kDeciles, (d + 1) * 1000 / kDeciles - 1);
+}
+
+void print_report(const LossReport& report) {
+  fmt::print("{:<8} {:>9} {:>10} {:>10} {:>10} {:>7} {:>7} {:>7} {:>9}\n", "t", "mse", "+- seeds",
+             "vb (bits)", "+- seeds", "heads", "groups", "tokens", "work");
+  for (int d = 0; d <= kDeciles; ++d) {
+    const DecileLoss& row = report[d];
+    fmt::print("{:<8} {:>9.5f} {:>10.5f} {:>10.6f} {:>10.6f} {:>7.3f} {:>7.3f} {:>7.3f} {:>9.4f}\n",
+               decile_name(d), mean(row.mse), spread(row.mse), mean(row.vb), spread(row.vb), row.heads,
+               row.groups, row.tokens, row.required_share);
+  }
+}
+
+void write_csv(const std::string& path, const LossReport& report) {
+  std::string text = "t,mse,mse_spread,vb,vb_spread,heads,groups,tokens,required_share,executed_share\n";
+  for (int d = 0; d <= kDeciles; ++d) {
+    const json row = decile_json(report[d]);
+    text += decile_name(d);
+    for (const char* key : {"mse", "mse_spread", "vb", "vb_spread", "heads", "groups", "tokens",
+                            "required_share", "executed_share"}) {
+      text += fmt::format(",{:.6g}", row[key].get<double>());
+    }
+    text += "\n";
+  }
+  OutputFile file(path);
+  file.write(text);
+  file.commit();
+}
+
+void add_flags(Cli& cli, EvaluateFlags& flags) {
+  CLI::App& app = cli.app;
+  flags.model.add(cli);
+  app.add_flag("--loss", flags.loss, "mse and vb (in bits) by decile of t, with the gates of inference");
+  app.add_option(
+         "--data-path,--data_path", flags.data_path,
+         "Held-out images: ROOT/CLASS/*.png|jpg, a .tar or .tar.gz of it, CIFAR-10 binary files, or npz")
+      ->required();
+  app.add_option("--split", flags.data.split, "Folder of the data above the class folders, e.g. test");
+  app.add_option("--images", flags.options.num_images,
+                 "Images, spread evenly over the data; each meets ten t")
+      ->check(CLI::Range(1, 1'000'000'000))
+      ->capture_default_str();
+  app.add_option("--seed", flags.seed, "First seed of the noise");
+  app.add_option("--seeds", flags.num_seeds, "Seeds: the table shows the mean and half the range")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_option("--batch", flags.options.batch, "Images computed together; changes speed, not results")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  cli.add_choice("--mode", flags.mode, {"dynamic", "static"}, "static: the complete model, routers ignored");
+  app.add_option("--csv", flags.csv, "Also write the table here");
+}
+
+}  // namespace
+
+int run_evaluate(const Args& args, Isa isa) {
+  Cli cli("evaluate", "Measure a model on held-out images.");
+  EvaluateFlags flags;
+  add_flags(cli, flags);
+  cli.parse(args);
+  DYDIT_USAGE_CHECK(flags.loss, "nothing to measure: give --loss, the only measure of this version");
+  Console console(cli.verbosity);
+  const CancelFlag& cancel = install_cancel_handler();
+
+  const Checkpoint checkpoint = flags.model.load();
+  flags.data.side = checkpoint.config.input_size;
+  flags.data.threads = flags.model.threads;
+  const auto dataset = Dataset::load(flags.data_path, flags.data);
+  LossOptions& options = flags.options;
+  options.threads = flags.model.threads;
+  options.dtype = flags.model.resolve_dtype(isa);
+  options.engine = flags.model.resolve_engine();
+  options.mode = flags.mode == "static" ? Mode::Static : Mode::Dynamic;
+  options.seeds.clear();
+  for (int s = 0; s < flags.num_seeds; ++s) options.seeds.push_back(flags.seed + s);
+  const int64_t images = std::min(options.num_images, dataset->size());
+  console.info(
+      fmt::format("model    {} ({}), {}", model_name(checkpoint.config), flags.model.path, flags.mode));
+  console.info(fmt::format("data     {} of {} images of {}", images, dataset->size(), flags.data_path));
+  console.info(fmt::format("engine   {}, {}, {} threads, noise seeds {} to {}", engine_name(options.engine),
+                           dtype_flag(options.dtype), options.threads, flags.seed, options.seeds.back()));
+
+  const LossReport report = evaluate_loss(
+      checkpoint, *dataset, options, [&](const Progress& progress) { console.progress(progress); }, &cancel);
+  if (!flags.csv.empty()) write_csv(flags.csv, report);
+  if (!cli.json) {
+    print_report(report);
+    return 0;
+  }
+  json deciles = json::array();
+  for (int d = 0; d < kDeciles; ++d) {
+    json row = decile_json(report[d]);
+    row["t"] = decile_name(d);
+    deciles.push_back(row);
+  }
+  json result = {{"model", flags.model.path},
+                 {"sha256", checkpoint.sha256},
+                 {"data", flags.data_path},
+                 {"images", images},
+                 {"seeds", options.seeds},
+                 {"mode", flags.mode},
+                 {"dtype", dtype_flag(options.dtype)},
+                 {"engine", engine_name(options.engine)},
+                 {"deciles", deciles},
+                 {"all", decile_json(report[kDeciles])}};
+  fmt::print("{}\n", result.dump());
+  return 0;
+}
+
+}  // namespace dydit
