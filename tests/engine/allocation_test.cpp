@@ -79,9 +79,9 @@ DiTConfig wide_config() {
 // Widths rise and fall again, so that the largest step comes after the first two.
 Checkpoint with_counts() {
   Checkpoint checkpoint = test::random_checkpoint(wide_config());
-  checkpoint.keep_counts = KeepCounts{.heads = {{1, 2, 4, 3}, {2, 1, 4, 1}},
-                                      .groups = {{1, 1, 4, 2}, {2, 2, 4, 1}},
-                                      .tokens = {{10, 20, 256, 9}, {90, 10, 256, 1}}};
+  checkpoint.keep_counts = KeepCounts{.heads = {{3, 4, 2, 1}, {1, 4, 1, 2}},
+                                      .groups = {{2, 4, 1, 1}, {1, 4, 2, 2}},
+                                      .tokens = {{9, 256, 20, 10}, {1, 256, 10, 90}}};
   return checkpoint;
 }
 
@@ -97,14 +97,16 @@ Counted count_large(const Checkpoint& checkpoint, at::ScalarType dtype, int rows
   const test::Inputs inputs = test::random_inputs(checkpoint.config, rows);
   std::vector<Work> work(rows);
   Counted counted;
-  for (int step = 0; step < static_cast<int>(timesteps.size()); ++step) {
+  const int steps = static_cast<int>(timesteps.size());
+  for (int done = 0; done < steps; ++done) {
+    const int step = steps - 1 - done;  // the order of sampling
     large = 0;
     counting = true;
     const at::Tensor out = engine.engine->forward(inputs.x, step, inputs.y, work);
     counting = false;
     const bool large_result = out.nbytes() >= kLarge;
-    if (step == 0) counted.first_step = large;
-    if (step >= 2) {
+    if (done == 0) counted.first_step = large;
+    if (done >= 2) {
       counted.results += large_result;
       counted.others += large - large_result;
     }

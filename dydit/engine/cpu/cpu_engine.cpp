@@ -39,8 +39,8 @@ const Kernels& kernels() {
 size_t attention_scratch(int N, int D, size_t element) {
   const size_t tokens = (N + kPanel - 1) / kPanel * kPanel, channels = (D + kPanel - 1) / kPanel * kPanel;
   const size_t keys = tokens * ((D + 1) / 2 * 2), values = channels * ((N + 1) / 2 * 2),
-               weights = kTileRows * tokens;
-  return (keys + values + weights) * element + kTileRows * tokens * sizeof(float) + 64;
+               weights = attention_rows(N) * tokens;
+  return (keys + values + weights) * element + weights * sizeof(float) + 64;
 }
 
 namespace {

@@ -66,9 +66,10 @@ inline Vector round_vector(Vector x) {
 inline Vector times_power_of_2(Vector x, Vector n) { return _mm512_scalef_ps(x, n); }
 inline Vector largest(Vector a, Vector b) { return _mm512_max_ps(a, b); }
 inline Vector smallest(Vector a, Vector b) { return _mm512_min_ps(a, b); }
+inline Vector reciprocal_estimate(Vector x) { return _mm512_rcp14_ps(x); }  // to 2^-14
 // 1/x to 2^-27 or so: an estimate and one Newton step.
 inline Vector reciprocal(Vector x) {
-  const Vector r = _mm512_rcp14_ps(x);
+  const Vector r = reciprocal_estimate(x);
   return r * (2.0f - x * r);
 }
 #else
@@ -82,30 +83,41 @@ inline Vector times_power_of_2(Vector x, Vector n) {
 inline Vector largest(Vector a, Vector b) { return _mm256_max_ps(a, b); }
 inline Vector smallest(Vector a, Vector b) { return _mm256_min_ps(a, b); }
 inline Vector reciprocal(Vector x) { return 1.0f / x; }
+inline Vector reciprocal_estimate(Vector x) { return 1.0f / x; }
 #endif
 
-// 2^y to 1e-7 relative; 0 far below.
+// 2^y, 0 far below: to 1e-7 relative for results kept as float, to 3e-6 for Bf16, whose last place is 4e-3.
+template <typename T>
 inline Vector exponential_of_2(Vector y) {
 #ifndef __AVX512F__
   y = largest(y, broadcast(-126.0f));
 #endif
   const Vector n = round_vector(y), r = y - n;
-  Vector p = r * 1.535336188e-4f + 1.339887440e-3f;
-  p = p * r + 9.618437357e-3f;
-  p = p * r + 5.550332471e-2f;
-  p = p * r + 2.402264791e-1f;
-  p = p * r + 6.931472028e-1f;
+  Vector p;
+  if constexpr (sizeof(T) == sizeof(Bf16)) {
+    p = r * 9.58285e-3f + 5.590643e-2f;
+    p = p * r + 2.4024099e-1f;
+    p = p * r + 6.9312419e-1f;
+  } else {
+    p = r * 1.535336188e-4f + 1.339887440e-3f;
+    p = p * r + 9.618437357e-3f;
+    p = p * r + 5.550332471e-2f;
+    p = p * r + 2.402264791e-1f;
+    p = p * r + 6.931472028e-1f;
+  }
   return times_power_of_2(p * r + 1.0f, n);
 }
 
 constexpr float kLog2E = 1.44269504f;
 
 // 0.5 x (1 + tanh u) = x / (1 + 2^(-2 u log2 e)). Below the limit the result is 0 to 1e-17, and denormal
-// numbers, which are slow, are not met.
+// numbers, which are slow, are not met. As exact as T.
+template <typename T>
 inline Vector gelu(Vector x) {
   constexpr float kFactor = -2.0f * kLog2E * kGeluFactor, kLimit = 60.0f;
   const Vector y = x * (kFactor + kFactor * kGeluCubic * x * x);
-  return x * reciprocal(1.0f + exponential_of_2(smallest(y, broadcast(kLimit))));
+  const Vector below = 1.0f + exponential_of_2<T>(smallest(y, broadcast(kLimit)));
+  return x * (sizeof(T) == sizeof(Bf16) ? reciprocal_estimate(below) : reciprocal(below));
 }
 
 // 16 values, as many vectors as that takes.
@@ -314,7 +326,7 @@ void finish(const Gemm& g, const Panel& panel, int first, int rows, const float*
         store_lanes(out, v, panel.width);
         break;
       case Epilogue::Gelu:
-        store_lanes(out, each(v, [](Vector x, int) { return gelu(x); }), panel.width);
+        store_lanes(out, each(v, [](Vector x, int) { return gelu<A>(x); }), panel.width);
         break;
       case Epilogue::Relu:
         store_lanes(out, each(v, [](Vector x, int) { return largest(x, zero_vector()); }), panel.width);
@@ -351,11 +363,63 @@ void gemm(const Gemm& g) {
   }
 }
 
+#ifdef __AVX512F__
+// out[c] <- (rows[0][c], rows[1][c], ...): 16 x 16 lanes.
+inline void transpose(__m512i (&rows)[kPanel]) {
+  __m512i a[kPanel];
+#pragma GCC unroll 8
+  for (int i = 0; i < kPanel; i += 2) {
+    a[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    a[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kPanel; i += 4) {  // lane c % 4 of four rows, for c / 4 = 0..3
+    rows[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+    rows[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+    rows[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+    rows[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 4; ++i) {  // quarters of 128 bits: those of four groups of rows side by side
+    const __m512i low = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0x44),
+                  high = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xee),
+                  low2 = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x44),
+                  high2 = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xee);
+    a[i] = _mm512_shuffle_i32x4(low, low2, 0x88);
+    a[i + 4] = _mm512_shuffle_i32x4(low, low2, 0xdd);
+    a[i + 8] = _mm512_shuffle_i32x4(high, high2, 0x88);
+    a[i + 12] = _mm512_shuffle_i32x4(high, high2, 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kPanel; ++i) rows[i] = a[i];
+}
+
+// Whole pairs of 16 tokens; 5 % of attention when done one by one.
+inline void pack_key_panel(uint32_t* out, const Bf16* k, int64_t stride, int tokens, int pairs) {
+  for (int first = 0; first < pairs; first += kPanel, k += 2 * kPanel) {
+    const int count = pairs - first < kPanel ? pairs - first : kPanel;
+    const auto mask = static_cast<__mmask16>((1u << count) - 1);
+    __m512i rows[kPanel];
+#pragma GCC unroll 16
+    for (int c = 0; c < kPanel; ++c)
+      rows[c] = c < tokens ? _mm512_maskz_loadu_epi32(mask, k + c * stride) : _mm512_setzero_si512();
+    transpose(rows);
+    for (int p = 0; p < count; ++p, out += kPanel) _mm512_storeu_si512(out, rows[p]);
+  }
+}
+#endif
+
 // Keys as panels: 16 tokens of D inputs each. Tokens and channels beyond the last are zero.
 void pack_keys(Bf16* panels, const Bf16* k, int64_t stride, int N, int D) {
   auto* out = reinterpret_cast<uint32_t*>(panels);
   const int pairs = ceil_div(D, 2);
   for (int first = 0; first < N; first += kPanel, out += pairs * kPanel) {
+#ifdef __AVX512F__
+    if (D % 2 == 0) {
+      pack_key_panel(out, k + first * stride, stride, N - first, pairs);
+      continue;
+    }
+#endif
     for (int c = 0; c < kPanel; ++c) {
       const Bf16* row = k + (first + c) * stride;
       for (int p = 0; p < pairs; ++p) {
@@ -420,7 +484,7 @@ inline float exponentials(T* p, const float* s, int panels, float scale) {
   Lanes sum = {};
   for (int i = 0; i < panels; ++i) {
     const Lanes e = each(load_lanes(s + i * kPanel),
-                         [&](Vector x, int) { return exponential_of_2(x * factor - offset); });
+                         [&](Vector x, int) { return exponential_of_2<T>(x * factor - offset); });
     sum = sum + e;
     store_lanes(p + i * kPanel, e);
   }
@@ -435,41 +499,52 @@ void attention(const Attention& a) {
   T* keys = static_cast<T*>(a.scratch);
   T* values = keys + int64_t{key_panels} * key_pairs * kPairElements;
   T* weights = values + int64_t{value_panels} * value_pairs * kPairElements;
-  auto* scores = reinterpret_cast<float*>(weights + kTileRows * tokens);
+  auto* scores = reinterpret_cast<float*>(weights + attention_rows(N) * tokens);
   pack_keys(keys, static_cast<const T*>(a.k), a.stride, N, D);
   pack_values(values, static_cast<const T*>(a.v), a.stride, N, D);
 
-  alignas(64) float out[kTileRows * kTileColumns];
-  const int whole = 0, row_tiles = ceil_div(N, kTileRows);
+  // Some rows at a time: a tile of keys serves all of them from the first-level cache, and so do their
+  // scores.
+  const int whole = 0, block = attention_rows(N), blocks = ceil_div(N, block);
   const int key_tiles = ceil_div(key_panels, kMaxPanels), value_tiles = ceil_div(value_panels, kMaxPanels);
-  for (int rt = 0; rt < row_tiles; ++rt) {
-    const Range rows = part_of(N, row_tiles, rt);
+  for (int b = 0; b < blocks; ++b) {
+    const Range rows = part_of(N, blocks, b);
+    const int row_tiles = ceil_div(rows.size, kTileRows);
     const T* q = static_cast<const T*>(a.q) + rows.begin * a.stride;
     const T* panels[kTilePanels] = {};
     for (int t = 0; t < key_tiles; ++t) {
       const Range part = part_of(key_panels, key_tiles, t);
       for (int j = 0; j < part.size; ++j)
         panels[j] = keys + int64_t{part.begin + j} * key_pairs * kPairElements;
-      choose_tile<T, T>(rows.size, part.size)(scores + part.begin * kPanel, tokens, q, a.stride, panels,
-                                              &whole, 1, key_pairs);
+      for (int rt = 0; rt < row_tiles; ++rt) {
+        const Range tile_rows = part_of(rows.size, row_tiles, rt);
+        choose_tile<T, T>(tile_rows.size, part.size)(scores + tile_rows.begin * tokens + part.begin * kPanel,
+                                                     tokens, q + tile_rows.begin * a.stride, a.stride, panels,
+                                                     &whole, 1, key_pairs);
+      }
     }
-    float inverse[kTileRows];
+    float inverse[kAttentionRows];
     for (int i = 0; i < rows.size; ++i) {
       for (int n = N; n < tokens; ++n) scores[i * tokens + n] = -1e30f;  // no such token
       inverse[i] = 1.0f / exponentials(weights + i * tokens, scores + i * tokens, key_panels, a.scale);
     }
+    alignas(64) float out[kTileRows * kTileColumns];
     for (int t = 0; t < value_tiles; ++t) {
       const Range part = part_of(value_panels, value_tiles, t);
       for (int j = 0; j < part.size; ++j)
         panels[j] = values + int64_t{part.begin + j} * value_pairs * kPairElements;
-      choose_tile<T, T>(rows.size, part.size)(out, kTileColumns, weights, tokens, panels, &whole, 1,
-                                              value_pairs);
-      for (int i = 0; i < rows.size; ++i) {
-        for (int c = 0; c < part.size * kPanel; c += kPanel) {
-          const Lanes v =
-              each(load_lanes(out + i * kTileColumns + c), [&](Vector x, int) { return x * inverse[i]; });
-          const int column = part.begin * kPanel + c, width = D - column < kPanel ? D - column : kPanel;
-          store_lanes(static_cast<T*>(a.out) + (rows.begin + i) * a.out_stride + column, v, width);
+      for (int rt = 0; rt < row_tiles; ++rt) {
+        const Range tile_rows = part_of(rows.size, row_tiles, rt);
+        choose_tile<T, T>(tile_rows.size, part.size)(out, kTileColumns, weights + tile_rows.begin * tokens,
+                                                     tokens, panels, &whole, 1, value_pairs);
+        for (int i = 0; i < tile_rows.size; ++i) {
+          const int row = tile_rows.begin + i;
+          for (int c = 0; c < part.size * kPanel; c += kPanel) {
+            const Lanes v =
+                each(load_lanes(out + i * kTileColumns + c), [&](Vector x, int) { return x * inverse[row]; });
+            const int column = part.begin * kPanel + c, width = D - column < kPanel ? D - column : kPanel;
+            store_lanes(static_cast<T*>(a.out) + (rows.begin + row) * a.out_stride + column, v, width);
+          }
         }
       }
     }

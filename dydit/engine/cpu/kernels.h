@@ -76,6 +76,14 @@ struct Kernels {
 /// The kernels for the instruction level in force (dydit/base/isa.h).
 const Kernels& kernels();
 
+inline constexpr int kAttentionRows = 4 * kTileRows;
+/// Rows whose scores attention holds at a time: as many as fit the first-level cache.
+constexpr int attention_rows(int N) {
+  constexpr int kScores = 6144;
+  const int tiles = kScores / (N * kTileRows);
+  return (tiles < 1 ? 1 : tiles > 4 ? 4 : tiles) * kTileRows;
+}
+
 /// Bytes of scratch memory that attention over N tokens of D channels takes, for elements of `element` bytes.
 size_t attention_scratch(int N, int D, size_t element);
 
