@@ -162,6 +162,15 @@ at::Tensor work_slope(const DiTConfig& config, const at::Tensor& share) {
   return slope;
 }
 
+// Logits about their mean, their spread over the parts held to kLogitSpread. Their order alone decides, so
+// nothing else keeps all of them from drifting one way or apart; the routers' weights would grow with them,
+// and with those the gradient that tokens get through their logits.
+at::Tensor balance(const at::Tensor& logits) {
+  const at::Tensor centred = logits - logits.mean(1, /*keepdim=*/true);
+  const at::Tensor spread = at::sqrt(centred.square().mean(1, /*keepdim=*/true) + 1e-12);
+  return centred / (spread / kLogitSpread).clamp_min(1.0);
+}
+
 }  // namespace
 
 at::Tensor keep_share(DiT& model) {
@@ -235,16 +244,14 @@ at::Tensor capacity_gate(const at::Tensor& logits, const at::Tensor& noise, cons
   if (M == 0) return logits;
   const at::Tensor wanted = share * static_cast<double>(M + forced);  // (B), differentiable
   const at::Tensor keep = (counts - forced).unsqueeze(1);             // (B, 1), of the M
-  // Only the order decides. Without this all logits drift together, unbounded, and with them the routers'
-  // weights and the tokens' gradient through them.
-  const at::Tensor z = logits - logits.mean(1, /*keepdim=*/true) + noise;
+  const at::Tensor z = balance(logits) + noise;
   const at::Tensor order = at::argsort(z.detach(), /*stable=*/true, /*dim=*/1, /*descending=*/true);
   const at::Tensor rank = at::argsort(order, /*stable=*/true, /*dim=*/1, /*descending=*/false);
   const at::Tensor last = (keep - 1).clamp_min(0);  // rank of the boundary
   const at::Tensor boundary = z.detach().gather(1, order.gather(1, last));
   const at::Tensor soft = at::sigmoid((z - boundary) / kGumbelTau);
-  const at::Tensor hard = (rank < keep).to(at::kFloat), at_boundary = (rank == last).to(at::kFloat);
-  return hard + (soft - soft.detach()) + at_boundary * (wanted - wanted.detach()).unsqueeze(1);
+  const at::Tensor hard = (rank < keep).to(at::kFloat), first_off = (rank == keep).to(at::kFloat);
+  return hard + (soft - soft.detach()) + first_off * (wanted - wanted.detach()).unsqueeze(1);
 }
 
 }  // namespace dydit

@@ -20,6 +20,9 @@ enum class PartKind { Heads, Groups, Tokens };
 /// choose_counts is content when the work ratio is this near the target, as a share of it.
 inline constexpr double kCountTolerance = 0.001;
 
+/// Largest root mean square of a router's centred logits in training; the noise's is 1.8.
+inline constexpr double kLogitSpread = 5.0;
+
 /// The shares among a training model's parameters; undefined under the threshold rule.
 at::Tensor keep_share(DiT& model);
 
@@ -43,9 +46,10 @@ void project_share_gradient(const DiTConfig& config, const at::Tensor& share, at
 void scale_shares(const DiTConfig& config, at::Tensor& share, double target);
 
 /// Gates of M = logits.size(1) parts (and, with `first_on`, an always-on one in front that is not among
-/// them): 1 for the `counts` largest of logits + noise, the always-on one counted. Straight-through: the
-/// logits' gradient is that of a sigmoid around the boundary, less its mean over the parts; the share's goes
-/// through the gate at the boundary. logits, noise (B, M), share (B), counts (B) int64 -> (B, M)
+/// them): 1 for the `counts` largest of logits + noise, the always-on one counted; before the noise the
+/// logits are centred and a spread above kLogitSpread is scaled down to it. Straight-through: the logits'
+/// gradient is that of a sigmoid around the boundary; the share's goes through the first gate that is closed,
+/// which tells what one more part is worth. logits, noise (B, M), share (B), counts (B) int64 -> (B, M)
 at::Tensor capacity_gate(const at::Tensor& logits, const at::Tensor& noise, const at::Tensor& share,
                          const at::Tensor& counts, bool first_on);
 

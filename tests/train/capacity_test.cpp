@@ -196,17 +196,32 @@ TEST(CapacityGate, GivesLogitsNoCommonGradient) {
   EXPECT_GT(logits.grad().abs().max().item<double>(), 1e-3);
 }
 
-TEST(CapacityGate, GivesTheShareTheBoundarysGradient) {
+// Nor may anything push them apart once they are far apart.
+TEST(CapacityGate, HoldsTheSpreadOfLogits) {
+  const at::Tensor values = random_tensor({5, 9}, 3, 0, 100), noise = random_tensor({5, 9}, 3, 1);
+  const at::Tensor logits = values.clone().requires_grad_(true);
+  (gate_of(logits, noise, {1, 3, 5, 8, 9}, /*first_on=*/false) * random_tensor({5, 9}, 3, 2))
+      .sum()
+      .backward();
+  const at::Tensor along = (logits.grad() * (values - values.mean(1, true))).sum(1);
+  EXPECT_LT(along.abs().max().item<double>(), 1e-5);
+  EXPECT_GT(logits.grad().abs().max().item<double>(), 1e-5);
+}
+
+// At a gate that is open the loss of a trained model is flat; one that is closed tells what it is worth.
+TEST(CapacityGate, GivesTheShareTheFirstClosedGatesGradient) {
   const at::Tensor logits = at::tensor({3.f, -1.f, 2.f}).view({1, 3}),
                    weights = at::tensor({1.f, 10.f, 100.f});
-  for (const bool first_on : {false, true}) {
-    const at::Tensor share = at::full({1}, 0.5).requires_grad_(true);
-    (capacity_gate(logits, at::zeros({1, 3}), share, at::tensor({int64_t{2}}), first_on) * weights)
-        .sum()
-        .backward();
-    // The last that is on: of the second rank alone, of the first beside an always-on one; parts in all.
-    EXPECT_EQ(share.grad().item<float>(), first_on ? 1.0f * 4 : 100.0f * 3);
-  }
+  const auto gradient = [&](int64_t count, bool first_on) {
+    const at::Tensor share = at::full({1}, 0.5).requires_grad_(true), none = at::zeros({1, 3});
+    (capacity_gate(logits, none, share, at::tensor({count}), first_on) * weights).sum().backward();
+    return share.grad().item<float>();
+  };
+  EXPECT_EQ(gradient(1, false), 100.0f * 3);  // times the parts there are
+  EXPECT_EQ(gradient(2, false), 10.0f * 3);
+  EXPECT_EQ(gradient(3, false), 0.0f);  // nothing is closed
+  EXPECT_EQ(gradient(1, true), 1.0f * 4);
+  EXPECT_EQ(gradient(2, true), 100.0f * 4);
 }
 
 // Eight steps with the capacity rule, lambda reached after four.
