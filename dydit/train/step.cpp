@@ -8,9 +8,9 @@
 #include <torch/torch.h>
 
 #include "dydit/base/noise.h"
+#include "dydit/diffusion/losses.h"
 #include "dydit/model/dit.h"
 #include "dydit/train/capacity.h"
-#include "dydit/diffusion/losses.h"
 #include "dydit/train/state.h"
 
 namespace dydit {

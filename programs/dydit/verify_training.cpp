@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include "dydit/base/error.h"
+#include "dydit/diffusion/losses.h"
 #include "dydit/model/dit.h"
 #include "dydit/train/gates.h"
-#include "dydit/diffusion/losses.h"
 #include "verify.h"
 
 namespace dydit {

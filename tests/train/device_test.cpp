@@ -4,9 +4,9 @@
 #include <torch/library.h>
 #include <torch/torch.h>
 
+#include "dydit/diffusion/losses.h"
 #include "dydit/model/init.h"
 #include "dydit/train/capacity.h"
-#include "dydit/diffusion/losses.h"
 #include "dydit/train/parameters.h"
 #include "dydit/train/step.h"
 #include "tests/support/random_model.h"

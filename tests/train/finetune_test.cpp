@@ -8,9 +8,9 @@
 #include <nlohmann/json.hpp>
 #include <torch/torch.h>
 
+#include "dydit/diffusion/losses.h"
 #include "dydit/io/safetensors.h"
 #include "dydit/model/dit.h"
-#include "dydit/diffusion/losses.h"
 #include "dydit/train/state.h"
 #include "dydit/train/step.h"
 

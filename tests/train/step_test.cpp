@@ -11,8 +11,8 @@
 #include <torch/torch.h>
 
 #include "dydit/base/noise.h"
-#include "dydit/model/init.h"
 #include "dydit/diffusion/losses.h"
+#include "dydit/model/init.h"
 #include "tests/support/random_model.h"
 
 namespace dydit {
