@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <openssl/evp.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <system_error>
@@ -146,6 +147,22 @@ void OutputFile::commit(Durability durability) {
   if (temporary_.empty()) return;
   if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail_write(target_, errno);
   temporary_.clear();
+}
+
+FolderLock::FolderLock(const fs::path& folder)
+    : descriptor_(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+  DYDIT_CHECK(descriptor_ >= 0, "{}: cannot open: {}", folder.string(), reason(errno));
+  if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0) return;
+  const int error_number = errno;
+  ::close(descriptor_);
+  DYDIT_CHECK(error_number != EWOULDBLOCK,
+              "{}: another process is at work in this folder; let it end or stop it first", folder.string());
+  // Some network file systems have no locks; what they cannot tell is no reason not to work.
+  descriptor_ = -1;
+}
+
+FolderLock::~FolderLock() {
+  if (descriptor_ >= 0) ::close(descriptor_);
 }
 
 std::string sha256_hex(std::span<const std::byte> bytes) {

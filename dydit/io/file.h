@@ -62,6 +62,21 @@ class OutputFile {
   uint64_t size_ = 0;
 };
 
+/// A folder that this process alone works in, as long as the object lives; the system frees it with the
+/// process.
+class FolderLock {
+ public:
+  /// Throws Error when another process holds it or the folder cannot be opened. Where the file system has no
+  /// locks nothing is held.
+  explicit FolderLock(const std::filesystem::path& folder);
+  ~FolderLock();
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+
+ private:
+  int descriptor_;
+};
+
 /// SHA-256 as 64 hexadecimal digits, the same as sha256sum prints.
 std::string sha256_hex(std::span<const std::byte> bytes);
 

@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include <torch/torch.h>
 
 #include "dydit/base/error.h"
 #include "dydit/base/timer.h"
+#include "dydit/io/file.h"
 #include "dydit/model/dit.h"
 #include "dydit/train/capacity.h"
 #include "dydit/train/state.h"
@@ -123,6 +125,8 @@ void train(const Checkpoint& start, const Dataset& data, const TrainOptions& opt
   const auto tell = [](const auto& callback, const std::string& line) {
     if (callback) callback(line);
   };
+  std::optional<FolderLock> alone;  // two runs in one folder would spoil each other's checkpoints
+  if (root) alone.emplace(run.run);
   DiT model = make_training_model(start, options);
   ParameterStore store(model, options.router_lr_scale);
   RunState state;

@@ -4,6 +4,7 @@ Models of a few thousand weights on 24 images of 8x8 in 4 classes, float32; a ru
 """
 
 import csv
+import fcntl
 import json
 import os
 import pathlib
@@ -415,6 +416,15 @@ class ResumeTest(TrainBase):
         run = self.finetune(model, *flags, "--total-train-steps", "12", "--resume")
         self.same_run(whole, run, 12)
         self.same_rows(whole, run)
+
+    def test_a_run_that_another_process_continues_is_refused(self):
+        run = self.train("--total-train-steps", "2")
+        folder = os.open(run, os.O_RDONLY)
+        self.addCleanup(os.close, folder)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        self.expect_error(self.command("train", *SHAPE, "--total-train-steps", "4", "--resume"), FAILED, run.name,
+                          "another process")
+        self.assertFalse((run / "checkpoints/0000004.safetensors").exists())
 
     def test_rows_beyond_the_resumed_step_are_dropped(self):
         run = self.train("--total-train-steps", "30", "--log-every", "5", "--ckpt-every", "10")
