@@ -2,6 +2,7 @@
 #include "dydit/data/dataset.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cassert>
 #include <cstring>
@@ -27,6 +28,16 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int kMaxSide = 4096;
+
+// byte / 127.5 - 1
+const std::array<float, 256>& signed_levels() {
+  static const std::array<float, 256> levels = [] {
+    std::array<float, 256> table{};
+    for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<float>(i) / 127.5f - 1.0f;
+    return table;
+  }();
+  return levels;
+}
 
 // fn(i) for i = 0..count-1 on `threads` threads. Rethrows the exception of the lowest i that threw, so that
 // which image is named does not depend on timing.
@@ -218,6 +229,16 @@ ImageSource open_source(const fs::path& path, const std::string& split) {
       fmt::format("{}: is no data set; a folder of class folders, a .tar or .tar.gz of it, an .npz with "
                   "images and labels, or CIFAR-10's .bin is wanted",
                   name));
+}
+
+void Dataset::read_pixels(int64_t index, bool flip, float* out) const {
+  const auto side = static_cast<size_t>(side_);
+  std::vector<uint8_t> bytes(static_cast<size_t>(channels_) * side * side);
+  read(index, bytes);
+  const std::array<float, 256>& levels = signed_levels();
+  for (size_t row = 0; row < bytes.size(); row += side) {
+    for (size_t x = 0; x < side; ++x) out[row + x] = levels[bytes[row + (flip ? side - 1 - x : x)]];
+  }
 }
 
 std::unique_ptr<Dataset> Dataset::load(const fs::path& path, const DatasetOptions& options) {

@@ -35,6 +35,9 @@ class Dataset {
   /// while the short side is at least twice `side`, bicubic to `side`, cut the centre) where the size
   /// differs.
   virtual void read(int64_t index, std::span<uint8_t> out) const = 0;
+  /// The same as a model sees it, (channels, side, side) in [-1, 1]: byte / 127.5 - 1; rows reversed when
+  /// `flip`.
+  void read_pixels(int64_t index, bool flip, float* out) const;
 
   int side() const { return side_; }
   int channels() const { return channels_; }

@@ -1,8 +1,6 @@
 #include "dydit/data/loader.h"
 
-#include <array>
 #include <numeric>
-#include <span>
 #include <utility>
 
 #include <ATen/core/PhiloxRNGEngine.h>
@@ -16,24 +14,6 @@ namespace {
 // The `draw` (see noise.h) of the order: far from those of TrainingDraw.
 constexpr uint64_t kOrderDraw = 0xFFFFFFFF;
 constexpr int kMaxGlobalBatch = 1 << 24;  // of training_sample
-
-// byte / 127.5 - 1
-const std::array<float, 256>& signed_levels() {
-  static const std::array<float, 256> levels = [] {
-    std::array<float, 256> table{};
-    for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<float>(i) / 127.5f - 1.0f;
-    return table;
-  }();
-  return levels;
-}
-
-// One image of (channels, side, side), its rows reversed when `flip`.
-void write_pixels(std::span<const uint8_t> bytes, size_t side, bool flip, float* out) {
-  const std::array<float, 256>& levels = signed_levels();
-  for (size_t row = 0; row < bytes.size(); row += side) {
-    for (size_t x = 0; x < side; ++x) out[row + x] = levels[bytes[row + (flip ? side - 1 - x : x)]];
-  }
-}
 
 }  // namespace
 
@@ -107,7 +87,6 @@ Batch Loader::make_batch(uint64_t step) {
   const auto count = static_cast<size_t>(options_.count);
   const auto size = static_cast<uint64_t>(dataset_.size());
   Batch batch{step, std::vector<float>(count * image_size), std::vector<int64_t>(count)};
-  std::vector<uint8_t> bytes(image_size);
   for (size_t i = 0; i < count; ++i) {
     const uint64_t j = static_cast<uint64_t>(options_.first) + i;
     const uint64_t position = step * static_cast<uint64_t>(options_.global_batch) + j;
@@ -116,13 +95,12 @@ Batch Loader::make_batch(uint64_t step) {
       epoch_ = epoch;
     }
     const int64_t index = order_[position % size];
-    dataset_.read(index, bytes);
     float uniform = 1;
     if (options_.flip) {
       fill_uniform({&uniform, 1}, options_.seed, training_sample(step, j),
                    static_cast<uint64_t>(TrainingDraw::Flip));
     }
-    write_pixels(bytes, side, /*flip=*/uniform < 0.5f, batch.images.data() + i * image_size);
+    dataset_.read_pixels(index, /*flip=*/uniform < 0.5f, batch.images.data() + i * image_size);
     batch.labels[i] = dataset_.label(index);
   }
   return batch;

@@ -51,12 +51,11 @@ EvalBatch read_batch(const Dataset& dataset, int64_t total, int64_t first, int l
     batch.images.push_back(i * dataset.size() / total);
   batch.x0 = at::empty(
       {static_cast<int64_t>(batch.images.size()), dataset.channels(), dataset.side(), dataset.side()});
-  std::vector<uint8_t> bytes(batch.x0.stride(0));
   float* out = batch.x0.data_ptr<float>();
   for (const int64_t image : batch.images) {
-    dataset.read(image, bytes);
+    dataset.read_pixels(image, /*flip=*/false, out);
+    out += batch.x0.stride(0);
     batch.labels.push_back(dataset.label(image));
-    out = std::transform(bytes.begin(), bytes.end(), out, [](uint8_t byte) { return byte / 127.5f - 1.0f; });
   }
   return batch;
 }

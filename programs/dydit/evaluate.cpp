@@ -39,7 +39,8 @@ double spread(const std::vector<double>& values) {
   return (*high - *low) / 2;
 }
 
-json decile_json(const DecileLoss& decile) {
+// A row of the table; JSON and CSV have these columns.
+nlohmann::ordered_json decile_row(const DecileLoss& decile) {
   return {{"mse", mean(decile.mse)},
           {"mse_spread", spread(decile.mse)},
           {"vb", mean(decile.vb)},
@@ -67,18 +68,16 @@ void print_report(const LossReport& report) {
 }
 
 void write_csv(const std::string& path, const LossReport& report) {
-  std::string text = "t,mse,mse_spread,vb,vb_spread,heads,groups,tokens,required_share,executed_share\n";
+  std::string header = "t", rows;
+  const auto first = decile_row(report[0]);
+  for (const auto& column : first.items()) header += "," + column.key();
   for (int d = 0; d <= kDeciles; ++d) {
-    const json row = decile_json(report[d]);
-    text += decile_name(d);
-    for (const char* key : {"mse", "mse_spread", "vb", "vb_spread", "heads", "groups", "tokens",
-                            "required_share", "executed_share"}) {
-      text += fmt::format(",{:.6g}", row[key].get<double>());
-    }
-    text += "\n";
+    rows += decile_name(d);
+    for (const auto& value : decile_row(report[d])) rows += fmt::format(",{:.6g}", value.get<double>());
+    rows += "\n";
   }
   OutputFile file(path);
-  file.write(text);
+  file.write(header + "\n" + rows);
   file.commit();
 }
 
@@ -102,7 +101,7 @@ void add_flags(Cli& cli, EvaluateFlags& flags) {
   app.add_option("--batch", flags.options.batch, "Images computed together; changes speed, not results")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
-  cli.add_choice("--mode", flags.mode, {"dynamic", "static"}, "static: the complete model, routers ignored");
+  cli.add_choice("--mode", flags.mode, {"dynamic", "static"}, "Obey the routers or run the complete model");
   app.add_option("--csv", flags.csv, "Also write the table here");
 }
 
@@ -142,9 +141,9 @@ int run_evaluate(const Args& args, Isa isa) {
     print_report(report);
     return 0;
   }
-  json deciles = json::array();
+  auto deciles = nlohmann::ordered_json::array();
   for (int d = 0; d < kDeciles; ++d) {
-    json row = decile_json(report[d]);
+    auto row = decile_row(report[d]);
     row["t"] = decile_name(d);
     deciles.push_back(row);
   }
@@ -157,7 +156,7 @@ int run_evaluate(const Args& args, Isa isa) {
                  {"dtype", dtype_flag(options.dtype)},
                  {"engine", engine_name(options.engine)},
                  {"deciles", deciles},
-                 {"all", decile_json(report[kDeciles])}};
+                 {"all", decile_row(report[kDeciles])}};
   fmt::print("{}\n", result.dump());
   return 0;
 }

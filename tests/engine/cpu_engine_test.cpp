@@ -325,19 +325,25 @@ TEST(CpuEngine, ProfileHoldsTheTimeOfEveryOperator) {
   }
 }
 
-// Seconds of adaLN over a pass through `steps` steps.
+// Seconds of adaLN over a pass through `steps`; the least of some passes, for others use this processor, too.
 double modulation_seconds(const std::vector<int>& steps) {
   DiTConfig config = test::static_config();
   config.hidden_size = 256;
   config.mlp_hidden = 256;
-  Profile profile(config.depth + 1);
+  Profile profile;
   std::vector<int> timesteps(steps.size());
   std::iota(timesteps.begin(), timesteps.end(), 0);
   const EngineOf engine(EngineKind::Cpu, random_checkpoint(config), {.profile = &profile}, Mode::Static,
                         timesteps);
-  const Inputs inputs = random_inputs(config, 1);
-  for (const int step : steps) engine.forward(inputs, step);
-  return profile[config.depth][static_cast<int>(Operator::AdaLN)];
+  Inputs inputs = random_inputs(config, 1);
+  double least = std::numeric_limits<double>::infinity();
+  for (int pass = 0; pass < 5; ++pass) {
+    inputs.y[0] = pass;  // so that no pass finds the last one's
+    profile.assign(config.depth + 1, {});
+    for (const int step : steps) engine.forward(inputs, step);
+    least = std::min(least, profile[config.depth][static_cast<int>(Operator::AdaLN)]);
+  }
+  return least;
 }
 
 // In the other order every step would find nothing that it can use: 32 times the work here.

@@ -7,7 +7,6 @@
 #include "dydit/base/error.h"
 #include "dydit/base/noise.h"
 #include "dydit/diffusion/losses.h"
-#include "dydit/model/macs.h"
 #include "tests/support/noise_images.h"
 #include "tests/support/random_model.h"
 
@@ -24,7 +23,7 @@ DiTConfig pixels(bool dynamic) {
 
 Checkpoint model(bool dynamic) { return test::random_checkpoint(pixels(dynamic)); }
 
-// Image 5 at t of decile 4, by the module itself.
+// Decile 4, image by image through the module itself.
 TEST(EvaluateLoss, ADecileIsTheMeanOfItsImagesLosses) {
   const Checkpoint checkpoint = model(false);
   const NoiseImages images;

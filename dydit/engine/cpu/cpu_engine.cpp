@@ -8,9 +8,7 @@
 #include <fmt/format.h>
 
 #include "dydit/base/error.h"
-#include "dydit/base/isa.h"
 #include "dydit/base/team.h"
-#include "dydit/base/timer.h"
 #include "dydit/engine/cpu/kernels.h"
 #include "dydit/engine/cpu/packed_linear.h"
 #include "dydit/engine/engine.h"
@@ -20,28 +18,6 @@
 
 namespace dydit {
 namespace cpu {
-
-namespace avx2 {
-extern const Kernels kernels;
-}
-namespace avx512 {
-extern const Kernels kernels;
-}
-namespace avx512_bf16 {
-extern const Kernels kernels;
-}
-
-const Kernels& kernels() {
-  if (active_isa() >= Isa::Avx512Bf16) return avx512_bf16::kernels;
-  return active_isa() >= Isa::Avx512 ? avx512::kernels : avx2::kernels;
-}
-
-size_t attention_scratch(int N, int D, size_t element) {
-  const size_t tokens = (N + kPanel - 1) / kPanel * kPanel, channels = (D + kPanel - 1) / kPanel * kPanel;
-  const size_t keys = tokens * ((D + 1) / 2 * 2), values = channels * ((N + 1) / 2 * 2),
-               weights = attention_rows(N) * tokens;
-  return (keys + values + weights) * element + weights * sizeof(float) + 64;
-}
 
 namespace {
 
@@ -53,24 +29,6 @@ constexpr size_t kModulationBytes = size_t{64} << 20;  // adaLN of as many steps
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 int even(int n) { return (n + 1) / 2 * 2; }
 float silu(float x) { return x / (1.0f + std::exp(-x)); }
-
-// Grow-only memory: nothing is allocated once the largest batch has passed.
-class Buffer {
- public:
-  template <typename T>
-  T* get(size_t count) {
-    if (count * sizeof(T) > bytes_) {
-      bytes_ = count * sizeof(T);
-      memory_.reset();
-      memory_ = allocate(bytes_ + 64);  // rows of an odd size are read one element beyond the last
-    }
-    return static_cast<T*>(memory_.get());
-  }
-
- private:
-  size_t bytes_ = 0;
-  Memory memory_;
-};
 
 struct Block {
   PackedLinear qkv, proj, fc1, fc2;
@@ -649,22 +607,6 @@ int64_t CpuEngine::executed_block_macs(const BlockWidth& width, const Block& blo
 
 }  // namespace
 }  // namespace cpu
-
-double measure_peak_macs(at::ScalarType dtype, int threads, double seconds) {
-  const auto peak = dtype == at::kBFloat16 ? cpu::kernels().peak_bf16 : cpu::kernels().peak_float;
-  Team team(threads);
-  std::vector<std::array<float, 16>> sinks(threads);  // one cache line a thread
-  std::vector<int64_t> macs(threads);
-  double best = 0;
-  const Timer whole;
-  while (whole.seconds() < seconds) {
-    const Timer timer;
-    team.run(threads, [&](int task, int) { macs[task] = peak(2000, sinks[task].data()); });
-    best = std::max(
-        best, static_cast<double>(std::accumulate(macs.begin(), macs.end(), int64_t{0})) / timer.seconds());
-  }
-  return best;
-}
 
 std::unique_ptr<Engine> make_cpu_engine(const Checkpoint& checkpoint, const WidthPlan& plan,
                                         const EngineOptions& options) {

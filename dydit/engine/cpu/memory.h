@@ -29,4 +29,22 @@ class Arena {
   size_t left_ = 0;
 };
 
+// Grow-only memory: nothing is allocated once the largest batch has passed.
+class Buffer {
+ public:
+  template <typename T>
+  T* get(size_t count) {
+    if (count * sizeof(T) > bytes_) {
+      bytes_ = count * sizeof(T);
+      memory_.reset();
+      memory_ = allocate(bytes_ + 64);  // rows of an odd size are read one element beyond the last
+    }
+    return static_cast<T*>(memory_.get());
+  }
+
+ private:
+  size_t bytes_ = 0;
+  Memory memory_;
+};
+
 }  // namespace dydit::cpu
