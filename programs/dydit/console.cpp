@@ -51,12 +51,14 @@ void Console::progress(const Progress& progress) {
   const double now = timer_.seconds();
   const bool last = progress.done == progress.total;
   if (now - last_drawn_ < (terminal ? kRedrawSeconds : kPlainLineSeconds) && !(last && terminal)) return;
-  if (!terminal && last_drawn_ < 0) {  // the first interval starts here
-    last_drawn_ = now;
+  if (last_drawn_ < 0) {  // the rate counts from here: a resumed run has done most of its units before
+    last_drawn_ = first_seconds_ = now;
+    first_done_ = progress.done;
     return;
   }
   last_drawn_ = now;
-  const double rate = static_cast<double>(progress.done) / std::max(now, 1e-9);
+  const double rate =
+      static_cast<double>(std::max(1L, progress.done - first_done_)) / std::max(now - first_seconds_, 1e-9);
   const std::string text = fmt::format("{}/{} {}, {:.1f}/s, {:.0f} s left", progress.done, progress.total,
                                        progress.what, rate, (progress.total - progress.done) / rate);
   if (!terminal) {

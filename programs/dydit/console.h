@@ -32,6 +32,8 @@ class Console {
   Verbosity verbosity_;
   Timer timer_;
   double last_drawn_ = -1e9;
+  double first_seconds_ = 0;  // of the first progress
+  long first_done_ = 0;
   bool line_open_ = false;
 };
 
