@@ -1,6 +1,7 @@
 // Philox counters turned into normals, two at a time (Box-Muller).
 #include "dydit/base/noise.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 
@@ -21,10 +22,14 @@ void fill_normal(std::span<float> out, uint64_t seed, uint64_t sample, uint64_t 
   }
 }
 
+float open_uniform(uint32_t bits) {
+  // The upper 24 bits and a half. From 2^23 on the half is rounded away, and for the last value up to 1.
+  return std::min((static_cast<float>(bits >> 8) + 0.5f) * 0x1p-24f, 1.0f - 0x1p-24f);
+}
+
 void fill_uniform(std::span<float> out, uint64_t seed, uint64_t sample, uint64_t draw) {
   at::philox_engine engine(seed, sample, draw << 32);
-  // 24 bits and a half: the open interval, exactly representable.
-  for (float& value : out) value = (static_cast<float>(engine() >> 8) + 0.5f) * 0x1p-24f;
+  for (float& value : out) value = open_uniform(engine());
 }
 
 }  // namespace dydit

@@ -11,6 +11,9 @@ namespace dydit {
 /// `draw` numbers the noises of one sample: 0 the start, k the noise of the loop's k-th step.
 void fill_normal(std::span<float> out, uint64_t seed, uint64_t sample, uint64_t draw);
 
+/// A number in the open interval (0, 1) from the upper 24 of 32 random bits.
+float open_uniform(uint32_t bits);
+
 /// Fills `out` with uniform numbers in (0, 1), keyed like fill_normal.
 void fill_uniform(std::span<float> out, uint64_t seed, uint64_t sample, uint64_t draw);
 

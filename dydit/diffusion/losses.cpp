@@ -2,8 +2,11 @@
 #include "dydit/diffusion/losses.h"
 
 #include <cmath>
+#include <map>
+#include <mutex>
 #include <numbers>
 #include <numeric>
+#include <string>
 
 #include <ATen/ATen.h>
 
@@ -19,28 +22,41 @@ struct Schedule {
       coef2;
 };
 
-const Schedule& schedule() {
-  static const Schedule instance = [] {
-    std::vector<int> all(kNumTrainTimesteps);
-    std::iota(all.begin(), all.end(), 0);
-    const DiffusionTables tables = make_diffusion_tables(all);
-    const auto to_tensor = [](const std::vector<double>& values) { return at::tensor(values, at::kDouble); };
-    const at::Tensor a = to_tensor(tables.alphas_cumprod);
-    return Schedule{at::sqrt(a).to(at::kFloat),
-                    at::sqrt(1 - a).to(at::kFloat),
-                    to_tensor(tables.sqrt_recip_alphas_cumprod).to(at::kFloat),
-                    to_tensor(tables.sqrt_recipm1_alphas_cumprod).to(at::kFloat),
-                    at::log(to_tensor(tables.betas)).to(at::kFloat),
-                    to_tensor(tables.posterior_log_variance_clipped).to(at::kFloat),
-                    to_tensor(tables.posterior_mean_coef1).to(at::kFloat),
-                    to_tensor(tables.posterior_mean_coef2).to(at::kFloat)};
-  }();
-  return instance;
+Schedule make_schedule() {
+  std::vector<int> all(kNumTrainTimesteps);
+  std::iota(all.begin(), all.end(), 0);
+  const DiffusionTables tables = make_diffusion_tables(all);
+  const auto to_tensor = [](const std::vector<double>& values) { return at::tensor(values, at::kDouble); };
+  const at::Tensor a = to_tensor(tables.alphas_cumprod);
+  return {at::sqrt(a).to(at::kFloat),
+          at::sqrt(1 - a).to(at::kFloat),
+          to_tensor(tables.sqrt_recip_alphas_cumprod).to(at::kFloat),
+          to_tensor(tables.sqrt_recipm1_alphas_cumprod).to(at::kFloat),
+          at::log(to_tensor(tables.betas)).to(at::kFloat),
+          to_tensor(tables.posterior_log_variance_clipped).to(at::kFloat),
+          to_tensor(tables.posterior_mean_coef1).to(at::kFloat),
+          to_tensor(tables.posterior_mean_coef2).to(at::kFloat)};
+}
+
+// Kept on every device that asked: a copy to a GPU would make the CPU wait for all that runs there.
+const Schedule& schedule_on(at::Device device) {
+  static std::mutex mutex;
+  static auto& on_device = *new std::map<std::string, Schedule>;  // never freed: a GPU may be gone before it
+  const std::lock_guard lock(mutex);
+  const auto [found, is_new] = on_device.try_emplace(device.str());
+  if (is_new) {
+    found->second = make_schedule();
+    for (const auto& table : {&Schedule::sqrt_a, &Schedule::sqrt_one_minus_a, &Schedule::sqrt_recip_a,
+                              &Schedule::sqrt_recipm1_a, &Schedule::log_beta, &Schedule::posterior_log_variance,
+                              &Schedule::coef1, &Schedule::coef2})
+      found->second.*table = (found->second.*table).to(device);
+  }
+  return found->second;
 }
 
 // Entries of `table` at t, shaped to multiply (B, C, H, W).
 at::Tensor at_timesteps(const at::Tensor& table, const at::Tensor& t) {
-  return table.to(t.device()).index_select(0, t).view({-1, 1, 1, 1});
+  return table.index_select(0, t).view({-1, 1, 1, 1});
 }
 
 at::Tensor mean_flat(const at::Tensor& x) { return x.flatten(1).mean(1); }
@@ -64,7 +80,8 @@ at::Tensor discretized_gaussian_log_likelihood(const at::Tensor& x0, const at::T
 }  // namespace
 
 at::Tensor q_sample(const at::Tensor& x0, const at::Tensor& t, const at::Tensor& noise) {
-  return at_timesteps(schedule().sqrt_a, t) * x0 + at_timesteps(schedule().sqrt_one_minus_a, t) * noise;
+  const Schedule& s = schedule_on(t.device());
+  return at_timesteps(s.sqrt_a, t) * x0 + at_timesteps(s.sqrt_one_minus_a, t) * noise;
 }
 
 DiffusionLoss diffusion_loss(const at::Tensor& output, const at::Tensor& x0, const at::Tensor& x_t,
@@ -74,7 +91,7 @@ DiffusionLoss diffusion_loss(const at::Tensor& output, const at::Tensor& x0, con
   const at::Tensor mse = mean_flat((noise - eps).square());
   if (output.size(1) == channels) return {mse, at::zeros_like(mse)};
 
-  const Schedule& s = schedule();
+  const Schedule& s = schedule_on(t.device());
   const at::Tensor true_log_variance = at_timesteps(s.posterior_log_variance, t);
   const at::Tensor fraction = (output.slice(1, channels) + 1.0) / 2.0;
   const at::Tensor log_variance =

@@ -1,8 +1,6 @@
 // The forward of method.md sections 1 and 2, in the paper's order.
 #include "dydit/model/dit.h"
 
-#include <cmath>
-
 #include "dydit/model/embeddings.h"
 #include "dydit/model/ops.h"
 
@@ -80,13 +78,10 @@ at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const
 }
 
 at::Tensor DiTBlockImpl::attention(const at::Tensor& x, const at::Tensor& head_gate, at::ScalarType dtype) {
-  const int64_t B = x.size(0), N = x.size(1), C = x.size(2), H = config.num_heads, D = C / H;
+  const int64_t B = x.size(0), N = x.size(1), C = x.size(2), H = config.num_heads;
   // Unbound, not indexed: the gradients of q, k and v are then stacked once instead of padded and added.
-  const auto parts = qkv->forward(x, dtype).view({B, N, 3, H, D}).permute({2, 0, 3, 1, 4}).unbind(0);
-  const at::Tensor &q = parts[0], &k = parts[1], &v = parts[2];
-  const at::Tensor weights =
-      scaled_softmax(at::matmul(q, k.transpose(2, 3)), 1.0 / std::sqrt(static_cast<double>(D)));
-  at::Tensor heads = at::matmul(weights, v);  // (B, H, N, D)
+  const auto parts = qkv->forward(x, dtype).view({B, N, 3, H, C / H}).permute({2, 0, 3, 1, 4}).unbind(0);
+  at::Tensor heads = dydit::attention(parts[0], parts[1], parts[2]);  // (B, H, N, D)
   if (head_gate.defined()) heads = heads * head_gate.to(dtype).view({B, H, 1, 1});
   return proj->forward(heads.transpose(1, 2).reshape({B, N, C}), dtype);
 }

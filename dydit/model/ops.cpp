@@ -1,6 +1,8 @@
 // Autograd around the kernels: shapes, types, threads; the arithmetic is in op_kernels.cpp.
 #include "dydit/model/ops.h"
 
+#include <cmath>
+
 #include <ATen/Parallel.h>
 #include <torch/torch.h>
 
@@ -236,9 +238,10 @@ at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate) {
   return GatedGelu::apply(h, optional(gate));
 }
 
-at::Tensor scaled_softmax(const at::Tensor& s, double factor) {
-  if (!s.is_cpu()) return plain::scaled_softmax(s, factor);
-  return ScaledSoftmax::apply(s, factor);
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+  if (!q.is_cpu()) return plain::attention(q, k, v);
+  const double factor = 1.0 / std::sqrt(static_cast<double>(q.size(3)));
+  return at::matmul(ScaledSoftmax::apply(at::matmul(q, k.transpose(2, 3)), factor), v);
 }
 
 }  // namespace dydit

@@ -22,7 +22,7 @@ at::Tensor gated_residual(const at::Tensor& x, const at::Tensor& gate, const at:
 /// of h's type.
 at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate = {});
 
-/// softmax(factor s) over the last dimension: s (..., N) -> the same type.
-at::Tensor scaled_softmax(const at::Tensor& s, double factor);
+/// softmax(q k^T / sqrt(D)) v: q, k, v (B, H, N, D) -> (B, H, N, D), the same type.
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v);
 
 }  // namespace dydit

@@ -11,6 +11,6 @@ at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& shift, con
 at::Tensor gated_residual(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& y,
                           const at::Tensor& tokens = {});
 at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate = {});
-at::Tensor scaled_softmax(const at::Tensor& s, double factor);
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v);
 
 }  // namespace dydit::plain

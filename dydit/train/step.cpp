@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include <ATen/Parallel.h>
 #include <torch/torch.h>
 
 #include "dydit/base/noise.h"
@@ -36,12 +37,13 @@ at::Tensor drop_labels(const at::Tensor& labels, const DiTConfig& config, const 
 double sum_of(const at::Tensor& values) { return values.detach().sum(at::kDouble).item<double>(); }
 
 void add_kept(StepTerms& terms, const TrainingGates::Kept& kept, int first) {
-  const at::Tensor heads = kept.heads.cpu(), groups = kept.groups.cpu(), tokens = kept.tokens.cpu();
+  const at::Tensor heads = kept.heads.cpu().contiguous(), groups = kept.groups.cpu().contiguous(),
+                   tokens = kept.tokens.cpu().contiguous();
   for (int64_t b = 0; b < heads.size(0); ++b) {
     const int quarter = (first + static_cast<int>(b)) % kQuarters;
-    terms.heads[quarter] += heads[b].item<double>();
-    terms.groups[quarter] += groups[b].item<double>();
-    terms.tokens[quarter] += tokens[b].item<double>();
+    terms.heads[quarter] += heads.data_ptr<float>()[b];
+    terms.groups[quarter] += groups.data_ptr<float>()[b];
+    terms.tokens[quarter] += tokens.data_ptr<float>()[b];
   }
 }
 
@@ -108,10 +110,14 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
   inputs.noise = at::empty_like(images);
   inputs.t = at::empty({count}, at::kLong);
   const auto per_sample = static_cast<size_t>(images.stride(0));
+  at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      fill_normal({inputs.noise.data_ptr<float>() + b * per_sample, per_sample}, options.seed,
+                  training_sample(step, first + static_cast<int>(b)),
+                  static_cast<uint64_t>(TrainingDraw::Noise));
+    }
+  });
   for (int b = 0; b < count; ++b) {
-    const uint64_t sample = training_sample(step, first + b);
-    fill_normal({inputs.noise.data_ptr<float>() + b * per_sample, per_sample}, options.seed, sample,
-                static_cast<uint64_t>(TrainingDraw::Noise));
     const float u = uniform(options.seed, step, first + b, TrainingDraw::Timestep);
     inputs.t.data_ptr<int64_t>()[b] =
         (first + b) % kQuarters * kQuarterLength + static_cast<int>(u * kQuarterLength);
@@ -121,6 +127,17 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
   inputs.y_complete = drop_labels(labels, config, options, step, first, TrainingDraw::CompleteLabelDropout);
   if (options.dynamic) inputs.gate_noise = draw_gate_noise(config, options.seed, step, first, count);
   return inputs;
+}
+
+StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options, uint64_t step, int first,
+                            Batch& batch, int64_t begin, int64_t count) {
+  const auto in_batch = static_cast<int64_t>(batch.labels.size());
+  const at::Tensor images =
+      at::from_blob(batch.images.data(), {in_batch, config.in_channels, config.input_size, config.input_size});
+  const at::Tensor labels = at::from_blob(batch.labels.data(), {in_batch}, at::kLong);
+  return make_step_inputs(config, options, step, first, images.slice(0, begin, begin + count),
+                          labels.slice(0, begin, begin + count))
+      .to(options.device);
 }
 
 StepInputs StepInputs::to(at::Device device) const {
@@ -137,14 +154,8 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
                            Communicator& processes, uint64_t step, int first, Batch& batch) {
   const DiTConfig& config = model->config;
   const auto count = static_cast<int64_t>(batch.labels.size()), micro = count / options.accumulate;
-  const at::Tensor images =
-      at::from_blob(batch.images.data(), {count, config.in_channels, config.input_size, config.input_size});
-  const at::Tensor labels = at::from_blob(batch.labels.data(), {count}, at::kLong);
   return compute_gradient(model, store, options, processes, step, first, [&](int m) {
-    const int64_t begin = m * micro, end = begin + micro;
-    return make_step_inputs(config, options, step, first + static_cast<int>(begin),
-                            images.slice(0, begin, end), labels.slice(0, begin, end))
-        .to(store.values.device());
+    return make_step_inputs(config, options, step, first + static_cast<int>(m * micro), batch, m * micro, micro);
   });
 }
 

@@ -40,6 +40,10 @@ struct StepInputs {
 StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options, uint64_t step, int first,
                             const at::Tensor& images, const at::Tensor& labels);
 
+/// The same of images [begin, begin + count) of a batch, on the options' device.
+StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options, uint64_t step, int first,
+                            Batch& batch, int64_t begin, int64_t count);
+
 /// Puts the gradient of step `step` into the store; `batch` holds this process's share of the global batch,
 /// from sample `first` on. All processes end with the same gradient and terms.
 StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <future>
 #include <optional>
 
 #include <torch/torch.h>
@@ -98,6 +99,30 @@ class Interval {
   Timer timer_;
 };
 
+// Makes the inputs of the next step while the device computes this one.
+class InputsAhead {
+ public:
+  InputsAhead(Loader& loader, const DiTConfig& config, const TrainOptions& options)
+      : loader_(loader), config_(config), options_(options) {}
+
+  StepInputs next() {
+    StepInputs inputs = ahead_.valid() ? ahead_.get() : make();
+    ahead_ = std::async(std::launch::async, [this] { return make(); });
+    return inputs;
+  }
+
+ private:
+  StepInputs make() {
+    Batch batch = loader_.next();
+    return make_step_inputs(config_, options_, batch.step, /*first=*/0, batch, /*begin=*/0, options_.global_batch);
+  }
+
+  Loader& loader_;
+  const DiTConfig& config_;
+  const TrainOptions& options_;
+  std::future<StepInputs> ahead_;
+};
+
 }  // namespace
 
 void check_training(const Dataset& data, const DiTConfig& config, const TrainOptions& options,
@@ -159,10 +184,19 @@ void train(const Checkpoint& start, const Dataset& data, const TrainOptions& opt
 
   const int share = options.global_batch / processes.size(), first = processes.rank() * share;
   Loader loader(data, {options.seed, options.global_batch, first, share, options.flip}, state.step);
+  InputsAhead ahead(loader, start.config, options);
+  const auto step_gradient = [&] {
+    // On the CPU both would share the cores; micro-batches are made one by one, to save memory.
+    if (options.device.is_cpu() || options.accumulate > 1) {
+      Batch batch = loader.next();
+      return compute_gradient(model, store, options, processes, state.step, first, batch);
+    }
+    return compute_gradient(model, store, options, processes, state.step, first,
+                            [inputs = ahead.next()](int) { return inputs; });
+  };
   Interval interval;
   while (state.step < options.total_steps) {
-    Batch batch = loader.next();
-    const StepTerms terms = compute_gradient(model, store, options, processes, state.step, first, batch);
+    const StepTerms terms = step_gradient();
     if (!std::isfinite(terms.loss())) {
       save(run.run / "nan");
       throw Error(fmt::format("step {}: the loss is {}; the state before it is saved in {}", state.step,

@@ -43,6 +43,14 @@ TEST(FillNormal, DrawsOfOneSampleDoNotOverlap) {
   EXPECT_EQ(std::search(first.begin(), first.end(), second.begin(), second.end()), first.end());
 }
 
+// One draw in 2^24 once gave 1: a timestep of 1000, in the 1,700th step of 1024 samples.
+TEST(OpenUniform, StaysInsideTheOpenInterval) {
+  EXPECT_GT(open_uniform(0), 0.0f);
+  EXPECT_LT(open_uniform(0xFFFFFFFF), 1.0f);
+  EXPECT_LT(open_uniform(0xFFFFFFFF) * 250.0f, 250.0f);
+  EXPECT_FLOAT_EQ(open_uniform(0x80000000), 0.5f);
+}
+
 TEST(FillNormal, HighBitsOfTheSeedCount) {
   EXPECT_NE(normals(4, 1, 0, 0), normals(4, 1 + (uint64_t{1} << 32), 0, 0));
 }

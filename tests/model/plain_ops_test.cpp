@@ -16,7 +16,7 @@ using test::random_tensor;
 using Tensors = std::vector<at::Tensor>;
 using Op = std::function<at::Tensor(const Tensors& inputs)>;
 
-constexpr int64_t B = 3, N = 9, H = 3, C = 36, F = 81;  // no multiples of a vector
+constexpr int64_t B = 3, N = 9, H = 3, C = 36, D = 12, F = 81;  // no multiples of a vector
 
 // The output and the gradient of every input for a random gradient of the output.
 Tensors values_and_gradients(const Op& op, const Tensors& inputs) {
@@ -68,9 +68,10 @@ TEST(PlainOps, GatedGelu) {
               [](const Tensors& in) { return plain::gated_gelu(in[0], in[1]); }, {{B, N, F}, {B, H}});
 }
 
-TEST(PlainOps, ScaledSoftmax) {
-  expect_same([](const Tensors& in) { return scaled_softmax(in[0], 0.3); },
-              [](const Tensors& in) { return plain::scaled_softmax(in[0], 0.3); }, {{B, H, N, N}});
+TEST(PlainOps, Attention) {
+  expect_same([](const Tensors& in) { return attention(in[0], in[1], in[2]); },
+              [](const Tensors& in) { return plain::attention(in[0], in[1], in[2]); },
+              {{B, H, N, D}, {B, H, N, D}, {B, H, N, D}});
 }
 
 // bfloat16 has 8 bits: one unit in the last place is 2^-8 of the value.
@@ -78,14 +79,13 @@ TEST(PlainOps, BFloat16RoundsOnceAtTheEnd) {
   at::NoGradGuard no_grad;
   const at::Tensor x = random_tensor({B, N, C}, 2, 0), shift = random_tensor({B, C}, 2, 1);
   const at::Tensor h = random_tensor({B, N, F}, 2, 2).to(at::kBFloat16), gate = random_tensor({B, H}, 2, 3);
-  const at::Tensor y = x.to(at::kBFloat16), s = random_tensor({B, H, N, N}, 2, 4).to(at::kBFloat16);
+  const at::Tensor y = x.to(at::kBFloat16);
   const std::vector<std::pair<at::Tensor, at::Tensor>> pairs = {
       {layer_norm_modulate(x, shift, shift, at::kBFloat16),
        plain::layer_norm_modulate(x, shift, shift, at::kBFloat16)},
       {gated_residual(x, shift, y), plain::gated_residual(x, shift, y)},
       {gated_gelu(h), plain::gated_gelu(h)},
-      {gated_gelu(h, gate), plain::gated_gelu(h, gate)},
-      {scaled_softmax(s, 0.3), plain::scaled_softmax(s, 0.3)}};
+      {gated_gelu(h, gate), plain::gated_gelu(h, gate)}};
   for (const auto& [wanted, got] : pairs) {
     EXPECT_EQ(got.scalar_type(), wanted.scalar_type());
     EXPECT_TRUE(at::allclose(got.to(at::kFloat), wanted.to(at::kFloat), 0x1p-7, 1e-6));
