@@ -1,5 +1,6 @@
 // dydit inspect FILE: what a checkpoint is and what it costs; what made a PNG.
 #include <algorithm>
+#include <optional>
 
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
@@ -13,6 +14,7 @@
 #include "dydit/model/macs.h"
 #include "dydit/pipeline/record.h"
 #include "dydit/plan/width_plan.h"
+#include "dydit/report/plan_picture.h"
 #include "verbs.h"
 
 namespace dydit {
@@ -31,13 +33,12 @@ json plan_json(const WidthPlan& plan) {
     steps.push_back({{"timestep", plan.steps[s].timestep},
                      {"heads", heads},
                      {"groups", groups},
-                     {"work_share", static_cast<double>(required_macs(plan, static_cast<int>(s))) /
-                                        static_cast<double>(static_macs(plan.config))}});
+                     {"work_share", step_work_share(plan, static_cast<int>(s))}});
   }
   return {{"steps", steps}, {"nesting", nesting_share(plan)}};
 }
 
-json checkpoint_json(const Checkpoint& checkpoint, int plan_steps) {
+json checkpoint_json(const Checkpoint& checkpoint, const std::optional<WidthPlan>& plan) {
   const DiTConfig& config = checkpoint.config;
   json result = {{"file", checkpoint.path.string()},
                  {"format", checkpoint.format},
@@ -53,15 +54,14 @@ json checkpoint_json(const Checkpoint& checkpoint, int plan_steps) {
                  {"router_gmacs", static_cast<double>(router_macs(config)) / 1e9},
                  {"class_names", checkpoint.class_names}};
   if (checkpoint.lambda) result["lambda"] = *checkpoint.lambda;
-  if (config.is_dynamic()) {
-    result["plan"] = plan_json(make_width_plan(checkpoint, even_timesteps(plan_steps), Mode::Dynamic));
-  }
+  if (plan) result["plan"] = plan_json(*plan);
   return result;
 }
 
-void print_plan(const json& plan, const DiTConfig& config) {
-  fmt::print("width plan ({} timesteps; a/b = active heads/groups of {} in each block; all tokens counted)\n",
-             plan["steps"].size(), config.num_heads);
+void print_plan(const json& plan, const Checkpoint& checkpoint) {
+  const DiTConfig& config = checkpoint.config;
+  fmt::print("width plan ({} timesteps; a/b = active heads/groups of {} in each block; {} tokens counted)\n",
+             plan["steps"].size(), config.num_heads, checkpoint.keep_counts ? "kept" : "all");
   fmt::print("  {:>4}  {:>5}  blocks 0..{}\n", "t", "work", config.depth - 1);
   for (const json& step : plan["steps"]) {
     fmt::print("  {:>4}  {:>5.3f} ", step["timestep"].get<int>(), step["work_share"].get<double>());
@@ -99,7 +99,19 @@ void print_checkpoint(const json& result, const Checkpoint& checkpoint) {
     fmt::print("classes     {}\n", fmt::join(checkpoint.class_names, ", "));
   }
   fmt::print("sha256      {}\n", checkpoint.sha256);
-  if (result.contains("plan")) print_plan(result["plan"], config);
+  if (result.contains("plan")) print_plan(result["plan"], checkpoint);
+}
+
+// "model.safetensors: DyDiT (8 blocks ...), lambda 0.5"
+std::string plan_title(const Checkpoint& checkpoint) {
+  return fmt::format("{}: {}{}", checkpoint.path.filename().string(), model_name(checkpoint.config),
+                     checkpoint.lambda ? fmt::format(", lambda {}", *checkpoint.lambda) : "");
+}
+
+void write_text(const std::string& path, const std::string& content) {
+  OutputFile file(path);
+  file.write(content);
+  file.commit();
 }
 
 int inspect_png(const std::string& path, std::span<const std::byte> bytes, bool as_json) {
@@ -143,7 +155,7 @@ int inspect_png(const std::string& path, std::span<const std::byte> bytes, bool 
 
 int run_inspect(const Args& args, Isa isa) {
   Cli cli("inspect", "Say what a checkpoint is and costs, or what made a PNG.");
-  std::string path;
+  std::string path, svg, csv;
   int num_heads = 0, plan_steps = 20;
   cli.app.add_option("file", path, "Checkpoint (safetensors, .pt) or PNG made by dydit")->required();
   cli.app.add_option("--num-heads", num_heads, "Heads of a static DiT, where the file does not say")
@@ -153,12 +165,23 @@ int run_inspect(const Args& args, Isa isa) {
                   "Timesteps of the width plan shown for a DyDiT, spread over 0..999")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
+  cli.app.add_option("--svg", svg, "Also draw the width plan: heads, groups and work over the timesteps");
+  cli.app.add_option("--csv", csv, "Also write the width plan's numbers");
   cli.parse(args);
 
   const auto file = MappedFile::open(path);
   if (sniff_file_kind(file->bytes()) == FileKind::Png) return inspect_png(path, file->bytes(), cli.json);
   const Checkpoint checkpoint = load_checkpoint(path, {.num_heads = num_heads});
-  const json result = checkpoint_json(checkpoint, plan_steps);
+  std::optional<WidthPlan> plan;
+  if (checkpoint.config.is_dynamic())
+    plan = make_width_plan(checkpoint, even_timesteps(plan_steps), Mode::Dynamic);
+  const json result = checkpoint_json(checkpoint, plan);
+  if (!svg.empty() || !csv.empty()) {
+    DYDIT_USAGE_CHECK(plan, "{}: {} is a static DiT, it has no width plan", svg.empty() ? "--csv" : "--svg",
+                      path);
+    if (!svg.empty()) write_text(svg, plan_svg(*plan, plan_title(checkpoint)));
+    if (!csv.empty()) write_text(csv, plan_csv(*plan));
+  }
   if (cli.json) {
     fmt::print("{}\n", json_text(result));
   } else {
