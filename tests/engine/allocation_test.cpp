@@ -1,6 +1,6 @@
-// Once the CPU engine has warmed up, a forward asks for no large memory but that of its result. This
-// program's malloc and its kin take the place of the C library's and count (glibc's own names lie behind
-// them; it enlarges the heap, by brk or mmap, for nothing but these calls).
+// Once the CPU engine has warmed up, a forward asks for no large memory but that of its result, and a
+// sampling run for none at all. This program's malloc and its kin take the place of the C library's and count
+// (glibc's own names lie behind them; it enlarges the heap, by brk or mmap, for nothing but these calls).
 #include <atomic>
 #include <cerrno>
 #include <cstddef>
@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
+#include "dydit/pipeline/generate.h"
 #include "tests/support/engines.h"
 
 namespace {
@@ -132,6 +133,35 @@ TEST_P(CpuEngineMemory, OfALargeResultIsAllThatAStepAsksFor) {
 
 TEST_P(CpuEngineMemory, IsAskedForInTheFirstStepsOnlyByTheThresholdRule) {
   EXPECT_EQ(count_large(test::random_checkpoint(wide_config()), GetParam(), 5).others, 0);
+}
+
+// Of a guided run of ten images: rows of 20, whose tensors have 80 and 160 KiB.
+int count_large_of_a_run(const Checkpoint& checkpoint, SamplerKind sampler, at::ScalarType dtype) {
+  constexpr int kSteps = 12;
+  GenerateOptions options;
+  options.num_images = 10;
+  options.num_steps = kSteps;
+  options.sampler.kind = sampler;
+  options.threads = 2;
+  options.dtype = dtype;
+  int counted = -1;
+  generate(checkpoint, options,
+           {.on_sample = [](GeneratedSample&&) {},
+            .on_progress =
+                [&](const Progress& progress) {
+                  counting = false;
+                  if (progress.done == 2) large = 0;
+                  if (progress.done == kSteps) counted = large;
+                  counting = progress.done >= 2 && progress.done < kSteps;
+                }});
+  return counted;
+}
+
+TEST_P(CpuEngineMemory, AWholeRunAsksForInItsFirstTwoStepsOnly) {
+  for (const Checkpoint& checkpoint : {with_counts(), test::random_checkpoint(wide_config())}) {
+    EXPECT_EQ(count_large_of_a_run(checkpoint, SamplerKind::Ddpm, GetParam()), 0);
+    EXPECT_EQ(count_large_of_a_run(checkpoint, SamplerKind::Ddim, GetParam()), 0);
+  }
 }
 
 }  // namespace
