@@ -1,15 +1,16 @@
 # The imported target dydit::libtorch: the CPU libraries of the LibTorch that lies in the PyPI wheel.
 # TorchConfig.cmake is not used: that of the CUDA wheel demands a CUDA toolkit, which the CPU program does not need.
-if(NOT DYDIT_LIBTORCH)
-  set(DYDIT_LIBTORCH "${PROJECT_SOURCE_DIR}/build/libtorch")
-endif()
+# Used by the build and, installed, by dyditConfig.cmake. Where LibTorch is not what it must be, nothing is defined
+# and dydit_libtorch_error says why.
+set(dydit_libtorch_error "")
 if(NOT EXISTS "${DYDIT_LIBTORCH}/torch/lib/libtorch_cpu.so")
-  message(FATAL_ERROR "no LibTorch in ${DYDIT_LIBTORCH} (torch/lib/libtorch_cpu.so is missing): "
-          "run scripts/setup, or set DYDIT_LIBTORCH to a folder made by it")
+  set(dydit_libtorch_error "no LibTorch in ${DYDIT_LIBTORCH} (torch/lib/libtorch_cpu.so is missing)")
+  return()
 endif()
 file(READ "${DYDIT_LIBTORCH}/torch/version.py" dydit_torch_version)
 if(NOT dydit_torch_version MATCHES "__version__ = '(2\\.11\\.[0-9]+)")
-  message(FATAL_ERROR "${DYDIT_LIBTORCH} does not hold LibTorch 2.11: remove it and run scripts/setup")
+  set(dydit_libtorch_error "${DYDIT_LIBTORCH} does not hold LibTorch 2.11")
+  return()
 endif()
 
 add_library(dydit::libtorch INTERFACE IMPORTED)
@@ -41,8 +42,8 @@ ${dydit_torch_lib}/libtorch_cuda.so,${dydit_torch_lib}/libc10_cuda.so,--pop-stat
 endif()
 
 # LibTorch's include folder carries headers of a newer fmt without its library, and they would be found first:
-# a folder that holds nothing but the installed fmt goes in front of all.
+# dydit_fmt_first is a folder that holds nothing but the installed fmt, to go in front of all.
 find_path(DYDIT_FMT_INCLUDE fmt/format.h REQUIRED NO_CMAKE_FIND_ROOT_PATH)
-file(MAKE_DIRECTORY "${PROJECT_BINARY_DIR}/fmt_first")
-file(CREATE_LINK "${DYDIT_FMT_INCLUDE}/fmt" "${PROJECT_BINARY_DIR}/fmt_first/fmt" SYMBOLIC)
-target_include_directories(dydit_flags INTERFACE "${PROJECT_BINARY_DIR}/fmt_first")
+set(dydit_fmt_first "${PROJECT_BINARY_DIR}/fmt_first")
+file(MAKE_DIRECTORY "${dydit_fmt_first}")
+file(CREATE_LINK "${DYDIT_FMT_INCLUDE}/fmt" "${dydit_fmt_first}/fmt" SYMBOLIC)

@@ -4,12 +4,16 @@
 #include <cstdlib>
 #include <string_view>
 
+#include <ATen/Version.h>
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
+#include <torch/headeronly/version.h>
 
 #include "cli.h"
 #include "dydit/base/error.h"
 #include "dydit/pipeline/record.h"
+#include "dydit_commit.h"
 #include "verbs.h"
 
 namespace dydit {
@@ -42,15 +46,49 @@ void print_usage(std::FILE* stream) {
   for (const Verb& verb : kVerbs) {
     if (verb.run) fmt::print(stream, "  {:<10}{}\n", verb.name, verb.help);
   }
-  fmt::print(stream, "\ndydit VERB --help lists a verb's options.\n");
+  fmt::print(stream,
+             "\ndydit VERB --help lists a verb's options; dydit --version says what this build is.\n");
+}
+
+std::string isa_cap() {
+  const char* cap = std::getenv("DYDIT_ISA");
+  return cap ? cap : "";
+}
+
+// "Intel(R) MKL-DNN v3.10.2 (Git Hash ...)" -> "3.10.2"
+std::string onednn_version() {
+  const std::string text = at::get_mkldnn_version();
+  const size_t at = text.find(" v");
+  return at == std::string::npos ? "none" : text.substr(at + 2, text.find(' ', at + 2) - at - 2);
+}
+
+// What a bug report needs: this build, its libraries, and the instructions a run would use.
+int print_version(const Args& args) {
+  const bool as_json = args == Args{"--json"};
+  DYDIT_USAGE_CHECK(args.empty() || as_json, "--version goes alone or with --json; see dydit --help");
+  // Not capped: tell what there is, even on a processor that the verbs refuse.
+  const Isa isa = isa_cap().empty() ? detect_isa() : apply_isa_cap(isa_cap());
+  const nlohmann::ordered_json version = {{"version", kVersion},
+                                          {"commit", kCommit},
+                                          {"libtorch", TORCH_VERSION},
+                                          {"onednn", onednn_version()},
+                                          {"isa", isa_name(isa)}};
+  if (as_json) {
+    fmt::print("{}\n", version.dump());
+    return 0;
+  }
+  fmt::print("dydit {}\n", kVersion);
+  for (const auto& [key, value] : version.items()) {
+    if (key != "version") fmt::print("{:<10}{}\n", key, value.get<std::string>());
+  }
+  return 0;
 }
 
 int dispatch(const std::string& name, const Args& args) {
   for (const Verb& verb : kVerbs) {
     if (verb.name != name) continue;
     DYDIT_USAGE_CHECK(verb.run, "{}: not available in this version; see dydit --help", name);
-    const char* cap = std::getenv("DYDIT_ISA");
-    return verb.run(args, apply_isa_cap(cap ? cap : ""));
+    return verb.run(args, apply_isa_cap(isa_cap()));
   }
   throw UsageError(fmt::format("{}: no such verb; see dydit --help", name));
 }
@@ -68,12 +106,9 @@ int run(int argc, char** argv) {
     print_usage(stdout);
     return 0;
   }
-  if (name == "--version") {
-    fmt::print("dydit {}\n", kVersion);
-    return 0;
-  }
+  const Args args(argv + 2, argv + argc);
   try {
-    return dispatch(name, Args(argv + 2, argv + argc));
+    return name == "--version" ? print_version(args) : dispatch(name, args);
   } catch (const HelpRequested&) {
     return 0;
   } catch (const Cancelled&) {

@@ -1,0 +1,31 @@
+// The public header: what a program needs to load a (Dy)DiT, plan it, run it and keep what it made.
+//
+//   Checkpoint checkpoint = load_checkpoint("model.safetensors");
+//   generate(checkpoint, {.classes = {3}, .num_steps = 50, .seed = 7},
+//            {.on_sample = [](GeneratedSample&& s) { write_png("out.png", to_image(s.sample), {}); }});
+//
+// or a loop of your own, as in examples/custom_sampler: choose_timesteps -> make_width_plan -> make_engine,
+// then Engine::forward once a step, from the last to the first.
+//
+// Errors are exceptions: UsageError (an option that cannot be meant), Cancelled, and Error, their base. The
+// library never prints and never exits. To obey DYDIT_ISA, call apply_isa_cap before the first tensor is
+// made. Training is not part of this header, since modules take long to compile: dydit/train/trainer.h.
+#pragma once
+
+#include "dydit/base/error.h"          // Error, UsageError, Cancelled
+#include "dydit/base/isa.h"            // physical_cores, active_isa, has_native_bf16, apply_isa_cap
+#include "dydit/base/noise.h"          // fill_normal: noise as a function of (seed, image, draw)
+#include "dydit/base/progress.h"       // Progress, CancelFlag
+#include "dydit/diffusion/gaussian.h"  // tables of a respaced schedule; single DDPM and DDIM steps
+#include "dydit/diffusion/guidance.h"  // apply_guidance
+#include "dydit/diffusion/sampler.h"   // choose_timesteps, reverse_step, sample
+#include "dydit/diffusion/schedule.h"  // linear_betas, even_timesteps
+#include "dydit/engine/engine.h"       // make_engine, Engine::forward, Work
+#include "dydit/io/png.h"              // write_png, make_grid
+#include "dydit/model/checkpoint.h"    // load_checkpoint, save_checkpoint
+#include "dydit/model/config.h"        // DiTConfig
+#include "dydit/model/macs.h"          // multiply-adds of a model
+#include "dydit/pipeline/generate.h"   // generate
+#include "dydit/pipeline/pixels.h"     // to_image
+#include "dydit/pipeline/record.h"     // kVersion; what is remembered of an image, as PNG text
+#include "dydit/plan/width_plan.h"     // make_width_plan, required_macs
