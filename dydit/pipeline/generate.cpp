@@ -8,6 +8,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/isfinite.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
 
 #include "dydit/base/error.h"
@@ -53,9 +54,18 @@ std::vector<GeneratedSample> generate_batch(Engine& engine, const WidthPlan& pla
                   options.seed, first + i, draw);
     }
   };
+  const bool trace_tokens = options.token_map && plan.route_tokens;
+  TokenTrace trace;
+  at::Tensor entries;  // (rows, N): how often each token entered an MLP
+  if (trace_tokens) entries = at::zeros({rows, config.num_tokens()});
+  const auto forward = [&](const at::Tensor& state, int step) {
+    at::Tensor out = engine.forward(state, step, labels, work, trace_tokens ? &trace : nullptr);
+    if (trace_tokens) entries += trace.masks.sum(1);  // small whole numbers: exact in any order
+    return out;
+  };
   const auto denoise = [&](const at::Tensor& x, int step) {
-    if (!options.guided()) return engine.forward(x, step, labels, work);
-    at::Tensor out = engine.forward(at::cat({x, x}), step, labels, work);
+    if (!options.guided()) return forward(x, step);
+    at::Tensor out = forward(at::cat({x, x}), step);
     apply_guidance(out, options.cfg_scale, std::min(options.guided_channels, config.in_channels));
     return out.slice(0, 0, count);
   };
@@ -77,6 +87,10 @@ std::vector<GeneratedSample> generate_batch(Engine& engine, const WidthPlan& pla
                 "image {}: sampling gave NaN or infinity; try float32, less guidance or more steps",
                 first + i);
     samples.push_back({first + i, static_cast<int>(labels[i]), x[i].clone(), seconds, total});
+    if (trace_tokens) {
+      const at::Tensor sum = options.guided() ? entries[i].add(entries[count + i]) : entries[i];
+      samples.back().token_share = sum.div(tables.num_steps() * config.depth * (rows / count));
+    }
   }
   return samples;
 }

@@ -30,6 +30,7 @@ struct GenerateOptions {
   at::ScalarType dtype = at::kFloat;
   EngineKind engine = EngineKind::Cpu;
   Mode mode = Mode::Dynamic;
+  bool token_map = false;  // also fill GeneratedSample::token_share
 
   bool guided() const { return cfg_scale > 1.0f; }
   int label(int index) const { return classes[index % classes.size()]; }
@@ -38,9 +39,11 @@ struct GenerateOptions {
 struct GeneratedSample {
   int index = 0;  // of the run, from 0; keys the noise
   int label = 0;
-  at::Tensor sample;   // (in_channels, side, side) float32: a latent, or pixels in about [-1, 1]
-  double seconds = 0;  // its batch's sampling time / images of the batch
-  Work work;           // summed over steps and guidance halves
+  at::Tensor sample;            // (in_channels, side, side) float32: a latent, or pixels in about [-1, 1]
+  double seconds = 0;           // its batch's sampling time / images of the batch
+  Work work;                    // summed over steps and guidance halves
+  at::Tensor token_share = {};  // (N) float32, of the (step, block, guidance half) in which a token entered
+                                // the MLP; undefined unless asked for and the run routes tokens
 };
 
 struct GenerateCallbacks {

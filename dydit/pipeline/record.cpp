@@ -67,14 +67,18 @@ json image_record(const Checkpoint& checkpoint, const GenerateOptions& options,
                executed = static_cast<double>(sample.work.executed),
                complete = static_cast<double>(static_macs_per_sample(checkpoint.config, options));
   const std::string class_name = checkpoint.class_names.empty() ? "" : checkpoint.class_names[sample.label];
-  return {{"index", sample.index},
-          {"class", sample.label},
-          {"class_name", class_name},
-          {"seconds", sample.seconds},
-          {"required_gmacs", required / kGiga},
-          {"executed_gmacs", executed / kGiga},
-          {"required_share", required / complete},
-          {"executed_share", executed / complete}};
+  json record = {{"index", sample.index},
+                 {"class", sample.label},
+                 {"class_name", class_name},
+                 {"seconds", sample.seconds},
+                 {"required_gmacs", required / kGiga},
+                 {"executed_gmacs", executed / kGiga},
+                 {"required_share", required / complete},
+                 {"executed_share", executed / complete}};
+  if (sample.token_share.defined()) {
+    record["token_share"] = sample.token_share.mean(at::kDouble).item<double>();
+  }
+  return record;
 }
 
 PngText png_text(const json& run, const json& images) {

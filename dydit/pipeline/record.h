@@ -19,7 +19,8 @@ inline constexpr const char* kRecordKey = "dydit";
 /// The parameters of a run: model (file, name, sha256), classes, seed, steps, spacing, sampler, ...
 nlohmann::json run_record(const Checkpoint& checkpoint, const GenerateOptions& options);
 
-/// One image: index, class, class_name, seconds, required_gmacs, executed_gmacs and both as shares of static.
+/// One image: index, class, class_name, seconds, required_gmacs, executed_gmacs and both as shares of static;
+/// token_share, the mean over tokens, where the sample has one.
 nlohmann::json image_record(const Checkpoint& checkpoint, const GenerateOptions& options,
                             const GeneratedSample& sample);
 

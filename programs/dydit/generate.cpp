@@ -90,6 +90,9 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
       ->check(not_empty);
   app.add_option("--latents", flags.outputs.latents, "Write the samples as they are, float32 safetensors")
       ->check(not_empty);
+  app.add_option("--cost-map", flags.outputs.cost_map,
+                 "FILE.png: each image beside the share of MLPs that its tokens entered")
+      ->check(not_empty);
 }
 
 int parse_class(const std::string& text, const Checkpoint& checkpoint) {
@@ -118,6 +121,13 @@ void resolve(GenerateFlags& flags, const Checkpoint& checkpoint, Isa isa) {
   DYDIT_USAGE_CHECK(flags.mode != "dynamic" || config.is_dynamic(),
                     "--mode dynamic: {} is a static DiT, it has no routers", checkpoint.path.string());
   options.mode = flags.mode == "static" ? Mode::Static : Mode::Dynamic;
+  options.token_map = !flags.outputs.cost_map.empty();
+  DYDIT_USAGE_CHECK(!options.token_map || config.token_routers,
+                    "--cost-map {}: {} has no token routers, all its tokens enter all MLPs",
+                    flags.outputs.cost_map, checkpoint.path.string());
+  DYDIT_USAGE_CHECK(!options.token_map || options.mode == Mode::Dynamic,
+                    "--cost-map {}: with --mode static all tokens enter all MLPs; take --mode dynamic",
+                    flags.outputs.cost_map);
   options.dtype = flags.model.resolve_dtype(isa);
   options.threads = flags.model.threads;
   options.engine = flags.model.resolve_engine();

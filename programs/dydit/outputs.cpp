@@ -8,6 +8,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/io/safetensors.h"
+#include "dydit/pipeline/cost_map.h"
 #include "dydit/pipeline/pixels.h"
 #include "dydit/pipeline/record.h"
 
@@ -50,6 +51,9 @@ NumberPlace find_number_place(const std::string& pattern, size_t from = 0) {
   return {};
 }
 
+// RGB or gray; else latents.
+bool makes_pixels(const DiTConfig& config) { return config.in_channels == 3 || config.in_channels == 1; }
+
 bool names_folder(const std::string& out) { return out.ends_with('/') || fs::is_directory(out); }
 
 }  // namespace
@@ -60,17 +64,18 @@ Outputs::Outputs(const OutputOptions& options, const Checkpoint& checkpoint, con
       options_(run),
       out_(options.out),
       npz_path_(options.npz),
-      latents_path_(options.latents) {
+      latents_path_(options.latents),
+      cost_map_path_(options.cost_map) {
   const DiTConfig& config = checkpoint.config;
-  const bool pixels = config.in_channels == 3 || config.in_channels == 1;  // RGB or gray
+  const bool pixels = makes_pixels(config);
   DYDIT_USAGE_CHECK(pixels || (out_.empty() && npz_path_.empty()),
                     "{} makes latents of {} channels, not pixels: write them with --latents FILE.safetensors "
                     "instead of {}",
                     checkpoint.path.string(), config.in_channels, out_.empty() ? "--npz" : "--out");
-  DYDIT_USAGE_CHECK(pixels || !latents_path_.empty(),
+  DYDIT_USAGE_CHECK(pixels || !latents_path_.empty() || !cost_map_path_.empty(),
                     "{} makes latents of {} channels, not pixels: say where with --latents FILE.safetensors",
                     checkpoint.path.string(), config.in_channels);
-  if (out_.empty() && npz_path_.empty() && latents_path_.empty()) out_ = "samples.png";
+  if (pixels && out_.empty() && npz_path_.empty() && latents_path_.empty()) out_ = "samples.png";
   if (!out_.empty()) {
     if (names_folder(out_)) out_ = (fs::path(out_) / "%06d.png").string();
     const NumberPlace place = find_number_place(out_);
@@ -83,6 +88,13 @@ Outputs::Outputs(const OutputOptions& options, const Checkpoint& checkpoint, con
                       "--out {}: expected a name that ends in .png (--npz and --latents write other formats)",
                       options.out);
     check_writable(png_path(0));
+  }
+  if (!cost_map_path_.empty()) {
+    DYDIT_USAGE_CHECK(cost_map_path_.ends_with(".png"), "--cost-map {}: expected a name that ends in .png",
+                      cost_map_path_);
+    DYDIT_USAGE_CHECK(numbered_ || cost_map_path_ != out_, "--cost-map {}: --out writes that file",
+                      cost_map_path_);
+    check_writable(cost_map_path_);
   }
   if (!latents_path_.empty()) check_writable(latents_path_);
   if (!npz_path_.empty()) {
@@ -114,7 +126,23 @@ nlohmann::json Outputs::add(const GeneratedSample& sample) {
     }
   }
   if (!latents_path_.empty()) latents_.push_back(sample.sample);
+  if (!cost_map_path_.empty()) {
+    shares_.push_back(sample.token_share);
+    if (makes_pixels(checkpoint_.config)) map_images_.push_back(to_image(sample.sample));
+  }
   return record;
+}
+
+void Outputs::write_cost_map() {
+  const ShareRange range = share_range(shares_);
+  nlohmann::json run = run_;
+  run["cost_map"] = {{"shows", "share of steps, blocks and guidance halves in which a token entered the MLP"},
+                     {"min", range.min},
+                     {"max", range.max}};
+  write_png(cost_map_path_,
+            draw_cost_map(map_images_, shares_, range, checkpoint_.config.input_size, kGridColumns),
+            png_text(run, records_));
+  files_.push_back(cost_map_path_);
 }
 
 std::vector<std::string> Outputs::finish() {
@@ -123,6 +151,7 @@ std::vector<std::string> Outputs::finish() {
     write_png(out_, grid_.size() == 1 ? grid_[0] : make_grid(grid_, kGridColumns), png_text(run_, records_));
     files_.push_back(out_);
   }
+  if (!shares_.empty()) write_cost_map();
   if (npz_) {
     npz_->commit();
     files_.push_back(npz_path_);

@@ -14,9 +14,10 @@
 namespace dydit {
 
 struct OutputOptions {
-  std::string out;      // FILE.png, a pattern with %d or %06d, or a folder (ends in / or exists)
-  std::string npz;      // FILE.npz; empty: none
-  std::string latents;  // FILE.safetensors; empty: none
+  std::string out;       // FILE.png, a pattern with %d or %06d, or a folder (ends in / or exists)
+  std::string npz;       // FILE.npz; empty: none
+  std::string latents;   // FILE.safetensors; empty: none
+  std::string cost_map;  // FILE.png of where the computation went; empty: none
 };
 
 /// Takes samples as they finish. Every target is tried for writing before sampling starts.
@@ -26,11 +27,13 @@ class Outputs {
 
   /// Writes what can be written now; remembers what belongs into one file. Returns the image's record.
   nlohmann::json add(const GeneratedSample& sample);
-  /// Writes grid, npz and latents of the samples added so far (none: nothing). Returns all files written.
+  /// Writes grid, cost map, npz and latents of the samples added so far (none: nothing). Returns all files
+  /// written.
   std::vector<std::string> finish();
 
  private:
   std::string png_path(int index) const;
+  void write_cost_map();
 
   const Checkpoint& checkpoint_;
   nlohmann::json run_;
@@ -40,7 +43,9 @@ class Outputs {
   std::vector<Image> grid_;  // of the one PNG
   nlohmann::json records_ = nlohmann::json::array();
   std::optional<NpzImageWriter> npz_;
-  std::string npz_path_, latents_path_;
+  std::string npz_path_, latents_path_, cost_map_path_;
+  std::vector<Image> map_images_;  // beside their maps; none when the model makes latents
+  std::vector<at::Tensor> shares_;
   std::vector<at::Tensor> latents_;
   std::vector<std::string> files_;
 };

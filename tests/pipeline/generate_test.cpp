@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "dydit/base/error.h"
+#include "dydit/base/noise.h"
 #include "dydit/model/macs.h"
 #include "tests/support/files.h"
 #include "tests/support/random_model.h"
@@ -166,6 +167,74 @@ TEST(Generate, StaticWorkIsTheStaticModelsAtEveryStep) {
 TEST(Generate, DynamicModeRequiresLess) {
   EXPECT_LT(one_sample(tiny_config(), few_steps()).work.required,
             static_macs_per_sample(tiny_config(), few_steps()));
+}
+
+GenerateOptions with_token_map() {
+  GenerateOptions options = few_steps();
+  options.token_map = true;
+  return options;
+}
+
+// The same from the engine's traces: a guided DDIM run of image 0 by hand, (N).
+at::Tensor share_of_traces(const DiTConfig& config, const GenerateOptions& options) {
+  const Checkpoint checkpoint = random_checkpoint(config);
+  const std::vector<int> timesteps = choose_timesteps(SamplerKind::Ddim, options.num_steps).timesteps;
+  const WidthPlan plan = make_width_plan(checkpoint, timesteps, Mode::Dynamic);
+  const auto engine = make_engine(options.engine, checkpoint, plan, {});
+  const std::vector<int64_t> labels = {options.classes[0], config.null_class()};
+  std::vector<Work> work(2);
+  at::Tensor x = at::empty({1, config.in_channels, config.input_size, config.input_size});
+  fill_normal({x.data_ptr<float>(), static_cast<size_t>(x.numel())}, options.seed, 0, 0);
+  std::vector<at::Tensor> masks;
+  const auto denoise = [&](const at::Tensor& state, int step) {
+    TokenTrace trace;
+    at::Tensor out = engine->forward(at::cat({state, state}), step, labels, work, &trace);
+    masks.push_back(trace.masks);
+    apply_guidance(out, options.cfg_scale, options.guided_channels);
+    return out.slice(0, 0, 1);
+  };
+  sample(make_diffusion_tables(timesteps), {SamplerKind::Ddim, 0}, x, denoise, nullptr);
+  return at::stack(masks).mean(at::IntArrayRef{0, 1, 2});
+}
+
+TEST(Generate, TokenShareIsTheMeanOfTheEnginesMasks) {
+  GenerateOptions options = with_token_map();
+  options.sampler.kind = SamplerKind::Ddim;
+  options.num_steps = 5;
+  for (const DiTConfig& config : {tiny_config(), odd_config()}) {
+    const at::Tensor got = one_sample(config, options).token_share, wanted = share_of_traces(config, options);
+    EXPECT_TRUE(at::allclose(got, wanted, 0, 1e-6)) << got << wanted;
+    EXPECT_GT((got.max() - got.min()).item<float>(), 0.1);  // some tokens are routed past
+  }
+}
+
+TEST(Generate, TokenShareIsAMeanOverSteps) {
+  for (const GeneratedSample& sample : samples_of(tiny_config(), with_token_map())) {
+    const at::Tensor entries = sample.token_share * (3 * 2 * 2);  // steps, blocks, halves
+    EXPECT_TRUE(at::allclose(entries, entries.round(), 0, 1e-4)) << entries;
+    EXPECT_LE(sample.token_share.max().item<float>(), 1.0f);
+  }
+}
+
+TEST(Generate, TokenShareDoesNotDependOnTheBatch) {
+  GenerateOptions options = with_token_map();
+  const std::vector<GeneratedSample> wanted = samples_of(tiny_config(), options);
+  options.batch = 3;
+  const std::vector<GeneratedSample> got = samples_of(tiny_config(), options);
+  for (int i = 0; i < 4; ++i) EXPECT_TRUE(at::equal(got[i].token_share, wanted[i].token_share)) << i;
+}
+
+TEST(Generate, TokenMapChangesNoImage) {
+  EXPECT_TRUE(at::equal(one_sample(tiny_config(), with_token_map()).sample,
+                        one_sample(tiny_config(), few_steps()).sample));
+}
+
+TEST(Generate, NoTokenShareUnlessAskedForAndRouted) {
+  EXPECT_FALSE(one_sample(tiny_config(), few_steps()).token_share.defined());
+  EXPECT_FALSE(one_sample(test::static_config(), with_token_map()).token_share.defined());
+  GenerateOptions complete = with_token_map();
+  complete.mode = Mode::Static;
+  EXPECT_FALSE(one_sample(tiny_config(), complete).token_share.defined());
 }
 
 TEST(Generate, ReportsEveryStepOfEveryBatch) {

@@ -109,6 +109,13 @@ TEST(Record, OfAnImageHoldsItsWorkAsShareOfStatic) {
   EXPECT_DOUBLE_EQ(image["required_share"], 3e9 / complete);
 }
 
+TEST(Record, OfAnImageHasTheMeanTokenShareWhereThereIsOne) {
+  GeneratedSample sample;
+  sample.token_share = at::tensor({0.25f, 0.75f, 1.0f, 0.0f});
+  EXPECT_DOUBLE_EQ(image_record(named_checkpoint(), some_options(), sample)["token_share"], 0.5);
+  EXPECT_FALSE(some_images()[0].contains("token_share"));
+}
+
 TEST(PngTextOfARun, HoldsTheRecordAsJson) {
   const json run = run_record(named_checkpoint(), some_options());
   const json read = json::parse(png_text(run, some_images()).at(kRecordKey));

@@ -178,6 +178,80 @@ class NumbersTest(GenerateBase):
         self.assertFalse(np.array_equal(samples["all"], samples["3"]))
 
 
+class CostMapTest(GenerateBase):
+    """--cost-map: images beside their tokens' shares."""
+
+    FLAGS = ["-n", "5", "--sampler", "ddim", "--steps", "20", "--dtype", "f32", "--latents", "x.safetensors"]
+
+    def pixel_model(self):
+        """The golden DyDiT cut to three channels."""
+        tensors, metadata = support.load(TINY)
+        config = json.loads(metadata["config"])
+        tensors["x_embedder.proj.weight"] = tensors["x_embedder.proj.weight"][:, :3]
+        for name in ("weight", "bias"):  # rows (p, q, eps and variance of 4 channels)
+            old = tensors[f"final_layer.linear.{name}"]
+            kept = old.reshape(4, 2, 4, *old.shape[1:])[:, :, :3].reshape(24, *old.shape[1:])
+            tensors[f"final_layer.linear.{name}"] = kept * np.float32(0.01)
+        return self.save("pixels.safetensors", tensors, {"config": json.dumps({**config, "in_channels": 3})})
+
+    def record(self, name):
+        return self.run_json("inspect", name)["record"]
+
+    def test_latents_get_maps_only(self):
+        run = self.run_json("generate", "--model", TINY, *self.FLAGS, "--cost-map", "map.png")
+        self.assertEqual(run["files"], ["map.png", "x.safetensors"])
+        map_ = read_png(self.work / "map.png")
+        self.assertEqual(map_.shape, (2 * 66 + 2, 4 * 66 + 2, 3))  # cells of 64, two rows of four
+        first = map_[2:66, 2:66]
+        tokens = first[::8, ::8]  # an 8 x 8 grid of blocks of 8 pixels
+        self.assertTrue(np.array_equal(np.kron(tokens, np.ones((8, 8, 1), np.uint8)), first))
+        self.assertGreater(len(np.unique(tokens.reshape(-1, 3), axis=0)), 2)
+
+    def test_record(self):
+        run = self.run_json("generate", "--model", TINY, *self.FLAGS, "--cost-map", "map.png")
+        record = self.record("map.png")
+        low, high = record["cost_map"]["min"], record["cost_map"]["max"]
+        self.assertTrue(0 <= low < high <= 1, record["cost_map"])
+        for image, recorded in zip(run["images"], record["images"]):
+            self.assertEqual(image["token_share"], recorded["token_share"])
+            self.assertTrue(low <= image["token_share"] <= high)
+
+    def test_pixels_stand_beside_their_maps(self):
+        model = self.pixel_model()
+        run = self.run_json("generate", "--model", model, "-n", "2", *QUICK, "--out", "x.png", "--npz", "x.npz",
+                            "--cost-map", "map.png")
+        self.assertEqual(run["files"], ["x.png", "map.png", "x.npz", "x.npz.json"])
+        map_ = read_png(self.work / "map.png")
+        width = 64 + PADDING + 64  # an image of 16 pixels, enlarged four times, a gap, its map
+        self.assertEqual(map_.shape, (64 + 2 * PADDING, 2 * width + 3 * PADDING, 3))
+        for i, image in enumerate(self.read_npz("x.npz")):
+            left = PADDING + i * (width + PADDING)
+            shown = map_[PADDING:PADDING + 64, left:left + 64]
+            self.assertTrue(np.array_equal(np.kron(image, np.ones((4, 4, 1), np.uint8)), shown), i)
+
+    def test_map_alone_is_enough_for_latents(self):
+        run = self.run_json("generate", "--model", TINY, *QUICK, "--cost-map", "map.png")
+        self.assertEqual((run["files"], list(self.files())), (["map.png"], ["map.png"]))
+        self.assertEqual(read_png(self.work / "map.png").shape, (64, 64, 3))
+
+    def test_absent_without_the_flag(self):
+        run = self.run_json("generate", "--model", TINY, *self.FLAGS)
+        self.assertNotIn("token_share", run["images"][0])
+
+    def test_refusals(self):
+        usage = 2
+        self.expect_error(["generate", "--model", CIFAR, "--cost-map", "map.png"], usage, "--cost-map map.png",
+                          str(CIFAR), "no token routers")
+        latent = ["generate", "--model", TINY, *QUICK, "--latents", "x.safetensors"]
+        self.expect_error([*latent, "--mode", "static", "--cost-map", "map.png"], usage, "--mode static", "--mode dynamic")
+        self.expect_error([*latent, "--cost-map", "map.jpg"], usage, "--cost-map map.jpg", ".png")
+        self.expect_error([*latent, "--cost-map", ""], usage, "--cost-map", "file name")
+        self.write("none", "a file, not a folder")
+        self.expect_error([*latent, "--cost-map", "none/map.png"], 1, "none")
+        self.expect_error(["generate", "--model", self.pixel_model(), "--out", "a.png", "--cost-map", "a.png"], usage,
+                          "--cost-map a.png", "--out")
+
+
 class SameImageTest(GenerateBase):
     """Image i of a seed depends on nothing but what was asked for."""
 
