@@ -90,6 +90,16 @@ def legend(names):
     return parts
 
 
+def plot(xs, lines, names, x_name, title, low=None, high=None):
+    """An SVG document: lines (one list a name) over xs."""
+    axes = Axes(extent(xs), extent([value for ys in lines for value in ys], low, high))
+    return "\n".join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+        f'<text x="{LEFT}" y="18" font-weight="bold">{escape(title)}</text>',
+        *legend(names), *axes.grid(x_name), *(axes.line(xs, ys, colour) for ys, colour in zip(lines, COLOURS)), "</svg>"])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("csv", type=pathlib.Path)
@@ -103,13 +113,7 @@ def main():
     if len(args.y) > len(COLOURS):
         sys.exit(f"--y: {len(args.y)} columns, at most {len(COLOURS)} can be told apart")
     xs, *lines = read_columns(args.csv, [args.x, *args.y])
-    axes = Axes(extent(xs), extent([value for ys in lines for value in ys], args.low, args.high))
-    svg = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
-           f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-           f'<text x="{LEFT}" y="18" font-weight="bold">{escape(args.title)}</text>',
-           *legend(args.y), *axes.grid(args.x),
-           *(axes.line(xs, ys, colour) for ys, colour in zip(lines, COLOURS)), "</svg>"]
-    args.svg.write_text("\n".join(svg) + "\n")
+    args.svg.write_text(plot(xs, lines, args.y, args.x, args.title, args.low, args.high) + "\n")
 
 
 if __name__ == "__main__":
