@@ -27,7 +27,8 @@ class ProgramTest(unittest.TestCase):
         said = self.run_program()
         self.assertEqual((said.returncode, said.stderr), (0, ""))
         self.assertRegex(said.stdout, r"\Adydit \d+\.\d+\.\d+\ncommit +([0-9a-f]{12}(-dirty)?|unknown)\n"
-                                      r"libtorch +2\.11\.\d+\nonednn +\d+\.\d+\.\d+\nisa +(avx2|avx512|avx512_bf16|amx)\n\Z")
+                                      r"libtorch +2\.11\.\d+\nonednn +\d+\.\d+\.\d+\n"
+                                      r"isa +(avx2|avx512|avx512_bf16|amx)\n\Z")
 
     def test_json_says_the_same(self):
         lines = [line.split() for line in self.run_program().stdout.splitlines()]
@@ -57,7 +58,8 @@ class CommitTest(unittest.TestCase):
         (self.source / "file").write_text("1")
 
     def git(self, *args):
-        return subprocess.run([*GIT, *args], cwd=self.source, check=True, capture_output=True, text=True).stdout.strip()
+        done = subprocess.run([*GIT, *args], cwd=self.source, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
 
     def make_checkout(self):
         self.git("init", "-q")
