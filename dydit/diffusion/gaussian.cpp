@@ -76,6 +76,7 @@ void ddpm_step(const DiffusionTables& tables, int step, const StepRow& row) {
     float next = coef1 * x0 + coef2 * row.x[i];
     if (step > 0) next += std::exp(0.5f * log_variance[i]) * row.noise[i];
     row.x[i] = next;
+    if (!row.x0.empty()) row.x0[i] = x0;
   }
 }
 
@@ -92,6 +93,38 @@ void ddim_step(const DiffusionTables& tables, int step, float eta, const StepRow
     float next = x0_factor * x0 + eps_factor * row.eps[i];
     if (noisy) next += sigma * row.noise[i];
     row.x[i] = next;
+    if (!row.x0.empty()) row.x0[i] = x0;
+  }
+}
+
+namespace {
+
+// log(alpha / sigma): half the logarithm of the signal-to-noise ratio.
+double half_log_snr(double a) { return 0.5 * std::log(a / (1 - a)); }
+
+}  // namespace
+
+void dpm_step(const DiffusionTables& tables, int step, const StepRow& row) {
+  assert(row.x0.size() == row.x.size());
+  const float recip = static_cast<float>(tables.sqrt_recip_alphas_cumprod[step]);
+  const float recipm1 = static_cast<float>(tables.sqrt_recipm1_alphas_cumprod[step]);
+  const bool second_order = step > 0 && step + 1 < tables.num_steps();
+  float x_factor = 0, d_factor = 1, slope = 0;  // those of step 0
+  if (step > 0) {
+    const double a = tables.alphas_cumprod[step], a_prev = tables.alphas_cumprod_prev[step];
+    const double h = half_log_snr(a_prev) - half_log_snr(a);
+    x_factor = static_cast<float>(std::sqrt((1 - a_prev) / (1 - a)));
+    d_factor = static_cast<float>(std::sqrt(a_prev) * -std::expm1(-h));
+    if (second_order) {
+      const double h_before = half_log_snr(a) - half_log_snr(tables.alphas_cumprod[step + 1]);
+      slope = static_cast<float>(h / (2 * h_before));
+    }
+  }
+  for (size_t i = 0; i < row.x.size(); ++i) {
+    const float x0 = recip * row.x[i] - recipm1 * row.eps[i];
+    const float d = second_order ? x0 + slope * (x0 - row.x0[i]) : x0;
+    row.x[i] = x_factor * row.x[i] + d_factor * d;
+    row.x0[i] = x0;
   }
 }
 

@@ -13,7 +13,8 @@ namespace dydit {
 namespace {
 
 bool needs_noise(const SamplerOptions& options, int step) {
-  return step > 0 && (options.kind == SamplerKind::Ddpm || options.eta > 0);
+  return step > 0 &&
+         (options.kind == SamplerKind::Ddpm || (options.kind == SamplerKind::Ddim && options.eta > 0));
 }
 
 }  // namespace
@@ -27,40 +28,50 @@ Spacing choose_timesteps(SamplerKind kind, int steps) {
     }
     return {even_timesteps(steps), fmt::format("even sections (no fixed stride gives {} steps)", steps)};
   }
+  if (kind == SamplerKind::Dpm) return {linspace_timesteps(steps), "linspace, 0 left out"};
   return {even_timesteps(steps), "even sections"};
 }
 
 void reverse_step(const DiffusionTables& tables, const SamplerOptions& options, int step, at::Tensor& x,
-                  const at::Tensor& output, const at::Tensor& noise) {
+                  const at::Tensor& output, const at::Tensor& noise, const at::Tensor& x0) {
   assert(x.is_contiguous() && output.is_contiguous() && output.size(0) == x.size(0));
   const size_t size = static_cast<size_t>(x.stride(0)), output_size = static_cast<size_t>(output.stride(0));
   const bool learned = output_size == 2 * size;
   for (int64_t row = 0; row < x.size(0); ++row) {
     const float* out = output.data_ptr<float>() + row * output_size;
-    const StepRow values{.x = {x.data_ptr<float>() + row * size, size},
-                         .eps = {out, size},
-                         .variance = {out + size, learned ? size : 0},
-                         .noise = {noise.defined() ? noise.data_ptr<float>() + row * size : nullptr,
-                                   noise.defined() ? size : 0}};
-    if (options.kind == SamplerKind::Ddpm) {
-      ddpm_step(tables, step, values);
-    } else {
-      ddim_step(tables, step, options.eta, values);
+    const StepRow values{
+        .x = {x.data_ptr<float>() + row * size, size},
+        .eps = {out, size},
+        .variance = {out + size, learned ? size : 0},
+        .noise = {noise.defined() ? noise.data_ptr<float>() + row * size : nullptr,
+                  noise.defined() ? size : 0},
+        .x0 = {x0.defined() ? x0.data_ptr<float>() + row * size : nullptr, x0.defined() ? size : 0}};
+    switch (options.kind) {
+      case SamplerKind::Ddpm:
+        ddpm_step(tables, step, values);
+        break;
+      case SamplerKind::Ddim:
+        ddim_step(tables, step, options.eta, values);
+        break;
+      case SamplerKind::Dpm:
+        dpm_step(tables, step, values);
+        break;
     }
   }
 }
 
 void sample(const DiffusionTables& tables, const SamplerOptions& options, at::Tensor& x,
             const Denoiser& denoise, const NoiseSource& draw_noise,
-            const std::function<void(int done)>& between) {
-  at::Tensor noise = at::empty_like(x);
+            const std::function<void(int done, const at::Tensor& x0)>& between, bool keep_x0) {
+  at::Tensor noise = at::empty_like(x), x0;
+  if (keep_x0 || options.kind == SamplerKind::Dpm) x0 = at::empty_like(x);
   const int num_steps = tables.num_steps();
   for (int draw = 0; draw < num_steps; ++draw) {
     const int step = num_steps - 1 - draw;
     const at::Tensor output = denoise(x, step);
     if (needs_noise(options, step)) draw_noise(noise, draw);
-    reverse_step(tables, options, step, x, output, noise);
-    if (between) between(draw + 1);
+    reverse_step(tables, options, step, x, output, noise, x0);
+    if (between) between(draw + 1, x0);
   }
 }
 

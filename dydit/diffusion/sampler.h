@@ -11,7 +11,7 @@
 
 namespace dydit {
 
-enum class SamplerKind { Ddpm, Ddim };
+enum class SamplerKind { Ddpm, Ddim, Dpm };  // Dpm: DPM-Solver++(2M)
 
 struct SamplerOptions {
   SamplerKind kind = SamplerKind::Ddpm;
@@ -25,6 +25,7 @@ struct Spacing {
 };
 
 /// DDPM: even sections. DDIM: the fixed stride where one gives exactly `steps`, else even sections.
+/// DPM-Solver++: linspace_timesteps.
 Spacing choose_timesteps(SamplerKind kind, int steps);
 
 /// Model output (rows, channels or 2*channels, side, side) for state x (rows, channels, side, side) at kept
@@ -36,13 +37,17 @@ using Denoiser = std::function<at::Tensor(const at::Tensor& x, int step)>;
 using NoiseSource = std::function<void(at::Tensor& noise, int draw)>;
 
 /// Moves x one step: x (rows, channels, side, side) and `output` contiguous float32; `noise` may be undefined
-/// at step 0 and for DDIM with eta 0. A second half of output's channels is the learned variance.
+/// at step 0, for DDIM with eta 0 and for DPM-Solver++. A second half of output's channels is the learned
+/// variance. `x0`, of x's shape, takes the predicted image; undefined: not wanted. DPM-Solver++ needs it,
+/// with what the step before left there.
 void reverse_step(const DiffusionTables& tables, const SamplerOptions& options, int step, at::Tensor& x,
-                  const at::Tensor& output, const at::Tensor& noise);
+                  const at::Tensor& output, const at::Tensor& noise, const at::Tensor& x0 = {});
 
-/// Runs all steps on x in place. `between(done)` is called after each step and may throw to stop.
+/// Runs all steps on x in place. `between(done, x0)` is called after each step and may throw to stop; x0 is
+/// the image predicted in that step when `keep_x0`, else undefined.
 void sample(const DiffusionTables& tables, const SamplerOptions& options, at::Tensor& x,
             const Denoiser& denoise, const NoiseSource& draw_noise,
-            const std::function<void(int done)>& between = nullptr);
+            const std::function<void(int done, const at::Tensor& x0)>& between = nullptr,
+            bool keep_x0 = false);
 
 }  // namespace dydit

@@ -1,6 +1,7 @@
 // Respacing as the original's space_timesteps does it, rounding included.
 #include "dydit/diffusion/schedule.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "dydit/base/error.h"
@@ -45,6 +46,28 @@ std::vector<int> strided_timesteps(int steps) {
     return timesteps;
   }
   return {};
+}
+
+std::vector<int> linspace_timesteps(int steps) {
+  constexpr int kLast = kNumTrainTimesteps - 1;
+  DYDIT_USAGE_CHECK(steps >= 1 && steps <= kLast, "--steps {}: dpm++ takes 1 to {}", steps, kLast);
+  const double stride = static_cast<double>(kLast) / steps;
+  std::vector<int> timesteps;
+  for (int i = 1; i < steps; ++i) timesteps.push_back(static_cast<int>(std::nearbyint(i * stride)));
+  timesteps.push_back(kLast);
+  return timesteps;
+}
+
+std::vector<int> sorted_timesteps(std::vector<int> timesteps) {
+  DYDIT_USAGE_CHECK(!timesteps.empty(), "--timesteps: expected at least one");
+  std::sort(timesteps.begin(), timesteps.end());
+  for (size_t i = 0; i < timesteps.size(); ++i) {
+    DYDIT_USAGE_CHECK(timesteps[i] >= 0 && timesteps[i] < kNumTrainTimesteps,
+                      "--timesteps: {} is outside 0 to {}", timesteps[i], kNumTrainTimesteps - 1);
+    DYDIT_USAGE_CHECK(i == 0 || timesteps[i] != timesteps[i - 1], "--timesteps: {} is given twice",
+                      timesteps[i]);
+  }
+  return timesteps;
 }
 
 }  // namespace dydit

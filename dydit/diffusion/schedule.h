@@ -21,4 +21,13 @@ std::vector<int> even_timesteps(int steps);
 /// ("ddimN" of the original; 62 values of N work). Throws UsageError outside 1..1000.
 std::vector<int> strided_timesteps(int steps);
 
+/// DPM-Solver++'s `steps` timesteps, ascending: i * 999 / steps for i = 1 .. steps, rounded half to even. 0
+/// is not among them: the last step goes straight to the image. Throws UsageError outside 1..999, the most
+/// that gives no timestep twice.
+std::vector<int> linspace_timesteps(int steps);
+
+/// A list given by hand, in any order -> ascending. Throws UsageError for none, one outside 0..999 or one
+/// given twice.
+std::vector<int> sorted_timesteps(std::vector<int> timesteps);
+
 }  // namespace dydit

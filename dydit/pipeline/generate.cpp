@@ -15,6 +15,8 @@
 #include "dydit/base/memory_reuse.h"
 #include "dydit/base/noise.h"
 #include "dydit/base/timer.h"
+#include "dydit/base/torch_noise.h"
+#include "dydit/diffusion/schedule.h"
 #include "dydit/model/macs.h"
 
 namespace dydit {
@@ -33,14 +35,22 @@ void check_options(const DiTConfig& config, const GenerateOptions& options) {
   DYDIT_USAGE_CHECK(std::isfinite(options.cfg_scale), "cfg scale {}: expected a number", options.cfg_scale);
   DYDIT_USAGE_CHECK(options.guided_channels >= 1, "{} guided channels: expected 1 or more",
                     options.guided_channels);
+  DYDIT_USAGE_CHECK(
+      options.noise != NoiseKind::Torch || options.num_images <= options.batch,
+      "--noise torch draws for one batch, as the original script does: {} images need --batch {}, "
+      "got {}",
+      options.num_images, options.num_images, options.batch);
+  DYDIT_USAGE_CHECK(options.preview_every >= 0 &&
+                        (options.preview_every == 0 || options.preview_every < options.total_steps()),
+                    "--preview-every {}: with {} steps expected 1 to {}", options.preview_every,
+                    options.total_steps(), options.total_steps() - 1);
   DYDIT_USAGE_CHECK(options.threads >= 1, "{} threads: expected 1 or more", options.threads);
 }
 
 // Samples images [first, first + count) together.
-std::vector<GeneratedSample> generate_batch(Engine& engine, const WidthPlan& plan,
-                                            const DiffusionTables& tables, const GenerateOptions& options,
-                                            int first, int count,
-                                            const std::function<void(int done)>& between) {
+std::vector<GeneratedSample> generate_batch(
+    Engine& engine, const WidthPlan& plan, const DiffusionTables& tables, const GenerateOptions& options,
+    int first, int count, const std::function<void(int done, const at::Tensor& x0)>& between) {
   const Timer timer;
   const DiTConfig& config = plan.config;
   const int rows = options.guided() ? 2 * count : count;
@@ -48,7 +58,17 @@ std::vector<GeneratedSample> generate_batch(Engine& engine, const WidthPlan& pla
   for (int i = 0; i < count; ++i) labels[i] = options.label(first + i);
   std::vector<Work> work(rows);
 
+  std::optional<TorchNoise> stream;
+  if (options.noise == NoiseKind::Torch) stream.emplace(options.seed);
+  // Draw 0 is the start.
   const auto fill_rows = [&](at::Tensor& noise, int draw) {
+    if (stream) {
+      // The original draws for both guidance halves in every step and drops the second at the end.
+      at::Tensor all = at::empty({draw == 0 ? count : rows, noise.size(1), noise.size(2), noise.size(3)});
+      stream->fill({all.data_ptr<float>(), static_cast<size_t>(all.numel())});
+      noise.copy_(all.slice(0, 0, count));
+      return;
+    }
     for (int i = 0; i < count; ++i) {
       fill_normal({noise.data_ptr<float>() + i * noise.stride(0), static_cast<size_t>(noise.stride(0))},
                   options.seed, first + i, draw);
@@ -73,7 +93,7 @@ std::vector<GeneratedSample> generate_batch(Engine& engine, const WidthPlan& pla
   at::Tensor x = at::empty({count, config.in_channels, config.input_size, config.input_size});
   fill_rows(x, 0);
   const auto draw_noise = [&](at::Tensor& noise, int draw) { fill_rows(noise, draw + 1); };
-  sample(tables, options.sampler, x, denoise, draw_noise, between);
+  sample(tables, options.sampler, x, denoise, draw_noise, between, /*keep_x0=*/options.preview_every > 0);
 
   const double seconds = timer.seconds() / count;
   std::vector<GeneratedSample> samples;
@@ -103,20 +123,25 @@ void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
   c10::InferenceMode guard;
   std::optional<MemoryReuse> reuse;  // no memory is asked for after the first steps
   if (options.engine == EngineKind::Cpu) reuse.emplace();
-  const Spacing spacing = choose_timesteps(options.sampler.kind, options.num_steps);
+  const Spacing spacing = run_spacing(options);
   const WidthPlan plan = make_width_plan(checkpoint, spacing.timesteps, options.mode);
   const DiffusionTables tables = make_diffusion_tables(spacing.timesteps);
   const auto engine =
       make_engine(options.engine, checkpoint, plan, {.dtype = options.dtype, .threads = options.threads});
 
+  const int num_steps = options.total_steps();
   const int batches = (options.num_images + options.batch - 1) / options.batch;
   for (int b = 0; b < batches; ++b) {
     const int first = b * options.batch, count = std::min(options.batch, options.num_images - first);
-    const auto between = [&](int done) {
+    const auto between = [&](int done, const at::Tensor& x0) {
       if (callbacks.on_progress) {
-        callbacks.on_progress({"steps", b * options.num_steps + done, batches * options.num_steps});
+        callbacks.on_progress({"steps", b * num_steps + done, batches * num_steps});
       }
-      if (callbacks.cancel && *callbacks.cancel && done < options.num_steps) throw Cancelled();
+      if (callbacks.on_preview && options.preview_every > 0 && done % options.preview_every == 0 &&
+          done < num_steps) {
+        callbacks.on_preview({first, done, x0});
+      }
+      if (callbacks.cancel && *callbacks.cancel && done < num_steps) throw Cancelled();
     };
     for (GeneratedSample& sample : generate_batch(*engine, plan, tables, options, first, count, between)) {
       callbacks.on_sample(std::move(sample));
@@ -125,8 +150,13 @@ void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
   }
 }
 
+Spacing run_spacing(const GenerateOptions& options) {
+  if (options.timesteps.empty()) return choose_timesteps(options.sampler.kind, options.num_steps);
+  return {sorted_timesteps(options.timesteps), "by hand"};
+}
+
 int64_t static_macs_per_sample(const DiTConfig& config, const GenerateOptions& options) {
-  return static_macs(config) * options.num_steps * (options.guided() ? 2 : 1);
+  return static_macs(config) * options.total_steps() * (options.guided() ? 2 : 1);
 }
 
 }  // namespace dydit

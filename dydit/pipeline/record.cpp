@@ -27,38 +27,54 @@ std::string json_text(const json& value) {
   return value.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
-std::string_view sampler_name(SamplerKind kind) { return kind == SamplerKind::Ddpm ? "ddpm" : "ddim"; }
+std::string_view sampler_name(SamplerKind kind) {
+  switch (kind) {
+    case SamplerKind::Ddpm:
+      return "ddpm";
+    case SamplerKind::Ddim:
+      return "ddim";
+    case SamplerKind::Dpm:
+      break;
+  }
+  return "dpm++";
+}
+std::string_view noise_name(NoiseKind kind) { return kind == NoiseKind::Philox ? "philox" : "torch"; }
 std::string_view dtype_flag(at::ScalarType dtype) { return dtype == at::kFloat ? "f32" : "bf16"; }
 std::string_view mode_name(Mode mode) { return mode == Mode::Dynamic ? "dynamic" : "static"; }
 
 json run_record(const Checkpoint& checkpoint, const GenerateOptions& options) {
   const DiTConfig& config = checkpoint.config;
   const Mode mode = config.is_dynamic() ? options.mode : Mode::Static;
-  return {{"version", kVersion},
-          {"model",
-           {{"file", checkpoint.path.filename().string()},
-            {"name", model_name(config)},
-            {"sha256", checkpoint.sha256},
-            {"weights", checkpoint.weights_key}}},
-          {"classes", options.classes},
-          {"num_images", options.num_images},
-          {"seed", options.seed},
-          {"noise", "philox"},
-          {"steps", options.num_steps},
-          {"spacing", choose_timesteps(options.sampler.kind, options.num_steps).description},
-          {"sampler", sampler_name(options.sampler.kind)},
-          {"eta", options.sampler.eta},
-          {"cfg_scale", options.cfg_scale},
-          {"cfg_channels",
-           options.guided_channels >= config.in_channels ? config.in_channels : options.guided_channels},
-          {"mode", mode_name(mode)},
-          {"dtype", dtype_flag(options.dtype)},
-          {"engine", engine_name(options.engine)},
-          {"device", "cpu"},
-          {"batch", options.batch},
-          {"threads", options.threads},
-          {"size", config.input_size},
-          {"static_gmacs", static_cast<double>(static_macs_per_sample(config, options)) / kGiga}};
+  const Spacing spacing = run_spacing(options);
+  json run = {{"version", kVersion},
+              {"model",
+               {{"file", checkpoint.path.filename().string()},
+                {"name", model_name(config)},
+                {"sha256", checkpoint.sha256},
+                {"weights", checkpoint.weights_key}}},
+              {"classes", options.classes},
+              {"num_images", options.num_images},
+              {"seed", options.seed},
+              {"noise", noise_name(options.noise)},
+              {"steps", options.total_steps()},
+              {"spacing", spacing.description},
+              {"sampler", sampler_name(options.sampler.kind)},
+              {"eta", options.sampler.eta},
+              {"cfg_scale", options.cfg_scale},
+              {"cfg_channels",
+               options.guided_channels >= config.in_channels ? config.in_channels : options.guided_channels},
+              {"mode", mode_name(mode)},
+              {"dtype", dtype_flag(options.dtype)},
+              {"engine", engine_name(options.engine)},
+              {"device", "cpu"},
+              {"batch", options.batch},
+              {"threads", options.threads},
+              {"size", config.input_size},
+              {"static_gmacs", static_cast<double>(static_macs_per_sample(config, options)) / kGiga}};
+  if (!options.timesteps.empty()) {
+    run["timesteps"] = std::vector<int>(spacing.timesteps.rbegin(), spacing.timesteps.rend());
+  }
+  return run;
 }
 
 json image_record(const Checkpoint& checkpoint, const GenerateOptions& options,
@@ -103,16 +119,24 @@ PngText png_text(const json& run, const json& images) {
 }
 
 std::string reproducing_command(const json& run) {
+  const std::string steps =
+      run.contains("timesteps")
+          ? fmt::format("--timesteps {}", fmt::join(run["timesteps"].get<std::vector<int>>(), ","))
+          : fmt::format("--steps {}", run.at("steps").get<int>());
   std::string command = fmt::format(
-      "dydit generate --model {} --classes {} -n {} --seed {} --steps {} --sampler {} --cfg-scale {} "
+      "dydit generate --model {} --classes {} -n {} --seed {} {} --sampler {} --cfg-scale {} "
       "--cfg-channels "
       "{} --mode {} --dtype {} --engine {}",
       shell_quote(run.at("model").at("file").get<std::string>()),
       fmt::join(run.at("classes").get<std::vector<int>>(), ","), run.at("num_images").get<int>(),
-      run.at("seed").get<uint64_t>(), run.at("steps").get<int>(), run.at("sampler").get<std::string>(),
+      run.at("seed").get<uint64_t>(), steps, run.at("sampler").get<std::string>(),
       run.at("cfg_scale").get<float>(), run.at("cfg_channels").get<int>(), run.at("mode").get<std::string>(),
       run.at("dtype").get<std::string>(), run.at("engine").get<std::string>());
   if (run.at("eta").get<float>() != 0) command += fmt::format(" --eta {}", run.at("eta").get<float>());
+  if (run.value("noise", "philox") != "philox") {
+    command += fmt::format(" --noise {} --batch {}", run.at("noise").get<std::string>(),
+                           run.at("num_images").get<int>());
+  }
   return command;
 }
 

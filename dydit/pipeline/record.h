@@ -17,6 +17,7 @@ inline constexpr std::string_view kVersion = DYDIT_VERSION;
 inline constexpr const char* kRecordKey = "dydit";
 
 /// The parameters of a run: model (file, name, sha256), classes, seed, steps, spacing, sampler, ...
+/// `timesteps`, as visited, where they were given by hand.
 nlohmann::json run_record(const Checkpoint& checkpoint, const GenerateOptions& options);
 
 /// One image: index, class, class_name, seconds, required_gmacs, executed_gmacs and both as shares of static;
@@ -34,7 +35,8 @@ std::string json_text(const nlohmann::json& value);
 /// The command that makes the images of a record again.
 std::string reproducing_command(const nlohmann::json& run);
 
-std::string_view sampler_name(SamplerKind kind);    // "ddpm", "ddim"
+std::string_view sampler_name(SamplerKind kind);    // "ddpm", "ddim", "dpm++"
+std::string_view noise_name(NoiseKind kind);        // "philox", "torch"
 std::string_view dtype_flag(at::ScalarType dtype);  // "f32", "bf16"
 std::string_view mode_name(Mode mode);              // "dynamic", "static"
 

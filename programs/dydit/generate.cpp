@@ -24,7 +24,7 @@ using nlohmann::json;
 
 struct GenerateFlags {
   ModelFlags model;
-  std::vector<std::string> classes;
+  std::vector<std::string> classes, timesteps;
   std::string class_names_file;
   std::string sampler = "ddpm", cfg_channels = "3", noise = "philox", mode;
   GenerateOptions options;
@@ -57,10 +57,16 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
   app.add_option("-n,--num-images", flags.options.num_images,
                  "Images in all (default: one a class given, or 1)")
       ->check(CLI::Range(1, 100'000'000));
-  app.add_option("--steps,--num-sampling-steps", flags.options.num_steps, "Sampling steps, 1 to 1000")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1000));
-  cli.add_choice("--sampler", flags.sampler, {"ddpm", "ddim"}, "Sampler", {"dpm++"});
+  CLI::Option* steps =
+      app.add_option("--steps,--num-sampling-steps", flags.options.num_steps, "Sampling steps, 1 to 1000")
+          ->capture_default_str()
+          ->check(CLI::Range(1, 1000));
+  app.add_option("--timesteps", flags.timesteps,
+                 "The timesteps by hand, instead of --steps: 0 to 999, comma-separated, each once, any order")
+      ->delimiter(',')
+      ->type_name("LIST")
+      ->excludes(steps);
+  cli.add_choice("--sampler", flags.sampler, {"ddpm", "ddim", "dpm++"}, "Sampler; dpm++: DPM-Solver++(2M)");
   app.add_option("--eta", flags.options.sampler.eta, "DDIM's share of DDPM's noise")
       ->capture_default_str()
       ->check(CLI::Range(0.0f, 1.0f))
@@ -74,7 +80,8 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
                  "How many of eps's first channels are guided, or 'all'; the original guides 3")
       ->capture_default_str();
   app.add_option("--seed", flags.options.seed, "Seed of the noise")->capture_default_str()->check(check_seed);
-  cli.add_choice("--noise", flags.noise, {"philox"}, "Noise: a function of (seed, image, step)", {"torch"});
+  cli.add_choice("--noise", flags.noise, {"philox", "torch"},
+                 "Noise: a function of seed, image and step; or torch.randn's stream over one batch");
   app.add_option("--batch", flags.options.batch, "Images sampled together; changes speed, never a pixel")
       ->capture_default_str()
       ->check(CLI::Range(1, 65536));
@@ -90,6 +97,10 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
       ->check(not_empty);
   app.add_option("--latents", flags.outputs.latents, "Write the samples as they are, float32 safetensors")
       ->check(not_empty);
+  app.add_option("--preview-every", flags.options.preview_every,
+                 "Also write the images predicted every so many steps: FILE_step0010.png beside --out")
+      ->type_name("STEPS")
+      ->check(CLI::Range(1, 999));
   app.add_option("--cost-map", flags.outputs.cost_map,
                  "FILE.png: each image beside the share of MLPs that its tokens entered")
       ->check(not_empty);
@@ -111,16 +122,29 @@ int parse_class(const std::string& text, const Checkpoint& checkpoint) {
   return label;
 }
 
+SamplerKind parse_sampler(const std::string& name) {
+  if (name == "ddim") return SamplerKind::Ddim;
+  return name == "dpm++" ? SamplerKind::Dpm : SamplerKind::Ddpm;
+}
+
 // Turns what was typed into options, with the checkpoint at hand.
 void resolve(GenerateFlags& flags, const Checkpoint& checkpoint, Isa isa) {
   GenerateOptions& options = flags.options;
   const DiTConfig& config = checkpoint.config;
-  options.sampler.kind = flags.sampler == "ddim" ? SamplerKind::Ddim : SamplerKind::Ddpm;
+  options.sampler.kind = parse_sampler(flags.sampler);
+  for (const std::string& text : flags.timesteps) {
+    int t = -1;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), t);
+    DYDIT_USAGE_CHECK(error == std::errc() && end == text.data() + text.size(),
+                      "--timesteps: '{}' is not a whole number from 0 to 999", text);
+    options.timesteps.push_back(t);
+  }
   DYDIT_USAGE_CHECK(options.sampler.kind == SamplerKind::Ddim || options.sampler.eta == 0,
                     "--eta {}: only the ddim sampler has an eta", options.sampler.eta);
   DYDIT_USAGE_CHECK(flags.mode != "dynamic" || config.is_dynamic(),
                     "--mode dynamic: {} is a static DiT, it has no routers", checkpoint.path.string());
   options.mode = flags.mode == "static" ? Mode::Static : Mode::Dynamic;
+  options.noise = flags.noise == "torch" ? NoiseKind::Torch : NoiseKind::Philox;
   options.token_map = !flags.outputs.cost_map.empty();
   DYDIT_USAGE_CHECK(!options.token_map || config.token_routers,
                     "--cost-map {}: {} has no token routers, all its tokens enter all MLPs",
@@ -159,6 +183,9 @@ void print_decisions(Console& console, const json& run, const Checkpoint& checkp
           ? fmt::format("{} on {} channels", run["cfg_scale"].get<float>(), run["cfg_channels"].get<int>())
           : "off",
       run["seed"].get<uint64_t>(), run["num_images"].get<int>(), run["batch"].get<int>()));
+  if (run["noise"] == "torch") {
+    console.info("noise    torch.randn's stream over the batch: an image depends on how many are made");
+  }
   console.info(fmt::format("engine   {}, {}, cpu ({}), {} threads", run["engine"].get<std::string>(),
                            run["dtype"].get<std::string>(), isa_name(isa), run["threads"].get<int>()));
 }
@@ -231,6 +258,7 @@ int run_generate(const Args& args, Isa isa) {
     generate(checkpoint, flags.options,
              {.on_sample = [&](GeneratedSample&& sample) { result["images"].push_back(outputs.add(sample)); },
               .on_progress = [&](const Progress& progress) { console.progress(progress); },
+              .on_preview = [&](const Preview& preview) { outputs.add_preview(preview); },
               .cancel = &cancel});
   } catch (const Cancelled&) {
     console.info(fmt::format("stopped; {} of {} images are finished", result["images"].size(),

@@ -3,6 +3,7 @@
 
 #include <fstream>
 
+#include <ATen/ops/nan_to_num.h>
 #include <ATen/ops/stack.h>
 #include <fmt/format.h>
 
@@ -76,6 +77,12 @@ Outputs::Outputs(const OutputOptions& options, const Checkpoint& checkpoint, con
                     "{} makes latents of {} channels, not pixels: say where with --latents FILE.safetensors",
                     checkpoint.path.string(), config.in_channels);
   if (pixels && out_.empty() && npz_path_.empty() && latents_path_.empty()) out_ = "samples.png";
+  DYDIT_USAGE_CHECK(run.preview_every == 0 || pixels,
+                    "--preview-every {}: {} makes latents of {} channels, not pixels", run.preview_every,
+                    checkpoint.path.string(), config.in_channels);
+  DYDIT_USAGE_CHECK(run.preview_every == 0 || !out_.empty(),
+                    "--preview-every {}: previews are written beside the PNG of --out; say where",
+                    run.preview_every);
   if (!out_.empty()) {
     if (names_folder(out_)) out_ = (fs::path(out_) / "%06d.png").string();
     const NumberPlace place = find_number_place(out_);
@@ -131,6 +138,37 @@ nlohmann::json Outputs::add(const GeneratedSample& sample) {
     if (makes_pixels(checkpoint_.config)) map_images_.push_back(to_image(sample.sample));
   }
   return record;
+}
+
+std::string Outputs::preview_path(const std::string& path, int step) const {
+  const std::string extension = path.ends_with(".png") ? ".png" : "";
+  return fmt::format("{}_step{:04}{}", path.substr(0, path.size() - extension.size()), step, extension);
+}
+
+void Outputs::add_preview(const Preview& preview) {
+  nlohmann::json run = run_;
+  run["preview_step"] = preview.step;
+  PreviewGrid& grid = preview_grids_[preview.step];
+  const at::Tensor x0 = at::nan_to_num(preview.x0);  // a broken run ends with an error of its own
+  for (int i = 0; i < static_cast<int>(x0.size(0)); ++i) {
+    const int index = preview.first + i, label = options_.label(index);
+    const nlohmann::json record = {
+        {"index", index},
+        {"class", label},
+        {"class_name", checkpoint_.class_names.empty() ? "" : checkpoint_.class_names[label]}};
+    if (numbered_) {
+      files_.push_back(preview_path(png_path(index), preview.step));
+      write_png(files_.back(), to_image(x0[i]), png_text(run, nlohmann::json::array({record})));
+    } else {
+      grid.images.push_back(to_image(x0[i]));
+      grid.records.push_back(record);
+    }
+  }
+  if (numbered_) return;
+  const std::string path = preview_path(out_, preview.step);
+  write_png(path, grid.images.size() == 1 ? grid.images[0] : make_grid(grid.images, kGridColumns),
+            png_text(run, grid.records));
+  if (preview.first == 0) files_.push_back(path);
 }
 
 void Outputs::write_cost_map() {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -27,12 +28,16 @@ class Outputs {
 
   /// Writes what can be written now; remembers what belongs into one file. Returns the image's record.
   nlohmann::json add(const GeneratedSample& sample);
+  /// Writes the predicted images beside their targets (x.png: x_step0010.png); the grid's grows with each
+  /// batch.
+  void add_preview(const Preview& preview);
   /// Writes grid, cost map, npz and latents of the samples added so far (none: nothing). Returns all files
   /// written.
   std::vector<std::string> finish();
 
  private:
   std::string png_path(int index) const;
+  std::string preview_path(const std::string& path, int step) const;
   void write_cost_map();
 
   const Checkpoint& checkpoint_;
@@ -42,6 +47,11 @@ class Outputs {
   bool numbered_ = false;    // out_ is a pattern or a folder
   std::vector<Image> grid_;  // of the one PNG
   nlohmann::json records_ = nlohmann::json::array();
+  struct PreviewGrid {
+    std::vector<Image> images;
+    nlohmann::json records = nlohmann::json::array();
+  };
+  std::map<int, PreviewGrid> preview_grids_;  // by step
   std::optional<NpzImageWriter> npz_;
   std::string npz_path_, latents_path_, cost_map_path_;
   std::vector<Image> map_images_;  // beside their maps; none when the model makes latents

@@ -8,6 +8,8 @@
 
 #include <gtest/gtest.h>
 
+#include "dydit/base/torch_noise.h"
+
 namespace dydit {
 namespace {
 
@@ -86,6 +88,40 @@ TEST(FillNormal, DrawsOfOneSampleAreUncorrelated) {
   double product = 0;
   for (size_t i = 0; i < size; ++i) product += static_cast<double>(a[i]) * b[i] / size;
   EXPECT_NEAR(product, 0, 5 / std::sqrt(static_cast<double>(size)));
+}
+
+void expect_near(const std::vector<float>& got, const std::vector<float>& wanted) {
+  for (size_t i = 0; i < wanted.size(); ++i) EXPECT_NEAR(got[i], wanted[i], 1e-6) << i;
+}
+
+std::vector<float> next_values(TorchNoise& noise, size_t size) {
+  std::vector<float> out(size);
+  noise.fill(out);
+  return out;
+}
+
+// Recorded: torch.manual_seed(7); torch.randn(1, 2, 2, 2), then torch.randn(2, 2, 2, 2) twice. From 16 values
+// on torch takes another path than below.
+TEST(TorchNoise, IsTorchRandnAfterManualSeed) {
+  TorchNoise noise(7);
+  expect_near(next_values(noise, 8),
+              {-0.1467950940132141f, 0.7861412763595581f, 0.9468216300010681f, -1.1143440008163452f,
+               1.6907901763916016f, -0.8948279023170471f, -0.3556250333786011f, 1.2323857545852661f});
+  expect_near(next_values(noise, 16),
+              {-1.5826646089553833f, -0.32456663250923157f, 1.9263681173324585f, -0.3300117254257202f,
+               0.19844505190849304f, 0.7820726633071899f, 1.0391076803207397f, -0.7245107293128967f,
+               -0.2093404233455658f, -0.21534152328968048f, -1.8157286643981934f, -0.3452419638633728f,
+               -2.0614778995513916f, 0.6741006970405579f, -1.3233457803726196f, -1.3597689867019653f});
+  expect_near(next_values(noise, 16), {-0.08352822810411453f, -0.023477932438254356f, 0.17437535524368286f});
+}
+
+// Recorded: torch.manual_seed(2**40 + 3); torch.randn(3, 5), then torch.randn(5). An odd count leaves the
+// second value of a pair for the next call.
+TEST(TorchNoise, KeepsTheSecondValueOfAPair) {
+  TorchNoise noise((uint64_t{1} << 40) + 3);
+  expect_near(next_values(noise, 15), {0.8032760620117188f, 0.17483338713645935f, 0.08897809684276581f});
+  expect_near(next_values(noise, 5), {-0.0798543244600296f, 0.9264108538627625f, 0.8156775236129761f,
+                                      0.49518901109695435f, -0.16431698203086853f});
 }
 
 }  // namespace

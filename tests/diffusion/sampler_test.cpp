@@ -1,6 +1,7 @@
 // The loop's order, what it draws, and guidance.
 #include "dydit/diffusion/sampler.h"
 
+#include <cmath>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -35,7 +36,7 @@ SamplerRun run_sampler(const SamplerOptions& options, int num_steps, int varianc
         run.draws.push_back(draw);
         noise.copy_(random_tensor(noise.sizes(), 2, draw));
       },
-      [&](int done) { run.done.push_back(done); });
+      [&](int done, const at::Tensor&) { run.done.push_back(done); });
   return run;
 }
 
@@ -57,6 +58,30 @@ TEST(Sampler, DdimWithEtaDrawsForEveryStepButTheLast) {
   EXPECT_EQ(run_sampler({SamplerKind::Ddim, 0.5f}, 4, 3).draws, (std::vector<int>{0, 1, 2}));
 }
 
+TEST(Sampler, DpmDrawsNothing) { EXPECT_TRUE(run_sampler({SamplerKind::Dpm, 0.0f}, 4, 3).draws.empty()); }
+
+TEST(Sampler, GivesThePredictedImageOfEveryStepWhenAskedTo) {
+  for (const SamplerKind kind : {SamplerKind::Ddpm, SamplerKind::Ddim, SamplerKind::Dpm}) {
+    const DiffusionTables tables = make_diffusion_tables(choose_timesteps(kind, 4).timesteps);
+    at::Tensor x = random_tensor({2, 3, 4, 4}, 1, 0), wanted;
+    int steps = 0;
+    const auto denoise = [&](const at::Tensor& state, int step) {
+      const double a = tables.alphas_cumprod[step];
+      wanted = (state - std::sqrt(1 - a) * 0.1 * state) / std::sqrt(a);
+      return at::mul(state, 0.1);
+    };
+    const auto compare = [&](int, const at::Tensor& x0) {
+      ++steps;
+      EXPECT_LT(relative_difference(x0, wanted), 1e-5);
+    };
+    sample(
+        tables, {kind, 0}, x, denoise, [](at::Tensor& noise, int) { noise.zero_(); }, compare,
+        /*keep_x0=*/true);
+    EXPECT_EQ(steps, 4);
+    EXPECT_LT(relative_difference(x, wanted), 1e-5);  // the last prediction is the image
+  }
+}
+
 TEST(Sampler, ModelsWithoutLearnedSigmaWork) {
   const SamplerRun fixed = run_sampler({}, 4, 0), learned = run_sampler({}, 4, 3);
   EXPECT_TRUE(at::isfinite(fixed.x).all().item<bool>());
@@ -64,7 +89,7 @@ TEST(Sampler, ModelsWithoutLearnedSigmaWork) {
 }
 
 TEST(Sampler, OneStepRunIsFinite) {
-  for (const SamplerKind kind : {SamplerKind::Ddpm, SamplerKind::Ddim}) {
+  for (const SamplerKind kind : {SamplerKind::Ddpm, SamplerKind::Ddim, SamplerKind::Dpm}) {
     const SamplerRun run = run_sampler({kind, 1.0f}, 1, 3);
     EXPECT_TRUE(at::isfinite(run.x).all().item<bool>());
     EXPECT_TRUE(run.draws.empty());
@@ -80,7 +105,7 @@ TEST(Sampler, StopsWhenBetweenThrows) {
     return at::zeros_like(state);
   };
   const auto noise = [](at::Tensor& values, int) { values.zero_(); };
-  const auto stop_after_two = [](int done) {
+  const auto stop_after_two = [](int done, const at::Tensor&) {
     if (done == 2) throw std::runtime_error("stop");
   };
   EXPECT_THROW(sample(tables, {}, x, denoise, noise, stop_after_two), std::runtime_error);

@@ -112,5 +112,27 @@ TEST(ChooseTimesteps, DdimWithoutAStrideSaysThatItTakesEvenSections) {
   EXPECT_EQ(spacing.description, "even sections (no fixed stride gives 999 steps)");
 }
 
+TEST(LinspaceTimesteps, EndsAt999WithoutZero) {
+  EXPECT_EQ(linspace_timesteps(1), (std::vector<int>{999}));
+  EXPECT_EQ(linspace_timesteps(3), (std::vector<int>{333, 666, 999}));
+}
+
+TEST(LinspaceTimesteps, MoreStepsThanDistinctTimestepsAreRefused) {
+  EXPECT_EQ(linspace_timesteps(999).size(), 999u);
+  EXPECT_THROW(linspace_timesteps(1000), UsageError);
+  EXPECT_THROW(linspace_timesteps(0), UsageError);
+}
+
+TEST(SortedTimesteps, TakesAnyOrder) {
+  EXPECT_EQ(sorted_timesteps({40, 999, 0}), (std::vector<int>{0, 40, 999}));
+}
+
+TEST(SortedTimesteps, RefusesWhatNoRunCanVisit) {
+  EXPECT_THROW(sorted_timesteps({}), UsageError);
+  EXPECT_THROW(sorted_timesteps({5, -1}), UsageError);
+  EXPECT_THROW(sorted_timesteps({5, 1000}), UsageError);
+  EXPECT_THROW(sorted_timesteps({5, 7, 5}), UsageError);
+}
+
 }  // namespace
 }  // namespace dydit

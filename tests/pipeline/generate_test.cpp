@@ -1,6 +1,7 @@
 // generate(): a sample is a function of its own inputs; work, order, cancelling and refusals.
 #include "dydit/pipeline/generate.h"
 
+#include <array>
 #include <atomic>
 #include <vector>
 
@@ -10,6 +11,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/base/noise.h"
+#include "dydit/base/torch_noise.h"
 #include "dydit/model/macs.h"
 #include "tests/support/files.h"
 #include "tests/support/random_model.h"
@@ -167,6 +169,104 @@ TEST(Generate, StaticWorkIsTheStaticModelsAtEveryStep) {
 TEST(Generate, DynamicModeRequiresLess) {
   EXPECT_LT(one_sample(tiny_config(), few_steps()).work.required,
             static_macs_per_sample(tiny_config(), few_steps()));
+}
+
+TEST(Generate, DpmDependsNeitherOnBatchNorThreads) {
+  GenerateOptions options = few_steps();
+  options.sampler.kind = SamplerKind::Dpm;
+  const std::vector<GeneratedSample> wanted = samples_of(tiny_config(), options);
+  options.batch = 3;
+  options.threads = 2;
+  const std::vector<GeneratedSample> got = samples_of(tiny_config(), options);
+  for (int i = 0; i < 4; ++i) EXPECT_TRUE(at::equal(got[i].sample, wanted[i].sample)) << i;
+}
+
+TEST(Generate, TimestepsByHandTakeThePlaceOfChosenOnes) {
+  for (const SamplerKind kind : {SamplerKind::Ddpm, SamplerKind::Ddim, SamplerKind::Dpm}) {
+    GenerateOptions chosen = few_steps(), by_hand = few_steps(), other = few_steps();
+    chosen.sampler.kind = by_hand.sampler.kind = other.sampler.kind = kind;
+    const std::vector<int> same = choose_timesteps(kind, 3).timesteps;
+    by_hand.timesteps = {same[1], same[2], same[0]};  // the order does not matter
+    by_hand.num_steps = 250;                          // nor does this
+    other.timesteps = {same[1] + 1, same[2], same[0]};
+    const GeneratedSample wanted = one_sample(tiny_config(), chosen),
+                          got = one_sample(tiny_config(), by_hand);
+    EXPECT_TRUE(at::equal(got.sample, wanted.sample));
+    EXPECT_EQ(got.work.required, wanted.work.required);
+    EXPECT_EQ(static_macs_per_sample(tiny_config(), by_hand), static_macs_per_sample(tiny_config(), chosen));
+    EXPECT_FALSE(at::equal(one_sample(tiny_config(), other).sample, wanted.sample));
+  }
+}
+
+TEST(Generate, TimestepsOutOfRangeAreAUsageError) {
+  GenerateOptions options = few_steps();
+  options.timesteps = {1000, 3};
+  expect_usage_error(options, "--timesteps: 1000 is outside 0 to 999");
+}
+
+// The original's p_sample_loop on the CPU: z for the images, then randn_like of all 2n rows in every step.
+TEST(Generate, TorchNoiseIsDrawnAsTheOriginalScriptDraws) {
+  GenerateOptions options = few_steps();
+  options.noise = NoiseKind::Torch;
+  const std::vector<GeneratedSample> got = samples_of(tiny_config(), options);
+
+  const Checkpoint checkpoint = random_checkpoint(tiny_config());
+  const std::vector<int> timesteps = choose_timesteps(SamplerKind::Ddpm, 3).timesteps;
+  const auto engine =
+      make_engine(options.engine, checkpoint, make_width_plan(checkpoint, timesteps, Mode::Dynamic), {});
+  const std::vector<int64_t> labels = {3, 0, 4, 3, 5, 5, 5, 5};  // 5 is the null class
+  std::vector<Work> work(8);
+  TorchNoise stream(options.seed);
+  const auto randn = [&](int64_t rows) {
+    at::Tensor values = at::empty({rows, 4, 8, 8});
+    stream.fill({values.data_ptr<float>(), static_cast<size_t>(values.numel())});
+    return values;
+  };
+  at::Tensor x = randn(4);
+  const auto denoise = [&](const at::Tensor& state, int step) {
+    at::Tensor out = engine->forward(at::cat({state, state}), step, labels, work);
+    apply_guidance(out, options.cfg_scale, options.guided_channels);
+    return out.slice(0, 0, 4);
+  };
+  const auto draw = [&](at::Tensor& noise, int) { noise.copy_(randn(8).slice(0, 0, 4)); };
+  sample(make_diffusion_tables(timesteps), {SamplerKind::Ddpm, 0}, x, denoise, draw);
+  for (int i = 0; i < 4; ++i) EXPECT_TRUE(at::equal(got[i].sample, x[i])) << i;
+}
+
+TEST(Generate, TorchNoiseOverTwoBatchesIsAUsageError) {
+  GenerateOptions options = few_steps();
+  options.noise = NoiseKind::Torch;
+  options.batch = 3;
+  expect_usage_error(options, "4 images need --batch 4, got 3");
+}
+
+TEST(Generate, PreviewsComeEveryNStepsOfEveryBatchButNotAtTheEnd) {
+  GenerateOptions options = few_steps();
+  options.num_steps = 6;
+  options.batch = 3;
+  options.preview_every = 2;
+  std::vector<std::array<int, 3>> seen;  // first image, step, images
+  GenerateCallbacks callbacks;
+  callbacks.on_sample = [](GeneratedSample&&) {};
+  callbacks.on_preview = [&](const Preview& preview) {
+    EXPECT_TRUE(at::isfinite(preview.x0).all().item<bool>());
+    seen.push_back({preview.first, preview.step, static_cast<int>(preview.x0.size(0))});
+  };
+  generate(random_checkpoint(tiny_config()), options, callbacks);
+  EXPECT_EQ(seen, (std::vector<std::array<int, 3>>{{0, 2, 3}, {0, 4, 3}, {3, 2, 1}, {3, 4, 1}}));
+}
+
+TEST(Generate, PreviewsChangeNoImage) {
+  GenerateOptions options = few_steps();
+  options.preview_every = 1;
+  EXPECT_TRUE(
+      at::equal(one_sample(tiny_config(), options).sample, one_sample(tiny_config(), few_steps()).sample));
+}
+
+TEST(Generate, PreviewsThatNeverComeAreAUsageError) {
+  GenerateOptions options = few_steps();
+  options.preview_every = 3;
+  expect_usage_error(options, "--preview-every 3: with 3 steps expected 1 to 2");
 }
 
 GenerateOptions with_token_map() {

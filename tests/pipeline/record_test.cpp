@@ -157,6 +157,27 @@ TEST(ReproducingCommand, NamesEtaWhereThereIsOne) {
   EXPECT_TRUE(command.ends_with(" --eta 0.25"));
 }
 
+TEST(ReproducingCommand, NamesTheTimestepsGivenByHand) {
+  GenerateOptions options = some_options();
+  options.sampler.kind = SamplerKind::Dpm;
+  options.timesteps = {0, 999, 40};
+  const json run = run_record(named_checkpoint(), options);
+  EXPECT_EQ(run["steps"], 3);
+  EXPECT_EQ(run["spacing"], "by hand");
+  EXPECT_EQ(run["timesteps"], json({999, 40, 0}));
+  const std::string command = reproducing_command(run);
+  EXPECT_NE(command.find("--timesteps 999,40,0 --sampler dpm++"), std::string::npos) << command;
+  EXPECT_EQ(command.find("--steps"), std::string::npos) << command;
+}
+
+TEST(ReproducingCommand, NamesTorchNoiseAndItsOneBatch) {
+  GenerateOptions options = some_options();
+  options.noise = NoiseKind::Torch;
+  const json run = run_record(named_checkpoint(), options);
+  EXPECT_EQ(run["noise"], "torch");
+  EXPECT_TRUE(reproducing_command(run).ends_with(" --noise torch --batch 6"));
+}
+
 TEST(ReproducingCommand, SurvivesTheJson) {
   const json run = run_record(named_checkpoint(), some_options());
   EXPECT_EQ(reproducing_command(json::parse(run.dump())), reproducing_command(run));

@@ -252,6 +252,74 @@ class CostMapTest(GenerateBase):
                           "--cost-map a.png", "--out")
 
 
+class PreviewTest(GenerateBase):
+    """--preview-every: predicted images beside the output."""
+
+    FLAGS = ["--sampler", "dpm++", "--steps", "4", "--preview-every", "2"]
+
+    def test_grid_grows_over_batches(self):
+        run = self.cifar(*self.FLAGS, "-n", "3", "--batch", "2", "--out", "x.png")
+        self.assertEqual(run["files"], ["x_step0002.png", "x.png"])
+        self.assertEqual(set(self.files()), set(run["files"]))
+        preview, image = read_png(self.work / "x_step0002.png"), read_png(self.work / "x.png")
+        self.assertEqual(preview.shape, image.shape)
+        self.assertFalse(np.array_equal(preview, image))
+        record = self.run_json("inspect", "x_step0002.png")["record"]
+        self.assertEqual(record["preview_step"], 2)
+        self.assertEqual([shown["class_name"] for shown in record["images"]], NAMES[:3])
+
+    def test_numbered(self):
+        run = self.cifar(*self.FLAGS, "-n", "2", "--out", "a_%d.png")
+        self.assertEqual(run["files"], ["a_0_step0002.png", "a_1_step0002.png", "a_0.png", "a_1.png"])
+        self.assertEqual(set(self.files()), set(run["files"]))
+
+    def test_refusals(self):
+        usage = 2
+        self.expect_error(["generate", "--model", CIFAR, "--steps", "4", "--preview-every", "4"], usage,
+                          "--preview-every 4", "4 steps", "1 to 3")
+        self.expect_error(["generate", "--model", CIFAR, *self.FLAGS, "--npz", "x.npz"], usage, "--preview-every 2", "--out")
+        self.expect_error(["generate", "--model", TINY, *self.FLAGS, "--latents", "x.safetensors"], usage,
+                          "--preview-every 2", "latents")
+        self.expect_error(["generate", "--model", CIFAR, "--preview-every", "0"], usage, "--preview-every")
+
+
+class TimestepsTest(GenerateBase):
+    """--timesteps: which ones, by hand."""
+
+    def test_same_as_those_chosen(self):
+        for sampler, timesteps in (("ddpm", "0,500,999"), ("ddim", "0,500,999"), ("dpm++", "333,999,666")):
+            flags = ["--sampler", sampler, "-n", "2"]
+            chosen, by_hand = self.latents(*flags, "--steps", "3"), self.latents(*flags, "--timesteps", timesteps)
+            self.assertTrue(np.array_equal(chosen, by_hand), sampler)
+
+    def test_record_and_make_again(self):
+        self.cifar("--timesteps", "40,999,700,300", "--sampler", "dpm++", "--out", "x.png")
+        record = self.run_json("inspect", "x.png")["record"]
+        self.assertEqual((record["timesteps"], record["steps"], record["spacing"]), ([999, 700, 300, 40], 4, "by hand"))
+        self.assertIn("--timesteps 999,700,300,40 --sampler dpm++", self.run_ok("inspect", "x.png"))
+
+    def test_refusals(self):
+        for text in ("1000", "-1", "5,5", "x", "1.5", ""):
+            self.expect_error(["generate", "--model", CIFAR, f"--timesteps={text}"], 2, "--timesteps")
+        self.expect_error(["generate", "--model", CIFAR, "--timesteps", "5", "--steps", "1"], 2, "--timesteps", "--steps")
+        self.expect_error(["generate", "--model", CIFAR, "--sampler", "dpm++", "--steps", "1000"], 2, "--steps 1000", "999")
+
+
+class TorchNoiseTest(GenerateBase):
+    """--noise torch: the whole batch's stream."""
+
+    def test_depends_on_the_number_of_images(self):
+        two, three = (self.latents(*QUICK, "--noise", "torch", "--seed", "3", "-n", n, "--classes", "1") for n in "23")
+        self.assertTrue(np.array_equal(two, self.latents(*QUICK, "--noise", "torch", "--seed", "3", "-n", "2", "--batch", "2",
+                                                         "--classes", "1")))
+        self.assertEqual((len(two), len(three)), (2, 3))
+        self.assertFalse(np.array_equal(two, self.latents(*QUICK, "--seed", "3", "-n", "2", "--classes", "1")))
+
+    def test_one_batch_only(self):
+        self.expect_error(["generate", "--model", CIFAR, "--noise", "torch", "-n", "5", "--batch", "4"], 2, "--noise torch",
+                          "--batch 5")
+
+
 class SameImageTest(GenerateBase):
     """Image i of a seed depends on nothing but what was asked for."""
 
