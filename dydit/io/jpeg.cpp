@@ -2,8 +2,10 @@
 // trivial locals. Scans and memory are bounded, since a progressive file may ask for much of both.
 #include "dydit/io/jpeg.h"
 
+#include <algorithm>
 #include <array>
 #include <csetjmp>
+#include <cstdint>
 #include <cstdio>  // jpeglib.h wants it first
 #include <jerror.h>
 #include <jpeglib.h>
@@ -15,8 +17,12 @@
 namespace dydit {
 namespace {
 
-constexpr int kMaxScans = 100;  // an honest progressive file has about ten
-constexpr long kFreeCoefficientBytes = long{64} << 20;
+// An honest progressive file has about ten scans. Each passes over the whole image, however few bytes it has.
+constexpr int64_t kMaxScans = 100;
+constexpr int64_t kMaxScannedPixels = int64_t{1} << 28;
+// Of the pixels and libjpeg's coefficients together, and as much for each byte of the file.
+constexpr int64_t kFreeBytes = int64_t{60} << 20;
+constexpr int64_t kBytesPerFileByte = 4;
 
 struct Reader {
   jpeg_decompress_struct jpeg{};
@@ -42,8 +48,13 @@ void on_message(j_common_ptr jpeg, int level) {
 }
 
 void on_progress(j_common_ptr jpeg) {
-  if (reinterpret_cast<j_decompress_ptr>(jpeg)->input_scan_number <= kMaxScans) return;
-  std::snprintf(reader_of(jpeg).complaint.data(), JMSG_LENGTH_MAX, "more than %d scans", kMaxScans);
+  const auto* image = reinterpret_cast<j_decompress_ptr>(jpeg);
+  const int64_t scans = image->input_scan_number,
+                pixels = int64_t{image->image_width} * int64_t{image->image_height};
+  if (scans <= std::max<int64_t>(1, std::min(kMaxScans, kMaxScannedPixels / pixels))) return;
+  std::snprintf(reader_of(jpeg).complaint.data(), JMSG_LENGTH_MAX, "%d scans of %d x %d pixels are too many",
+                static_cast<int>(scans), static_cast<int>(image->image_width),
+                static_cast<int>(image->image_height));
   longjmp(reader_of(jpeg).jump, 1);
 }
 
@@ -57,7 +68,6 @@ bool read_header(Reader& reader, std::span<const std::byte> bytes) {
   jpeg_create_decompress(&reader.jpeg);
   reader.progress.progress_monitor = on_progress;
   reader.jpeg.progress = &reader.progress;
-  reader.jpeg.mem->max_memory_to_use = kFreeCoefficientBytes + static_cast<long>(bytes.size());
   jpeg_mem_src(&reader.jpeg, reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size());
   jpeg_read_header(&reader.jpeg, TRUE);
   return true;
@@ -101,6 +111,10 @@ Image parse_jpeg(std::span<const std::byte> bytes, const std::string& name) {
   check_image_size(width, height, channels, bytes.size(), name);
   const size_t row_bytes = static_cast<size_t>(width) * static_cast<size_t>(channels);
   Image image{height, width, channels, std::vector<uint8_t>(row_bytes * static_cast<size_t>(height))};
+  // check_image_size leaves something over.
+  reader.jpeg.mem->max_memory_to_use =
+      static_cast<long>(kFreeBytes + kBytesPerFileByte * static_cast<int64_t>(bytes.size()) -
+                        static_cast<int64_t>(image.pixels.size()));
   check(reader, read_pixels(reader, image.pixels.data(), row_bytes));
   return image;
 }

@@ -15,19 +15,19 @@ namespace dydit {
 
 enum class PickleKind : uint8_t {
   None,
-  Bool,        // integer
-  Int,         // integer
-  BigInt,      // text: little-endian two's complement, more than 8 bytes
-  Float,       // real
-  String,      // text, not checked to be UTF-8
-  Bytes,       // text
-  List,        // items
-  Tuple,       // items
-  Set,         // items
-  Dict,        // items: key, value, key, value, ... in the order set; a later value of a key wins
-  Global,      // callee: String module, argument: String name
-  Object,      // callee(argument), state from BUILD, items set like a Dict's
-  Tensor,      // argument: the Tuple handed to torch._utils._rebuild_tensor_v2
+  Bool,    // integer
+  Int,     // integer
+  BigInt,  // text: little-endian two's complement, more than 8 bytes
+  Float,   // real
+  String,  // text, not checked to be UTF-8
+  Bytes,   // text
+  List,    // items
+  Tuple,   // items
+  Set,     // items
+  Dict,    // items: key, value, key, value, ... in the order set; a later value of a key wins
+  Global,  // callee: String module, argument: String name
+  Object,  // callee(argument), state from BUILD, items set like a Dict's
+  Tensor,  // argument: the Tuple handed to torch._utils._rebuild_tensor_v2, or _rebuild_tensor before 2018
   Persistent,  // argument: the persistent id, for torch a Tuple that names a storage
 };
 
@@ -62,6 +62,7 @@ struct Pickle {
   std::deque<PickleValue> values;
   std::deque<PickleItem> items;
   PickleIndex root = kNoPickleIndex;
+  size_t size = 0;  // bytes read, to the end of its STOP
 
   const PickleValue& operator[](PickleIndex index) const { return values[index]; }
 
@@ -76,7 +77,8 @@ struct Pickle {
 };
 
 /// Runs the pickle (protocols 2 to 5). The bytes outlive the result; `name` is used in messages.
-/// Throws Error for a damaged pickle, an opcode outside those that torch uses, or more than 2^20 values.
+/// What follows its end is left alone. Throws Error for a damaged pickle, an opcode outside those that torch
+/// uses, or more than 2^19 values or 2^20 items, marks or memo entries.
 Pickle parse_pickle(std::span<const std::byte> bytes, const std::string& name);
 
 }  // namespace dydit

@@ -13,9 +13,11 @@
 namespace dydit {
 namespace {
 
-// A checkpoint of DyDiT-XL with its optimizer has about 60 000. The cap bounds memory: a value takes one byte
-// of a hostile file and some 40 of ours.
-constexpr size_t kMaxValues = 1 << 20;
+// A checkpoint of DyDiT-XL with its optimizer has about 60 000 values. The caps bound memory: a value takes
+// one byte of a hostile file and 48 of ours, an item of a container one and 8, and so do marks and the memo
+// with 4.
+constexpr size_t kMaxValues = 1 << 19;
+constexpr size_t kMaxEntries = 1 << 20;
 
 class Machine {
  public:
@@ -41,6 +43,7 @@ class Machine {
       }
     }
     pickle_.root = pop();
+    pickle_.size = at_;
     return std::move(pickle_);
   }
 
@@ -116,7 +119,18 @@ class Machine {
     return index;
   }
 
-  void push(PickleIndex index) { stack_.push_back(index); }
+  // Before an entry more of the stack, the marks, the memo or all containers together.
+  void check_entries(size_t count) const {
+    DYDIT_CHECK(count < kMaxEntries,
+                "{}: pickle has more than {} entries on its stack, in its memo or in its containers; a "
+                "checkpoint has some thousands. Save the weights alone.",
+                name_, kMaxEntries);
+  }
+
+  void push(PickleIndex index) {
+    check_entries(stack_.size());
+    stack_.push_back(index);
+  }
 
   // Values below the last mark belong to an unfinished container and cannot be taken.
   size_t floor() const { return marks_.empty() ? 0 : marks_.back(); }
@@ -141,7 +155,7 @@ class Machine {
 
   void append_item(PickleIndex container, PickleIndex item) {
     const auto link = static_cast<uint32_t>(pickle_.items.size());
-    if (link == kNoPickleIndex) damaged("too many items");
+    check_entries(link);
     pickle_.items.push_back({item, kNoPickleIndex});
     PickleValue& value = pickle_.values[container];
     if (value.item_count == 0) {
@@ -376,7 +390,8 @@ class Machine {
     if (arguments.kind == PickleKind::Tuple) {
       const bool some = arguments.item_count > 0;
       if (!some && pickle_.is_global(callee, "collections", "OrderedDict")) return add(PickleKind::Dict);
-      if (pickle_.is_global(callee, "torch._utils", "_rebuild_tensor_v2")) {
+      if (pickle_.is_global(callee, "torch._utils", "_rebuild_tensor_v2") ||
+          pickle_.is_global(callee, "torch._utils", "_rebuild_tensor")) {
         return add_call(PickleKind::Tensor, kNoPickleIndex, argument);
       }
       if (some && (pickle_.is_global(callee, "torch._utils", "_rebuild_parameter") ||
@@ -393,7 +408,8 @@ class Machine {
         take_frame(read<uint64_t>());
         return true;
       case kMark:
-        marks_.push_back(stack_.size());
+        check_entries(marks_.size());
+        marks_.push_back(static_cast<uint32_t>(stack_.size()));
         return true;
       case kPopMark:
         stack_.resize(pop_mark());
@@ -438,6 +454,7 @@ class Machine {
   void put(size_t slot) {
     // Picklers number the memo upwards, one opcode an entry, so an honest number never passes our place.
     if (slot > at_) damaged(fmt::format("memo number {} out of order", slot));
+    check_entries(slot);
     if (slot >= memo_.size()) memo_.resize(slot + 1, kNoPickleIndex);
     memo_[slot] = top();
   }

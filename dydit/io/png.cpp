@@ -21,9 +21,9 @@ namespace {
 
 constexpr int kGridPadding = 2;
 constexpr png_uint_32 kMaxSide = 1 << 16;
-// Together they bound what compressed text chunks can unfold to.
+// Together they bound what compressed text chunks can unfold to, and what that takes as UTF-8: 12 and 24 MiB.
 constexpr png_alloc_size_t kMaxChunkBytes = 1 << 20;
-constexpr png_uint_32 kMaxChunks = 40;
+constexpr png_uint_32 kMaxChunks = 12;
 constexpr size_t kMaxKeyBytes = 79;
 
 // What libpng said, kept in a plain array: it is filled right before the longjmp.

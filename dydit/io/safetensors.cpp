@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -20,6 +21,7 @@ using Json = nlohmann::json;
 
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
 constexpr size_t kMaxEntries = 1 << 17;  // tensors and metadata keys; a large model has some thousands
+constexpr size_t kMaxTokenBytes = 4 << 20;
 constexpr size_t kLengthBytes = 8;
 constexpr const char* kMetadataKey = "__metadata__";
 constexpr const char* kWayOut =
@@ -210,6 +212,32 @@ void check_tiling(std::vector<ByteRange>& ranges, uint64_t data_size, const std:
               reached, data_size, kWayOut);
 }
 
+// The JSON parser holds a text or number several times over, and its complaint about one unfolds control
+// characters to eight bytes each. So both are judged before it sees them.
+void check_tokens(std::string_view header, const std::string& file) {
+  constexpr std::string_view kBetween = "{}[],: \t\r\n";
+  bool in_text = false;
+  size_t begin = 0;
+  for (size_t i = 0; i < header.size(); ++i) {
+    const char c = header[i];
+    const bool blank = c == '\t' || c == '\r' || c == '\n';
+    DYDIT_CHECK(static_cast<unsigned char>(c) >= 0x20 || (blank && !in_text),
+                "{}: header is not valid JSON at its byte {}. {}", file, i + 1, kWayOut);
+    DYDIT_CHECK(
+        i - begin <= kMaxTokenBytes,
+        "{}: header holds a text or number of more than {} bytes at its byte {}; shorten the metadata", file,
+        kMaxTokenBytes, begin);
+    if (c == '"') {
+      in_text = !in_text;
+      begin = i;
+    } else if (in_text) {
+      if (c == '\\') ++i;
+    } else if (kBetween.find(c) != kBetween.npos) {
+      begin = i;
+    }
+  }
+}
+
 }  // namespace
 
 SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, const std::string& name) {
@@ -223,8 +251,9 @@ SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, const std::s
               bytes.size() - kLengthBytes, kWayOut);
   const std::span<const std::byte> data = bytes.subspan(kLengthBytes + length);
   HeaderReader reader(name, data);
-  const char* header = reinterpret_cast<const char*>(bytes.data() + kLengthBytes);
-  Json::sax_parse(header, header + length, &reader);
+  const std::string_view header(reinterpret_cast<const char*>(bytes.data() + kLengthBytes), length);
+  check_tokens(header, name);
+  Json::sax_parse(header.begin(), header.end(), &reader);
   check_tiling(reader.ranges, data.size(), name);
   return {std::move(reader.metadata), std::move(reader.tensors), nullptr};
 }

@@ -2,6 +2,7 @@
 // those of the module itself, so they are written down once, in dit.cpp.
 #include "dydit/model/checkpoint.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <set>
@@ -14,7 +15,11 @@
 #include "dydit/base/nearest.h"
 #include "dydit/io/file.h"
 #include "dydit/io/safetensors.h"
+#include "dydit/io/safetensors_index.h"
+#include "dydit/io/tar.h"
 #include "dydit/io/torch_file.h"
+#include "dydit/io/torch_writer.h"
+#include "dydit/model/checkpoint_torch.h"
 #include "dydit/model/dit.h"
 
 namespace dydit {
@@ -27,7 +32,9 @@ struct RawCheckpoint {
   TensorViews tensors;
   json config = json::object();  // whatever the file says of itself; may be partial
   std::map<std::string, std::string> metadata;
-  std::shared_ptr<const MappedFile> file;
+  std::string sha256;
+  std::shared_ptr<const MappedFile> file;  // the one file; null for several
+  std::shared_ptr<const void> memory;      // keeps the views alive
 };
 
 json parse_metadata_json(const std::string& where, const std::string& key, const std::string& text) {
@@ -36,38 +43,49 @@ json parse_metadata_json(const std::string& where, const std::string& key, const
   return value;
 }
 
+void take_safetensors(RawCheckpoint& raw, TensorViews tensors, std::map<std::string, std::string> metadata,
+                      const std::string& name) {
+  raw.tensors = std::move(tensors);
+  raw.metadata = std::move(metadata);
+  if (const auto found = raw.metadata.find("config"); found != raw.metadata.end()) {
+    raw.config = parse_metadata_json(name, "config", found->second);
+  }
+}
+
+RawCheckpoint read_shards(const std::filesystem::path& path) {
+  ShardedSafetensors shards = read_safetensors_shards(path);
+  RawCheckpoint raw;
+  raw.format = fmt::format("safetensors in {} files", shards.files.size());
+  raw.sha256 = shards.sha256;
+  raw.memory =
+      std::make_shared<const std::vector<std::shared_ptr<const MappedFile>>>(std::move(shards.files));
+  take_safetensors(raw, std::move(shards.tensors), std::move(shards.metadata), path.string());
+  return raw;
+}
+
 RawCheckpoint read_raw(const std::filesystem::path& path) {
+  if (is_safetensors_index(path)) return read_shards(path);
   const std::string name = path.string();
   RawCheckpoint raw;
   raw.file = MappedFile::open(path);
-  switch (sniff_file_kind(raw.file->bytes())) {
-    case FileKind::TorchZip: {
-      TorchCheckpoint torch = parse_torch_checkpoint(raw.file->bytes(), name);
-      raw.format = "torch zip";
-      raw.weights_key = torch.weights_key;
-      raw.tensors = std::move(torch.tensors);
-      raw.config = *torch.config;
-      return raw;
-    }
-    case FileKind::Safetensors: {
-      SafetensorsFile file = parse_safetensors(raw.file->bytes(), name);
-      raw.format = "safetensors";
-      raw.tensors = std::move(file.tensors);
-      raw.metadata = std::move(file.metadata);
-      if (const auto found = raw.metadata.find("config"); found != raw.metadata.end()) {
-        raw.config = parse_metadata_json(name, "config", found->second);
-      }
-      return raw;
-    }
-    case FileKind::TorchLegacy:
-      throw Error(
-          fmt::format("{}: a torch file of the legacy format (a bare pickle stream); wanted a torch zip "
-                      "file or safetensors: load it in PyTorch and torch.save it again",
-                      name));
-    default:
-      throw Error(
-          fmt::format("{}: not a weight file; wanted safetensors or a torch zip file (.pt, .pth)", name));
+  raw.memory = raw.file;
+  const FileKind kind = sniff_file_kind(raw.file->bytes());
+  if (kind == FileKind::Safetensors) {
+    SafetensorsFile file = parse_safetensors(raw.file->bytes(), name);
+    raw.format = "safetensors";
+    take_safetensors(raw, std::move(file.tensors), std::move(file.metadata), name);
+  } else if (kind == FileKind::TorchZip || kind == FileKind::TorchLegacy || is_tar(raw.file->bytes())) {
+    TorchCheckpoint torch = parse_torch_checkpoint(raw.file->bytes(), name);
+    raw.format = kind == FileKind::TorchZip ? "torch zip" : "torch legacy";
+    raw.weights_key = torch.weights_key;
+    raw.tensors = std::move(torch.tensors);
+    raw.metadata = std::move(torch.metadata);
+    raw.config = *torch.config;
+  } else {
+    throw Error(fmt::format("{}: not a weight file; wanted safetensors or a torch file (.pt, .pth)", name));
   }
+  raw.sha256 = sha256_hex(raw.file->bytes());
+  return raw;
 }
 
 // Looks up tensors of the raw file while the configuration is inferred.
@@ -214,7 +232,7 @@ Weights check_weights(const RawCheckpoint& raw, const DiTConfig& config, const s
     DYDIT_CHECK(expected.value().sizes().equals(shape), "{}: {} has shape {}, expected {} for {}", name,
                 expected.key(), Shapes::shape_text(shape), Shapes::shape_text(expected.value().sizes()),
                 model_name(config));
-    const at::Tensor tensor = to_tensor(raw.tensors.at(expected.key()), raw.file);
+    const at::Tensor tensor = to_tensor(raw.tensors.at(expected.key()), raw.memory);
     DYDIT_CHECK(at::isFloatingType(tensor.scalar_type()), "{}: {} is {}, expected a floating-point tensor",
                 name, expected.key(), dtype_name(raw.tensors.at(expected.key()).dtype));
     check_finite(name, expected.key(), tensor);
@@ -325,6 +343,39 @@ Dtype from_scalar_type(at::ScalarType type) {
   throw Error(fmt::format("tensors of type {} cannot be written to a file", c10::toString(type)));
 }
 
+// As they go to a file: pos_embed stays float32.
+Weights stored_weights(const Checkpoint& checkpoint, at::ScalarType dtype) {
+  Weights stored;
+  for (const auto& [name, tensor] : checkpoint.weights) {
+    stored[name] = tensor.to(name == "pos_embed" ? at::kFloat : dtype).contiguous();
+  }
+  return stored;
+}
+
+TensorViews views_of(const Weights& weights) {
+  TensorViews views;
+  for (const auto& [name, tensor] : weights) views[name] = to_view(tensor);
+  return views;
+}
+
+std::map<std::string, std::string> metadata_of(const Checkpoint& checkpoint) {
+  std::map<std::string, std::string> metadata{{"format", "pt"},
+                                              {"dydit_format", std::to_string(kDyditFormat)},
+                                              {"config", config_to_json(checkpoint.config).dump()},
+                                              {"parent_sha256", checkpoint.sha256}};
+  if (checkpoint.config.is_dynamic())
+    metadata["gate_rule"] = checkpoint.keep_counts ? kCapacityRule : kThresholdRule;
+  if (checkpoint.keep_counts) {
+    metadata["keep_counts"] = json({{"heads", checkpoint.keep_counts->heads},
+                                    {"groups", checkpoint.keep_counts->groups},
+                                    {"tokens", checkpoint.keep_counts->tokens}})
+                                  .dump();
+  }
+  if (checkpoint.lambda) metadata["lambda"] = json(*checkpoint.lambda).dump();
+  if (!checkpoint.class_names.empty()) metadata["class_names"] = json(checkpoint.class_names).dump();
+  return metadata;
+}
+
 }  // namespace
 
 int64_t Checkpoint::num_parameters() const {
@@ -345,7 +396,7 @@ Checkpoint load_checkpoint(const std::filesystem::path& path, const CheckpointOp
   checkpoint.config = infer_config(raw, name, options);
   checkpoint.weights = check_weights(raw, checkpoint.config, name);
   read_metadata(raw, name, checkpoint);
-  checkpoint.sha256 = sha256_hex(raw.file->bytes());
+  checkpoint.sha256 = raw.sha256;
   checkpoint.file = raw.file;
   return checkpoint;
 }
@@ -365,27 +416,14 @@ DiT make_model(const Checkpoint& checkpoint, at::ScalarType compute_dtype) {
 }
 
 void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint, at::ScalarType dtype) {
-  Weights stored;
-  TensorViews views;
-  for (const auto& [name, tensor] : checkpoint.weights) {
-    stored[name] = tensor.to(name == "pos_embed" ? at::kFloat : dtype).contiguous();
-    views[name] = to_view(stored[name]);
-  }
-  std::map<std::string, std::string> metadata{{"format", "pt"},
-                                              {"dydit_format", std::to_string(kDyditFormat)},
-                                              {"config", config_to_json(checkpoint.config).dump()},
-                                              {"parent_sha256", checkpoint.sha256}};
-  if (checkpoint.config.is_dynamic())
-    metadata["gate_rule"] = checkpoint.keep_counts ? kCapacityRule : kThresholdRule;
-  if (checkpoint.keep_counts) {
-    metadata["keep_counts"] = json({{"heads", checkpoint.keep_counts->heads},
-                                    {"groups", checkpoint.keep_counts->groups},
-                                    {"tokens", checkpoint.keep_counts->tokens}})
-                                  .dump();
-  }
-  if (checkpoint.lambda) metadata["lambda"] = json(*checkpoint.lambda).dump();
-  if (!checkpoint.class_names.empty()) metadata["class_names"] = json(checkpoint.class_names).dump();
-  write_safetensors(path, views, metadata);
+  const Weights stored = stored_weights(checkpoint, dtype);
+  write_safetensors(path, views_of(stored), metadata_of(checkpoint));
+}
+
+void save_torch_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint,
+                           at::ScalarType dtype) {
+  const Weights stored = stored_weights(checkpoint, dtype);
+  write_torch_file(path, views_of(stored), config_to_json(checkpoint.config), metadata_of(checkpoint));
 }
 
 at::Tensor to_tensor(const TensorView& view, std::shared_ptr<const void> owner) {

@@ -186,6 +186,17 @@ TEST(Safetensors, HeaderOfAnotherFormIsRefused) {
 
 TEST(Safetensors, DeeplyNestedHeaderIsRefused) { expect_refused(std::string(1 << 20, '['), 0, "an array"); }
 
+TEST(Safetensors, LongTextIsRefusedBeforeTheParserCopiesIt) {
+  expect_refused("{\"" + std::string((4 << 20) + 1, 'n'), 0, "more than 4194304 bytes at its byte 1");
+  expect_refused("{\"a\":" + std::string((4 << 20) + 1, '1'), 0, "more than 4194304 bytes");
+}
+
+TEST(Safetensors, ControlCharactersAreNoJson) {
+  expect_refused("{\"a\1\":{}}", 0, "not valid JSON at its byte 4");
+  expect_refused("{\"a\n\":{}}", 0, "not valid JSON at its byte 4");
+  expect_refused(std::string("{\0}", 3), 0, "not valid JSON at its byte 2");
+}
+
 TEST(Safetensors, ManyEntriesAreRefused) {
   std::string header = "{";
   for (int i = 0; i < 140'000; ++i) {

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "dydit/io/safetensors.h"
+#include "tests/support/archives.h"
 #include "tests/support/files.h"
 #include "tests/support/pickle_builder.h"
 
@@ -237,8 +238,16 @@ TEST(TorchFile, MemberListedTwiceIsRefused) {
   expect_error([&] { parse(test::build_zip(members)); }, "listed twice");
 }
 
-TEST(TorchFile, OldFormatIsRefusedWithTheWayOut) {
-  expect_error([] { parse(pickle_of("}")); }, "old format");
+TEST(TorchFile, BarePickleIsRefused) {
+  expect_error([] { parse(pickle_of("}")); }, "its magic number is missing");
+}
+
+TEST(TorchFile, TarFormOf2017IsRefusedWithTheWayOut) {
+  expect_error(
+      [] {
+        parse(test::build_tar({{"storages", "x"}, {"tensors", "y"}, {"pickle", "z"}}));
+      },
+      "torch files of that form (before 2018) are not read: load it in PyTorch");
 }
 
 TEST(TorchFile, OtherFilesAreRefused) {
@@ -312,8 +321,29 @@ TEST(TorchFile, ConfigThatUnfoldsBeyondMeasureIsRefused) {
   expect_error([&] { parse(checkpoint_with_args(dict({text("k"), bomb + "t"}))); }, "is larger than");
 }
 
-TEST(TorchFile, MoreThan2To20ValuesAreRefused) {
-  expect_refused("(" + std::string((1 << 20) + 1, '}') + "t", "more than 1048576 values");
+TEST(TorchFile, MoreThan2To19ValuesAreRefused) {
+  expect_refused("(" + std::string((1 << 19) + 1, '}') + "t", "more than 524288 values");
+}
+
+TEST(TorchFile, MoreThan2To20ItemsMarksOrMemoEntriesAreRefused) {
+  const std::string message = "more than 1048576 entries";
+  expect_refused("](" + std::string((1 << 20) + 1, 'N') + "e", message);
+  std::string appended = "]";
+  for (int i = 0; i <= 1 << 20; ++i) appended += "Na";
+  expect_refused(appended, message);
+  expect_refused(std::string((1 << 20) + 1, '('), message);
+  std::string put = "r";
+  append_little<uint32_t>(put, 1 << 20);
+  std::string far_into_the_file;
+  for (int i = 0; i <= 1 << 19; ++i) far_into_the_file += "N0";
+  expect_refused(far_into_the_file + "N" + put, message);
+}
+
+TEST(TorchFile, LongNamesAndKeysAreRefused) {
+  // A long text named in many places would be copied as many times.
+  const std::string name(1025, 'n');
+  expect_refused(dict({text(name), tensor({})}), "a name of 1025 bytes; at most 1024 are read");
+  expect_tensor_refused({.key = std::string(256, '0')}, "not that of a storage");
 }
 
 TEST(TorchFile, MutatedFilesAreReadOrRefused) {

@@ -1,6 +1,8 @@
 // What a file says of its model, and what is refused with one line that names the fault.
 #include "dydit/model/checkpoint.h"
 
+#include <fstream>
+#include <functional>
 #include <limits>
 #include <map>
 #include <string>
@@ -11,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "dydit/io/safetensors.h"
+#include "dydit/model/checkpoint_torch.h"
 #include "tests/support/files.h"
 #include "tests/support/golden.h"
 #include "tests/support/pickle_builder.h"
@@ -299,6 +302,105 @@ TEST(CheckpointRoundTrip, RecordsTheParentAndTheGateRule) {
   EXPECT_EQ(metadata.at("parent_sha256"), "1234");
   EXPECT_EQ(metadata.at("gate_rule"), "threshold");
   EXPECT_EQ(metadata.at("dydit_format"), "1");
+}
+
+TEST(CheckpointTorchFile, KeepsWeightsConfigAndMetadata) {
+  TemporaryFolder folder;
+  Checkpoint saved = random_checkpoint(tiny_config());
+  saved.lambda = 0.7;
+  saved.class_names = {"plain", "two words", "\xc3\xa9", "\"quoted\"", ""};
+  saved.keep_counts =
+      KeepCounts{{{1, 2, 3, 4}, {4, 3, 2, 1}}, {{1, 1, 1, 1}, {2, 2, 2, 2}}, {{5, 6, 7, 8}, {9, 9, 9, 16}}};
+  save_torch_checkpoint(folder / "m.pt", saved, at::kFloat);
+  EXPECT_EQ(folder.file_count(), 1u);
+  const Checkpoint read = load_checkpoint(folder / "m.pt");
+  EXPECT_EQ(read.format, "torch zip");
+  EXPECT_EQ(read.weights_key, "ema");
+  EXPECT_EQ(read.config, saved.config);
+  EXPECT_EQ(read.lambda, saved.lambda);
+  EXPECT_EQ(read.class_names, saved.class_names);
+  EXPECT_EQ(read.keep_counts, saved.keep_counts);
+  ASSERT_EQ(read.weights.size(), saved.weights.size());
+  for (const auto& [name, tensor] : saved.weights)
+    EXPECT_TRUE(at::equal(read.weights.at(name), tensor)) << name;
+}
+
+TEST(CheckpointTorchFile, InBfloat16RoundsAllButThePositions) {
+  TemporaryFolder folder;
+  const Checkpoint saved = random_checkpoint(odd_config());
+  save_torch_checkpoint(folder / "m.pt", saved, at::kBFloat16);
+  const Checkpoint read = load_checkpoint(folder / "m.pt");
+  for (const auto& [name, tensor] : saved.weights) {
+    const at::Tensor wanted = name == "pos_embed" ? tensor : tensor.to(at::kBFloat16);
+    EXPECT_TRUE(at::equal(read.weights.at(name), wanted)) << name;
+    EXPECT_EQ(read.weights.at(name).scalar_type(), wanted.scalar_type()) << name;
+  }
+}
+
+// Writes the weights in two files with an index and hands over each part to `spoil` before.
+void save_shards(
+    const TemporaryFolder& folder, const Checkpoint& checkpoint,
+    const std::function<void(nlohmann::json& map, TensorViews& one, TensorViews& two)>& spoil = nullptr) {
+  TensorViews one, two;
+  nlohmann::json map;
+  for (const auto& [name, tensor] : checkpoint.weights) {
+    const bool first = one.size() <= two.size();
+    (first ? one : two)[name] = to_view(tensor);
+    map[name] = first ? "one.safetensors" : "two.safetensors";
+  }
+  if (spoil) spoil(map, one, two);
+  const nlohmann::json config = {{"num_heads", checkpoint.config.num_heads}};
+  write_safetensors(folder / "one.safetensors", one, {{"config", config.dump()}});
+  write_safetensors(folder / "two.safetensors", two, {});
+  std::ofstream(folder / "model.safetensors.index.json")
+      << nlohmann::json{{"metadata", {{"total_size", 1}}}, {"weight_map", map}};
+}
+
+TEST(CheckpointShards, AreReadByTheIndexOrItsFolder) {
+  TemporaryFolder folder;
+  const Checkpoint saved = random_checkpoint(static_config());
+  save_shards(folder, saved);
+  const Checkpoint by_index = load_checkpoint(folder / "model.safetensors.index.json");
+  const Checkpoint by_folder = load_checkpoint(folder / "");
+  EXPECT_EQ(by_index.format, "safetensors in 2 files");
+  EXPECT_EQ(by_index.config, saved.config);
+  EXPECT_EQ(by_index.sha256, by_folder.sha256);
+  for (const auto& [name, tensor] : saved.weights) {
+    EXPECT_TRUE(at::equal(by_index.weights.at(name), tensor)) << name;
+    EXPECT_TRUE(at::equal(by_folder.weights.at(name), tensor)) << name;
+  }
+}
+
+void expect_shards_refused(const std::function<void(nlohmann::json&, TensorViews&, TensorViews&)>& spoil,
+                           const std::string& part) {
+  TemporaryFolder folder;
+  const Checkpoint saved = random_checkpoint(static_config());
+  save_shards(folder, saved, spoil);
+  expect_error([&] { load_checkpoint(folder / "model.safetensors.index.json"); }, part);
+}
+
+TEST(CheckpointShards, MissingFileIsNamed) {
+  expect_shards_refused([](auto& map, auto&, auto&) { map["pos_embed"] = "three.safetensors"; },
+                        "\"three.safetensors\" is missing beside it");
+}
+
+TEST(CheckpointShards, TensorInTwoFilesIsNamed) {
+  expect_shards_refused([](auto&, auto& one, auto& two) { two.insert(*one.begin()); }, "lies in two files");
+}
+
+TEST(CheckpointShards, TensorMissingFromItsFileIsNamed) {
+  expect_shards_refused([](auto&, auto& one, auto&) { one.erase(one.begin()); },
+                        "is not in \"one.safetensors\", where the index has it");
+}
+
+TEST(CheckpointShards, TensorOutsideTheIndexIsNamed) {
+  expect_shards_refused([](auto& map, auto&, auto&) { map.erase("pos_embed"); }, "\"pos_embed\" of ");
+}
+
+TEST(CheckpointShards, FolderWithoutAnIndexIsRefused) {
+  TemporaryFolder folder;
+  expect_error([&] { load_checkpoint(folder / ""); },
+               "is a folder with 0 files that end in .safetensors.index.json");
 }
 
 TEST(CheckpointTorchFile, EmaIsReadNotModel) {

@@ -279,7 +279,7 @@ class FlagValueTest(ProgramTest):
             self.expect_usage(flags, "4 channels", "--latents", model=TINY)
 
     def test_convert_target(self):
-        for name in ("x.pt", "x", "x.safetensors.bak"):
+        for name in ("x.pth", "x", "x.safetensors.bak"):
             self.expect_error(["convert", TINY, name], USAGE, name, ".safetensors")
 
     def test_isa(self):

@@ -1,0 +1,21 @@
+// Torch zip files out: {"ema": state dict, "cfg": ..., "metadata": ...}, which torch.load(weights_only=True)
+// reads.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "dydit/io/tensor_view.h"
+
+namespace dydit {
+
+/// Writes tensors (contiguous views only) under "ema", each with a storage of its own, `config` (a JSON
+/// object of plain values) under "cfg" and `metadata` under "metadata"; temporary name, then rename. Throws
+/// Error.
+void write_torch_file(const std::filesystem::path& path, const TensorViews& tensors,
+                      const nlohmann::json& config, const std::map<std::string, std::string>& metadata);
+
+}  // namespace dydit

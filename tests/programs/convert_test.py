@@ -1,0 +1,90 @@
+"""dydit convert between safetensors and torch files, and from static to dynamic and back."""
+
+import json
+import subprocess
+
+import numpy as np
+
+import support
+from support import CIFAR, ROOT, TINY, USAGE, ProgramTest
+
+TORCH_PYTHON = ROOT / "build" / "rivals" / "bin" / "python"  # one with PyTorch, where there is one
+
+# Prints name, dtype, shape and sum of each tensor under "ema", and the configuration.
+READ = """
+import json, sys, torch
+file = torch.load(sys.argv[1], map_location="cpu", weights_only=True)
+assert set(file) == {"ema", "cfg", "metadata"}, set(file)
+print(json.dumps({"cfg": file["cfg"], "metadata": file["metadata"],
+                  "ema": {name: [str(t.dtype), list(t.shape), t.double().sum().item()] for name, t in file["ema"].items()}}))
+"""
+
+
+class TorchFileTest(ProgramTest):
+    def test_there_and_back(self):
+        self.run_ok("convert", TINY, "tiny.pt")
+        self.run_ok("convert", "tiny.pt", "back.safetensors")
+        self.assertEqual(sorted(self.files()), ["back.safetensors", "tiny.pt"])
+        original, before = support.load(TINY)
+        back, after = support.load(self.work / "back.safetensors")
+        self.assertEqual(set(back), set(original))
+        for name, tensor in original.items():
+            self.assertTrue(np.array_equal(back[name], tensor), name)
+        for key in ("lambda", "gate_rule", "class_names", "keep_counts"):
+            self.assertEqual(after.get(key), before.get(key, "threshold" if key == "gate_rule" else None), key)
+
+    def test_class_names_survive(self):
+        self.run_ok("convert", CIFAR, "cifar.pt", "--dtype", "bf16")
+        self.assertEqual(self.run_json("inspect", "cifar.pt")["class_names"], self.run_json("inspect", CIFAR)["class_names"])
+        self.assertEqual(self.run_json("inspect", "cifar.pt")["dtype"], "BFloat16")
+
+    def test_sound_to_pytorch(self):
+        if not TORCH_PYTHON.exists():
+            self.skipTest(f"{TORCH_PYTHON} is not there: no PyTorch to read the file with")
+        for dtype, name in ("f32", "torch.float32"), ("bf16", "torch.bfloat16"):
+            self.run_ok("convert", TINY, "tiny.pt", "--dtype", dtype)
+            said = json.loads(subprocess.run([TORCH_PYTHON, "-c", READ, self.work / "tiny.pt"], check=True,
+                                             capture_output=True, text=True).stdout)
+            self.assertEqual(said["cfg"]["num_heads"], 3)
+            self.assertEqual(said["metadata"]["dydit_format"], "1")
+            tensors, _ = support.load(TINY)
+            self.assertEqual(set(said["ema"]), set(tensors))
+            for key, tensor in tensors.items():
+                got_dtype, shape, total = said["ema"][key]
+                self.assertEqual((got_dtype, shape), ("torch.float32" if key == "pos_embed" else name, list(tensor.shape)))
+                # bfloat16 keeps eight bits of each element.
+                self.assertLessEqual(abs(total - tensor.astype(np.float64).sum()),
+                                     1e-6 + (np.abs(tensor).sum() / 256 if dtype == "bf16" else 0), key)
+
+
+class RoutersTest(ProgramTest):
+    def test_to_static_drops_the_routers_alone(self):
+        self.run_ok("convert", TINY, "static.safetensors", "--to", "static")
+        dynamic, _ = support.load(TINY)
+        static, metadata = support.load(self.work / "static.safetensors")
+        self.assertEqual(set(dynamic) - set(static), {name for name in dynamic if "router" in name or "token_sel" in name})
+        self.assertTrue(all(np.array_equal(static[name], dynamic[name]) for name in static))
+        self.assertTrue(set(metadata).isdisjoint({"lambda", "gate_rule", "keep_counts"}))
+        said = self.run_json("inspect", "static.safetensors")
+        self.assertEqual((said["tdw"], said["sdt"], said["config"]["num_heads"]), (False, False, 3))
+
+    def test_to_dynamic_begins_with_everything_on(self):
+        self.run_ok("convert", CIFAR, "dynamic.safetensors", "--to", "dynamic")
+        tensors, metadata = support.load(self.work / "dynamic.safetensors")
+        self.assertEqual(metadata["gate_rule"], "threshold")
+        for name, tensor in tensors.items():
+            if name.endswith("router.bias"):
+                self.assertTrue(np.all(tensor == 15), name)
+            if name.endswith("mlp_head.2.bias"):
+                self.assertTrue(np.all(tensor == 35), name)
+        said = self.run_json("inspect", "dynamic.safetensors", "--plan-steps", "3")
+        self.assertEqual((said["tdw"], said["sdt"]), (True, True))
+        self.assertTrue(all(set(step["heads"]) == {said["config"]["num_heads"]} for step in said["plan"]["steps"]))
+
+    def test_wrong_direction(self):
+        self.expect_error(["convert", CIFAR, "x.safetensors", "--to", "static"], USAGE, "has no routers")
+        self.expect_error(["convert", TINY, "x.safetensors", "--to", "dynamic"], USAGE, "has routers already")
+
+
+if __name__ == "__main__":
+    support.main()
