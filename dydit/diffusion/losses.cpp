@@ -46,9 +46,9 @@ const Schedule& schedule_on(at::Device device) {
   const auto [found, is_new] = on_device.try_emplace(device.str());
   if (is_new) {
     found->second = make_schedule();
-    for (const auto& table : {&Schedule::sqrt_a, &Schedule::sqrt_one_minus_a, &Schedule::sqrt_recip_a,
-                              &Schedule::sqrt_recipm1_a, &Schedule::log_beta, &Schedule::posterior_log_variance,
-                              &Schedule::coef1, &Schedule::coef2})
+    for (const auto& table :
+         {&Schedule::sqrt_a, &Schedule::sqrt_one_minus_a, &Schedule::sqrt_recip_a, &Schedule::sqrt_recipm1_a,
+          &Schedule::log_beta, &Schedule::posterior_log_variance, &Schedule::coef1, &Schedule::coef2})
       found->second.*table = (found->second.*table).to(device);
   }
   return found->second;

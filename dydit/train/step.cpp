@@ -132,8 +132,8 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
 StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options, uint64_t step, int first,
                             Batch& batch, int64_t begin, int64_t count) {
   const auto in_batch = static_cast<int64_t>(batch.labels.size());
-  const at::Tensor images =
-      at::from_blob(batch.images.data(), {in_batch, config.in_channels, config.input_size, config.input_size});
+  const at::Tensor images = at::from_blob(
+      batch.images.data(), {in_batch, config.in_channels, config.input_size, config.input_size});
   const at::Tensor labels = at::from_blob(batch.labels.data(), {in_batch}, at::kLong);
   return make_step_inputs(config, options, step, first, images.slice(0, begin, begin + count),
                           labels.slice(0, begin, begin + count))
@@ -155,7 +155,8 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
   const DiTConfig& config = model->config;
   const auto count = static_cast<int64_t>(batch.labels.size()), micro = count / options.accumulate;
   return compute_gradient(model, store, options, processes, step, first, [&](int m) {
-    return make_step_inputs(config, options, step, first + static_cast<int>(m * micro), batch, m * micro, micro);
+    return make_step_inputs(config, options, step, first + static_cast<int>(m * micro), batch, m * micro,
+                            micro);
   });
 }
 

@@ -114,7 +114,8 @@ class InputsAhead {
  private:
   StepInputs make() {
     Batch batch = loader_.next();
-    return make_step_inputs(config_, options_, batch.step, /*first=*/0, batch, /*begin=*/0, options_.global_batch);
+    return make_step_inputs(config_, options_, batch.step, /*first=*/0, batch, /*begin=*/0,
+                            options_.global_batch);
   }
 
   Loader& loader_;

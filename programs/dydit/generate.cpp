@@ -1,9 +1,11 @@
 // dydit generate: flags -> options, decisions printed, samples written, cost reported.
 #include "dydit/pipeline/generate.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstdlib>
+#include <optional>
 
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
@@ -24,7 +26,8 @@ using nlohmann::json;
 
 struct GenerateFlags {
   ModelFlags model;
-  std::vector<std::string> classes, timesteps;
+  std::vector<std::string> classes;
+  std::optional<std::string> timesteps;
   std::string class_names_file;
   std::string sampler = "ddpm", cfg_channels = "3", noise = "philox", mode;
   GenerateOptions options;
@@ -63,7 +66,6 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
           ->check(CLI::Range(1, 1000));
   app.add_option("--timesteps", flags.timesteps,
                  "The timesteps by hand, instead of --steps: 0 to 999, comma-separated, each once, any order")
-      ->delimiter(',')
       ->type_name("LIST")
       ->excludes(steps);
   cli.add_choice("--sampler", flags.sampler, {"ddpm", "ddim", "dpm++"}, "Sampler; dpm++: DPM-Solver++(2M)");
@@ -127,18 +129,28 @@ SamplerKind parse_sampler(const std::string& name) {
   return name == "dpm++" ? SamplerKind::Dpm : SamplerKind::Ddpm;
 }
 
+// "999,500,0"; CLI11's own lists pass over empty items.
+std::vector<int> parse_timesteps(const std::string& list) {
+  std::vector<int> timesteps;
+  for (size_t begin = 0; begin <= list.size();) {
+    const size_t comma = std::min(list.find(',', begin), list.size());
+    int t = -1;
+    const auto [end, error] = std::from_chars(list.data() + begin, list.data() + comma, t);
+    DYDIT_USAGE_CHECK(error == std::errc() && end == list.data() + comma,
+                      "--timesteps: '{}' is not a whole number from 0 to 999",
+                      list.substr(begin, comma - begin));
+    timesteps.push_back(t);
+    begin = comma + 1;
+  }
+  return timesteps;
+}
+
 // Turns what was typed into options, with the checkpoint at hand.
 void resolve(GenerateFlags& flags, const Checkpoint& checkpoint, Isa isa) {
   GenerateOptions& options = flags.options;
   const DiTConfig& config = checkpoint.config;
   options.sampler.kind = parse_sampler(flags.sampler);
-  for (const std::string& text : flags.timesteps) {
-    int t = -1;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), t);
-    DYDIT_USAGE_CHECK(error == std::errc() && end == text.data() + text.size(),
-                      "--timesteps: '{}' is not a whole number from 0 to 999", text);
-    options.timesteps.push_back(t);
-  }
+  if (flags.timesteps) options.timesteps = parse_timesteps(*flags.timesteps);
   DYDIT_USAGE_CHECK(options.sampler.kind == SamplerKind::Ddim || options.sampler.eta == 0,
                     "--eta {}: only the ddim sampler has an eta", options.sampler.eta);
   DYDIT_USAGE_CHECK(flags.mode != "dynamic" || config.is_dynamic(),

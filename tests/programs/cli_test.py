@@ -44,7 +44,7 @@ class HelpTest(ProgramTest):
             self.assertEqual(sorted(listed), sorted(VERBS))  # and none of later
 
     def test_version(self):
-        self.assertRegex(self.help("--version"), r"\Adydit \d+\.\d+\.\d+\n\Z")
+        self.assertRegex(self.help("--version"), r"\Adydit \d+\.\d+\.\d+\ncommit ")
 
     def test_verbs(self):
         for verb in VERBS:

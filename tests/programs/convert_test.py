@@ -6,8 +6,9 @@ import subprocess
 import numpy as np
 
 import support
-from support import CIFAR, ROOT, TINY, USAGE, ProgramTest
+from support import CIFAR, ROOT, TINY, ProgramTest
 
+USAGE = 2
 TORCH_PYTHON = ROOT / "build" / "rivals" / "bin" / "python"  # one with PyTorch, where there is one
 
 # Prints name, dtype, shape and sum of each tensor under "ema", and the configuration.

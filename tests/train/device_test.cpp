@@ -56,11 +56,12 @@ TORCH_LIBRARY_IMPL(aten, Meta, library) {
   library.impl("where.self", [](const at::Tensor& which, const at::Tensor& a, const at::Tensor& b) {
     return (a + b) * which;
   });
-  library.impl("where.self_out", [](const at::Tensor& which, const at::Tensor& a, const at::Tensor& b,
-                                    at::Tensor& out) -> at::Tensor& {
-    check_meta({which, a, b, out});
-    return out;
-  });
+  library.impl(
+      "where.self_out",
+      [](const at::Tensor& which, const at::Tensor& a, const at::Tensor& b, at::Tensor& out) -> at::Tensor& {
+        check_meta({which, a, b, out});
+        return out;
+      });
   library.impl("index_select", index_select);
   library.impl("embedding_dense_backward", embedding_backward);
   library.impl("native_layer_norm", layer_norm);
