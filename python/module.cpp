@@ -1,0 +1,293 @@
+// The module dydit._dydit. Tensors pass through LibTorch's own casters, so both sides see the same memory;
+// the interpreter's lock is released while the library computes, and taken again for a moment between steps.
+#include <algorithm>
+#include <cstdlib>
+#include <iterator>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <pybind11/stl.h>
+#include <set>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+#include <torch/csrc/utils/pybind.h>
+
+#include "dydit/dydit.h"
+
+namespace dydit {
+namespace {
+
+using Numbers = std::variant<at::Tensor, int64_t, std::vector<int64_t>>;  // one for all rows, or one a row
+
+std::vector<int64_t> one_a_row(const Numbers& given, int64_t rows, const char* name) {
+  if (const auto* number = std::get_if<int64_t>(&given)) return std::vector<int64_t>(rows, *number);
+  std::vector<int64_t> numbers;
+  if (const auto* list = std::get_if<std::vector<int64_t>>(&given)) {
+    numbers = *list;
+  } else {
+    const at::Tensor& tensor = std::get<at::Tensor>(given);
+    DYDIT_USAGE_CHECK(at::isIntegralType(tensor.scalar_type(), /*includeBool=*/false) && tensor.dim() <= 1,
+                      "{}: expected whole numbers, one or one a row", name);
+    const at::Tensor whole = tensor.to(at::kCPU, at::kLong).contiguous();
+    numbers.assign(whole.data_ptr<int64_t>(), whole.data_ptr<int64_t>() + whole.numel());
+    if (tensor.dim() == 0) numbers.assign(rows, numbers[0]);
+  }
+  DYDIT_USAGE_CHECK(static_cast<int64_t>(numbers.size()) == rows, "{}: {} numbers for {} rows of x", name,
+                    numbers.size(), rows);
+  return numbers;
+}
+
+template <typename Integer>
+void check_timesteps(const std::vector<Integer>& timesteps) {
+  for (const Integer t : timesteps) {
+    DYDIT_USAGE_CHECK(t >= 0 && t < kNumTrainTimesteps, "timestep {}: expected 0 to {}", t,
+                      kNumTrainTimesteps - 1);
+  }
+}
+
+template <typename Value>
+Value choose(const char* what, const std::string& given,
+             std::initializer_list<std::pair<const char*, Value>> choices) {
+  std::string known;
+  for (const auto& [name, value] : choices) {
+    if (given == name) return value;
+    known += (known.empty() ? "" : ", ") + std::string(name);
+  }
+  throw UsageError(fmt::format("{} '{}' is unknown; choose from {}", what, given, known));
+}
+
+SamplerKind sampler_of(const std::string& name) {
+  return choose<SamplerKind>(
+      "sampler", name,
+      {{"ddpm", SamplerKind::Ddpm}, {"ddim", SamplerKind::Ddim}, {"dpm++", SamplerKind::Dpm}});
+}
+EngineKind engine_of(const std::string& name) {
+  return choose<EngineKind>("engine", name, {{"cpu", EngineKind::Cpu}, {"reference", EngineKind::Reference}});
+}
+Mode mode_of(const std::string& name) {
+  return choose<Mode>("mode", name, {{"dynamic", Mode::Dynamic}, {"static", Mode::Static}});
+}
+at::ScalarType dtype_of(std::optional<at::ScalarType> given) {
+  const at::ScalarType dtype = given.value_or(has_native_bf16(active_isa()) ? at::kBFloat16 : at::kFloat);
+  DYDIT_USAGE_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, "dtype {}: expected float32 or bfloat16",
+                    c10::toString(dtype));
+  return dtype;
+}
+int threads_of(std::optional<int> given) {
+  const int threads = given.value_or(physical_cores());
+  DYDIT_USAGE_CHECK(threads >= 1, "{} threads: expected 1 or more", threads);
+  return threads;
+}
+
+// A checkpoint, and the engine of the timesteps that forward() was prepared for.
+class Model {
+ public:
+  Model(const std::string& path, int num_heads)
+      : checkpoint_(load_checkpoint(path, {.num_heads = num_heads})) {}
+
+  const Checkpoint& checkpoint() const { return checkpoint_; }
+
+  at::Tensor generate(const std::vector<int>& classes, std::optional<int> num_images, int steps,
+                      const std::string& sampler, float eta, float cfg_scale, uint64_t seed, int batch,
+                      std::optional<at::ScalarType> dtype, std::optional<int> threads,
+                      const std::string& engine, const std::string& mode, const py::object& progress) {
+    const GenerateOptions options = {.classes = classes,
+                                     .num_images = num_images.value_or(static_cast<int>(classes.size())),
+                                     .num_steps = steps,
+                                     .sampler = {.kind = sampler_of(sampler), .eta = eta},
+                                     .cfg_scale = cfg_scale,
+                                     .seed = seed,
+                                     .batch = batch,
+                                     .threads = threads_of(threads),
+                                     .dtype = dtype_of(dtype),
+                                     .engine = engine_of(engine),
+                                     .mode = mode_of(mode)};
+    std::vector<at::Tensor> samples;
+    GenerateCallbacks callbacks;
+    callbacks.on_sample = [&](GeneratedSample&& sample) { samples.push_back(std::move(sample.sample)); };
+    callbacks.on_progress = [&](const Progress& now) {
+      const py::gil_scoped_acquire lock;
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      if (!progress.is_none()) progress(now.done, now.total);
+    };
+    const py::gil_scoped_release unlocked;
+    dydit::generate(checkpoint_, options, callbacks);
+    return at::stack(samples);  // outside of inference mode: a tensor that autograd may use
+  }
+
+  void prepare(const std::vector<int>& timesteps, std::optional<at::ScalarType> dtype,
+               std::optional<int> threads, const std::string& engine, const std::string& mode) {
+    DYDIT_USAGE_CHECK(!timesteps.empty(), "no timestep given");
+    check_timesteps(timesteps);
+    const Setup setup = {dtype_of(dtype), threads_of(threads), engine_of(engine), mode_of(mode)};
+    const py::gil_scoped_release unlocked;
+    const std::lock_guard lock(mutex_);
+    setup_ = setup;
+    make_engine_for({timesteps.begin(), timesteps.end()});
+  }
+
+  at::Tensor forward(const at::Tensor& x, const Numbers& t, const Numbers& y) {
+    const DiTConfig& config = checkpoint_.config;
+    const int side = config.input_size;
+    DYDIT_USAGE_CHECK(x.device().is_cpu() && x.scalar_type() == at::kFloat && x.dim() == 4 && x.size(0) > 0 &&
+                          x.size(1) == config.in_channels && x.size(2) == side && x.size(3) == side,
+                      "x: expected (rows, {}, {}, {}) in float32 on the CPU, got ({}) in {} on {}",
+                      config.in_channels, side, side, fmt::join(x.sizes(), ", "),
+                      c10::toString(x.scalar_type()), x.device().str());
+    const int64_t rows = x.size(0);
+    const std::vector<int64_t> timesteps = one_a_row(t, rows, "t"), labels = one_a_row(y, rows, "y");
+    for (const int64_t label : labels) {
+      DYDIT_USAGE_CHECK(label >= 0 && label <= config.null_class(),
+                        "y: class {}; expected 0 to {}, or {} for none", label, config.num_classes - 1,
+                        config.null_class());
+    }
+    check_timesteps(timesteps);
+    const std::set<int> wanted(timesteps.begin(), timesteps.end());
+    const py::gil_scoped_release unlocked;
+    const std::lock_guard lock(mutex_);
+    const at::NoGradGuard no_grad;
+    if (!std::includes(prepared_.begin(), prepared_.end(), wanted.begin(), wanted.end()))
+      make_engine_for(wanted);
+    if (wanted.size() == 1) return forward_step(x, *wanted.begin(), labels);
+
+    at::Tensor out = at::empty({rows, config.out_channels(), side, side});
+    for (const int timestep : wanted) {  // an engine takes one timestep at a time
+      std::vector<int64_t> chosen, chosen_labels;
+      for (int64_t row = 0; row < rows; ++row) {
+        if (timesteps[row] != timestep) continue;
+        chosen.push_back(row);
+        chosen_labels.push_back(labels[row]);
+      }
+      const at::Tensor index = at::tensor(chosen, at::kLong);
+      out.index_copy_(0, index, forward_step(x.index_select(0, index), timestep, chosen_labels));
+    }
+    return out;
+  }
+
+  py::dict plan(const std::vector<int>& timesteps, const std::string& mode) const {
+    const DiTConfig& config = checkpoint_.config;
+    const Mode wanted = mode_of(mode);
+    check_timesteps(timesteps);
+    const int S = static_cast<int>(timesteps.size()), L = config.depth, H = config.num_heads;
+    at::Tensor heads = at::empty({S, L, H}, at::kBool), groups = at::empty({S, L, H}, at::kBool);
+    std::vector<double> gmacs(S);
+    {
+      const py::gil_scoped_release unlocked;
+      const WidthPlan plan = make_width_plan(checkpoint_, timesteps, wanted);
+      for (int s = 0; s < S; ++s) {
+        gmacs[s] = static_cast<double>(required_macs(plan, s)) * 1e-9;
+        for (int l = 0; l < L; ++l) {
+          const BlockWidth& block = plan.steps[s].blocks[l];
+          std::copy(block.heads.begin(), block.heads.end(), heads.data_ptr<bool>() + (s * L + l) * H);
+          std::copy(block.groups.begin(), block.groups.end(), groups.data_ptr<bool>() + (s * L + l) * H);
+        }
+      }
+    }
+    py::dict result;
+    result["timesteps"] = timesteps;
+    result["heads"] = heads;
+    result["groups"] = groups;
+    result["gmacs"] = gmacs;
+    return result;
+  }
+
+ private:
+  struct Setup {
+    at::ScalarType dtype;
+    int threads;
+    EngineKind engine;
+    Mode mode;
+  };
+
+  void make_engine_for(const std::set<int>& timesteps) {
+    if (!setup_) setup_ = Setup{dtype_of({}), threads_of({}), EngineKind::Cpu, Mode::Dynamic};
+    const std::vector<int> ascending(timesteps.begin(), timesteps.end());
+    prepared_.clear();
+    engine_.reset();  // its memory before that of the next
+    const WidthPlan plan = make_width_plan(checkpoint_, ascending, setup_->mode);
+    engine_ =
+        make_engine(setup_->engine, checkpoint_, plan, {.dtype = setup_->dtype, .threads = setup_->threads});
+    prepared_ = timesteps;
+  }
+
+  at::Tensor forward_step(const at::Tensor& x, int timestep, const std::vector<int64_t>& labels) {
+    const auto step = std::distance(prepared_.begin(), prepared_.find(timestep));
+    std::vector<Work> work(labels.size());
+    return engine_->forward(x.contiguous(), static_cast<int>(step), labels, work);
+  }
+
+  const Checkpoint checkpoint_;
+  std::mutex mutex_;  // an engine has scratch memory: one forward at a time
+  std::optional<Setup> setup_;
+  std::unique_ptr<Engine> engine_;
+  std::set<int> prepared_;  // the engine's timesteps
+};
+
+void translate(std::exception_ptr thrown) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const UsageError& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const c10::Error& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what_without_backtrace());
+  }
+}
+
+py::object to_python(const nlohmann::json& value) {
+  return py::module_::import("json").attr("loads")(value.dump());
+}
+
+}  // namespace
+}  // namespace dydit
+
+PYBIND11_MODULE(_dydit, m) {
+  using namespace dydit;
+  using namespace py::literals;
+  py::register_local_exception_translator(&translate);
+  if (const char* cap = std::getenv("DYDIT_ISA")) apply_isa_cap(cap);
+  m.attr("__version__") = std::string(kVersion);
+
+  m.def(
+      "load", [](const std::string& path, int num_heads) { return std::make_unique<Model>(path, num_heads); },
+      "path"_a, "num_heads"_a = 0, py::call_guard<py::gil_scoped_release>(),
+      "Loads a checkpoint: safetensors or a torch zip file. num_heads: of a static DiT whose file does not "
+      "say.");
+
+  py::class_<Model>(m, "Model")
+      .def("generate", &Model::generate, py::kw_only(), "classes"_a = std::vector<int>{0},
+           "num_images"_a = py::none(), "steps"_a = 250, "sampler"_a = "ddpm", "eta"_a = 0.0f,
+           "cfg_scale"_a = 4.0f, "seed"_a = 0, "batch"_a = 16, "dtype"_a = py::none(),
+           "threads"_a = py::none(), "engine"_a = "cpu", "mode"_a = "dynamic", "progress"_a = py::none(),
+           "Samples (n, C, H, W) float32: latents, or pixels in about [-1, 1]; what dydit generate makes "
+           "with the\n"
+           "same options. Image i has class classes[i % len(classes)]. dtype None: bfloat16 where the "
+           "processor\n"
+           "has it. progress(done, total) is called after each step.")
+      .def("prepare", &Model::prepare, "timesteps"_a, py::kw_only(), "dtype"_a = py::none(),
+           "threads"_a = py::none(), "engine"_a = "cpu", "mode"_a = "dynamic",
+           "Plans these timesteps and packs the weights for them, so that forward need not. forward is "
+           "fastest\n"
+           "when it goes from the largest to the smallest.")
+      .def("forward", &Model::forward, "x"_a, "t"_a, "y"_a,
+           "The model's output (rows, C or 2C, H, W) for x (rows, C, H, W), timesteps t in 0..999 and "
+           "classes y\n"
+           "(num_classes: none); t and y are numbers, lists or tensors. No gradient. Prepares itself for "
+           "timesteps\n"
+           "that prepare() was not called with.")
+      .def("plan", &Model::plan, "timesteps"_a, py::kw_only(), "mode"_a = "dynamic",
+           "Which heads and channel groups are on: {timesteps, heads (S, L, H) bool, groups (S, L, H) bool, "
+           "gmacs\n"
+           "(S): multiply-adds of a sample with all its tokens}.")
+      .def_property_readonly("config",
+                             [](const Model& m) { return to_python(config_to_json(m.checkpoint().config)); })
+      .def_property_readonly("name", [](const Model& m) { return model_name(m.checkpoint().config); })
+      .def_property_readonly("class_names", [](const Model& m) { return m.checkpoint().class_names; })
+      .def_property_readonly("num_parameters",
+                             [](const Model& m) { return m.checkpoint().num_parameters(); });
+}
