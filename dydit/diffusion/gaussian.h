@@ -32,7 +32,7 @@ struct StepRow {
   std::span<const float> eps;       // predicted noise
   std::span<const float> variance;  // learned variance values v; empty: the variance is beta
   std::span<const float> noise;     // standard normal; not read at step 0
-  std::span<float> x0;              // out: the image predicted at `step`; empty: not wanted
+  std::span<float> x0 = {};         // out: the image predicted at `step`; empty: not wanted
 };
 
 /// x <- coef1 x0 + coef2 x + exp(log var / 2) noise; x0 is never clamped; no noise at step 0. (DDPM, eq. 7)

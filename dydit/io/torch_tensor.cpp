@@ -120,6 +120,13 @@ class Reader {
 
 }  // namespace
 
+const char* torch_storage_name(Dtype dtype) {
+  for (const StorageType& type : kStorageTypes) {
+    if (type.dtype == dtype) return type.name;
+  }
+  throw Error("a dtype that torch has no storage for");
+}
+
 TorchStorageId read_storage_id(const Pickle& pickle, PickleIndex index, const std::string& label,
                                const std::string& file) {
   return Reader(pickle, label, file).storage_id(index);

@@ -26,6 +26,9 @@ struct TorchStorageId {
 TorchStorageId read_storage_id(const Pickle& pickle, PickleIndex index, const std::string& label,
                                const std::string& file);
 
+/// torch's name of a storage of `dtype`: "FloatStorage".
+const char* torch_storage_name(Dtype dtype);
+
 /// Where the bytes of storages lie: members of an archive or the end of a stream.
 class TorchStorages {
  public:

@@ -14,6 +14,7 @@
 #include "dydit/io/file.h"
 #include "dydit/io/pickle_opcodes.h"
 #include "dydit/io/text.h"
+#include "dydit/io/torch_tensor.h"
 #include "dydit/io/zip.h"
 
 namespace dydit {
@@ -27,32 +28,6 @@ constexpr uint16_t kZipVersion = 45;         // ZIP64 needs 4.5
 constexpr uint16_t kDosDate = (1 << 5) | 1;  // 1 January 1980: equal weights make equal files
 constexpr uint16_t kExtraPadding = 0x4246;   // torch's own "FB": an extra field of zeros
 constexpr uint16_t kExtra64Bytes = 24;       // size, stored size and, in the directory, offset
-
-const char* storage_type(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::F64:
-      return "DoubleStorage";
-    case Dtype::F32:
-      return "FloatStorage";
-    case Dtype::F16:
-      return "HalfStorage";
-    case Dtype::BF16:
-      return "BFloat16Storage";
-    case Dtype::I64:
-      return "LongStorage";
-    case Dtype::I32:
-      return "IntStorage";
-    case Dtype::I16:
-      return "ShortStorage";
-    case Dtype::I8:
-      return "CharStorage";
-    case Dtype::U8:
-      return "ByteStorage";
-    case Dtype::Bool:
-      return "BoolStorage";
-  }
-  throw Error("unknown dtype");
-}
 
 // A pickle of protocol 2, without a memo: PyTorch reads both.
 class PickleWriter {
@@ -99,7 +74,7 @@ class PickleWriter {
     op(kMark);
     op(kMark);
     text("storage");
-    global("torch", storage_type(view.dtype));
+    global("torch", torch_storage_name(view.dtype));
     text(key);
     text("cpu");
     integer(view.numel());

@@ -19,7 +19,6 @@
 #include "dydit/io/tar.h"
 #include "dydit/io/torch_file.h"
 #include "dydit/io/torch_writer.h"
-#include "dydit/model/checkpoint_torch.h"
 #include "dydit/model/dit.h"
 
 namespace dydit {

@@ -42,7 +42,7 @@ using Weights = std::map<std::string, at::Tensor>;
 struct Checkpoint {
   std::filesystem::path path;
   std::string format;       // "safetensors" or "torch zip"
-  std::string weights_key;  // "ema" or "model" of a training checkpoint, else empty
+  std::string weights_key;  // "ema", "model" or "state_dict" of a training checkpoint, else empty
   DiTConfig config;
   Weights weights;  // as stored; they may share the file's memory: never write into them
   std::optional<KeepCounts> keep_counts;   // set: the capacity rule decides; else the threshold rule
@@ -68,6 +68,11 @@ DiT make_model(const Checkpoint& checkpoint, at::ScalarType compute_dtype = at::
 
 /// Writes safetensors with every tensor in `dtype` (float32 or bfloat16), pos_embed always in float32.
 void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint, at::ScalarType dtype);
+
+/// The same as a torch zip file: {"ema": state dict, "cfg": configuration, "metadata": what save_checkpoint
+/// puts there}. torch.load(weights_only=True) and load_checkpoint read it.
+void save_torch_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint,
+                           at::ScalarType dtype);
 
 /// A tensor that shares the view's memory; `owner` keeps that memory alive. Views at addresses that are not a
 /// multiple of the element size are copied. Read only.

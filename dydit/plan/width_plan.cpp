@@ -9,6 +9,7 @@
 #include <c10/core/InferenceMode.h>
 #include <fmt/format.h>
 
+#include "dydit/base/error.h"
 #include "dydit/base/row_pool.h"
 #include "dydit/model/embeddings.h"
 #include "dydit/model/macs.h"
@@ -106,6 +107,8 @@ WidthPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> tim
   plan.route_tokens = plan.mode == Mode::Dynamic && config.token_routers;
   const std::vector<uint8_t> all(config.num_heads, 1);
   for (const int t : timesteps) {
+    DYDIT_CHECK(t >= 0 && t < kQuarters * kQuarterLength, "timestep {}: expected 0 to {}", t,
+                kQuarters * kQuarterLength - 1);
     StepPlan step{t, std::vector<BlockWidth>(config.depth, BlockWidth{all, all})};
     for (int b = 0; plan.route_tokens && checkpoint.keep_counts && b < config.depth; ++b) {
       step.blocks[b].keep_tokens = checkpoint.keep_counts->tokens[b][t / kQuarterLength];

@@ -39,7 +39,8 @@ struct WidthPlan {
 };
 
 /// Runs the width routers in float32 for every timestep. Mode::Static, or a model without width routers,
-/// gives a plan with every part on. The result depends neither on thread count nor on the other timesteps.
+/// gives a plan with every part on. Throws Error for a timestep outside 0..999. The result depends neither on
+/// thread count nor on the other timesteps.
 WidthPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> timesteps, Mode mode);
 
 /// Multiply-adds that the plan's step needs for one sample, `tokens` (L) of them entering each block's MLP

@@ -7,7 +7,6 @@
 #include "cli.h"
 #include "dydit/base/error.h"
 #include "dydit/model/checkpoint.h"
-#include "dydit/model/checkpoint_torch.h"
 #include "dydit/model/init.h"
 #include "verbs.h"
 

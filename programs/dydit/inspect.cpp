@@ -169,8 +169,10 @@ int run_inspect(const Args& args, Isa isa) {
   cli.app.add_option("--csv", csv, "Also write the width plan's numbers");
   cli.parse(args);
 
-  const auto file = MappedFile::open(path);
-  if (sniff_file_kind(file->bytes()) == FileKind::Png) return inspect_png(path, file->bytes(), cli.json);
+  if (!std::filesystem::is_directory(path)) {  // else of shards
+    const auto file = MappedFile::open(path);
+    if (sniff_file_kind(file->bytes()) == FileKind::Png) return inspect_png(path, file->bytes(), cli.json);
+  }
   const Checkpoint checkpoint = load_checkpoint(path, {.num_heads = num_heads});
   std::optional<WidthPlan> plan;
   if (checkpoint.config.is_dynamic())

@@ -4,7 +4,10 @@
 namespace dydit {
 
 void add_model_path(Cli& cli, std::string& path, int& num_heads) {
-  cli.app.add_option("--model,--ckpt", path, "Checkpoint: safetensors or a torch zip file (.pt)")->required();
+  cli.app
+      .add_option("--model,--ckpt", path,
+                  "Checkpoint: safetensors, the index or folder of several, or a torch file (.pt, .pth)")
+      ->required();
   cli.app.add_option("--num-heads", num_heads, "Heads of a static DiT, where the file does not say")
       ->check(CLI::Range(1, 4096));
 }

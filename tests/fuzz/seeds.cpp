@@ -8,6 +8,7 @@
 #include "dydit/io/tfevents.h"
 #include "repair.h"
 #include "targets.h"
+#include "tests/support/archives.h"
 #include "tests/support/pickle_builder.h"
 
 namespace dydit::fuzz {
@@ -212,16 +213,7 @@ std::vector<std::string> npz_seeds() {
 }
 
 std::string tar_header(const std::string& name, char type, uint64_t size) {
-  std::string header(512, '\0');
-  header.replace(0, name.size(), name);
-  header.replace(124, 11, fmt::format("{:011o}", size));
-  header[156] = type;
-  header.replace(257, 8, std::string("ustar\00000", 8));
-  header.replace(148, 8, 8, ' ');
-  unsigned sum = 0;
-  for (const char c : header) sum += static_cast<unsigned char>(c);
-  header.replace(148, 7, fmt::format("{:06o}", sum) + '\0');
-  return header;
+  return test::tar_header({name, "", type}, size);
 }
 
 std::vector<std::string> tar_seeds() {

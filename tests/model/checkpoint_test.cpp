@@ -13,7 +13,6 @@
 #include <nlohmann/json.hpp>
 
 #include "dydit/io/safetensors.h"
-#include "dydit/model/checkpoint_torch.h"
 #include "tests/support/files.h"
 #include "tests/support/golden.h"
 #include "tests/support/pickle_builder.h"

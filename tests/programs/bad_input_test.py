@@ -26,7 +26,7 @@ class BrokenFileTest(ProgramTest):
         self.expect_error(["verify", "--model", TINY, "--reference", "none.safetensors"], FAILED, "none.safetensors")
 
     def test_folder(self):
-        self.expect_refused(self.work, "is a ")
+        self.expect_refused(self.work, "is a folder with 0 files that end in .safetensors.index.json")
 
     def test_empty(self):
         self.expect_refused(self.write("empty.pt", b""), "is empty")
