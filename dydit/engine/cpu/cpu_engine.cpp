@@ -268,8 +268,7 @@ void CpuEngine::forward_pass(const Pass& pass, const float* x, float* out) {
   timed(L_, Operator::Final, [&] { final_layer(pass, out); });
 }
 
-// adaLN of all blocks for the labels of this batch: of this step when they are new, then for as many of the
-// steps that come next as fit.
+// adaLN of all blocks for the labels of this batch, for as many of the steps that come next as fit.
 void CpuEngine::prepare_modulation(int step, std::span<const int64_t> y) {
   const auto row_of = [&](int64_t label) {
     const auto found = std::lower_bound(chunk_labels_.begin(), chunk_labels_.end(), label);
@@ -281,14 +280,11 @@ void CpuEngine::prepare_modulation(int step, std::span<const int64_t> y) {
   const bool held = step >= chunk_first_ && step < chunk_first_ + chunk_steps_ &&
                     std::all_of(y.begin(), y.end(), [&](int64_t label) { return row_of(label) >= 0; });
   if (!held) {
-    std::vector<int64_t> wanted(y.begin(), y.end());
-    std::sort(wanted.begin(), wanted.end());
-    wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
-    const bool again =
-        wanted == chunk_labels_;  // a run that goes on, and not single forwards of other labels
-    chunk_labels_ = std::move(wanted);
+    chunk_labels_.assign(y.begin(), y.end());
+    std::sort(chunk_labels_.begin(), chunk_labels_.end());
+    chunk_labels_.erase(std::unique(chunk_labels_.begin(), chunk_labels_.end()), chunk_labels_.end());
     const size_t labels = chunk_labels_.size(), step_bytes = labels * modulation_ * sizeof(float);
-    chunk_steps_ = again ? std::clamp(static_cast<int>(kModulationBytes / step_bytes), 1, step + 1) : 1;
+    chunk_steps_ = std::clamp(static_cast<int>(kModulationBytes / step_bytes), 1, step + 1);
     chunk_first_ = step - chunk_steps_ + 1;  // sampling walks from the last timestep to the first
     const int rows = chunk_steps_ * static_cast<int>(labels);
     float* conditions = conditions_.get<float>(static_cast<size_t>(rows) * row_);
