@@ -5,7 +5,7 @@
 Rivals: PyTorch eager; torch.compile (inductor, frozen weights); OpenVINO on the exported module; and the DyDiT as its
 authors publish it, every part computed and multiplied by masks. All in bfloat16 (OpenVINO by its precision hint, from
 float32 weights, which is how it is meant to be used). Answers "ready VERSION" once warm, then one line of milliseconds
-per sample a lap. A lap is --steps forwards.
+per sample a lap. A lap is one forward to warm up again and --steps that are timed.
 """
 
 import argparse
@@ -83,6 +83,7 @@ def main():
         forward()
     print("ready", version, flush=True)
     for _ in sys.stdin:
+        forward()  # the others had the memory and the caches meanwhile
         start = time.perf_counter()
         for _ in range(args.steps):
             forward()

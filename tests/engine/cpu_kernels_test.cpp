@@ -2,9 +2,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <fstream>
 #include <functional>
 #include <numeric>
 #include <string>
+#include <unistd.h>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -448,6 +450,65 @@ TEST_P(CpuKernels, AttentionOfLargeScoresPicksTheLargest) {
   const Head<float> head(49, 8, 8, /*scale=*/60);
   const std::vector<float> out = attend(kernels().attention_float, head, 1, 0, 0);
   expect_rows(out, out, 8, head.wanted(), 8, /*tolerance=*/1e-3);
+}
+
+// Rows that lie far from zero, since the variance is of what is left without the mean.
+template <typename T>
+void check_norm(void (*norm)(T*, const float*, const float*, const float*, int, float)) {
+  constexpr float kEps = 1e-3f;
+  for (const int C : {1, 8, 15, 16, 24, 63, 64, 100, 1152}) {
+    std::vector<float> x(C), shift(C), scale(C);
+    fill_normal(x, 1, C, 0);
+    fill_normal(shift, 2, C, 0);
+    fill_normal(scale, 3, C, 0);
+    for (float& value : x) value = 0.1f * value + 3;
+    std::vector<T> out(C + 1);
+    set(out[C], 99);
+    norm(out.data(), x.data(), shift.data(), scale.data(), C, kEps);
+    EXPECT_EQ(value_of(out[C]), 99) << "wrote beyond its row";
+    const double mean = std::accumulate(x.begin(), x.end(), 0.0) / C;
+    double variance = 0;
+    for (const float value : x) variance += (value - mean) * (value - mean) / C;
+    for (int i = 0; i < C; ++i) {
+      const double wanted = (x[i] - mean) / std::sqrt(variance + kEps) * (1 + scale[i]) + shift[i];
+      // The mean of 3 is exact to 2^-22; the variance is near 0.01.
+      EXPECT_NEAR(value_of(out[i]), wanted, (sizeof(T) == 2 ? 4e-3 : 2e-5) * std::max(1.0, std::abs(wanted)))
+          << "C = " << C << ", i = " << i;
+    }
+  }
+}
+
+TEST_P(CpuKernels, NormBf16IsTheModulatedNorm) { check_norm<Bf16>(kernels().norm_bf16); }
+TEST_P(CpuKernels, NormFloatIsTheModulatedNorm) { check_norm<float>(kernels().norm_float); }
+
+// Pages of this process that are in memory.
+int64_t resident_bytes() {
+  int64_t all = 0, resident = 0;
+  std::ifstream("/proc/self/statm") >> all >> resident;
+  return resident * sysconf(_SC_PAGESIZE);
+}
+
+TEST(Arena, WhatIsNotTouchedTakesNoMemory) {
+  Arena arena;
+  const int64_t before = resident_bytes();
+  for (int i = 0; i < 50; ++i) arena.take(size_t{10} << 20);
+  EXPECT_LT(resident_bytes() - before, int64_t{4} << 20);
+}
+
+TEST(Arena, PiecesAreZeroAlignedAndApart) {
+  Arena arena;
+  std::byte* last_end = nullptr;
+  for (const size_t bytes : {1, 64, 65, 3 << 20, 300 << 20, 7}) {
+    auto* piece = static_cast<std::byte*>(arena.take(bytes));
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(piece) % 64, 0u);
+    EXPECT_EQ(piece[0], std::byte{0});
+    EXPECT_EQ(piece[bytes - 1], std::byte{0});
+    piece[0] = piece[bytes - 1] = std::byte{1};  // the next would see it, were it not apart
+    if (last_end != nullptr) {
+      EXPECT_EQ(last_end[-1], std::byte{1});
+    }
+    last_end = piece + bytes;
+  }
 }
 
 }  // namespace

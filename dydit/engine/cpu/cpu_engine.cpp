@@ -14,7 +14,6 @@
 #include "dydit/engine/engine.h"
 #include "dydit/model/embeddings.h"
 #include "dydit/model/macs.h"
-#include "dydit/model/op_kernels.h"
 
 namespace dydit {
 namespace cpu {
@@ -69,7 +68,7 @@ class CpuEngine final : public Engine {
   void final_layer(const Pass& pass, float* out);
 
   void token_logits(const Block& block, int rows);
-  void norm(const Pass& pass, int rows, const int* gathered, int64_t shift, bool bf16_rows);
+  void norm(const Pass& pass, int rows, const int* gathered, int64_t shift, double eps, bool bf16_rows);
   const float* const* gates_at(const Pass& pass, int64_t offset);
   void multiply(const PackedLinear& weights, Gemm gemm, int rows, bool bf16_rows);
   int64_t executed_fixed_macs() const;
@@ -208,7 +207,7 @@ void CpuEngine::embed_timesteps(const Checkpoint& checkpoint) {
   const int S = static_cast<int>(plan_.steps.size());
   const at::Tensor t = at::empty({S}, at::kLong);
   for (int s = 0; s < S; ++s) t.data_ptr<int64_t>()[s] = plan_.steps[s].timestep;
-  const at::Tensor frequencies = timestep_frequencies(t);
+  const at::Tensor frequencies = timestep_frequencies(t, config_.semantics);
   std::vector<float> hidden(static_cast<size_t>(S) * row_ + 1);
   t_emb_.resize(static_cast<size_t>(S) * C_);
   panels_.clear();
@@ -341,7 +340,7 @@ void CpuEngine::attention_half(const Pass& pass, int index) {
   const BlockWidth& width = pass.plan.blocks[index];
   const int rows = pass.samples * N_, heads = width.active_heads();
   const int64_t modulation = int64_t{index} * 6 * C_;
-  timed(index, Operator::Norm, [&] { norm(pass, rows, nullptr, modulation, bf16_); });
+  timed(index, Operator::Norm, [&] { norm(pass, rows, nullptr, modulation, kLayerNormEps, bf16_); });
 
   const int64_t qkv_row = even(heads * 3 * D_), heads_row = int64_t{heads} * even(D_),
                 element = bf16_ ? 2 : 4;
@@ -446,9 +445,9 @@ void CpuEngine::token_logits(const Block& block, int rows) {
                        .ldo = R};
     (block.token_in.bf16() ? kernels_.gemm_float_bf16 : kernels_.gemm_float)(gemm);
     for (int i = 0; i < count; ++i) {
-      float sum = block.token_out[R];
-      for (int r = 0; r < R; ++r) sum += out[i * R + r] * block.token_out[r];
-      logits[first + i] = sum;
+      float sums[4] = {block.token_out[R], 0, 0, 0};  // one alone would wait for itself
+      for (int r = 0; r < R; ++r) sums[r % 4] += out[i * R + r] * block.token_out[r];
+      logits[first + i] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     }
   });
 }
@@ -461,7 +460,8 @@ void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) {
   const int* gathered = tokens == pass.samples * N_ ? nullptr : gathered_.data();
   const int groups = width.active_groups(), group = even(config_.group_size());
   const int64_t modulation = int64_t{index} * 6 * C_ + 3 * C_, hidden_row = int64_t{groups} * group;
-  timed(index, Operator::Norm, [&] { norm(pass, tokens, gathered, modulation, bf16_); });
+  timed(index, Operator::Norm,
+        [&] { norm(pass, tokens, gathered, modulation, config_.mlp_norm_eps(), bf16_); });
   // For all tokens and groups, so that no later step needs more.
   auto* hidden = hidden_.get<std::byte>(int64_t{pass.samples} * N_ * H_ * group * (bf16_ ? 2 : 4));
   timed(index, Operator::Fc1, [&] {
@@ -504,7 +504,7 @@ void CpuEngine::final_layer(const Pass& pass, float* out) {
   const int g = config_.grid(), p = config_.patch_size, channels = config_.out_channels(),
             side = config_.input_size;
   const int values = p * p * channels, rows = pass.samples * N_;
-  norm(pass, rows, nullptr, int64_t{L_} * 6 * C_, false);
+  norm(pass, rows, nullptr, int64_t{L_} * 6 * C_, kLayerNormEps, false);
   float* patches = patches_.get<float>(static_cast<size_t>(rows) * values);
   panels_.clear();
   final_.add_panels(0, 0, panels_);
@@ -524,24 +524,24 @@ void CpuEngine::final_layer(const Pass& pass, float* out) {
 
 // rows_ <- modulate(norm(x_)) of `rows` rows, those of `gathered` (null: the first); shift and scale lie at
 // `shift` and C further in the modulation.
-void CpuEngine::norm(const Pass& pass, int rows, const int* gathered, int64_t shift, bool bf16_rows) {
+void CpuEngine::norm(const Pass& pass, int rows, const int* gathered, int64_t shift, double eps,
+                     bool bf16_rows) {
+  const auto epsilon = static_cast<float>(eps);
   const float* x = x_.get<float>(0);
   auto* out = rows_.get<float>(static_cast<size_t>(rows) * row_);
   team_.run(ceil_div(rows, kNormRows), [&](int task, int) {
     for (int i = task * kNormRows; i < std::min(rows, (task + 1) * kNormRows); ++i) {
       const int64_t row = gathered ? gathered[i] : i;
       const float* modulation = pass.modulation[row / N_] + shift;
-      float mean, rstd;
       if (bf16_rows) {
         // The padding may hold a part of the final layer's float32 rows: anything, NaN included.
         Bf16* to = reinterpret_cast<Bf16*>(out) + int64_t{i} * row_;
         to[row_ - 1] = {};
-        op_kernels<Bf16>().layer_norm_modulate(to, &mean, &rstd, x + row * row_, modulation, modulation + C_,
-                                               1, C_, kLayerNormEps);
+        kernels_.norm_bf16(to, x + row * row_, modulation, modulation + C_, C_, epsilon);
       } else {
-        out[int64_t{i} * row_ + row_ - 1] = 0;
-        op_kernels<float>().layer_norm_modulate(out + int64_t{i} * row_, &mean, &rstd, x + row * row_,
-                                                modulation, modulation + C_, 1, C_, kLayerNormEps);
+        float* to = out + int64_t{i} * row_;
+        to[row_ - 1] = 0;
+        kernels_.norm_float(to, x + row * row_, modulation, modulation + C_, C_, epsilon);
       }
     }
   });
@@ -574,9 +574,10 @@ void CpuEngine::multiply(const PackedLinear& weights, Gemm gemm, int rows, bool 
     Gemm part = gemm;
     part.row_begin = task / columns * chunk;
     part.row_end = std::min(rows, part.row_begin + chunk);
-    const int first = task % columns * kTilePanels;
-    part.panels = panels_.data() + first;
-    part.num_panels = std::min(kTilePanels, panels - first);
+    const int column = task % columns, narrow = panels / columns, wide = panels % columns;
+    part.panels =
+        panels_.data() + column * narrow + std::min(column, wide);  // widths differ by one panel at most
+    part.num_panels = narrow + (column < wide);
     run(part);
   });
 }

@@ -143,15 +143,15 @@ inline void store_lanes(Bf16* p, const Lanes& lanes) {
 }
 template <typename T>
 inline void store_lanes(T* p, const Lanes& lanes, int count) {  // the first `count`
-  if (count == kPanel) return store_lanes(p, lanes);
+  if (count >= kPanel) return store_lanes(p, lanes);
   alignas(64) T values[kPanel];
   store_lanes(values, lanes);
   for (int c = 0; c < count; ++c) p[c] = values[c];
 }
-inline Lanes load_lanes(const float* p, int count) {  // zero beyond
-  if (count == kPanel) return load_lanes(p);
-  alignas(64) float values[kPanel] = {};
-  for (int c = 0; c < count; ++c) values[c] = p[c];
+inline Lanes load_lanes(const float* p, int count, float beyond = 0) {
+  if (count >= kPanel) return load_lanes(p);
+  alignas(64) float values[kPanel];
+  for (int c = 0; c < kPanel; ++c) values[c] = c < count ? p[c] : beyond;
   return load_lanes(values);
 }
 inline float sum_of(const Lanes& lanes) {
@@ -183,6 +183,9 @@ inline Lanes operator+(const Lanes& a, const Lanes& b) {
 }
 inline Lanes operator*(const Lanes& a, const Lanes& b) {
   return each(a, [&](Vector x, int v) { return x * b.v[v]; });
+}
+inline Lanes operator-(const Lanes& a, float b) {
+  return each(a, [&](Vector x, int) { return x - b; });
 }
 
 // One input of a pair: 16 / kVectors columns of a panel from `w` on, and a row's value for all of them.
@@ -242,17 +245,19 @@ struct Step<Bf16, Bf16> {  // one instruction for both
 };
 #endif
 
-// out (R rows of 16 P columns) <- R rows of `a` times P panels, over the input segments.
+// out (R rows of 16 P columns) <- R rows of `a` times P panels, over the input segments, plus the panels'
+// bias (null: none).
 template <typename A, typename W, int R, int P>
 void tile(float* out, int64_t out_stride, const A* a, int64_t lda, const W* const* panels,
-          const int* segments, int num_segments, int segment_pairs) {
+          const float* const* bias, const int* segments, int num_segments, int segment_pairs) {
   Vector sum[R][P][kVectors];
 #pragma GCC unroll 8
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < P; ++j) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) sum[i][j][v] = zero_vector();
+      for (int v = 0; v < kVectors; ++v)
+        sum[i][j][v] = bias ? load_vector(bias[j] + v * kLanesOfVector) : zero_vector();
     }
   }
   for (int s = 0; s < num_segments; ++s) {
@@ -288,7 +293,8 @@ void tile(float* out, int64_t out_stride, const A* a, int64_t lda, const W* cons
 }
 
 template <typename A, typename W>
-using Tile = void (*)(float*, int64_t, const A*, int64_t, const W* const*, const int*, int, int);
+using Tile = void (*)(float*, int64_t, const A*, int64_t, const W* const*, const float* const*, const int*,
+                      int, int);
 
 template <typename A, typename W>
 Tile<A, W> choose_tile(int rows, int panels) {
@@ -317,10 +323,9 @@ inline Range part_of(int total, int parts, int i) {
 // Rows [first, first + rows) of one panel of a finished tile.
 template <typename A>
 void finish(const Gemm& g, const Panel& panel, int first, int rows, const float* tile) {
-  const Lanes bias = load_lanes(panel.bias);
   A* out = static_cast<A*>(g.out) + first * g.ldo + panel.column;
   for (int i = 0; i < rows; ++i, tile += kTileColumns, out += g.ldo) {
-    const Lanes v = load_lanes(tile) + bias;
+    const Lanes v = load_lanes(tile);
     switch (g.epilogue) {
       case Epilogue::Store:
         store_lanes(out, v, panel.width);
@@ -342,6 +347,49 @@ void finish(const Gemm& g, const Panel& panel, int first, int rows, const float*
   }
 }
 
+// The sum of fn(16 values) over a row; beyond its end the values are `beyond`.
+template <typename Fn>
+inline float sum_of_row(const float* x, int C, float beyond, const Fn& fn) {
+  constexpr int kSums = 4;  // one alone would have to wait for itself
+  Lanes sums[kSums] = {};
+  int i = 0;
+  for (; i + kSums * kPanel <= C; i += kSums * kPanel) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kSums; ++j) sums[j] = sums[j] + fn(load_lanes(x + i + j * kPanel));
+  }
+  for (; i < C; i += kPanel) sums[0] = sums[0] + fn(load_lanes(x + i, C - i, beyond));
+  return sum_of((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+template <typename T>
+void norm(T* out, const float* x, const float* shift, const float* scale, int C, float eps) {
+  const float mean = sum_of_row(x, C, 0, [](const Lanes& v) { return v; }) / static_cast<float>(C);
+  const float squares = sum_of_row(x, C, mean, [&](const Lanes& v) { return (v - mean) * (v - mean); });
+  const float factor = 1.0f / __builtin_sqrtf(squares / static_cast<float>(C) + eps);
+  for (int i = 0; i < C; i += kPanel) {
+    const int count = C - i;
+    const Lanes scales =
+        each(load_lanes(scale + i, count), [&](Vector s, int) { return factor * (1.0f + s); });
+    const Lanes v = (load_lanes(x + i, count) - mean) * scales + load_lanes(shift + i, count);
+    store_lanes(out + i, v, count);
+  }
+}
+
+// The row of the residual stream that input row `row` adds to.
+inline float* residual_row(const Gemm& g, int row) {
+  return static_cast<float*>(g.out) + (g.rows ? g.rows[row] : row) * g.ldo;
+}
+
+// Calls for the lines that finish will change, while the tile is computed: they are strided by whole rows,
+// and weights have passed through the caches since they were last used.
+inline void prefetch_residual(const Gemm& g, const Panel* panels, int num_panels, int first, int rows) {
+  for (int i = 0; i < rows; ++i) {
+    const float* x = residual_row(g, first + i);
+    for (int j = 0; j < num_panels; ++j)
+      _mm_prefetch(reinterpret_cast<const char*>(x + panels[j].column), _MM_HINT_T0);
+  }
+}
+
 template <typename A, typename W>
 void gemm(const Gemm& g) {
   alignas(64) float out[kTileRows * kTileColumns];
@@ -351,13 +399,18 @@ void gemm(const Gemm& g) {
     const Range columns = part_of(g.num_panels, column_tiles, ct);
     const Panel* panels = g.panels + columns.begin;
     const W* weights[kTilePanels] = {};
-    for (int j = 0; j < columns.size; ++j) weights[j] = static_cast<const W*>(panels[j].weights);
+    const float* bias[kTilePanels] = {};
+    for (int j = 0; j < columns.size; ++j) {
+      weights[j] = static_cast<const W*>(panels[j].weights);
+      bias[j] = panels[j].bias;
+    }
     for (int rt = 0; rt < row_tiles; ++rt) {
       const Range part = part_of(rows, row_tiles, rt);
       const int first = g.row_begin + part.begin;
+      if (g.epilogue == Epilogue::Residual) prefetch_residual(g, panels, columns.size, first, part.size);
       choose_tile<A, W>(part.size, columns.size)(out, kTileColumns,
                                                  static_cast<const A*>(g.a) + first * g.lda, g.lda, weights,
-                                                 g.segments, g.num_segments, g.segment_pairs);
+                                                 bias, g.segments, g.num_segments, g.segment_pairs);
       for (int j = 0; j < columns.size; ++j) finish<A>(g, panels[j], first, part.size, out + j * kPanel);
     }
   }
@@ -520,7 +573,7 @@ void attention(const Attention& a) {
         const Range tile_rows = part_of(rows.size, row_tiles, rt);
         choose_tile<T, T>(tile_rows.size, part.size)(scores + tile_rows.begin * tokens + part.begin * kPanel,
                                                      tokens, q + tile_rows.begin * a.stride, a.stride, panels,
-                                                     &whole, 1, key_pairs);
+                                                     nullptr, &whole, 1, key_pairs);
       }
     }
     float inverse[kAttentionRows];
@@ -536,7 +589,7 @@ void attention(const Attention& a) {
       for (int rt = 0; rt < row_tiles; ++rt) {
         const Range tile_rows = part_of(rows.size, row_tiles, rt);
         choose_tile<T, T>(tile_rows.size, part.size)(out, kTileColumns, weights + tile_rows.begin * tokens,
-                                                     tokens, panels, &whole, 1, value_pairs);
+                                                     tokens, panels, nullptr, &whole, 1, value_pairs);
         for (int i = 0; i < tile_rows.size; ++i) {
           const int row = tile_rows.begin + i;
           for (int c = 0; c < part.size * kPanel; c += kPanel) {
@@ -569,7 +622,7 @@ int64_t peak(int64_t rounds, float* sink) {
                  : "memory");  // nothing is known of `a`, everything is needed of `out`
     const T* panels[kMaxPanels];
     for (int j = 0; j < kMaxPanels; ++j) panels[j] = a + kTileRows * 2 * kPairs + j * kPairElements * kPairs;
-    tile<T, T, kTileRows, kMaxPanels>(out, kTileColumns, a, 2 * kPairs, panels, &all, 1, kPairs);
+    tile<T, T, kTileRows, kMaxPanels>(out, kTileColumns, a, 2 * kPairs, panels, nullptr, &all, 1, kPairs);
     *sink += out[r % kPanel];
   }
   return rounds * kTileRows * kMaxPanels * kPanel * kPairs * 2;
@@ -577,7 +630,8 @@ int64_t peak(int64_t rounds, float* sink) {
 
 }  // namespace
 
-extern const Kernels kernels = {gemm<Bf16, Bf16>, gemm<float, Bf16>, gemm<float, float>, attention<Bf16>,
-                                attention<float>, peak<Bf16>,        peak<float>};
+extern const Kernels kernels = {gemm<Bf16, Bf16>, gemm<float, Bf16>, gemm<float, float>,
+                                attention<Bf16>,  attention<float>,  norm<Bf16>,
+                                norm<float>,      peak<Bf16>,        peak<float>};
 
 }  // namespace dydit::cpu::DYDIT_LEVEL

@@ -1,6 +1,7 @@
 #include "dydit/engine/cpu/memory.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -10,7 +11,7 @@
 namespace dydit::cpu {
 namespace {
 
-constexpr size_t kLine = 64, kLargePage = size_t{2} << 20, kArenaBlock = 8 * kLargePage;
+constexpr size_t kLine = 64, kLargePage = size_t{2} << 20, kArenaBlock = 128 * kLargePage;
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -28,12 +29,19 @@ Memory allocate(size_t bytes) {
   return Memory(memory);
 }
 
+void Arena::Unmap::operator()(void* memory) const { ::munmap(memory, bytes); }
+
 void* Arena::take(size_t bytes) {
   bytes = round_up(bytes, kLine);
   if (bytes > left_) {
     left_ = round_up(std::max(bytes, kArenaBlock), kLargePage);
-    blocks_.push_back(allocate(left_));
-    next_ = static_cast<std::byte*>(blocks_.back().get());
+    const size_t whole = left_ + kLargePage;  // so that it can begin at a large page
+    void* block =
+        ::mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (block == MAP_FAILED) throw std::bad_alloc();
+    blocks_.emplace_back(block, Unmap{whole});
+    next_ = reinterpret_cast<std::byte*>(round_up(reinterpret_cast<uintptr_t>(block), kLargePage));
+    madvise(next_, left_, MADV_HUGEPAGE);  // a wish, as above
   }
   void* piece = next_;
   next_ += bytes;

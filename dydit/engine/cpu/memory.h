@@ -17,14 +17,19 @@ using Memory = std::unique_ptr<void, AlignedFree>;
 /// `bytes` of zeros; rounded up to whole large pages from half a page on.
 Memory allocate(size_t bytes);
 
-/// Hands out pieces of large blocks that live as long as the arena.
+/// Hands out pieces of large blocks that live as long as the arena. What no piece has touched takes no
+/// memory.
 class Arena {
  public:
   /// `bytes` of zeros on a 64-byte boundary.
   void* take(size_t bytes);
 
  private:
-  std::vector<Memory> blocks_;
+  struct Unmap {
+    size_t bytes;
+    void operator()(void* memory) const;
+  };
+  std::vector<std::unique_ptr<void, Unmap>> blocks_;
   std::byte* next_ = nullptr;
   size_t left_ = 0;
 };

@@ -1,5 +1,8 @@
 #include "dydit/engine/cpu/packed_linear.h"
 
+#include <algorithm>
+#include <type_traits>
+
 #include <ATen/ATen.h>
 
 namespace dydit::cpu {
@@ -7,15 +10,16 @@ namespace {
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// One output column of a panel; T is the stored type's bits.
+// A panel of `width` output columns, whose weights lie in `rows`; T is the stored type's bits. Line by line
+// of the panel, so that each is written once: a panel does not fit the first-level cache.
 template <typename T>
-void pack_column(T* panel, int column, const T* row, int in_segments, int in_size, int segment_pairs) {
-  constexpr int kWithinPair = sizeof(T) == 2 ? 2 : 1;  // bfloat16 pairs lie side by side
-  for (int s = 0; s < in_segments; ++s, row += in_size) {
+void pack_panel(T* panel, const T* const* rows, int width, int in_segments, int in_size, int segment_pairs) {
+  constexpr bool kSideBySide = sizeof(T) == 2;  // the inputs of a pair
+  for (int s = 0; s < in_segments; ++s) {
+    T* out = panel + int64_t{s} * segment_pairs * 2 * kPanel;
     for (int k = 0; k < in_size; ++k) {
-      const int64_t pair = int64_t{s} * segment_pairs + k / 2;
-      const int64_t within = kWithinPair == 2 ? 2 * column + k % 2 : (k % 2) * kPanel + column;
-      panel[pair * 2 * kPanel + within] = row[k];
+      T* to = out + k / 2 * 2 * kPanel + (k % 2) * (kSideBySide ? 1 : kPanel);
+      for (int c = 0; c < width; ++c) to[kSideBySide ? 2 * c : c] = rows[c][int64_t{s} * in_size + k];
     }
   }
 }
@@ -38,22 +42,24 @@ PackedLinear::PackedLinear(const at::Tensor& weight, const at::Tensor& bias, int
   const at::Tensor values = weight.to(bf16 ? at::kBFloat16 : at::kFloat).contiguous();
   const at::Tensor biases = bias.to(at::kFloat).contiguous();
   const int64_t in = weight.size(1);
-  team.run(total, [&](int index, int) {
-    for (int c = 0; c < kPanel; ++c) {
-      const int within = index % panels_ * kPanel + c;
-      if (within >= out_size_) return;
-      const int out = index / panels_ * out_size_ + within, row = rows.empty() ? out : rows[out];
-      bias_[static_cast<size_t>(index) * kPanel + c] = biases.data_ptr<float>()[row];
-      if (bf16) {
-        pack_column(reinterpret_cast<uint16_t*>(data_) + index * panel_elements, c,
-                    static_cast<const uint16_t*>(values.data_ptr()) + row * in, in_segments_, in_size_,
-                    segment_pairs_);
-      } else {
-        pack_column(reinterpret_cast<float*>(data_) + index * panel_elements, c,
-                    values.data_ptr<float>() + row * in, in_segments_, in_size_, segment_pairs_);
+  const auto pack = [&](auto* data) {
+    using T = std::remove_pointer_t<decltype(data)>;
+    team.run(total, [&, data](int index, int) {
+      const int first = index % panels_ * kPanel, width = std::min(kPanel, out_size_ - first);
+      const T* from[kPanel];
+      for (int c = 0; c < width; ++c) {
+        const int out = index / panels_ * out_size_ + first + c, row = rows.empty() ? out : rows[out];
+        bias_[static_cast<size_t>(index) * kPanel + c] = biases.data_ptr<float>()[row];
+        from[c] = static_cast<const T*>(values.data_ptr()) + row * in;
       }
-    }
-  });
+      pack_panel(data + index * panel_elements, from, width, in_segments_, in_size_, segment_pairs_);
+    });
+  };
+  if (bf16) {
+    pack(reinterpret_cast<uint16_t*>(data_));
+  } else {
+    pack(reinterpret_cast<float*>(data_));
+  }
 }
 
 const std::byte* PackedLinear::panel(int segment, int index) const {
