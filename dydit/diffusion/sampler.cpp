@@ -35,7 +35,11 @@ Spacing choose_timesteps(SamplerKind kind, int steps) {
 void reverse_step(const DiffusionTables& tables, const SamplerOptions& options, int step, at::Tensor& x,
                   const at::Tensor& output, const at::Tensor& noise, const at::Tensor& x0) {
   assert(x.is_contiguous() && output.is_contiguous() && output.size(0) == x.size(0));
-  const size_t size = static_cast<size_t>(x.stride(0)), output_size = static_cast<size_t>(output.stride(0));
+  // Not by the strides: of a single row they may be those of a larger tensor that it was cut from.
+  const auto row_size = [](const at::Tensor& rows) {
+    return static_cast<size_t>(rows.size(1) * rows.size(2) * rows.size(3));
+  };
+  const size_t size = row_size(x), output_size = row_size(output);
   const bool learned = output_size == 2 * size;
   for (int64_t row = 0; row < x.size(0); ++row) {
     const float* out = output.data_ptr<float>() + row * output_size;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <future>
 #include <set>
 
 #include <ATen/ATen.h>
@@ -13,6 +14,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/base/nearest.h"
+#include "dydit/io/diffusers.h"
 #include "dydit/io/file.h"
 #include "dydit/io/safetensors.h"
 #include "dydit/io/safetensors_index.h"
@@ -20,6 +22,7 @@
 #include "dydit/io/torch_file.h"
 #include "dydit/io/torch_writer.h"
 #include "dydit/model/dit.h"
+#include "dydit/model/embeddings.h"
 
 namespace dydit {
 namespace {
@@ -31,7 +34,8 @@ struct RawCheckpoint {
   TensorViews tensors;
   json config = json::object();  // whatever the file says of itself; may be partial
   std::map<std::string, std::string> metadata;
-  std::string sha256;
+  std::vector<std::string> class_names;    // where they do not lie in the metadata
+  std::shared_future<std::string> sha256;  // computed while the tensors are checked
   std::shared_ptr<const MappedFile> file;  // the one file; null for several
   std::shared_ptr<const void> memory;      // keeps the views alive
 };
@@ -51,18 +55,47 @@ void take_safetensors(RawCheckpoint& raw, TensorViews tensors, std::map<std::str
   }
 }
 
+std::shared_future<std::string> known(const std::string& sha256) {
+  std::promise<std::string> promise;
+  promise.set_value(sha256);
+  return promise.get_future();
+}
+
 RawCheckpoint read_shards(const std::filesystem::path& path) {
   ShardedSafetensors shards = read_safetensors_shards(path);
   RawCheckpoint raw;
   raw.format = fmt::format("safetensors in {} files", shards.files.size());
-  raw.sha256 = shards.sha256;
+  raw.sha256 = known(shards.sha256);
   raw.memory =
       std::make_shared<const std::vector<std::shared_ptr<const MappedFile>>>(std::move(shards.files));
   take_safetensors(raw, std::move(shards.tensors), std::move(shards.metadata), path.string());
   return raw;
 }
 
+// Its pos_embed is what the formula says: no file has it.
+RawCheckpoint read_diffusers(const std::filesystem::path& path) {
+  DiffusersDiT dit = read_diffusers_folder(path);
+  RawCheckpoint raw;
+  raw.format = "diffusers folder";
+  raw.sha256 = known(dit.sha256);
+  raw.config = *dit.config;
+  raw.class_names = std::move(dit.class_names);
+  raw.tensors = std::move(dit.tensors);
+  const int side = raw.config["input_size"], patch = raw.config["patch_size"];
+  DYDIT_CHECK(side % patch == 0, "{}: patches of {} do not divide a side of {}", path.string(), patch, side);
+  const int64_t hidden = raw.config["hidden_size"], grid = side / patch;
+  DYDIT_CHECK(hidden * grid * grid < (int64_t{1} << 31), "{}: {} tokens of {}; no model is that large",
+              path.string(), grid * grid, hidden);
+  const at::Tensor pos_embed =
+      sincos_pos_embed(static_cast<int>(hidden), static_cast<int>(grid)).contiguous();
+  raw.tensors["pos_embed"] = to_view(pos_embed);
+  raw.memory =
+      std::make_shared<const std::pair<at::Tensor, std::shared_ptr<const void>>>(pos_embed, dit.memory);
+  return raw;
+}
+
 RawCheckpoint read_raw(const std::filesystem::path& path) {
+  if (is_diffusers_folder(path)) return read_diffusers(path);
   if (is_safetensors_index(path)) return read_shards(path);
   const std::string name = path.string();
   RawCheckpoint raw;
@@ -83,7 +116,7 @@ RawCheckpoint read_raw(const std::filesystem::path& path) {
   } else {
     throw Error(fmt::format("{}: not a weight file; wanted safetensors or a torch file (.pt, .pth)", name));
   }
-  raw.sha256 = sha256_hex(raw.file->bytes());
+  raw.sha256 = std::async(std::launch::async, [file = raw.file] { return sha256_hex(file->bytes()); });
   return raw;
 }
 
@@ -164,6 +197,16 @@ int infer_num_heads(const RawCheckpoint& raw, const Shapes& shapes, const std::s
   return heads;
 }
 
+Semantics stated_semantics(const RawCheckpoint& raw, const std::string& name) {
+  const auto found = raw.config.is_object() ? raw.config.find("semantics") : raw.config.end();
+  if (found == raw.config.end()) return Semantics::Original;
+  for (const Semantics known : {Semantics::Original, Semantics::Diffusers}) {
+    if (*found == semantics_name(known)) return known;
+  }
+  throw Error(fmt::format("{}: semantics {:.40}, but this program knows 'original' and 'diffusers'", name,
+                          found->dump()));
+}
+
 DiTConfig infer_config(const RawCheckpoint& raw, const std::string& name, const CheckpointOptions& options) {
   const Shapes shapes(raw, name);
   DiTConfig config;
@@ -198,15 +241,40 @@ DiTConfig infer_config(const RawCheckpoint& raw, const std::string& name, const 
   config.width_routers = shapes.has("blocks.0.attn_rate.router.weight");
   config.token_routers = shapes.has("blocks.0.token_selection.mlp_head.0.weight");
   config.num_heads = infer_num_heads(raw, shapes, name, config.hidden_size, options.num_heads);
+  config.semantics = stated_semantics(raw, name);
   DYDIT_CHECK(config.mlp_hidden % config.num_heads == 0,
               "{}: {} MLP channels cannot be cut into {} equal groups", name, config.mlp_hidden,
               config.num_heads);
   return config;
 }
 
-void check_finite(const std::string& file, const std::string& name, const at::Tensor& tensor) {
-  DYDIT_CHECK(at::isfinite(tensor).all().item<bool>(),
-              "{}: {} holds NaN or infinity; the checkpoint is broken", file, name);
+// True when no element's exponent, the bits of `exponent`, is all ones.
+template <typename Bits>
+bool exponents_are_finite(const std::byte* data, int64_t count, Bits exponent) {
+  bool broken = false;
+  for (int64_t i = 0; i < count; ++i) {
+    Bits bits;
+    std::memcpy(&bits, data + i * static_cast<int64_t>(sizeof bits), sizeof bits);
+    broken |= (bits & exponent) == exponent;
+  }
+  return !broken;
+}
+
+// Without temporaries: at::isfinite makes several of the tensor's size.
+bool is_finite(const TensorView& view, const at::Tensor& tensor) {
+  if (is_contiguous(view)) {
+    switch (view.dtype) {
+      case Dtype::BF16:
+        return exponents_are_finite<uint16_t>(view.data, view.numel(), 0x7f80);
+      case Dtype::F16:
+        return exponents_are_finite<uint16_t>(view.data, view.numel(), 0x7c00);
+      case Dtype::F32:
+        return exponents_are_finite<uint32_t>(view.data, view.numel(), 0x7f800000);
+      default:
+        break;
+    }
+  }
+  return at::isfinite(tensor).all().item<bool>();
 }
 
 // A few tensors told the configuration; before a model of that size is made, the file must be about as large.
@@ -234,7 +302,8 @@ Weights check_weights(const RawCheckpoint& raw, const DiTConfig& config, const s
     const at::Tensor tensor = to_tensor(raw.tensors.at(expected.key()), raw.memory);
     DYDIT_CHECK(at::isFloatingType(tensor.scalar_type()), "{}: {} is {}, expected a floating-point tensor",
                 name, expected.key(), dtype_name(raw.tensors.at(expected.key()).dtype));
-    check_finite(name, expected.key(), tensor);
+    DYDIT_CHECK(is_finite(raw.tensors.at(expected.key()), tensor),
+                "{}: {} holds NaN or infinity; the checkpoint is broken", name, expected.key());
     weights.emplace(expected.key(), tensor);
   }
   for (const auto& [key, view] : raw.tensors) {
@@ -274,7 +343,12 @@ KeepCounts parse_keep_counts(const json& counts, const DiTConfig& config, const 
           parse_counts(counts, "tokens", token_blocks, config.num_tokens(), name)};
 }
 
+// Keys that metadata_of writes; others are notes.
+constexpr std::array kOwnKeys = {"format",    "dydit_format", "config", "parent_sha256",
+                                 "gate_rule", "keep_counts",  "lambda", "class_names"};
+
 void read_metadata(const RawCheckpoint& raw, const std::string& name, Checkpoint& checkpoint) {
+  checkpoint.class_names = raw.class_names;
   for (const auto& [key, value] : raw.metadata) {
     if (key == "dydit_format") {
       DYDIT_CHECK(value == std::to_string(kDyditFormat),
@@ -304,6 +378,8 @@ void read_metadata(const RawCheckpoint& raw, const std::string& name, Checkpoint
                   "{}: metadata 'class_names' must be a JSON list of {} strings", name,
                   checkpoint.config.num_classes);
       checkpoint.class_names = names.get<std::vector<std::string>>();
+    } else if (std::find(kOwnKeys.begin(), kOwnKeys.end(), key) == kOwnKeys.end()) {
+      checkpoint.notes[key] = value;
     }
   }
 }
@@ -358,10 +434,11 @@ TensorViews views_of(const Weights& weights) {
 }
 
 std::map<std::string, std::string> metadata_of(const Checkpoint& checkpoint) {
-  std::map<std::string, std::string> metadata{{"format", "pt"},
-                                              {"dydit_format", std::to_string(kDyditFormat)},
-                                              {"config", config_to_json(checkpoint.config).dump()},
-                                              {"parent_sha256", checkpoint.sha256}};
+  std::map<std::string, std::string> metadata = checkpoint.notes;
+  metadata["format"] = "pt";
+  metadata["dydit_format"] = std::to_string(kDyditFormat);
+  metadata["config"] = config_to_json(checkpoint.config).dump();
+  metadata["parent_sha256"] = checkpoint.sha256;
   if (checkpoint.config.is_dynamic())
     metadata["gate_rule"] = checkpoint.keep_counts ? kCapacityRule : kThresholdRule;
   if (checkpoint.keep_counts) {
@@ -395,7 +472,7 @@ Checkpoint load_checkpoint(const std::filesystem::path& path, const CheckpointOp
   checkpoint.config = infer_config(raw, name, options);
   checkpoint.weights = check_weights(raw, checkpoint.config, name);
   read_metadata(raw, name, checkpoint);
-  checkpoint.sha256 = raw.sha256;
+  checkpoint.sha256 = raw.sha256.get();
   checkpoint.file = raw.file;
   return checkpoint;
 }
@@ -423,6 +500,22 @@ void save_torch_checkpoint(const std::filesystem::path& path, const Checkpoint& 
                            at::ScalarType dtype) {
   const Weights stored = stored_weights(checkpoint, dtype);
   write_torch_file(path, views_of(stored), config_to_json(checkpoint.config), metadata_of(checkpoint));
+}
+
+void save_diffusers_folder(const std::filesystem::path& path, const Checkpoint& checkpoint,
+                           at::ScalarType dtype) {
+  const DiTConfig& config = checkpoint.config;
+  const std::string from = checkpoint.path.string();
+  DYDIT_USAGE_CHECK(!config.is_dynamic(),
+                    "{}: has routers, which a diffusers folder has no place for; --to static drops them",
+                    from);
+  constexpr double kRounding = 5e-3;  // of a table stored in bfloat16
+  const at::Tensor formula = sincos_pos_embed(config.hidden_size, config.grid());
+  DYDIT_CHECK(
+      (checkpoint.weights.at("pos_embed").to(at::kFloat) - formula).abs().max().item<double>() < kRounding,
+      "{}: its pos_embed is not the sin-cos table, the only one that diffusers' DiT has", from);
+  const Weights stored = stored_weights(checkpoint, dtype);
+  write_diffusers_folder(path, views_of(stored), config_to_json(config));
 }
 
 at::Tensor to_tensor(const TensorView& view, std::shared_ptr<const void> owner) {

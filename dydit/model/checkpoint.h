@@ -1,5 +1,6 @@
 // Checkpoints: any supported file -> configuration + named tensors, understood from names and shapes; and
-// the safetensors file that dydit writes (metadata: dydit_format, config, lambda, gate_rule, class_names).
+// the files that dydit writes (metadata of safetensors: dydit_format, config, lambda, gate_rule,
+// class_names).
 #pragma once
 
 #include <array>
@@ -41,15 +42,16 @@ using Weights = std::map<std::string, at::Tensor>;
 
 struct Checkpoint {
   std::filesystem::path path;
-  std::string format;       // "safetensors" or "torch zip"
+  std::string format;       // "safetensors", "torch zip", "diffusers folder", ...
   std::string weights_key;  // "ema", "model" or "state_dict" of a training checkpoint, else empty
   DiTConfig config;
   Weights weights;  // as stored; they may share the file's memory: never write into them
-  std::optional<KeepCounts> keep_counts;   // set: the capacity rule decides; else the threshold rule
-  std::optional<double> lambda;            // work ratio the model was fine-tuned for
-  std::vector<std::string> class_names;    // empty or num_classes entries
-  std::string sha256;                      // of the file
-  std::shared_ptr<const MappedFile> file;  // whose memory the weights may share
+  std::optional<KeepCounts> keep_counts;     // set: the capacity rule decides; else the threshold rule
+  std::optional<double> lambda;              // work ratio the model was fine-tuned for
+  std::vector<std::string> class_names;      // empty or num_classes entries
+  std::map<std::string, std::string> notes;  // what else the file's metadata said; kept in files made of it
+  std::string sha256;                        // of the file
+  std::shared_ptr<const MappedFile> file;    // whose memory the weights may share
 
   int64_t num_parameters() const;
 };
@@ -58,7 +60,8 @@ struct CheckpointOptions {
   int num_heads = 0;  // of a static DiT when the file does not say; 0: tell from the file
 };
 
-/// Reads a checkpoint and checks it: every tensor present, of the right shape, finite; nothing unknown.
+/// Reads a checkpoint (a file, the index or folder of several, or a folder of diffusers, which is computed in
+/// its semantics) and checks it: every tensor present, of the right shape, finite; nothing unknown.
 /// Heads come from the routers, else the metadata's or cfg's num_heads, else `options`, else the published
 /// widths. Throws Error (one line that names the tensor; a missing one with the nearest name present).
 Checkpoint load_checkpoint(const std::filesystem::path& path, const CheckpointOptions& options = {});
@@ -72,6 +75,11 @@ void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkp
 /// The same as a torch zip file: {"ema": state dict, "cfg": configuration, "metadata": what save_checkpoint
 /// puts there}. torch.load(weights_only=True) and load_checkpoint read it.
 void save_torch_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint,
+                           at::ScalarType dtype);
+
+/// A folder as diffusers' DiTTransformer2DModel reads it (dydit/io/diffusers.h). Throws UsageError for a
+/// DyDiT and Error where pos_embed is not the formula's: diffusers has no place for either.
+void save_diffusers_folder(const std::filesystem::path& path, const Checkpoint& checkpoint,
                            at::ScalarType dtype);
 
 /// A tensor that shares the view's memory; `owner` keeps that memory alive. Views at addresses that are not a

@@ -22,16 +22,22 @@ constexpr std::array kNamedSizes = {NamedSize{"S", 12, 384, 6}, NamedSize{"B", 1
 
 }  // namespace
 
+std::string_view semantics_name(Semantics semantics) {
+  return semantics == Semantics::Diffusers ? "diffusers" : "original";
+}
+
 nlohmann::json config_to_json(const DiTConfig& config) {
-  return {{"input_size", config.input_size},
-          {"patch_size", config.patch_size},
-          {"in_channels", config.in_channels},
-          {"hidden_size", config.hidden_size},
-          {"depth", config.depth},
-          {"num_heads", config.num_heads},
-          {"mlp_ratio", static_cast<double>(config.mlp_hidden) / config.hidden_size},
-          {"num_classes", config.num_classes},
-          {"learn_sigma", config.learn_sigma}};
+  nlohmann::json json = {{"input_size", config.input_size},
+                         {"patch_size", config.patch_size},
+                         {"in_channels", config.in_channels},
+                         {"hidden_size", config.hidden_size},
+                         {"depth", config.depth},
+                         {"num_heads", config.num_heads},
+                         {"mlp_ratio", static_cast<double>(config.mlp_hidden) / config.hidden_size},
+                         {"num_classes", config.num_classes},
+                         {"learn_sigma", config.learn_sigma}};
+  if (config.semantics == Semantics::Diffusers) json["semantics"] = semantics_name(config.semantics);
+  return json;
 }
 
 std::string model_name(const DiTConfig& config) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include <nlohmann/json_fwd.hpp>
 
@@ -9,6 +10,12 @@ namespace dydit {
 
 inline constexpr int kFrequencyEmbeddingSize = 256;  // of the timestep, before its MLP
 inline constexpr double kLayerNormEps = 1e-6;
+inline constexpr double kDiffusersMlpNormEps = 1e-5;
+
+/// Two ways to compute with the same weights: the published code's, and the one of diffusers, which differs
+/// in the timestep's frequencies, the epsilon of the LayerNorm before the MLP, the channels that are guided
+/// and in that it drops the learned variance (docs/formats.md).
+enum class Semantics { Original, Diffusers };
 
 struct DiTConfig {
   int input_size = 32;     // side of the latent or image
@@ -22,6 +29,7 @@ struct DiTConfig {
   bool learn_sigma = true;
   bool width_routers = false;  // TDW: attn_rate and mlp_rate
   bool token_routers = false;  // SDT: token_selection
+  Semantics semantics = Semantics::Original;
 
   int grid() const { return input_size / patch_size; }
   int num_tokens() const { return grid() * grid(); }
@@ -32,12 +40,19 @@ struct DiTConfig {
   /// Hidden width of the token router's MLP, C/16.
   int token_router_hidden() const { return hidden_size < 16 ? 1 : hidden_size / 16; }
   int null_class() const { return num_classes; }
+  double mlp_norm_eps() const {
+    return semantics == Semantics::Diffusers ? kDiffusersMlpNormEps : kLayerNormEps;
+  }
   bool is_dynamic() const { return width_routers || token_routers; }
 
   bool operator==(const DiTConfig&) const = default;
 };
 
-/// The configuration as DiT's own code names it (input_size, patch_size, ..., learn_sigma, mlp_ratio).
+/// "original" or "diffusers".
+std::string_view semantics_name(Semantics semantics);
+
+/// The configuration as DiT's own code names it (input_size, patch_size, ..., learn_sigma, mlp_ratio), and
+/// "semantics" where they are not the original's.
 nlohmann::json config_to_json(const DiTConfig& config);
 
 /// "DiT-XL/2", "DyDiT-S/4" for the published sizes, else "DiT (8 blocks, hidden 256, 8 heads, patch 4)".

@@ -68,12 +68,14 @@ at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const
   const at::Tensor head_gate = gates.heads.empty() ? at::Tensor() : gates.heads[index];
   const at::Tensor group_gate = gates.groups.empty() ? at::Tensor() : gates.groups[index];
 
-  const at::Tensor a = attention(layer_norm_modulate(x, shift_msa, scale_msa, dtype), head_gate, dtype);
+  const at::Tensor a =
+      attention(layer_norm_modulate(x, shift_msa, scale_msa, dtype, kLayerNormEps), head_gate, dtype);
   const at::Tensor h = gated_residual(x, gate_msa, a);
 
   // The token router reads h, before norm and modulation; a token that is off keeps h untouched.
   const at::Tensor tokens = gates.tokens ? gates.tokens(index, token_logits(h)) : at::Tensor();
-  const at::Tensor m = mlp(layer_norm_modulate(h, shift_mlp, scale_mlp, dtype), group_gate, dtype);
+  const at::Tensor m =
+      mlp(layer_norm_modulate(h, shift_mlp, scale_mlp, dtype, config.mlp_norm_eps()), group_gate, dtype);
   return gated_residual(h, gate_mlp, m, tokens);
 }
 
@@ -124,7 +126,7 @@ DiTImpl::DiTImpl(const DiTConfig& config) : config(config) {
 }
 
 at::Tensor DiTImpl::embed_timestep(const at::Tensor& t) {
-  return t_mlp_out->forward(at::silu(t_mlp_in->forward(timestep_frequencies(t))));
+  return t_mlp_out->forward(at::silu(t_mlp_in->forward(timestep_frequencies(t, config.semantics))));
 }
 
 at::Tensor DiTImpl::forward(const at::Tensor& x, const at::Tensor& t_emb, const at::Tensor& y,
@@ -133,7 +135,7 @@ at::Tensor DiTImpl::forward(const at::Tensor& x, const at::Tensor& t_emb, const 
   at::Tensor h = at::linear(patchify(x), patch_weight.flatten(1), patch_bias) + pos_embed;
   for (DiTBlock& block : blocks) h = block->forward(h, c, gates, compute_dtype);
   const auto ada = final_adaLN->forward(at::silu(c)).chunk(2, 1);  // shift, scale
-  return unpatchify(final_linear->forward(layer_norm_modulate(h, ada[0], ada[1], at::kFloat)));
+  return unpatchify(final_linear->forward(layer_norm_modulate(h, ada[0], ada[1], at::kFloat, kLayerNormEps)));
 }
 
 void DiTImpl::set_compute_dtype(at::ScalarType dtype) {

@@ -75,7 +75,7 @@ void for_samples(int64_t samples, const Fn& fn) {
 
 struct LayerNormModulate : Function<LayerNormModulate> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x_in, const at::Tensor& shift_in,
-                            const at::Tensor& scale_in, at::ScalarType dtype) {
+                            const at::Tensor& scale_in, at::ScalarType dtype, double eps) {
     const at::Tensor x = x_in.contiguous(), shift = shift_in.contiguous(), scale = scale_in.contiguous();
     const int64_t B = x.size(0), N = x.size(1), C = x.size(2);
     const at::Tensor out = at::empty(x.sizes(), x.options().dtype(dtype));
@@ -83,10 +83,10 @@ struct LayerNormModulate : Function<LayerNormModulate> {
     with_type(dtype, [&](auto* tag) {
       using T = std::remove_pointer_t<decltype(tag)>;
       for_samples(B, [&](int64_t b) {
-        op_kernels<T>().layer_norm_modulate(data<T>(out) + b * N * C, data<float>(mean) + b * N,
-                                            data<float>(rstd) + b * N, data<float>(x) + b * N * C,
-                                            data<float>(shift) + b * C, data<float>(scale) + b * C,
-                                            static_cast<int>(N), static_cast<int>(C), kLayerNormEps);
+        op_kernels<T>().layer_norm_modulate(
+            data<T>(out) + b * N * C, data<float>(mean) + b * N, data<float>(rstd) + b * N,
+            data<float>(x) + b * N * C, data<float>(shift) + b * C, data<float>(scale) + b * C,
+            static_cast<int>(N), static_cast<int>(C), static_cast<float>(eps));
       });
     });
     context->save_for_backward({x, scale, mean, rstd});
@@ -108,7 +108,7 @@ struct LayerNormModulate : Function<LayerNormModulate> {
             data<float>(rstd) + b * N, data<float>(scale) + b * C, static_cast<int>(N), static_cast<int>(C));
       });
     });
-    return {dx, dshift, dscale, at::Tensor()};
+    return {dx, dshift, dscale, at::Tensor(), at::Tensor()};
   }
 };
 
@@ -222,9 +222,9 @@ struct ScaledSoftmax : Function<ScaledSoftmax> {
 }  // namespace
 
 at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale,
-                               at::ScalarType dtype) {
-  if (!x.is_cpu()) return plain::layer_norm_modulate(x, shift, scale, dtype);
-  return LayerNormModulate::apply(x, shift, scale, dtype);
+                               at::ScalarType dtype, double eps) {
+  if (!x.is_cpu()) return plain::layer_norm_modulate(x, shift, scale, dtype, eps);
+  return LayerNormModulate::apply(x, shift, scale, dtype, eps);
 }
 
 at::Tensor gated_residual(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& y,

@@ -7,10 +7,10 @@
 
 namespace dydit {
 
-/// modulate(layer_norm(x), shift, scale): x (B, N, C) float32, shift, scale (B, C) float32 -> (B, N, C) in
-/// `dtype`.
+/// modulate(layer_norm(x, eps), shift, scale): x (B, N, C) float32, shift, scale (B, C) float32 -> (B, N, C)
+/// in `dtype`.
 at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale,
-                               at::ScalarType dtype);
+                               at::ScalarType dtype, double eps);
 
 /// x + gate y tokens: x (B, N, C) float32, gate (B, C) float32, y (B, N, C), tokens (B, N) float32 or
 /// undefined

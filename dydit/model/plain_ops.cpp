@@ -3,13 +3,11 @@
 
 #include <ATen/ATen.h>
 
-#include "dydit/model/config.h"
-
 namespace dydit::plain {
 
 at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale,
-                               at::ScalarType dtype) {
-  const at::Tensor normed = at::layer_norm(x, {x.size(2)}, {}, {}, kLayerNormEps);
+                               at::ScalarType dtype, double eps) {
+  const at::Tensor normed = at::layer_norm(x, {x.size(2)}, {}, {}, eps);
   return at::addcmul(shift.unsqueeze(1), normed, 1 + scale.unsqueeze(1)).to(dtype);
 }
 

@@ -7,7 +7,7 @@
 namespace dydit::plain {
 
 at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale,
-                               at::ScalarType dtype);
+                               at::ScalarType dtype, double eps);
 at::Tensor gated_residual(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& y,
                           const at::Tensor& tokens = {});
 at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate = {});

@@ -33,8 +33,8 @@ void check_options(const DiTConfig& config, const GenerateOptions& options) {
   DYDIT_USAGE_CHECK(options.sampler.eta >= 0 && options.sampler.eta <= 1, "eta {}: expected 0 to 1",
                     options.sampler.eta);
   DYDIT_USAGE_CHECK(std::isfinite(options.cfg_scale), "cfg scale {}: expected a number", options.cfg_scale);
-  DYDIT_USAGE_CHECK(options.guided_channels >= 1, "{} guided channels: expected 1 or more",
-                    options.guided_channels);
+  DYDIT_USAGE_CHECK(options.channels_guided(config) >= 1, "{} guided channels: expected 1 or more",
+                    options.channels_guided(config));
   DYDIT_USAGE_CHECK(
       options.noise != NoiseKind::Torch || options.num_images <= options.batch,
       "--noise torch draws for one batch, as the original script does: {} images need --batch {}, "
@@ -81,12 +81,12 @@ std::vector<GeneratedSample> generate_batch(
   const auto forward = [&](const at::Tensor& state, int step) {
     at::Tensor out = engine.forward(state, step, labels, work, trace_tokens ? &trace : nullptr);
     if (trace_tokens) entries += trace.masks.sum(1);  // small whole numbers: exact in any order
-    return out;
+    return config.semantics == Semantics::Original ? out : out.slice(1, 0, config.in_channels).contiguous();
   };
   const auto denoise = [&](const at::Tensor& x, int step) {
     if (!options.guided()) return forward(x, step);
     at::Tensor out = forward(at::cat({x, x}), step);
-    apply_guidance(out, options.cfg_scale, std::min(options.guided_channels, config.in_channels));
+    apply_guidance(out, options.cfg_scale, options.channels_guided(config));
     return out.slice(0, 0, count);
   };
 
@@ -148,6 +148,11 @@ void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
     }
     if (callbacks.cancel && *callbacks.cancel && b + 1 < batches) throw Cancelled();
   }
+}
+
+int GenerateOptions::channels_guided(const DiTConfig& config) const {
+  const int own = config.semantics == Semantics::Diffusers ? config.in_channels : kGuidedChannels;
+  return std::min(guided_channels.value_or(own), config.in_channels);
 }
 
 Spacing run_spacing(const GenerateOptions& options) {

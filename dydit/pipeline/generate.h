@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,8 +29,10 @@ struct GenerateOptions {
   int num_steps = 250;
   std::vector<int> timesteps = {};  // by hand, in any order, instead of num_steps; empty: chosen
   SamplerOptions sampler;
-  float cfg_scale = 4.0f;                 // <= 1: no guidance, one row an image
-  int guided_channels = kGuidedChannels;  // first channels of eps that are guided; never more than there are
+  float cfg_scale = 4.0f;  // <= 1: no guidance, one row an image
+  // First channels of eps that are guided, never more than there are; unset: kGuidedChannels, in diffusers'
+  // semantics all.
+  std::optional<int> guided_channels = {};
   uint64_t seed = 0;
   NoiseKind noise = NoiseKind::Philox;
   int batch = 16;  // images sampled together; changes speed and memory, never a pixel
@@ -41,6 +44,7 @@ struct GenerateOptions {
   bool token_map = false;  // also fill GeneratedSample::token_share
 
   bool guided() const { return cfg_scale > 1.0f; }
+  int channels_guided(const DiTConfig& config) const;
   int total_steps() const { return timesteps.empty() ? num_steps : static_cast<int>(timesteps.size()); }
   int label(int index) const { return classes[index % classes.size()]; }
 };

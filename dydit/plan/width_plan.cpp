@@ -49,7 +49,8 @@ at::Tensor linear(const Checkpoint& checkpoint, const std::string& name, const a
 }
 
 at::Tensor embed_timesteps(const Checkpoint& checkpoint, const at::Tensor& t) {
-  const at::Tensor hidden = linear(checkpoint, "t_embedder.mlp.0", timestep_frequencies(t));
+  const at::Tensor hidden =
+      linear(checkpoint, "t_embedder.mlp.0", timestep_frequencies(t, checkpoint.config.semantics));
   return linear(checkpoint, "t_embedder.mlp.2", at::silu(hidden));
 }
 

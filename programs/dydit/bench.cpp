@@ -67,16 +67,29 @@ Checkpoint in_dtype(Checkpoint checkpoint, at::ScalarType dtype) {
   return checkpoint;
 }
 
+// Random weights, of a DyDiT random routers, too: about half of everything is on, other parts at every step.
+Checkpoint random_model(const std::string& size, int input_size) {
+  constexpr std::string_view kDynamic = "Dy";
+  const bool dynamic = size.starts_with(kDynamic);
+  DiTConfig config = named_config(dynamic ? size.substr(kDynamic.size()) : size);
+  config.input_size = input_size;
+  Checkpoint checkpoint = init_checkpoint(config, 0);
+  checkpoint.path = "random weights";
+  if (!dynamic) return checkpoint;
+  // As initialised the timestep's embedding is near zero, and the routers would not hear it.
+  constexpr double kLouder = 20;
+  for (const char* name : {"t_embedder.mlp.0.weight", "t_embedder.mlp.2.weight"})
+    checkpoint.weights[name] = checkpoint.weights[name] * kLouder;
+  return add_routers(checkpoint, {.width_bias = 0, .token_bias = 0}, 0);
+}
+
 // The model of the flags; with shares, routers whose capacity counts are those shares.
 Checkpoint make_checkpoint(const BenchFlags& flags, at::ScalarType dtype) {
   Checkpoint checkpoint;
   if (!flags.model.empty()) {
     checkpoint = load_checkpoint(flags.model, {.num_heads = flags.num_heads});
   } else {
-    DiTConfig config = named_config(flags.size);
-    config.input_size = flags.input_size;
-    checkpoint = init_checkpoint(config, 0);
-    checkpoint.path = "random weights";
+    checkpoint = random_model(flags.size, flags.input_size);
   }
   if (flags.has_shares()) {
     if (!checkpoint.config.is_dynamic()) checkpoint = add_routers(checkpoint, {}, 0);
@@ -114,7 +127,7 @@ class Contestant {
   Contestant(const Checkpoint& checkpoint, const BenchFlags& flags, Mode mode, at::ScalarType dtype,
              EngineKind kind)
       : checkpoint_(checkpoint), flags_(flags) {
-    const SamplerKind sampler = flags.sampler == "ddpm" ? SamplerKind::Ddpm : SamplerKind::Ddim;
+    const SamplerKind sampler = parse_sampler(flags.sampler);
     plan_ = make_width_plan(checkpoint, choose_timesteps(sampler, flags.steps).timesteps, mode);
     options_.num_images = options_.batch = flags.batch;
     options_.num_steps = flags.steps;
@@ -300,7 +313,9 @@ void add_flags(Cli& cli, BenchFlags& flags) {
   CLI::App& app = cli.app;
   auto* model =
       app.add_option("--model,--ckpt", flags.model, "Checkpoint: safetensors or a torch zip file (.pt)");
-  app.add_option("--size", flags.size, "Instead: a published size with random weights, e.g. DiT-XL/2")
+  app.add_option("--size", flags.size,
+                 "Instead: a published size with random weights, e.g. DiT-XL/2; DyDiT-XL/2 has random "
+                 "routers, which decide by the timestep")
       ->excludes(model);
   app.add_option("--input-size", flags.input_size, "Side of the latent of --size")
       ->check(CLI::Range(2, 4096));
@@ -316,7 +331,7 @@ void add_flags(Cli& cli, BenchFlags& flags) {
   app.add_option("--repeats", flags.repeats, "Laps that are timed; the median counts")
       ->check(CLI::Range(1, 10000));
   app.add_flag("--run", flags.run, "Time whole sampling runs instead of forwards");
-  cli.add_choice("--sampler", flags.sampler, {"ddpm", "ddim"}, "Whose timesteps the plan is for", {"dpm++"});
+  cli.add_choice("--sampler", flags.sampler, {"ddpm", "ddim", "dpm++"}, "Whose timesteps the plan is for");
   app.add_option("--cfg-scale", flags.cfg_scale, "Guidance of --run");
   cli.add_choice("--dtype", flags.dtype, {"auto", "bf16", "f32"},
                  "Arithmetic; auto: bf16 where the processor has it");

@@ -1,5 +1,5 @@
-// dydit convert IN OUT: any readable checkpoint -> safetensors or a torch file in dydit's format; routers
-// dropped or added on the way.
+// dydit convert IN OUT: any readable checkpoint -> safetensors or a torch file in dydit's format, or a folder
+// of diffusers; routers dropped or added on the way.
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
@@ -31,39 +31,70 @@ Checkpoint with_routers(const Checkpoint& checkpoint, uint64_t seed) {
   return add_routers(reorder_by_importance(checkpoint), {}, seed);
 }
 
+using Save = void (*)(const std::filesystem::path&, const Checkpoint&, at::ScalarType);
+
+// By the target's name, which says what is written.
+Save writer_of(const std::string& out) {
+  if (out.ends_with(".safetensors")) return save_checkpoint;
+  if (out.ends_with(".pt")) return save_torch_checkpoint;
+  DYDIT_USAGE_CHECK(out.ends_with("/"),
+                    "{}: expected a name that ends in .safetensors or .pt, or in / for a folder of "
+                    "diffusers; the ending says what is written",
+                    out);
+  return save_diffusers_folder;
+}
+
+// What a reader of one kind of file must know of the other.
+constexpr const char* kDifferences =
+    "diffusers computes a DiT differently from the original: timestep frequencies 10000^(-i/127), not "
+    "10000^(-i/128); LayerNorm eps 1e-5, not 1e-6, before the MLP; guidance on all channels, not on 3; the "
+    "learned variance is dropped";
+
 }  // namespace
 
 int run_convert(const Args& args, Isa isa) {
   Cli cli("convert",
-          "Write a checkpoint (its EMA weights, where it has them) as safetensors or a torch file.");
-  std::string in, out, dtype = "f32", class_names, to = "same";
+          "Write a checkpoint (its EMA weights, where it has them) as safetensors, a torch file or a folder "
+          "of diffusers.");
+  std::string in, out, dtype = "f32", class_names, to = "same", semantics = "same";
   int num_heads = 0;
   uint64_t seed = 0;
   cli.app
       .add_option("in", in,
-                  "Checkpoint: safetensors, the index or folder of several, or a torch file (.pt, .pth)")
+                  "Checkpoint: safetensors, the index or folder of several, a torch file (.pt, .pth), or a "
+                  "folder of diffusers")
       ->required();
-  cli.app.add_option("out", out, "Target, .safetensors or .pt")->required();
+  cli.app
+      .add_option("out", out, "Target: .safetensors, .pt, or a name that ends in / for a folder of diffusers")
+      ->required();
   cli.add_choice("--dtype", dtype, {"f32", "bf16"}, "Type of the stored weights (pos_embed stays float32)");
   cli.add_choice("--to", to, {"same", "static", "dynamic"},
                  "static: without its routers; dynamic: with the routers that finetune begins with");
+  cli.add_choice(
+      "--semantics", semantics, {"same", "original", "diffusers"},
+      "How the weights are to be computed, stored with them; a folder of diffusers: as diffusers does");
   cli.app.add_option("--seed", seed, "Of the added routers' weights")->capture_default_str();
   cli.app.add_option("--num-heads", num_heads, "Heads of a static DiT, where the file does not say")
       ->check(CLI::Range(1, 4096));
   cli.app.add_option("--class-names", class_names,
                      "File with one class name a line, stored with the weights");
   cli.parse(args);
-  const bool to_torch = out.ends_with(".pt");
-  DYDIT_USAGE_CHECK(to_torch || out.ends_with(".safetensors"),
-                    "{}: expected a name that ends in .safetensors or .pt, which says what is written", out);
+  const Save save = writer_of(out);
+  DYDIT_USAGE_CHECK(
+      save != save_diffusers_folder || semantics != "original",
+      "--semantics original: a folder of diffusers is computed as diffusers does; leave it out");
 
   Checkpoint checkpoint = load_checkpoint(in, {.num_heads = num_heads});
   if (!class_names.empty())
     checkpoint.class_names = read_class_names(class_names, checkpoint.config.num_classes);
   if (to == "static") checkpoint = drop_routers(std::move(checkpoint));
   if (to == "dynamic") checkpoint = with_routers(checkpoint, seed);
-  const at::ScalarType type = dtype == "bf16" ? at::kBFloat16 : at::kFloat;
-  (to_torch ? save_torch_checkpoint : save_checkpoint)(out, checkpoint, type);
+  const Semantics before = checkpoint.config.semantics;
+  if (semantics == "original") checkpoint.config.semantics = Semantics::Original;
+  if (semantics == "diffusers" || save == save_diffusers_folder)
+    checkpoint.config.semantics = Semantics::Diffusers;
+  const Semantics after = checkpoint.config.semantics;
+  save(out, checkpoint, dtype == "bf16" ? at::kBFloat16 : at::kFloat);
   const std::string weights =
       checkpoint.weights_key.empty() ? "" : fmt::format(" ({})", checkpoint.weights_key);
   if (cli.json) {
@@ -72,11 +103,17 @@ int run_convert(const Args& args, Isa isa) {
                                        {"weights", checkpoint.weights_key},
                                        {"model", model_name(checkpoint.config)},
                                        {"dtype", dtype},
+                                       {"semantics", semantics_name(after)},
                                        {"parameters", checkpoint.num_parameters()}})
                            .dump());
   } else {
     fmt::print("{}: {}, {:.2f} M parameters{} -> {} ({})\n", in, model_name(checkpoint.config),
                static_cast<double>(checkpoint.num_parameters()) / 1e6, weights, out, dtype);
+  }
+  if (before != Semantics::Original || after != Semantics::Original) {
+    Console(cli.verbosity)
+        .info(fmt::format("{}; {} will be computed in {}'s way", kDifferences, out,
+                          after == Semantics::Original ? "the original" : "diffusers"));
   }
   return 0;
 }

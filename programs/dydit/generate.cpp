@@ -29,7 +29,7 @@ struct GenerateFlags {
   std::vector<std::string> classes;
   std::optional<std::string> timesteps;
   std::string class_names_file;
-  std::string sampler = "ddpm", cfg_channels = "3", noise = "philox", mode;
+  std::string sampler = "ddpm", cfg_channels = "auto", noise = "philox", mode;
   GenerateOptions options;
   OutputOptions outputs;
 };
@@ -79,7 +79,8 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
       ->check(CLI::Range(0.0f, 1000.0f))
       ->check(check_finite);
   app.add_option("--cfg-channels", flags.cfg_channels,
-                 "How many of eps's first channels are guided, or 'all'; the original guides 3")
+                 "How many of eps's first channels are guided, or 'all'; auto: 3 as the original, all in "
+                 "diffusers' semantics")
       ->capture_default_str();
   app.add_option("--seed", flags.options.seed, "Seed of the noise")->capture_default_str()->check(check_seed);
   cli.add_choice("--noise", flags.noise, {"philox", "torch"},
@@ -124,11 +125,6 @@ int parse_class(const std::string& text, const Checkpoint& checkpoint) {
   return label;
 }
 
-SamplerKind parse_sampler(const std::string& name) {
-  if (name == "ddim") return SamplerKind::Ddim;
-  return name == "dpm++" ? SamplerKind::Dpm : SamplerKind::Ddpm;
-}
-
 // "999,500,0"; CLI11's own lists pass over empty items.
 std::vector<int> parse_timesteps(const std::string& list) {
   std::vector<int> timesteps;
@@ -169,12 +165,14 @@ void resolve(GenerateFlags& flags, const Checkpoint& checkpoint, Isa isa) {
   options.engine = flags.model.resolve_engine();
   if (flags.cfg_channels == "all") {
     options.guided_channels = config.in_channels;
-  } else {
-    const auto [end, error] =
-        std::from_chars(flags.cfg_channels.data(), flags.cfg_channels.data() + flags.cfg_channels.size(),
-                        options.guided_channels);
-    DYDIT_USAGE_CHECK(error == std::errc() && *end == '\0' && options.guided_channels >= 1,
-                      "--cfg-channels {}: expected a number of channels or 'all'", flags.cfg_channels);
+  } else if (flags.cfg_channels != "auto") {
+    int channels = 0;
+    const auto [end, error] = std::from_chars(
+        flags.cfg_channels.data(), flags.cfg_channels.data() + flags.cfg_channels.size(), channels);
+    DYDIT_USAGE_CHECK(error == std::errc() && *end == '\0' && channels >= 1,
+                      "--cfg-channels {}: expected a number of channels, 'all' or 'auto'",
+                      flags.cfg_channels);
+    options.guided_channels = channels;
   }
   options.classes.clear();
   for (const std::string& text : flags.classes) options.classes.push_back(parse_class(text, checkpoint));

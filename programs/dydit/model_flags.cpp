@@ -3,10 +3,16 @@
 
 namespace dydit {
 
+SamplerKind parse_sampler(const std::string& name) {
+  if (name == "ddim") return SamplerKind::Ddim;
+  return name == "dpm++" ? SamplerKind::Dpm : SamplerKind::Ddpm;
+}
+
 void add_model_path(Cli& cli, std::string& path, int& num_heads) {
   cli.app
       .add_option("--model,--ckpt", path,
-                  "Checkpoint: safetensors, the index or folder of several, or a torch file (.pt, .pth)")
+                  "Checkpoint: safetensors, the index or folder of several, a torch file (.pt, .pth), or a "
+                  "folder of diffusers")
       ->required();
   cli.app.add_option("--num-heads", num_heads, "Heads of a static DiT, where the file does not say")
       ->check(CLI::Range(1, 4096));

@@ -257,6 +257,14 @@ TEST(CheckpointMetadata, LambdaThatIsNoNumberIsRefused) {
       "'lambda' is not a number");
 }
 
+TEST(CheckpointMetadata, UnknownSemanticsAreRefused) {
+  expect_error(
+      [] {
+        load(random_checkpoint(tiny_config()).weights, {{"config", R"({"semantics": "jax"})"}});
+      },
+      "semantics \"jax\", but this program knows 'original' and 'diffusers'");
+}
+
 TEST(CheckpointMetadata, ConfigThatIsNoJsonIsRefused) {
   expect_error(
       [] {
@@ -290,6 +298,13 @@ TEST(CheckpointRoundTrip, KeepsConfigLambdaAndClassNames) {
   EXPECT_EQ(read.config, saved.config);
   EXPECT_EQ(read.lambda, saved.lambda);
   EXPECT_EQ(read.class_names, saved.class_names);
+}
+
+TEST(CheckpointRoundTrip, KeepsMetadataOfOthers) {
+  Checkpoint saved =
+      load(random_checkpoint(tiny_config()).weights, {{"author", "someone"}, {"lambda", "0.5"}});
+  EXPECT_EQ(saved.notes, (Metadata{{"author", "someone"}}));
+  EXPECT_EQ(round_trip(saved).notes, saved.notes);
 }
 
 TEST(CheckpointRoundTrip, RecordsTheParentAndTheGateRule) {

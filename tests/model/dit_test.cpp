@@ -76,18 +76,24 @@ TEST(PositionTable, IsTheOriginals) {
 }
 
 TEST(TimestepFrequencies, PutCosBeforeSin) {
-  const at::Tensor at_zero = timestep_frequencies(at::tensor({0L}));
+  const at::Tensor at_zero = timestep_frequencies(at::tensor({0L}), Semantics::Original);
   EXPECT_TRUE(at::equal(at_zero.slice(1, 0, 128), at::ones({1, 128})));
   EXPECT_TRUE(at::equal(at_zero.slice(1, 128), at::zeros({1, 128})));
 }
 
-TEST(TimestepFrequencies, FallAsPowersOfIOver128) {
-  const at::Tensor got = timestep_frequencies(at::tensor({37L}));
+// Of t = 37, frequencies 10000^(-i / last).
+void expect_frequencies(Semantics semantics, double last) {
+  const at::Tensor got = timestep_frequencies(at::tensor({37L}), semantics);
   for (int i : {0, 1, 64, 127}) {
-    const double angle = 37 * std::pow(10000.0, -i / 128.0);
+    const double angle = 37 * std::pow(10000.0, -i / last);
     EXPECT_NEAR(got[0][i].item<double>(), std::cos(angle), 5e-6);
     EXPECT_NEAR(got[0][128 + i].item<double>(), std::sin(angle), 5e-6);
   }
+}
+
+TEST(TimestepFrequencies, FallAsPowersOfIOver128) { expect_frequencies(Semantics::Original, 128); }
+TEST(TimestepFrequencies, OfDiffusersFallAsPowersOfIOver127) {
+  expect_frequencies(Semantics::Diffusers, 127);
 }
 
 TEST(DiT, ReproducesThePublishedCompleteForward) {

@@ -225,7 +225,7 @@ TEST(Generate, TorchNoiseIsDrawnAsTheOriginalScriptDraws) {
   at::Tensor x = randn(4);
   const auto denoise = [&](const at::Tensor& state, int step) {
     at::Tensor out = engine->forward(at::cat({state, state}), step, labels, work);
-    apply_guidance(out, options.cfg_scale, options.guided_channels);
+    apply_guidance(out, options.cfg_scale, kGuidedChannels);
     return out.slice(0, 0, 4);
   };
   const auto draw = [&](at::Tensor& noise, int) { noise.copy_(randn(8).slice(0, 0, 4)); };
@@ -290,7 +290,7 @@ at::Tensor share_of_traces(const DiTConfig& config, const GenerateOptions& optio
     TokenTrace trace;
     at::Tensor out = engine->forward(at::cat({state, state}), step, labels, work, &trace);
     masks.push_back(trace.masks);
-    apply_guidance(out, options.cfg_scale, options.guided_channels);
+    apply_guidance(out, options.cfg_scale, kGuidedChannels);
     return out.slice(0, 0, 1);
   };
   sample(make_diffusion_tables(timesteps), {SamplerKind::Ddim, 0}, x, denoise, nullptr);

@@ -35,6 +35,16 @@ class BenchTest(ProgramTest):
         self.assertEqual([row["mode"] for row in rows], ["static"])
         self.assertAlmostEqual(float(rows[0]["ms_per_sample"]), result["ms_per_sample"], places=4)
 
+    def test_random_routers_decide_by_the_timestep(self):
+        result = self.run_json("bench", "--size", "DyDiT-S/8", "--steps", "50", "--repeats", "1", "--batch", "1")
+        self.assertGreaterEqual(result["least_changes"], 10)
+        self.assertTrue(0.3 < result["required_share"] < 0.7, result["required_share"])
+
+    def test_timesteps_of_every_sampler(self):
+        for sampler in ("ddpm", "ddim", "dpm++"):
+            result = self.run_json("bench", "--model", TINY, *QUICK, "--run", "--sampler", sampler)
+            self.assertEqual(result["steps"], 2)
+
     def test_whole_runs(self):
         result = self.run_json("bench", "--model", TINY, *QUICK, "--run", "--cfg-scale", "1.5")
         self.assertEqual(result["unit"], "sampling runs")

@@ -58,6 +58,60 @@ class TorchFileTest(ProgramTest):
                                      1e-6 + (np.abs(tensor).sum() / 256 if dtype == "bf16" else 0), key)
 
 
+# Loads a folder with diffusers and compares its forward with the recorded one.
+DIFFUSERS = """
+import sys, torch
+from diffusers import DiTTransformer2DModel
+from safetensors.torch import load_file
+model, recorded = DiTTransformer2DModel.from_pretrained(sys.argv[1]).eval(), load_file(sys.argv[2])
+with torch.no_grad():
+    out = model(recorded["x"], timestep=recorded["t"], class_labels=recorded["y"]).sample
+print(((out - recorded["out"]).abs().max() / recorded["out"].abs().max()).item())
+"""
+
+
+class DiffusersTest(ProgramTest):
+    FOLDER = ROOT / "tests" / "golden" / "diffusers"
+
+    def test_says_what_differs_and_keeps_the_semantics(self):
+        said = self.run_program("convert", self.FOLDER, "kept.safetensors").stderr
+        for part in ("10000^(-i/127)", "1e-5", "all channels", "variance", "in diffusers's way"):
+            self.assertIn(part, said)
+        config = self.run_json("inspect", "kept.safetensors")["config"]
+        self.assertEqual((config["semantics"], config["num_heads"]), ("diffusers", 3))
+
+    def test_original_semantics_by_a_switch(self):
+        self.run_ok("convert", self.FOLDER, "original.safetensors", "--semantics", "original")
+        self.assertNotIn("semantics", self.run_json("inspect", "original.safetensors")["config"])
+        options = ("--classes", "1", "--steps", "2", "--latents")
+        self.run_ok("generate", "--model", "original.safetensors", *options, "a.safetensors")
+        self.run_ok("generate", "--model", self.FOLDER, *options, "b.safetensors")
+        (a, _), (b, _) = (support.load(self.work / name) for name in ("a.safetensors", "b.safetensors"))
+        self.assertTrue(any(not np.array_equal(a[name], b[name]) for name in a if a[name].ndim == 4))
+
+    def test_there_and_back(self):
+        self.run_ok("convert", self.FOLDER, "a.safetensors")
+        self.run_ok("convert", "a.safetensors", "folder/")
+        self.run_ok("convert", "folder", "b.safetensors")
+        (a, _), (b, _) = (support.load(self.work / name) for name in ("a.safetensors", "b.safetensors"))
+        self.assertEqual(set(a), set(b))
+        self.assertTrue(all(np.array_equal(a[name], b[name]) for name in a))
+
+    def test_sound_to_diffusers(self):
+        self.run_ok("convert", self.FOLDER, "a.safetensors")
+        self.run_ok("convert", "a.safetensors", "folder/")
+        if not TORCH_PYTHON.exists() or subprocess.run([TORCH_PYTHON, "-c", "import diffusers"], capture_output=True).returncode:
+            self.skipTest(f"{TORCH_PYTHON} has no diffusers")
+        run = subprocess.run([TORCH_PYTHON, "-c", DIFFUSERS, self.work / "folder", self.FOLDER / "forward.safetensors"],
+                             check=True, capture_output=True, text=True)
+        self.assertLess(float(run.stdout), 1e-6)
+
+    def test_routers_have_no_place(self):
+        self.run_ok("convert", self.FOLDER, "dynamic.safetensors", "--to", "dynamic")
+        self.expect_error(["convert", "dynamic.safetensors", "folder/"], USAGE, "--to static drops them")
+        self.run_ok("convert", "dynamic.safetensors", "folder/", "--to", "static")
+
+
 class RoutersTest(ProgramTest):
     def test_to_static_drops_the_routers_alone(self):
         self.run_ok("convert", TINY, "static.safetensors", "--to", "static")
