@@ -46,10 +46,10 @@ stage capacity "$finetune_steps" "${finetune[@]}" "${routers[@]}" --gate-rule ca
 stage threshold "$finetune_steps" "${finetune[@]}" "${routers[@]}"
 stage control "$finetune_steps" "${finetune[@]}" --static
 
-# The loss on 1,000 held-out images by decile of t, and 64 images of 250 DDPM steps with their cost.
+# The loss on 100 held-out images by decile of t, and 64 images of 250 DDPM steps with their cost.
 for name in static control threshold capacity; do
   model=$out/$name.safetensors
-  "$dydit" evaluate --loss --model "$model" --data-path "$data/cifar10.tar.gz" --split test --images 1000 --seeds 3 \
+  "$dydit" evaluate --loss --model "$model" --data-path "$data/cifar10.tar.gz" --split test --images 100 --seeds 3 \
     --csv "$out/loss-$name.csv" -q
   "$dydit" generate --model "$model" --classes 0,1,2,3,4,5,6,7,8,9 -n 64 --steps 250 --sampler ddpm --cfg-scale 1.5 \
     --seed 0 --npz "$out/$name.npz" --json -q >"$out/$name.json"

@@ -1,7 +1,6 @@
 // Images that lie as arrays: CIFAR-10's binary files and npz.
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <numeric>
 #include <utility>
 
@@ -90,16 +89,6 @@ ImageSource cifar_source(const std::vector<std::pair<FileBytes, std::string>>& f
     return cifar_image(records[static_cast<size_t>(index)]);
   };
   return source;
-}
-
-// Any of numpy's integers, widened; unsigned 64-bit values beyond int64_t become negative and are refused.
-int64_t integer_at(const NpyArray& array, size_t index) {
-  const auto size = static_cast<size_t>(array.item_size);
-  int64_t value = 0;
-  std::memcpy(&value, array.data.data() + index * size, size);
-  const int unused = 64 - 8 * array.item_size;
-  if (array.kind == 'i') return static_cast<int64_t>(static_cast<uint64_t>(value) << unused) >> unused;
-  return value;
 }
 
 NpyArray find_array(const ZipArchive& archive, const char* name, const char* other, size_t file_bytes,

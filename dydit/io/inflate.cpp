@@ -129,4 +129,15 @@ Buffer inflate_raw(std::span<const std::byte> bytes, uint64_t size, uint32_t crc
   return out;
 }
 
+Buffer inflate_start(std::span<const std::byte> bytes, size_t size, const std::string& what) {
+  Inflater inflater(bytes, kRawWindow);
+  Buffer out;
+  resize(out, size);
+  const size_t written = inflater.fill({out.data.get(), size});
+  DYDIT_CHECK(written == size || inflater.status() == Z_STREAM_END, "{}: damaged: {}. Fetch it again.", what,
+              inflater.complaint());
+  resize(out, written);
+  return out;
+}
+
 }  // namespace dydit

@@ -32,4 +32,8 @@ Buffer gunzip(std::span<const std::byte> bytes, const std::string& name, uint64_
 /// the Error. The caller has judged `size`.
 Buffer inflate_raw(std::span<const std::byte> bytes, uint64_t size, uint32_t crc, const std::string& what);
 
+/// The first `size` bytes that a raw deflate stream unpacks to, or all of it when there are fewer; `what`
+/// names it in the Error.
+Buffer inflate_start(std::span<const std::byte> bytes, size_t size, const std::string& what);
+
 }  // namespace dydit

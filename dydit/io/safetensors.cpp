@@ -20,7 +20,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
-constexpr size_t kMaxEntries = 1 << 17;  // tensors and metadata keys; a large model has some thousands
+constexpr size_t kMaxEntries = 1 << 16;  // tensors and metadata keys; a large model has some thousands
 constexpr size_t kMaxTokenBytes = 4 << 20;
 constexpr size_t kLengthBytes = 8;
 constexpr const char* kMetadataKey = "__metadata__";

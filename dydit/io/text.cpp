@@ -1,14 +1,10 @@
 // UTF-8 by the table of well-formed byte sequences (Unicode standard, section 3.9).
 #include "dydit/io/text.h"
 
-#include <cstddef>
-
 #include <fmt/format.h>
 
 namespace dydit {
 namespace {
-
-constexpr size_t kLongestShown = 120;
 
 // Length of the well-formed sequence at the start of `text`, or 0.
 size_t utf8_sequence_length(std::string_view text) {
@@ -38,9 +34,9 @@ bool is_utf8(std::string_view text) {
   return true;
 }
 
-std::string printable(std::string_view text) {
+std::string printable(std::string_view text, size_t longest) {
   std::string out;
-  while (!text.empty() && out.size() < kLongestShown) {
+  while (!text.empty() && out.size() < longest) {
     const size_t length = utf8_sequence_length(text);
     const auto byte = static_cast<unsigned char>(text[0]);
     if (length == 0 || byte < 0x20 || byte == 0x7F) {

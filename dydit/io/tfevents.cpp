@@ -1,5 +1,4 @@
-// Event files by hand. A record: length u64, masked CRC of the length, the event, masked CRC of the event. An
-// event: TensorFlow's event.proto and summary.proto, of which a handful of fields are written and two read.
+// Event files by hand; tfevents_format.h says what a record is.
 #include "dydit/io/tfevents.h"
 
 #include <algorithm>
@@ -18,24 +17,17 @@
 #include "dydit/base/error.h"
 #include "dydit/io/bytes.h"
 #include "dydit/io/file.h"
+#include "dydit/io/tfevents_format.h"
+#include "dydit/io/tfevents_reader.h"
 
 namespace dydit {
 namespace {
 
 namespace fs = std::filesystem;
+using namespace tfevents;
 
 constexpr std::string_view kFileVersion = "brain.Event:2";
 constexpr std::string_view kFilePrefix = "events.out.tfevents.";
-constexpr size_t kHeadBytes = 12;  // length and its checksum
-constexpr size_t kTailBytes = 4;   // checksum of the event
-
-// Protobuf: a field is opened by number << 3 | wire type.
-enum Wire : uint64_t { kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5 };
-// event.proto
-constexpr uint64_t kEventWallTime = 1, kEventStep = 2, kEventFileVersion = 3, kEventSummary = 5;
-// summary.proto
-constexpr uint64_t kSummaryValue = 1, kValueTag = 1, kValueSimple = 2, kValueImage = 4;
-constexpr uint64_t kImageHeight = 1, kImageWidth = 2, kImageColorspace = 3, kImageBytes = 4;
 
 constexpr std::array<uint32_t, 256> make_crc_table() {
   std::array<uint32_t, 256> table{};
@@ -47,12 +39,6 @@ constexpr std::array<uint32_t, 256> make_crc_table() {
   return table;
 }
 constexpr std::array<uint32_t, 256> kCrcTable = make_crc_table();
-
-// A checksum of bytes that hold checksums is weak; TFRecord rotates and shifts it.
-uint32_t masked_crc(std::span<const std::byte> bytes) {
-  const uint32_t crc = crc32c(bytes);
-  return ((crc >> 15) | (crc << 17)) + 0xA282EAD8u;
-}
 
 std::span<const std::byte> bytes_of(std::string_view text) {
   return std::as_bytes(std::span(text.data(), text.size()));
@@ -97,75 +83,6 @@ uint64_t colorspace(std::span<const std::byte> png) {
   }
 }
 
-std::optional<uint64_t> take_varint(std::span<const std::byte>& bytes) {
-  uint64_t value = 0;
-  for (int shift = 0; shift < 70 && !bytes.empty(); shift += 7) {
-    const auto byte = std::to_integer<uint64_t>(bytes[0]);
-    bytes = bytes.subspan(1);
-    if (shift < 64) value |= (byte & 0x7F) << shift;
-    if (byte < 0x80) return value;
-  }
-  return std::nullopt;
-}
-
-// The step of an event (0 when it says none, as protobuf has it); nothing when it is no event.
-std::optional<int64_t> event_step(std::span<const std::byte> event) {
-  int64_t step = 0;
-  while (!event.empty()) {
-    const std::optional<uint64_t> key = take_varint(event);
-    if (!key) return std::nullopt;
-    uint64_t skipped = 0;
-    switch (*key & 7) {
-      case kVarint: {
-        const std::optional<uint64_t> value = take_varint(event);
-        if (!value) return std::nullopt;
-        if (*key >> 3 == kEventStep) step = static_cast<int64_t>(*value);
-        break;
-      }
-      case kFixed64:
-        skipped = 8;
-        break;
-      case kFixed32:
-        skipped = 4;
-        break;
-      case kBytes: {
-        const std::optional<uint64_t> length = take_varint(event);
-        if (!length) return std::nullopt;
-        skipped = *length;
-        break;
-      }
-      default:
-        return std::nullopt;
-    }
-    if (skipped > event.size()) return std::nullopt;
-    event = event.subspan(skipped);
-  }
-  return step;
-}
-
-// The whole record at the start of `rest`; nothing when it is cut or its checksums are wrong.
-std::optional<std::span<const std::byte>> whole_record(std::span<const std::byte> rest) {
-  if (rest.size() < kHeadBytes + kTailBytes) return std::nullopt;
-  if (masked_crc(rest.first(8)) != load_little<uint32_t>(rest.data() + 8)) return std::nullopt;
-  const auto length = load_little<uint64_t>(rest.data());
-  if (length > rest.size() - kHeadBytes - kTailBytes) return std::nullopt;
-  const auto event = rest.subspan(kHeadBytes, length);
-  const auto crc = load_little<uint32_t>(rest.data() + kHeadBytes + length);
-  if (masked_crc(event) != crc) return std::nullopt;
-  return rest.first(kHeadBytes + length + kTailBytes);
-}
-
-// A record that was being written when its process died: it reaches past the end, or is the last and wrong,
-// or the file system left zeros.
-bool is_cut(std::span<const std::byte> rest) {
-  if (rest.size() < kHeadBytes) return true;
-  if (std::all_of(rest.begin(), rest.end(), [](std::byte b) { return b == std::byte{0}; })) return true;
-  if (masked_crc(rest.first(8)) != load_little<uint32_t>(rest.data() + 8)) return false;
-  const auto length = load_little<uint64_t>(rest.data());
-  const size_t left = rest.size() - kHeadBytes;
-  return left < kTailBytes || length >= left - kTailBytes;
-}
-
 }  // namespace
 
 uint32_t crc32c(std::span<const std::byte> bytes) {
@@ -173,6 +90,11 @@ uint32_t crc32c(std::span<const std::byte> bytes) {
   for (const std::byte byte : bytes)
     crc = (crc >> 8) ^ kCrcTable[(crc ^ std::to_integer<uint32_t>(byte)) & 0xFF];
   return ~crc;
+}
+
+uint32_t tfevents::masked_crc(std::span<const std::byte> bytes) {
+  const uint32_t crc = crc32c(bytes);
+  return ((crc >> 15) | (crc << 17)) + 0xA282EAD8u;
 }
 
 EventWriter::EventWriter(fs::path folder) : folder_(std::move(folder)) {}
@@ -250,22 +172,10 @@ void EventWriter::record(std::span<const std::byte> event) {
 
 std::string kept_events(std::span<const std::byte> bytes, int64_t last_step, const std::string& name) {
   std::string kept;
-  for (std::span<const std::byte> rest = bytes; !rest.empty();) {
-    const size_t at = bytes.size() - rest.size();
-    const std::optional<std::span<const std::byte>> record = whole_record(rest);
-    if (!record) {
-      DYDIT_CHECK(is_cut(rest), "{}: {}", name,
-                  at == 0 ? "is not an event file; move it out of the folder"
-                          : fmt::format("damaged event file at byte {} of {}; move it out of the folder", at,
-                                        bytes.size()));
-      break;
-    }
-    const std::optional<int64_t> step =
-        event_step(record->subspan(kHeadBytes, record->size() - kHeadBytes - kTailBytes));
-    DYDIT_CHECK(step, "{}: the record at byte {} is no event; move the file out of the folder", name, at);
-    if (*step <= last_step) kept.append(reinterpret_cast<const char*>(record->data()), record->size());
-    rest = rest.subspan(record->size());
-  }
+  for_each_event(bytes, name, [&](const Event& event) {
+    if (event.step <= last_step)
+      kept.append(reinterpret_cast<const char*>(event.record.data()), event.record.size());
+  });
   return kept;
 }
 

@@ -138,6 +138,13 @@ std::optional<std::span<const std::byte>> ZipArchive::find(std::string_view memb
   return packed->bytes;
 }
 
+std::vector<std::string_view> ZipArchive::names() const {
+  std::vector<std::string_view> result;
+  result.reserve(members_.size());
+  for (const auto& [member, unused] : members_) result.push_back(member);
+  return result;
+}
+
 std::string_view ZipArchive::find_suffix(std::string_view suffix) const {
   for (const auto& [member, unused] : members_) {
     if (member.ends_with(suffix)) return member;

@@ -9,6 +9,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace dydit {
 
@@ -47,6 +48,9 @@ class ZipArchive {
   };
   /// The same for a member that may be compressed.
   std::optional<Packed> find_packed(std::string_view member) const;
+
+  /// The names of all members, in alphabetical order.
+  std::vector<std::string_view> names() const;
 
   /// The first member (by name) whose name ends so; empty when none does.
   std::string_view find_suffix(std::string_view suffix) const;

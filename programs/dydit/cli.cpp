@@ -1,4 +1,4 @@
-// CLI11, with the environment below the flags and above the file.
+// CLI11, with the environment below the flags and above the file (config_file.h).
 #include "cli.h"
 
 #include <algorithm>
@@ -7,17 +7,12 @@
 
 #include <fmt/ranges.h>
 
+#include "config_file.h"
 #include "dydit/base/error.h"
 #include "dydit/base/isa.h"
 
 namespace dydit {
 namespace {
-
-std::string one_line(std::string text) {
-  std::replace(text.begin(), text.end(), '\n', ' ');
-  while (!text.empty() && text.back() == ' ') text.pop_back();
-  return text;
-}
 
 // --cfg-scale -> DYDIT_CFG_SCALE
 std::string variable_name(std::string flag) {
@@ -27,10 +22,8 @@ std::string variable_name(std::string flag) {
 
 }  // namespace
 
-Cli::Cli(const std::string& verb, const std::string& description)
-    : app(description, "dydit " + verb), verb_(verb) {
-  app.set_config("--config", "", "TOML file with the same names as the flags; unknown keys are errors");
-  app.allow_config_extras(CLI::config_extras_mode::error);
+Cli::Cli(const std::string& verb, const std::string& description) : app(description, "dydit " + verb) {
+  add_config_flag(app);
   app.get_formatter()->column_width(34);
   app.add_flag_callback(
       "-q,--quiet", [this] { verbosity = Verbosity::Quiet; }, "Print results and errors only");
@@ -48,7 +41,7 @@ void Cli::parse(const std::vector<std::string>& args) {
     fmt::print("{}", app.help());
     throw HelpRequested();
   } catch (const CLI::ParseError& error) {
-    throw UsageError(fmt::format("{}; see dydit {} --help", one_line(error.what()), verb_));
+    throw UsageError(one_line(error, app));
   }
 }
 

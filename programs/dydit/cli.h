@@ -33,7 +33,6 @@ class Cli {
 
  private:
   std::vector<std::string> with_environment(const std::vector<std::string>& args) const;
-  std::string verb_;
 };
 
 struct HelpRequested {};

@@ -1,4 +1,4 @@
-// dydit inspect FILE: what a checkpoint is and what it costs; what made a PNG.
+// dydit inspect FILE: what a checkpoint is and what it costs; inspect_files.h for files of other kinds.
 #include <algorithm>
 #include <optional>
 
@@ -9,12 +9,12 @@
 #include "dydit/base/error.h"
 #include "dydit/diffusion/schedule.h"
 #include "dydit/io/file.h"
-#include "dydit/io/png.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/macs.h"
 #include "dydit/pipeline/record.h"
 #include "dydit/plan/width_plan.h"
 #include "dydit/report/plan_picture.h"
+#include "inspect_files.h"
 #include "verbs.h"
 
 namespace dydit {
@@ -114,50 +114,13 @@ void write_text(const std::string& path, const std::string& content) {
   file.commit();
 }
 
-int inspect_png(const std::string& path, std::span<const std::byte> bytes, bool as_json) {
-  const PngInfo info = parse_png_info(bytes, path);
-  json record;
-  if (const auto found = info.text.find(kRecordKey); found != info.text.end()) {
-    record = json::parse(found->second, nullptr, /*allow_exceptions=*/false);
-    DYDIT_CHECK(record.is_object(), "{}: its text '{}' is not a JSON object", path, kRecordKey);
-  }
-  if (as_json) {
-    json result = {{"file", path},          {"format", "png"},           {"width", info.width},
-                   {"height", info.height}, {"channels", info.channels}, {"text", info.text}};
-    if (!record.is_null()) result["record"] = record;
-    fmt::print("{}\n", json_text(result));
-    return 0;
-  }
-  fmt::print("{}: PNG {}x{}, {} channels\n", path, info.width, info.height, info.channels);
-  if (record.is_null()) {
-    fmt::print("no record of dydit; text: {}\n", info.text.empty() ? "none" : "");
-    for (const auto& [key, value] : info.text) fmt::print("  {}: {}\n", key, value);
-    return 0;
-  }
-  for (const auto& [key, value] : record.items()) {
-    if (key != "images")
-      fmt::print("{:<13} {}\n", key, value.is_string() ? value.get<std::string>() : value.dump());
-  }
-  for (const json& image : record.value("images", json::array())) {
-    std::vector<std::string> fields;
-    for (const auto& [key, value] : image.items()) fields.push_back(fmt::format("{} {}", key, value.dump()));
-    fmt::print("image         {}\n", fmt::join(fields, ", "));
-  }
-  try {
-    fmt::print("make again    {}\n", reproducing_command(record));
-  } catch (const json::exception& error) {
-    throw Error(fmt::format("{}: its text '{}' lacks a parameter: {}", path, kRecordKey, error.what()));
-  }
-  return 0;
-}
-
 }  // namespace
 
 int run_inspect(const Args& args, Isa isa) {
-  Cli cli("inspect", "Say what a checkpoint is and costs, or what made a PNG.");
+  Cli cli("inspect", "Say what a checkpoint is and costs, what made images, or what a log holds.");
   std::string path, svg, csv;
   int num_heads = 0, plan_steps = 20;
-  cli.app.add_option("file", path, "Checkpoint (safetensors, .pt) or PNG made by dydit")->required();
+  cli.app.add_option("file", path, "Checkpoint, PNG, npz or TensorBoard event file")->required();
   cli.app.add_option("--num-heads", num_heads, "Heads of a static DiT, where the file does not say")
       ->check(CLI::Range(1, 4096));
   cli.app
@@ -171,7 +134,7 @@ int run_inspect(const Args& args, Isa isa) {
 
   if (!std::filesystem::is_directory(path)) {  // else of shards
     const auto file = MappedFile::open(path);
-    if (sniff_file_kind(file->bytes()) == FileKind::Png) return inspect_png(path, file->bytes(), cli.json);
+    if (inspect_file(path, file->bytes(), cli.json)) return 0;
   }
   const Checkpoint checkpoint = load_checkpoint(path, {.num_heads = num_heads});
   std::optional<WidthPlan> plan;

@@ -58,20 +58,20 @@ std::vector<Hostile> hostile_safetensors() {
       {"a number of 40 MB",
        [] { return safetensors_header("{\"a\":{\"shape\":[" + std::string(40'000'000, '1') + "]}}"); }},
       {"nested arrays", [] { return safetensors_header("{\"a\":" + std::string(4'000'000, '[')); }},
-      {"130,000 tensors",
+      {"65,000 tensors",
        [] {
          return safetensors_header(
              "{" +
-             many(130'000,
+             many(65'000,
                   [](size_t i) {
                     return fmt::format("\"{}\":{{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}},",
                                        i);
                   }) +
              "\"__metadata__\":{}}");
        }},
-      {"140,000 words of metadata", [] {
+      {"70,000 words of metadata", [] {
          return safetensors_header("{\"__metadata__\":{" +
-                                   many(140'000, [](size_t i) { return fmt::format("\"{}\":\"\",", i); }) +
+                                   many(70'000, [](size_t i) { return fmt::format("\"{}\":\"\",", i); }) +
                                    "\"x\":\"\"}}");
        }}};
 }
@@ -151,6 +151,17 @@ std::vector<Hostile> hostile_npz() {
        [] {
          return test::build_zip({{"arr_0.npy", deflated(std::string(31 * kMiB, '\0'), -15), 8, 31 * kMiB}});
        }},
+      {"4,000 arrays, each with a deflated header of 4,000 bytes",
+       [] {
+         std::string npy("\x93NUMPY\1\0", 8);
+         append_little<uint16_t>(npy, 4'000);
+         npy += std::string(3'950, ' ') + "{'descr':'|u1','fortran_order':False,'shape':(0,)}";
+         const std::string packed = deflated(npy, -15);
+         std::vector<test::ZipMember> members;
+         for (int i = 0; i < 4'000; ++i)
+           members.push_back({std::to_string(i) + ".npy", packed, 8, npy.size()});
+         return test::build_zip(members);
+       }},
       {"60,000 members",
        [] {
          std::vector<test::ZipMember> members;
@@ -191,23 +202,38 @@ std::vector<Hostile> hostile_gzip() {
 }
 
 std::vector<Hostile> hostile_events() {
+  // A field of bytes in protobuf.
+  const auto field = [](char key, const std::string& bytes) {
+    std::string out(1, key);
+    size_t size = bytes.size();
+    for (; size >= 0x80; size >>= 7) out += static_cast<char>(size | 0x80);
+    return out + static_cast<char>(size) + bytes;
+  };
+  const auto value = [field](const std::string& tag) {
+    return field('\x0a', field('\x0a', tag) + std::string("\x15\0\0\0\0", 5));
+  };
   return {{"a length of 2^63",
            [] {
              std::string record = event_record(std::string(100, '\0'));
              record[7] = '\x80';
              return record;
            }},
+          {"200,000 tags",
+           [=] {
+             return event_record(
+                 field('\x2a', many(200'000, [&](size_t i) { return value(std::to_string(i)); })));
+           }},
+          {"1,000,000 values of one tag",
+           [=] { return event_record(field('\x2a', repeated(value("loss"), 1'000'000))); }},
           {"1,000,000 empty records", [] { return repeated(event_record(""), 1'000'000); }},
           {"a record of 30 MiB", [] { return event_record("\x1a" + std::string(30 * kMiB, '\x7f')); }}};
 }
 
 std::vector<Hostile> hostile_png() {
-  const auto text_bomb = [](int count) {
-    const std::string bomb =
-        png_chunk("zTXt", std::string("k\0\0", 3) + deflated(std::string(kMiB - 100, '\xe9'), 15));
-    std::string chunks;
-    for (int i = 0; i < count; ++i) chunks += bomb;
-    return png_file({.chunks = chunks});
+  const auto text_bomb = [](size_t count) {
+    const std::string bomb = std::string(2, '\0') + deflated(std::string(kMiB - 100, '\xe9'), 15);
+    return png_file(
+        {.chunks = many(count, [&](size_t i) { return png_chunk("zTXt", std::to_string(i) + bomb); })});
   };
   return {{"65,535 x 65,535 pixels", [] { return png_file({.width = 65'535, .height = 65'535}, "\1"); }},
           {"4,096 x 4,096 pixels of zeros",
@@ -232,21 +258,24 @@ std::vector<Hostile> hostile_jpeg() {
     }
     return file;
   };
-  // A scan without content but for the end-of-block runs, `count` times.
-  const auto with_scans = [](std::string file, int count) {
+  // The last scan of an image of one colour has nothing but runs of ends of blocks, and may be read again.
+  const auto with_scans = [](int side, int channels, int count) {
+    const std::string file =
+        jpeg_file({.side = side, .channels = channels, .progressive = true, .flat = true});
     const size_t last = file.rfind("\xff\xda");
     const std::string scan = file.substr(last, file.size() - 2 - last);
     return file.substr(0, file.size() - 2) + repeated(scan, static_cast<size_t>(count)) + "\xff\xd9";
   };
   const std::vector<std::string> seeds = jpeg_seeds();
-  const std::string baseline = seeds[0], gray = seeds[5], progressive = seeds[2];
+  const std::string baseline = seeds[0], progressive = seeds[2];
   return {{"65,500 x 65,500 pixels", [=] { return resized(baseline, 65'500, 65'500); }},
-          {"4,096 x 4,096 pixels", [=] { return resized(baseline, 4096, 4096); }},
+          {"4,096 x 4,096 pixels, most of them missing", [=] { return resized(baseline, 4096, 4096); }},
+          {"4,096 x 4,096 pixels of one colour", [] { return jpeg_file({.side = 4096, .flat = true}); }},
           {"4,096 x 4,096 pixels, progressive", [=] { return resized(progressive, 4096, 4096); }},
-          {"3,000 x 3,000 pixels, progressive", [=] { return resized(progressive, 3000, 3000); }},
-          {"4,096 x 4,096 gray pixels, progressive, 90 more scans",
-           [=] { return with_scans(resized(gray, 4096, 4096), 90); }},
-          {"1,000 scans", [=] { return with_scans(progressive, 1000); }}};
+          {"3,000 x 3,000 pixels of one colour, progressive",
+           [] { return jpeg_file({.side = 3000, .progressive = true, .flat = true}); }},
+          {"4,096 x 4,096 gray pixels, progressive, 90 more scans", [=] { return with_scans(4096, 1, 90); }},
+          {"1,000 scans", [=] { return with_scans(9, 3, 1000); }}};
 }
 
 }  // namespace dydit::fuzz

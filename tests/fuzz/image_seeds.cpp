@@ -8,46 +8,6 @@
 namespace dydit::fuzz {
 namespace {
 
-struct JpegForm {
-  int side = 9;
-  int channels = 3;
-  bool progressive = false;
-  bool arithmetic = false;
-  int restart_interval = 0;
-  bool full_chroma = false;
-};
-
-std::string jpeg_file(const JpegForm& form) {
-  jpeg_compress_struct jpeg{};
-  jpeg_error_mgr errors{};
-  jpeg.err = jpeg_std_error(&errors);
-  jpeg_create_compress(&jpeg);
-  unsigned char* data = nullptr;
-  unsigned long size = 0;
-  jpeg_mem_dest(&jpeg, &data, &size);
-  jpeg.image_width = jpeg.image_height = static_cast<JDIMENSION>(form.side);
-  jpeg.input_components = form.channels;
-  jpeg.in_color_space = form.channels == 1 ? JCS_GRAYSCALE : form.channels == 4 ? JCS_CMYK : JCS_RGB;
-  jpeg_set_defaults(&jpeg);
-  jpeg_set_quality(&jpeg, 60, TRUE);
-  jpeg.arith_code = form.arithmetic ? TRUE : FALSE;
-  jpeg.restart_interval = static_cast<unsigned>(form.restart_interval);
-  if (form.progressive) jpeg_simple_progression(&jpeg);
-  if (form.full_chroma) jpeg.comp_info[0].h_samp_factor = jpeg.comp_info[0].v_samp_factor = 1;
-  jpeg_start_compress(&jpeg, TRUE);
-  std::string row(static_cast<size_t>(form.side * form.channels), '\0');
-  for (int y = 0; y < form.side; ++y) {
-    for (size_t i = 0; i < row.size(); ++i) row[i] = static_cast<char>(17 * y + 31 * static_cast<int>(i));
-    auto* pointer = reinterpret_cast<JSAMPROW>(row.data());
-    jpeg_write_scanlines(&jpeg, &pointer, 1);
-  }
-  jpeg_finish_compress(&jpeg);
-  jpeg_destroy_compress(&jpeg);
-  std::string out(reinterpret_cast<const char*>(data), size);
-  std::free(data);
-  return out;
-}
-
 int samples_of(int color) {
   switch (color) {
     case 2:
@@ -96,6 +56,38 @@ std::vector<std::string> png_seeds() {
           png_file({.width = 9, .height = 9, .color = 2, .interlace = 1}),
           png_file({.color = 4}),
           png_file({.depth = 16, .color = 2, .chunks = png_chunk("tRNS", "\0\1\0\2\0\3")})};
+}
+
+std::string jpeg_file(const JpegForm& form) {
+  jpeg_compress_struct jpeg{};
+  jpeg_error_mgr errors{};
+  jpeg.err = jpeg_std_error(&errors);
+  jpeg_create_compress(&jpeg);
+  unsigned char* data = nullptr;
+  unsigned long size = 0;
+  jpeg_mem_dest(&jpeg, &data, &size);
+  jpeg.image_width = jpeg.image_height = static_cast<JDIMENSION>(form.side);
+  jpeg.input_components = form.channels;
+  jpeg.in_color_space = form.channels == 1 ? JCS_GRAYSCALE : form.channels == 4 ? JCS_CMYK : JCS_RGB;
+  jpeg_set_defaults(&jpeg);
+  jpeg_set_quality(&jpeg, 60, TRUE);
+  jpeg.arith_code = form.arithmetic ? TRUE : FALSE;
+  jpeg.restart_interval = static_cast<unsigned>(form.restart_interval);
+  if (form.progressive) jpeg_simple_progression(&jpeg);
+  if (form.full_chroma) jpeg.comp_info[0].h_samp_factor = jpeg.comp_info[0].v_samp_factor = 1;
+  jpeg_start_compress(&jpeg, TRUE);
+  std::string row(static_cast<size_t>(form.side * form.channels), '\0');
+  for (int y = 0; y < form.side; ++y) {
+    for (size_t i = 0; i < row.size() && !form.flat; ++i)
+      row[i] = static_cast<char>(17 * y + 31 * static_cast<int>(i));
+    auto* pointer = reinterpret_cast<JSAMPROW>(row.data());
+    jpeg_write_scanlines(&jpeg, &pointer, 1);
+  }
+  jpeg_finish_compress(&jpeg);
+  jpeg_destroy_compress(&jpeg);
+  std::string out(reinterpret_cast<const char*>(data), size);
+  std::free(data);
+  return out;
 }
 
 std::vector<std::string> jpeg_seeds() {

@@ -26,7 +26,9 @@ void on_free(const volatile void* data) {
 
 }  // namespace
 
-void start_counting() { __sanitizer_install_malloc_and_free_hooks(on_malloc, on_free); }
+void start_counting() {
+  [[maybe_unused]] static const int once = __sanitizer_install_malloc_and_free_hooks(on_malloc, on_free);
+}
 size_t live_bytes() { return live; }
 size_t peak_bytes() { return peak; }
 void reset_peak() { peak = live; }

@@ -106,6 +106,8 @@ std::vector<std::string> pickle_seeds() {
   const std::string frame("\x95\0\0\0\0\0\0\0\0", 9);
   const std::string zero(1, '\0');
   return {pickle_of(dict({text("ema"), weights, text("args"), options})),
+          pickle_of(dict({text("ema"), ordered_dict({text("x"), tensor({})}), text("metadata"),
+                          dict({text("class_names"), text("[\"gr\xc3\xbcn\"]"), text("n"), number(1)})})),
           pickle_of(dict({text("model"), dict({text("p"), parameter}), text("ema"), "N", text("cfg"),
                           dict({text("n"), "M\x01\x02", text("b"), "J\xff\xff\xff\xff"})})),
           // memo, frames, sets, bytes and the other forms of protocols 4 and 5
@@ -139,7 +141,7 @@ std::string torch_archive(const std::string& pickle) {
 std::vector<std::string> torch_seeds() {
   std::vector<std::string> seeds;
   for (const std::string& pickle : pickle_seeds()) seeds.push_back(torch_archive(pickle));
-  seeds.push_back(test::build_zip({{"m/data.pkl", pickle_seeds()[3]}, {"m/data/0", std::string(64, '\1')}},
+  seeds.push_back(test::build_zip({{"m/data.pkl", pickle_seeds()[4]}, {"m/data/0", std::string(64, '\1')}},
                                   ZipForm::Zip64));
   return seeds;
 }

@@ -49,4 +49,15 @@ std::string png_chunk(const std::string& type, const std::string& data);
 std::string png_file(const PngForm& form, std::string rows = "");
 std::string big_endian(uint64_t value, int bytes);
 
+struct JpegForm {
+  int side = 9;
+  int channels = 3;
+  bool progressive = false;
+  bool arithmetic = false;
+  int restart_interval = 0;
+  bool full_chroma = false;
+  bool flat = false;  // of one colour
+};
+std::string jpeg_file(const JpegForm& form);
+
 }  // namespace dydit::fuzz

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 
+#include <nlohmann/json.hpp>
+
 #include "dydit/base/error.h"
+#include "dydit/io/diffusers.h"
 #include "dydit/io/file.h"
 #include "dydit/io/image.h"
 #include "dydit/io/inflate.h"
@@ -13,11 +16,13 @@
 #include "dydit/io/safetensors_index.h"
 #include "dydit/io/tar.h"
 #include "dydit/io/tfevents.h"
+#include "dydit/io/tfevents_reader.h"
 #include "dydit/io/torch_file.h"
 #include "dydit/io/zip.h"
 #include "hostile.h"
 #include "repair.h"
 #include "seeds.h"
+#include "toml.h"
 
 namespace dydit::fuzz {
 namespace {
@@ -54,15 +59,32 @@ void read_safetensors(Bytes bytes) {
 
 void read_index(Bytes bytes) { parse_safetensors_index(bytes, kFile); }
 
+void read_diffusers(Bytes bytes) {
+  constexpr int64_t kClasses = 2;
+  for (const std::string& label : parse_id2label(bytes, kClasses, kFile)) touch(bytes_of(label));
+  touch(bytes_of(parse_diffusers_config(bytes, kFile).dump()));
+}
+
 void read_torch(Bytes bytes) {
   for (const auto& [name, view] : parse_torch_checkpoint(bytes, kFile).tensors) touch(view);
 }
 
 void read_npz(Bytes bytes) {
   const ZipArchive archive(bytes, kFile);
-  for (const char* name : {"arr_0", "labels"}) {
-    if (const auto array = read_npz_array(archive, name, kMaxUnpacked, kFile)) touch(array->data);
+  // The arrays are read even where the list is refused.
+  std::string refusal;
+  try {
+    for (const NpzEntry& entry : list_npz(archive, kFile)) npy_type_name(entry.header.type);
+  } catch (const Error& error) {
+    refusal = error.what();
   }
+  for (const char* name : {"arr_0", "labels"}) {
+    if (const auto array = read_npz_array(archive, name, kMaxUnpacked, kFile)) {
+      touch(array->data);
+      summarize_labels(*array);
+    }
+  }
+  if (!refusal.empty()) throw Error(refusal);
 }
 
 void read_tar(Bytes bytes) {
@@ -70,7 +92,10 @@ void read_tar(Bytes bytes) {
   for (const TarMember& member : parse_tar(bytes, kFile)) touch(member.bytes);
 }
 
-void read_events(Bytes bytes) { touch(bytes_of(kept_events(bytes, 500, kFile))); }
+void read_events(Bytes bytes) {
+  touch(bytes_of(kept_events(bytes, 500, kFile)));
+  summarize_events(bytes, kFile);
+}
 
 void read_png(Bytes bytes) {
   // Both ways of reading, whatever the other one says.
@@ -181,6 +206,17 @@ std::vector<Target> all_targets() {
                   "1e9", "\\u0000", "\\ud800"},
        .hostile = hostile_index(),
        .read = read_index},
+      {.name = "diffusers",
+       .seeds =
+           {R"({"_class_name":"DiTTransformer2DModel","activation_fn":"gelu-approximate","attention_head_dim":8,)"
+            R"("in_channels":4,"norm_eps":1e-05,"norm_type":"ada_norm_zero","num_attention_heads":3,)"
+            R"("num_embeds_ada_norm":5,"num_layers":2,"out_channels":8,"patch_size":2,"sample_size":8})",
+            R"({"_class_name":"DiTPipeline","id2label":{"0":"a","1":"b, c"},"transformer":["diffusers","x"]})"},
+       .tokens = {"\"id2label\":{", "\"0\":\"a\",", "\"num_layers\":", "{", "}", "[", "]", "\"", ":", ",",
+                  "null", "1e9", "-1", "4194304", "\\u0000", "\\ud800"},
+       .hostile = hostile_index(),
+       .read = read_diffusers,
+       .refused_seeds = 1},
       {.name = "torch",
        .seeds = torch_seeds(),
        .tokens = {"PK\1\2", "PK\3\4", "PK\5\6", "PK\6\6", "PK\6\7", "m/data/0", "m/data.pkl",
@@ -248,7 +284,8 @@ std::vector<Target> all_targets() {
        .seeds = gzip_seeds(),
        .tokens = {"\x1f\x8b\x08", std::string("\x1f\x8b\x08\0\0\0\0\0\0\3", 10), "\xff\xff\xff\xff"},
        .hostile = hostile_gzip(),
-       .read = read_gzip}};
+       .read = read_gzip},
+      toml_target()};
 }
 
 }  // namespace dydit::fuzz

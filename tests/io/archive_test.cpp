@@ -149,11 +149,108 @@ TEST(NpzReader, DeflatedMemberThatLiesIsRefused) {
   expect_error([&] { read_array(test::build_zip({member}), "a"); }, "wrong checksum");
 }
 
+TEST(NpzReader, LongHeaderIsRefused) {
+  const std::string blanks(5'000, ' ');
+  expect_error([&] { parse_npy(bytes_of(test::npy("|u1", blanks + "(1,)", "x")), "a"); },
+               "its npy header has 5058 bytes; at most 4096 are read");
+}
+
+std::vector<NpzEntry> list(const std::string& npz) {
+  const std::string name = "a.npz";
+  return list_npz(ZipArchive(bytes_of(npz), name), name);
+}
+
+TEST(ListNpz, NamesTypesAndShapesComeByName) {
+  const auto entries = list(test::build_zip({{"sigma.npy", test::npy("<f8", "(2, 2)", std::string(32, '\0'))},
+                                             {"mu.npy", test::npy("<f4", "(2,)", std::string(8, '\0'))}}));
+  ASSERT_EQ(entries.size(), 2u);
+  EXPECT_EQ(entries[0].name, "mu");
+  EXPECT_EQ(entries[0].header.type, "<f4");
+  EXPECT_EQ(entries[1].name, "sigma");
+  EXPECT_EQ(entries[1].header.shape, (std::vector<int64_t>{2, 2}));
+}
+
+TEST(ListNpz, DeflatedArrayIsListedByItsFirstBytes) {
+  const std::string array = test::npy("|u1", "(1000000,)", std::string(1'000'000, 'x'));
+  test::ZipMember member = test::deflated_member("a.npy", array);
+  member.bytes.resize(member.bytes.size() / 2);  // which reading it would notice
+  EXPECT_EQ(list(test::build_zip({member}))[0].header.shape, std::vector<int64_t>{1'000'000});
+}
+
+TEST(ListNpz, TypesThatAreNotReadAreListed) {
+  const auto entries = list(test::build_zip({{"a.npy", test::npy("<U5", "(1,)", std::string(20, '\0'))}}));
+  EXPECT_EQ(entries[0].header.type, "<U5");
+}
+
+TEST(ListNpz, FortranOrderIsTold) {
+  std::string array = test::npy("|u1", "(1,)", "x");
+  array.replace(array.find("False"), 5, "True ");
+  EXPECT_TRUE(list(test::build_zip({{"a.npy", array}}))[0].header.fortran_order);
+}
+
+TEST(ListNpz, OtherMembersArePassedOver) { EXPECT_TRUE(list(test::build_zip({{"notes.txt", "x"}})).empty()); }
+
+TEST(ListNpz, ShapeThatDoesNotFitItsMemberIsRefused) {
+  expect_error(
+      [] {
+        list(test::build_zip({{"a.npy", test::npy("|u1", "(3,)", "xy")}}));
+      },
+      "a.npz: array \"a\": shape (3) of 1-byte numbers does not fit its 2 bytes");
+}
+
+TEST(ListNpz, DamagedDeflatedMemberIsRefused) {
+  test::ZipMember member = test::deflated_member("a.npy", test::npy("|u1", "(3,)", "xyz"));
+  member.bytes.resize(20);
+  expect_error([&] { list(test::build_zip({member})); }, "a.npz: array \"a\": damaged: it ends too early");
+}
+
+TEST(ListNpz, MoreThan4096ArraysAreRefused) {
+  std::vector<test::ZipMember> members;
+  for (int i = 0; i <= 4096; ++i)
+    members.push_back({std::to_string(i) + ".npy", test::npy("|u1", "(1,)", "x")});
+  expect_error([&] { list(test::build_zip(members)); }, "a.npz: has more than 4096 arrays");
+}
+
+TEST(NpyTypeName, IsNumpys) {
+  EXPECT_EQ(npy_type_name("|u1"), "uint8");
+  EXPECT_EQ(npy_type_name("<i8"), "int64");
+  EXPECT_EQ(npy_type_name("<f2"), "float16");
+  EXPECT_EQ(npy_type_name("|b1"), "bool");
+  EXPECT_EQ(npy_type_name(">f4"), ">f4");
+}
+
+std::optional<LabelSummary> labels_of(const std::string& descr, const std::string& shape,
+                                      const std::string& data) {
+  const std::string npy = test::npy(descr, shape, data);
+  return summarize_labels(parse_npy(bytes_of(npy), "a"));
+}
+
+TEST(SummarizeLabels, CountsTheClassesThatOccur) {
+  const auto labels = labels_of("<i8", "(4,)", test::numbers({7, 2, 7, 9}));
+  ASSERT_TRUE(labels);
+  EXPECT_EQ(labels->count, 4);
+  EXPECT_EQ(labels->num_classes, 3);
+  EXPECT_EQ(labels->lowest, 2);
+  EXPECT_EQ(labels->highest, 9);
+}
+
+TEST(SummarizeLabels, NegativeAndHugeNumbersAreNoLabels) {
+  EXPECT_FALSE(labels_of("|i1", "(2,)", "\1\xff"));
+  EXPECT_FALSE(labels_of("<i8", "(1,)", test::numbers({65536})));
+}
+
+TEST(SummarizeLabels, OtherArraysAreNoLabels) {
+  EXPECT_FALSE(labels_of("<f8", "(1,)", std::string(8, '\0')));
+  EXPECT_FALSE(labels_of("|u1", "(1, 1)", "x"));
+  EXPECT_FALSE(labels_of("|u1", "(0,)", ""));
+}
+
 TEST(NpzReader, MutatedFilesAreReadOrRefused) {
   const std::string array = test::npy("|u1", "(3, 1)", "xyz");
   const std::string npz = test::build_zip({{"a.npy", array}, test::deflated_member("b.npy", array)});
   EXPECT_GT(test::refused_mutations(npz, 3000,
                                     [](const std::string& file) {
+                                      list(file);
                                       read_array(file, "a");
                                       read_array(file, "b");
                                     }),

@@ -10,11 +10,11 @@ VERBS = ("generate", "inspect", "verify", "convert", "train", "finetune", "bench
 LATER_VERBS = ("latents", "report", "serve")
 # option, verbs, values that work, values that are known and refused
 CHOICES = (
-    ("--sampler", ("generate",), ("ddpm", "ddim", "dpm++"), ()),
-    ("--sampler", ("bench",), ("ddpm", "ddim"), ("dpm++",)),
+    ("--sampler", ("generate", "bench"), ("ddpm", "ddim", "dpm++"), ()),
     ("--engine", ("generate", "verify", "bench", "evaluate"), ("auto", "cpu", "reference"), ()),
     ("--gate-rule", ("finetune",), ("threshold", "capacity"), ()),
     ("--noise", ("generate",), ("philox", "torch"), ()),
+    ("--semantics", ("convert",), ("same", "original", "diffusers"), ()),
     ("--device", ("generate", "verify", "train", "finetune"), ("cpu",), ("cuda",)),
 )
 
@@ -128,6 +128,52 @@ class ConfigFileTest(ProgramTest):
 
     def test_missing_file(self):
         self.expect_error([*arguments("generate"), "--config", "none.toml"], USAGE, "none.toml")
+
+    def test_short_names_are_keys(self):
+        path = self.write("run.toml", "n = 2\nsteps = 1\n")
+        self.assertEqual(self.run_json(*arguments("generate"), "--config", path)["num_images"], 2)
+
+    def test_names_of_positions_are_keys(self):
+        path = self.write("run.toml", f'file = "{TINY}"\n')
+        self.assertEqual(self.run_json("inspect", "--config", path)["file"], str(TINY))
+
+    def test_errors_name_the_file(self):
+        for toml in ("stepps = 2\n", "steps = 1001\n", "[sampling]\n", "json = 7 8\n", 'config = "x"\n'):
+            self.expect_refused(toml, "run.toml: ", "dydit generate --help")
+
+    def test_errors_in_flags_do_not(self):
+        path = self.write("run.toml", "steps = 2\n")
+        said = self.expect_error([*arguments("generate"), "--config", path, "--seed", "x"], USAGE, "--seed")
+        self.assertNotIn("run.toml", said)
+
+    def test_line_is_numbered(self):
+        self.expect_refused("# one\nseed = 1\n[sampling]\n", "line 3")
+
+    def test_large_file(self):
+        self.expect_refused("# " + "x" * 32768, "has more than 32768 bytes")
+
+    def test_nested_lists(self):
+        self.expect_refused("classes = " + "[" * 10000 + "1" + "]" * 10000, "no lists in lists")
+
+    def test_long_value_is_cut(self):
+        path = self.write("run.toml", "steps = " + "1" * 30000)
+        self.assertLess(len(self.expect_error([*arguments("generate"), "--config", path], USAGE, "--steps")), 1000)
+
+    def test_control_characters_are_escaped(self):
+        self.expect_refused('steps = "\x1b[31m"\n', "\\x1b[31m")
+
+    def test_key_twice(self):
+        self.expect_refused("steps = 2\nseed = 1\nsteps = 3\n", "steps", "twice")
+        self.expect_refused("steps = 2\nnum-sampling-steps = 3\n", "num-sampling-steps", "twice")
+
+    def test_key_with_dots(self):
+        self.expect_refused("a." * 300 + "steps = 2\n", "run.toml")
+
+    def test_number_sign_inside_quotes(self):
+        self.expect_refused('latents = "img#1.safetensors"\n', "line 1", "inside quotes")
+
+    def test_quote_that_is_not_closed(self):
+        self.expect_refused('latents = "x\n', "line 1", "not closed")
 
 
 class PrecedenceTest(ProgramTest):
