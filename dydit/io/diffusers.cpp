@@ -25,7 +25,7 @@ constexpr const char* kWeights = "diffusion_pytorch_model.safetensors";
 constexpr const char* kIndex = "diffusion_pytorch_model.safetensors.index.json";
 constexpr const char* kTorchWeights = "diffusion_pytorch_model.bin";
 constexpr double kNormEps = 1e-5;          // before the MLP
-constexpr size_t kMaxJsonBytes = 2 << 20;  // a tree of JSON takes some twenty bytes for each of the text
+constexpr size_t kMaxJsonBytes = 1 << 20;  // a tree of JSON takes some twenty bytes for each of the text
 
 // Of modules; ".weight" and ".bias" follow. Those of a block stand behind transformer_blocks.N and blocks.N.
 constexpr std::array kOuter = {Names{"pos_embed.proj", "x_embedder.proj"},

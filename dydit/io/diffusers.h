@@ -31,7 +31,7 @@ bool is_diffusers_folder(const std::filesystem::path& path);
 DiffusersDiT read_diffusers_folder(const std::filesystem::path& path);
 
 /// config.json of the transformer as the original names it, with "semantics": "diffusers". Throws Error
-/// (names `name`): no JSON, another class, a setting or size that no DiT has, more than 2 MiB.
+/// (names `name`): no JSON, another class, a setting or size that no DiT has, more than 1 MiB.
 nlohmann::json parse_diffusers_config(std::span<const std::byte> bytes, const std::string& name);
 
 /// The class names of model_index.json; empty unless there is one for each class.
