@@ -139,19 +139,22 @@ bool read_pixels(Reader& reader, uint8_t* pixels, size_t height, size_t row_byte
 }
 
 // libpng only warns of a chunk that is too large and then allocates what it claims, so sizes are checked
-// first.
+// first: of every chunk whose length and type are there, even if nothing comes after them.
 void check_chunk_sizes(std::span<const std::byte> bytes, const std::string& name) {
   constexpr size_t kSignature = 8;
-  constexpr size_t kAround = 12;  // length, type and checksum
-  for (size_t at = kSignature; bytes.size() - at >= kAround;) {
+  constexpr size_t kStart = 8;    // length and type
+  constexpr size_t kAround = 12;  // and checksum
+  for (size_t at = kSignature; bytes.size() - at >= kStart;) {
+    const size_t left = bytes.size() - at;
     const uint32_t length = __builtin_bswap32(load_little<uint32_t>(bytes.data() + at));
     const std::string_view type(reinterpret_cast<const char*>(bytes.data() + at + 4), 4);
-    DYDIT_CHECK(length <= bytes.size() - at - kAround,
+    DYDIT_CHECK(left >= kAround && length <= left - kAround,
                 "{}: broken PNG file: chunk {} of {} bytes passes the end. Fetch or write it again.", name,
                 quote(type), length);
     DYDIT_CHECK(type == "IDAT" || length <= kMaxChunkBytes,
                 "{}: PNG chunk {} of {} bytes; at most {} are read. Write it again without.", name,
                 quote(type), length, kMaxChunkBytes);
+    if (type == "IEND") return;  // what follows is not read
     at += kAround + length;
   }
 }

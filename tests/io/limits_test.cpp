@@ -89,6 +89,17 @@ TEST(PngLimits, ATextThatUnfoldsToMoreThanAMegabyteIsLeftOut) {
   EXPECT_TRUE(text.contains("small"));
 }
 
+// With 8 to 11 bytes of a chunk there libpng has read its length, and allocates.
+TEST(PngLimits, ClaimOfAChunkThatIsCutOffTakesNoMemory) {
+  constexpr size_t kUpToHeader = 8 + 25;  // signature, IHDR
+  const std::string claim("\x54\x00\x19\x7azTXt", 8);
+  for (const std::string rest : {"", "k", "ke", "key", "key4"}) {
+    const std::string file = png_file({}).substr(0, kUpToHeader) + claim + rest;
+    EXPECT_LT(peak_of([&] { info(file); }), kMiB) << rest.size() << " bytes of it";
+    expect_error([&] { info(file); }, "chunk \"zTXt\" of 1409292666 bytes passes the end");
+  }
+}
+
 TEST(PngLimits, SidesBeyond65536AreRefused) {
   expect_error([] { info(png_file({.width = 65'537, .height = 1})); }, "a.png: broken PNG file");
 }
