@@ -95,6 +95,8 @@ void print_checkpoint(const json& result, const Checkpoint& checkpoint) {
              config.is_dynamic()
                  ? fmt::format("; routers add {:.3g} GMACs", result["router_gmacs"].get<double>())
                  : "");
+  if (config.semantics == Semantics::Diffusers)
+    fmt::print("computed    as diffusers does, not as the original (docs/formats.md)\n");
   if (!checkpoint.class_names.empty()) {
     fmt::print("classes     {}\n", fmt::join(checkpoint.class_names, ", "));
   }

@@ -77,6 +77,7 @@ class DiffusersTest(ProgramTest):
         said = self.run_program("convert", self.FOLDER, "kept.safetensors").stderr
         for part in ("10000^(-i/127)", "1e-5", "all channels", "variance", "in diffusers's way"):
             self.assertIn(part, said)
+        self.assertIn("as diffusers does", self.run_ok("inspect", "kept.safetensors"))
         config = self.run_json("inspect", "kept.safetensors")["config"]
         self.assertEqual((config["semantics"], config["num_heads"]), ("diffusers", 3))
 
