@@ -320,6 +320,11 @@ inline Range part_of(int total, int parts, int i) {
   return {i * size + (i < larger ? i : larger), size + (i < larger ? 1 : 0)};
 }
 
+// The row of the residual stream that input row `row` adds to.
+inline float* residual_row(const Gemm& g, int row) {
+  return static_cast<float*>(g.out) + (g.rows ? g.rows[row] : row) * g.ldo;
+}
+
 // Rows [first, first + rows) of one panel of a finished tile.
 template <typename A>
 void finish(const Gemm& g, const Panel& panel, int first, int rows, const float* tile) {
@@ -338,7 +343,7 @@ void finish(const Gemm& g, const Panel& panel, int first, int rows, const float*
         break;
       case Epilogue::Residual: {
         const int row = g.rows ? g.rows[first + i] : first + i;
-        float* x = static_cast<float*>(g.out) + row * g.ldo + panel.column;
+        float* x = residual_row(g, first + i) + panel.column;
         const float* gate = g.gates ? g.gates[row / g.sample_rows] + panel.column : nullptr;
         const Lanes update = gate ? v * load_lanes(gate, panel.width) : v;
         store_lanes(x, load_lanes(x, panel.width) + update, panel.width);
@@ -373,11 +378,6 @@ void norm(T* out, const float* x, const float* shift, const float* scale, int C,
     const Lanes v = (load_lanes(x + i, count) - mean) * scales + load_lanes(shift + i, count);
     store_lanes(out + i, v, count);
   }
-}
-
-// The row of the residual stream that input row `row` adds to.
-inline float* residual_row(const Gemm& g, int row) {
-  return static_cast<float*>(g.out) + (g.rows ? g.rows[row] : row) * g.ldo;
 }
 
 // Calls for the lines that finish will change, while the tile is computed: they are strided by whole rows,
