@@ -256,7 +256,8 @@ PYBIND11_MODULE(_dydit, m) {
   m.def(
       "load", [](const std::string& path, int num_heads) { return std::make_unique<Model>(path, num_heads); },
       "path"_a, "num_heads"_a = 0, py::call_guard<py::gil_scoped_release>(),
-      "Loads a checkpoint: safetensors or a torch zip file. num_heads: of a static DiT whose file does not "
+      "Loads a checkpoint: safetensors, a torch file or a folder of diffusers. num_heads: of a static DiT "
+      "whose file does not "
       "say.");
 
   py::class_<Model>(m, "Model")

@@ -211,7 +211,8 @@ class Renamer {
 }  // namespace
 
 bool is_diffusers_folder(const fs::path& path) {
-  return fs::exists(path / "model_index.json") || fs::exists(path / kConfig);
+  const auto has = [&](const char* name) { return fs::exists(path / name); };
+  return has("model_index.json") || (has(kConfig) && (has(kWeights) || has(kIndex) || has(kTorchWeights)));
 }
 
 DiffusersDiT read_diffusers_folder(const fs::path& path) {

@@ -22,7 +22,8 @@ struct DiffusersDiT {
   std::shared_ptr<const void> memory;      // keeps the views alive
 };
 
-/// True for a folder with model_index.json (a pipeline) or with a config.json (its transformer).
+/// True for a folder with model_index.json (a pipeline), or with config.json and weights under diffusers'
+/// names (its transformer).
 bool is_diffusers_folder(const std::filesystem::path& path);
 
 /// Reads a pipeline's folder or its transformer's: DiTTransformer2DModel or, as it was called before,

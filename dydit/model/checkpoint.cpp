@@ -84,8 +84,11 @@ RawCheckpoint read_diffusers(const std::filesystem::path& path) {
   const int side = raw.config["input_size"], patch = raw.config["patch_size"];
   DYDIT_CHECK(side % patch == 0, "{}: patches of {} do not divide a side of {}", path.string(), patch, side);
   const int64_t hidden = raw.config["hidden_size"], grid = side / patch;
-  DYDIT_CHECK(hidden * grid * grid < (int64_t{1} << 31), "{}: {} tokens of {}; no model is that large",
-              path.string(), grid * grid, hidden);
+  constexpr int64_t kLargestTable = 1 << 27;  // a small file may claim any size
+  const auto elements = checked_numel(std::array{grid, grid, hidden});
+  DYDIT_CHECK(elements && *elements <= kLargestTable,
+              "{}: {} x {} patches of hidden size {}; no model is that large", path.string(), grid, grid,
+              hidden);
   const at::Tensor pos_embed =
       sincos_pos_embed(static_cast<int>(hidden), static_cast<int>(grid)).contiguous();
   raw.tensors["pos_embed"] = to_view(pos_embed);

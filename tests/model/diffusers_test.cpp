@@ -206,6 +206,20 @@ TEST_F(DiffusersFolder, MoreBlocksThanTensorsAreRefused) {
   expect_error([&] { load_checkpoint(folder()); }, "speaks of 4000000 blocks");
 }
 
+TEST_F(DiffusersFolder, ClaimedSizesAreJudgedBeforeATableIsMade) {
+  replace(config(), "\"sample_size\": 8", "\"sample_size\": 4194302");
+  expect_error([&] { load_checkpoint(folder()); }, "2097151 x 2097151 patches of hidden size 24");
+  replace(config(), "\"attention_head_dim\": 8", "\"attention_head_dim\": 4194302");
+  replace(config(), "\"num_attention_heads\": 3", "\"num_attention_heads\": 4194302");
+  expect_error([&] { load_checkpoint(folder()); }, "no model is that large");  // 2^86 does not fit 64 bits
+}
+
+TEST_F(DiffusersFolder, ConfigBesideOtherWeightsIsNotOfDiffusers) {
+  EXPECT_TRUE(is_diffusers_folder(folder() / "transformer"));
+  fs::rename(weights(), folder() / "transformer/model.safetensors");
+  EXPECT_FALSE(is_diffusers_folder(folder() / "transformer"));
+}
+
 TEST_F(DiffusersFolder, MissingWeightsAreNamed) {
   fs::remove(weights());
   expect_error([&] { load_checkpoint(folder()); }, "has neither diffusion_pytorch_model.safetensors nor");
