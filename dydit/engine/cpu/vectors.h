@@ -1,0 +1,189 @@
+// Vectors of floats at each instruction level, 16 of them at a time, and element-wise maths on them. For
+// files compiled once a level (DYDIT_LEVEL); everything has internal linkage, as in kernel_math.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include "dydit/base/kernel_math.h"
+#include "dydit/engine/cpu/kernels.h"
+
+namespace dydit::cpu::DYDIT_LEVEL {
+namespace {
+
+using namespace dydit::DYDIT_LEVEL;  // kernel_math.h
+
+// A vector of floats, and how many make a panel's width.
+#ifdef __AVX512F__
+using Vector = __m512;
+constexpr int kVectors = 1, kMaxPanels = kTilePanels;
+inline Vector load_vector(const float* p) { return _mm512_loadu_ps(p); }
+inline Vector load_vector(const uint32_t* p) { return _mm512_castsi512_ps(_mm512_loadu_si512(p)); }
+inline Vector broadcast(float value) { return _mm512_set1_ps(value); }
+inline Vector broadcast(uint32_t bits) {
+  return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(bits)));
+}
+inline Vector zero_vector() { return _mm512_setzero_ps(); }
+inline void store_vector(float* p, Vector v) { _mm512_storeu_ps(p, v); }
+inline Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm512_fmadd_ps(a, b, sum); }
+inline Vector low_half(Vector v) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(v), 16));
+}
+inline Vector high_half(Vector v) {
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+}
+#else
+using Vector = __m256;
+constexpr int kVectors = 2, kMaxPanels = 1;  // 16 registers
+inline Vector load_vector(const float* p) { return _mm256_loadu_ps(p); }
+inline Vector load_vector(const uint32_t* p) { return _mm256_loadu_ps(reinterpret_cast<const float*>(p)); }
+inline Vector broadcast(float value) { return _mm256_set1_ps(value); }
+inline Vector broadcast(uint32_t bits) {
+  return _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(bits)));
+}
+inline Vector zero_vector() { return _mm256_setzero_ps(); }
+inline void store_vector(float* p, Vector v) { _mm256_storeu_ps(p, v); }
+inline Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm256_fmadd_ps(a, b, sum); }
+inline Vector low_half(Vector v) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(v), 16));
+}
+inline Vector high_half(Vector v) {
+  return _mm256_castsi256_ps(
+      _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(static_cast<int>(0xffff0000))));
+}
+#endif
+
+constexpr int kLanesOfVector = kPanel / kVectors;
+
+// Element-wise maths; GCC's operators work on either vector type.
+#ifdef __AVX512F__
+inline Vector round_vector(Vector x) {
+  return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline Vector times_power_of_2(Vector x, Vector n) { return _mm512_scalef_ps(x, n); }
+inline Vector largest(Vector a, Vector b) { return _mm512_max_ps(a, b); }
+inline Vector smallest(Vector a, Vector b) { return _mm512_min_ps(a, b); }
+inline Vector reciprocal_estimate(Vector x) { return _mm512_rcp14_ps(x); }  // to 2^-14
+// 1/x to 2^-27 or so: an estimate and one Newton step.
+inline Vector reciprocal(Vector x) {
+  const Vector r = reciprocal_estimate(x);
+  return r * (2.0f - x * r);
+}
+#else
+inline Vector round_vector(Vector x) {
+  return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline Vector times_power_of_2(Vector x, Vector n) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return x * _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+}
+inline Vector largest(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+inline Vector smallest(Vector a, Vector b) { return _mm256_min_ps(a, b); }
+inline Vector reciprocal(Vector x) { return 1.0f / x; }
+inline Vector reciprocal_estimate(Vector x) { return 1.0f / x; }
+#endif
+
+// 2^y, 0 far below: to 1e-7 relative for results kept as float, to 3e-6 for Bf16, whose last place is 4e-3.
+template <typename T>
+inline Vector exponential_of_2(Vector y) {
+#ifndef __AVX512F__
+  y = largest(y, broadcast(-126.0f));
+#endif
+  const Vector n = round_vector(y), r = y - n;
+  Vector p;
+  if constexpr (sizeof(T) == sizeof(Bf16)) {
+    p = r * 9.58285e-3f + 5.590643e-2f;
+    p = p * r + 2.4024099e-1f;
+    p = p * r + 6.9312419e-1f;
+  } else {
+    p = r * 1.535336188e-4f + 1.339887440e-3f;
+    p = p * r + 9.618437357e-3f;
+    p = p * r + 5.550332471e-2f;
+    p = p * r + 2.402264791e-1f;
+    p = p * r + 6.931472028e-1f;
+  }
+  return times_power_of_2(p * r + 1.0f, n);
+}
+
+constexpr float kLog2E = 1.44269504f;
+
+// 0.5 x (1 + tanh u) = x / (1 + 2^(-2 u log2 e)). Below the limit the result is 0 to 1e-17, and denormal
+// numbers, which are slow, are not met. As exact as T.
+template <typename T>
+inline Vector gelu(Vector x) {
+  constexpr float kFactor = -2.0f * kLog2E * kGeluFactor, kLimit = 60.0f;
+  const Vector y = x * (kFactor + kFactor * kGeluCubic * x * x);
+  const Vector below = 1.0f + exponential_of_2<T>(smallest(y, broadcast(kLimit)));
+  return x * (sizeof(T) == sizeof(Bf16) ? reciprocal_estimate(below) : reciprocal(below));
+}
+
+// 16 values, as many vectors as that takes.
+struct Lanes {
+  Vector v[kVectors];
+};
+inline Lanes load_lanes(const float* p) {
+  Lanes lanes;
+  for (int v = 0; v < kVectors; ++v) lanes.v[v] = load_vector(p + v * kLanesOfVector);
+  return lanes;
+}
+inline void store_lanes(float* p, const Lanes& lanes) {
+  for (int v = 0; v < kVectors; ++v) store_vector(p + v * kLanesOfVector, lanes.v[v]);
+}
+inline void store_lanes(Bf16* p, const Lanes& lanes) {
+#ifdef __AVX512BF16__
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(lanes.v[0]));
+#else
+  alignas(64) float values[kPanel];
+  store_lanes(values, lanes);
+  for (int c = 0; c < kPanel; ++c) store(p, c, values[c]);
+#endif
+}
+template <typename T>
+inline void store_lanes(T* p, const Lanes& lanes, int count) {  // the first `count`
+  if (count >= kPanel) return store_lanes(p, lanes);
+  alignas(64) T values[kPanel];
+  store_lanes(values, lanes);
+  for (int c = 0; c < count; ++c) p[c] = values[c];
+}
+inline Lanes load_lanes(const float* p, int count, float beyond = 0) {
+  if (count >= kPanel) return load_lanes(p);
+  alignas(64) float values[kPanel];
+  for (int c = 0; c < kPanel; ++c) values[c] = c < count ? p[c] : beyond;
+  return load_lanes(values);
+}
+inline float sum_of(const Lanes& lanes) {
+#ifdef __AVX512F__
+  return _mm512_reduce_add_ps(lanes.v[0]);
+#else
+  alignas(64) float values[kPanel];
+  store_lanes(values, lanes);
+  return sum_lanes(values);
+#endif
+}
+inline float largest_of(const Lanes& lanes) {
+#ifdef __AVX512F__
+  return _mm512_reduce_max_ps(lanes.v[0]);
+#else
+  alignas(64) float values[kPanel];
+  store_lanes(values, lanes);
+  return dydit::DYDIT_LEVEL::largest_of(values, kPanel);
+#endif
+}
+template <typename Fn>
+inline Lanes each(const Lanes& a, const Fn& fn) {
+  Lanes out;
+  for (int v = 0; v < kVectors; ++v) out.v[v] = fn(a.v[v], v);
+  return out;
+}
+inline Lanes operator+(const Lanes& a, const Lanes& b) {
+  return each(a, [&](Vector x, int v) { return x + b.v[v]; });
+}
+inline Lanes operator*(const Lanes& a, const Lanes& b) {
+  return each(a, [&](Vector x, int v) { return x * b.v[v]; });
+}
+inline Lanes operator-(const Lanes& a, float b) {
+  return each(a, [&](Vector x, int) { return x - b; });
+}
+
+}  // namespace
+}  // namespace dydit::cpu::DYDIT_LEVEL
