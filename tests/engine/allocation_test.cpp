@@ -1,8 +1,7 @@
 // Once the CPU engine has warmed up, a forward asks for no large memory but that of its result, and a
-// sampling run for none at all. This program's malloc and its kin take the place of the C library's and count
-// (glibc's own names lie behind them; it enlarges the heap, by brk or mmap, for nothing but these calls).
+// sampling run for none at all. Counted are malloc and its kin, for which alone glibc enlarges the heap by
+// brk or mmap, and our own calls of mmap.
 #include <atomic>
-#include <cerrno>
 #include <cstddef>
 #include <cstdlib>
 #include <unistd.h>
@@ -14,6 +13,7 @@
 
 #include "dydit/pipeline/generate.h"
 #include "tests/support/engines.h"
+#include "tests/support/malloc_hooks.h"
 
 namespace {
 
@@ -21,45 +21,17 @@ constexpr size_t kLarge = size_t{64} << 10;
 std::atomic<bool> counting = false;
 std::atomic<int> large = 0;
 
-void count(size_t bytes) {
-  if (counting && bytes >= kLarge) ++large;
-}
-
 }  // namespace
 
-extern "C" {
-void* __libc_malloc(size_t bytes);
-void* __libc_calloc(size_t count, size_t bytes);
-void* __libc_realloc(void* memory, size_t bytes);
-void* __libc_memalign(size_t alignment, size_t bytes);
+void memory_asked(size_t bytes) {
+  if (counting && bytes >= kLarge) ++large;
+}
+void memory_given(void*) {}
+void memory_returned(void*) {}
 
-void* malloc(size_t bytes) {
-  count(bytes);
-  return __libc_malloc(bytes);
-}
-void* calloc(size_t number, size_t bytes) {
-  count(number * bytes);
-  return __libc_calloc(number, bytes);
-}
-void* realloc(void* memory, size_t bytes) {
-  count(bytes);
-  return __libc_realloc(memory, bytes);
-}
-void* aligned_alloc(size_t alignment, size_t bytes) {
-  count(bytes);
-  return __libc_memalign(alignment, bytes);
-}
-void* memalign(size_t alignment, size_t bytes) {
-  count(bytes);
-  return __libc_memalign(alignment, bytes);
-}
-int posix_memalign(void** memory, size_t alignment, size_t bytes) {
-  count(bytes);
-  *memory = __libc_memalign(alignment, bytes);
-  return *memory == nullptr ? ENOMEM : 0;
-}
+extern "C" {
 void* mmap(void* address, size_t bytes, int protection, int flags, int file, off_t offset) {
-  count(bytes);
+  memory_asked(bytes);
   return reinterpret_cast<void*>(syscall(SYS_mmap, address, bytes, protection, flags, file, offset));
 }
 }

@@ -1,9 +1,8 @@
 // Generating again and again keeps no memory. DYDIT_GENERATIONS says how often that is tried (60 times);
-// recipes/sanitize.sh does so more often. This program's malloc and its kin take the place of the C library's
-// and count what is in use, to the block: glibc's own numbers take in what it keeps ready for each thread.
+// recipes/sanitize.sh does so more often. What is in use is counted to the block: glibc's own numbers take in
+// what it keeps ready for each thread.
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
 #include <cstddef>
 #include <cstdlib>
 #include <filesystem>
@@ -19,49 +18,22 @@
 
 #include "dydit/pipeline/generate.h"
 #include "tests/support/golden.h"
+#include "tests/support/malloc_hooks.h"
 
 namespace {
 
 std::atomic<int64_t> live_blocks = 0, live_bytes = 0;
 
-void* counted(void* block) {
-  if (block == nullptr) return nullptr;
-  ++live_blocks;
-  live_bytes += malloc_usable_size(block);
-  return block;
-}
-
-void forget(void* block) {
-  if (block == nullptr) return;
-  --live_blocks;
-  live_bytes -= malloc_usable_size(block);
-}
-
 }  // namespace
 
-extern "C" {
-void* __libc_malloc(size_t bytes);
-void* __libc_calloc(size_t count, size_t bytes);
-void* __libc_realloc(void* memory, size_t bytes);
-void* __libc_memalign(size_t alignment, size_t bytes);
-void __libc_free(void* memory);
-
-void* malloc(size_t bytes) { return counted(__libc_malloc(bytes)); }
-void* calloc(size_t number, size_t bytes) { return counted(__libc_calloc(number, bytes)); }
-void* realloc(void* memory, size_t bytes) {
-  forget(memory);
-  return counted(__libc_realloc(memory, bytes));
+void memory_asked(size_t) {}
+void memory_given(void* block) {
+  ++live_blocks;
+  live_bytes += malloc_usable_size(block);
 }
-void* aligned_alloc(size_t alignment, size_t bytes) { return counted(__libc_memalign(alignment, bytes)); }
-void* memalign(size_t alignment, size_t bytes) { return counted(__libc_memalign(alignment, bytes)); }
-int posix_memalign(void** memory, size_t alignment, size_t bytes) {
-  *memory = counted(__libc_memalign(alignment, bytes));
-  return *memory == nullptr ? ENOMEM : 0;
-}
-void free(void* memory) {
-  forget(memory);
-  __libc_free(memory);
-}
+void memory_returned(void* block) {
+  --live_blocks;
+  live_bytes -= malloc_usable_size(block);
 }
 
 namespace dydit {
@@ -106,7 +78,9 @@ void generate_some(const Checkpoint& checkpoint, EngineKind engine, at::ScalarTy
   options.threads = 2;
   options.engine = engine;
   options.dtype = dtype;
-  generate(checkpoint, options, {.on_sample = [](GeneratedSample&&) {}});
+  GenerateCallbacks callbacks;
+  callbacks.on_sample = [](GeneratedSample&&) {};
+  generate(checkpoint, options, callbacks);
 }
 
 // In how many pieces the file is mapped.
