@@ -144,11 +144,6 @@ inline Range part_of(int total, int parts, int i) {
   return {i * size + (i < larger ? i : larger), size + (i < larger ? 1 : 0)};
 }
 
-// The row of the residual stream that input row `row` adds to.
-inline float* residual_row(const Gemm& g, int row) {
-  return static_cast<float*>(g.out) + (g.rows ? g.rows[row] : row) * g.ldo;
-}
-
 // Rows [first, first + rows) of one panel of a finished tile.
 template <typename A>
 void finish(const Gemm& g, const Panel& panel, int first, int rows, const float* tile) {
@@ -167,7 +162,7 @@ void finish(const Gemm& g, const Panel& panel, int first, int rows, const float*
         break;
       case Epilogue::Residual: {
         const int row = g.rows ? g.rows[first + i] : first + i;
-        float* x = residual_row(g, first + i) + panel.column;
+        float* x = static_cast<float*>(g.out) + row * g.ldo + panel.column;
         const float* gate = g.gates ? g.gates[row / g.sample_rows] + panel.column : nullptr;
         const Lanes update = gate ? v * load_lanes(gate, panel.width) : v;
         store_lanes(x, load_lanes(x, panel.width) + update, panel.width);
@@ -204,16 +199,6 @@ void norm(T* out, const float* x, const float* shift, const float* scale, int C,
   }
 }
 
-// Calls for the lines that finish will change, while the tile is computed: they are strided by whole rows,
-// and weights have passed through the caches since they were last used.
-inline void prefetch_residual(const Gemm& g, const Panel* panels, int num_panels, int first, int rows) {
-  for (int i = 0; i < rows; ++i) {
-    const float* x = residual_row(g, first + i);
-    for (int j = 0; j < num_panels; ++j)
-      _mm_prefetch(reinterpret_cast<const char*>(x + panels[j].column), _MM_HINT_T0);
-  }
-}
-
 template <typename A, typename W>
 void gemm(const Gemm& g) {
   alignas(64) float out[kTileRows * kTileColumns];
@@ -231,7 +216,6 @@ void gemm(const Gemm& g) {
     for (int rt = 0; rt < row_tiles; ++rt) {
       const Range part = part_of(rows, row_tiles, rt);
       const int first = g.row_begin + part.begin;
-      if (g.epilogue == Epilogue::Residual) prefetch_residual(g, panels, columns.size, first, part.size);
       choose_tile<A, W>(part.size, columns.size)(out, kTileColumns,
                                                  static_cast<const A*>(g.a) + first * g.lda, g.lda, weights,
                                                  bias, g.segments, g.num_segments, g.segment_pairs);
