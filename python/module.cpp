@@ -62,11 +62,6 @@ Value choose(const char* what, const std::string& given,
   throw UsageError(fmt::format("{} '{}' is unknown; choose from {}", what, given, known));
 }
 
-SamplerKind sampler_of(const std::string& name) {
-  return choose<SamplerKind>(
-      "sampler", name,
-      {{"ddpm", SamplerKind::Ddpm}, {"ddim", SamplerKind::Ddim}, {"dpm++", SamplerKind::Dpm}});
-}
 EngineKind engine_of(const std::string& name) {
   return choose<EngineKind>("engine", name, {{"cpu", EngineKind::Cpu}, {"reference", EngineKind::Reference}});
 }

@@ -9,6 +9,9 @@
 #include <optional>
 #include <sched.h>
 #include <set>
+#include <unistd.h>
+
+#include <sys/syscall.h>
 
 #include "dydit/base/error.h"
 
@@ -31,9 +34,16 @@ constexpr std::array kIsaNames = {
 
 std::optional<Isa> applied_level;
 
+// Linux gives a process the tile registers, 8 KiB a thread, when it asks for them.
+bool request_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM of arch_prctl(2)
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
 bool has_amx_bf16() {
+  constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24;
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & (1u << 22)) && (d & (1u << 24));
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kBf16) && (d & kTiles) && request_tiles();
 }
 
 bool has_avx512_bf16() {

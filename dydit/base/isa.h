@@ -9,7 +9,8 @@ namespace dydit {
 /// Levels in ascending order; each includes the ones before it.
 enum class Isa { Sse, Avx2, Avx512, Avx512Bf16, Amx };
 
-/// The highest level this processor (and operating system) offers.
+/// The highest level this processor (and operating system) offers. Where there is AMX, asks for its
+/// registers.
 Isa detect_isa();
 /// "sse", "avx2", "avx512", "avx512_bf16", "amx".
 std::string_view isa_name(Isa isa);

@@ -3,6 +3,8 @@
 
 #include <fmt/ranges.h>
 
+#include "dydit/base/error.h"
+
 namespace dydit {
 namespace {
 
@@ -37,6 +39,12 @@ std::string_view sampler_name(SamplerKind kind) {
       break;
   }
   return "dpm++";
+}
+SamplerKind sampler_of(std::string_view name) {
+  for (const SamplerKind kind : {SamplerKind::Ddpm, SamplerKind::Ddim, SamplerKind::Dpm}) {
+    if (name == sampler_name(kind)) return kind;
+  }
+  throw UsageError(fmt::format("sampler '{}' is unknown; choose from ddpm, ddim, dpm++", name));
 }
 std::string_view noise_name(NoiseKind kind) { return kind == NoiseKind::Philox ? "philox" : "torch"; }
 std::string_view dtype_flag(at::ScalarType dtype) { return dtype == at::kFloat ? "f32" : "bf16"; }
@@ -124,8 +132,7 @@ std::string reproducing_command(const json& run) {
           : fmt::format("--steps {}", run.at("steps").get<int>());
   std::string command = fmt::format(
       "dydit generate --model {} --classes {} -n {} --seed {} {} --sampler {} --cfg-scale {} "
-      "--cfg-channels "
-      "{} --mode {} --dtype {} --engine {}",
+      "--cfg-channels {} --mode {} --dtype {} --engine {}",
       shell_quote(run.at("model").at("file").get<std::string>()),
       fmt::join(run.at("classes").get<std::vector<int>>(), ","), run.at("num_images").get<int>(),
       run.at("seed").get<uint64_t>(), steps, run.at("sampler").get<std::string>(),

@@ -36,6 +36,7 @@ std::string json_text(const nlohmann::json& value);
 std::string reproducing_command(const nlohmann::json& run);
 
 std::string_view sampler_name(SamplerKind kind);    // "ddpm", "ddim", "dpm++"
+SamplerKind sampler_of(std::string_view name);      // UsageError for any other
 std::string_view noise_name(NoiseKind kind);        // "philox", "torch"
 std::string_view dtype_flag(at::ScalarType dtype);  // "f32", "bf16"
 std::string_view mode_name(Mode mode);              // "dynamic", "static"

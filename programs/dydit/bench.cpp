@@ -127,7 +127,7 @@ class Contestant {
   Contestant(const Checkpoint& checkpoint, const BenchFlags& flags, Mode mode, at::ScalarType dtype,
              EngineKind kind)
       : checkpoint_(checkpoint), flags_(flags) {
-    const SamplerKind sampler = parse_sampler(flags.sampler);
+    const SamplerKind sampler = sampler_of(flags.sampler);
     plan_ = make_width_plan(checkpoint, choose_timesteps(sampler, flags.steps).timesteps, mode);
     options_.num_images = options_.batch = flags.batch;
     options_.num_steps = flags.steps;

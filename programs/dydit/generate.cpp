@@ -145,7 +145,7 @@ std::vector<int> parse_timesteps(const std::string& list) {
 void resolve(GenerateFlags& flags, const Checkpoint& checkpoint, Isa isa) {
   GenerateOptions& options = flags.options;
   const DiTConfig& config = checkpoint.config;
-  options.sampler.kind = parse_sampler(flags.sampler);
+  options.sampler.kind = sampler_of(flags.sampler);
   if (flags.timesteps) options.timesteps = parse_timesteps(*flags.timesteps);
   DYDIT_USAGE_CHECK(options.sampler.kind == SamplerKind::Ddim || options.sampler.eta == 0,
                     "--eta {}: only the ddim sampler has an eta", options.sampler.eta);

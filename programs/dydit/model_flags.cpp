@@ -3,11 +3,6 @@
 
 namespace dydit {
 
-SamplerKind parse_sampler(const std::string& name) {
-  if (name == "ddim") return SamplerKind::Ddim;
-  return name == "dpm++" ? SamplerKind::Dpm : SamplerKind::Ddpm;
-}
-
 void add_model_path(Cli& cli, std::string& path, int& num_heads) {
   cli.app
       .add_option("--model,--ckpt", path,

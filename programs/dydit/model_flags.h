@@ -5,7 +5,6 @@
 
 #include "cli.h"
 #include "dydit/base/isa.h"
-#include "dydit/diffusion/sampler.h"
 #include "dydit/engine/engine.h"
 #include "dydit/model/checkpoint.h"
 
@@ -24,9 +23,6 @@ struct ModelFlags {
   at::ScalarType resolve_dtype(Isa isa) const;
   EngineKind resolve_engine() const;
 };
-
-/// Of a name that add_choice has checked.
-SamplerKind parse_sampler(const std::string& name);
 
 /// --model and --num-heads alone.
 void add_model_path(Cli& cli, std::string& path, int& num_heads);

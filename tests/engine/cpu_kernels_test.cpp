@@ -27,6 +27,9 @@ extern const Kernels kernels;
 namespace avx512_bf16 {
 extern const Kernels kernels;
 }
+namespace emulated_amx {
+extern const Kernels kernels;
+}
 
 namespace {
 
@@ -39,6 +42,7 @@ const Level kLevels[] = {
     {"avx2", Isa::Avx2, []() -> const Kernels& { return avx2::kernels; }},
     {"avx512", Isa::Avx512, []() -> const Kernels& { return avx512::kernels; }},
     {"avx512_bf16", Isa::Avx512Bf16, []() -> const Kernels& { return avx512_bf16::kernels; }},
+    {"emulated_amx", Isa::Avx512Bf16, []() -> const Kernels& { return emulated_amx::kernels; }},
     {"in_force", Isa::Avx2, kernels},
 };
 
@@ -87,15 +91,20 @@ struct Layer {
   int padded() const { return (in_size + 1) / 2 * 2; }
   int64_t lda() const { return static_cast<int64_t>(ins.size()) * padded() + 2; }
 };
-const Layer kLayers[] = {{1, 16, 1, 32, {0}, {0}},                       // one panel
-                         {1, 5, 1, 1, {0}, {0}},                         // one input, a few columns
-                         {1, 37, 1, 27, {0}, {0}},                       // nothing is even
-                         {4, 36, 1, 21, {0, 3}, {0}},                    // two heads of four
-                         {3, 33, 1, 20, {0, 1, 2}, {0}},                 // nine panels
-                         {1, 24, 5, 7, {0}, {1, 2, 4}},                  // heads of an odd size left out
-                         {4, 16, 3, 18, {1, 2, 3}, {0, 2}},              // some of both
-                         {2, 72, 6, 24, {1}, {5}},                       // the last of each
-                         {8, 13, 8, 9, {0, 2, 3, 5, 6, 7}, {0, 1, 6}}};  // panels of 13 columns
+const Layer kLayers[] = {{1, 16, 1, 32, {0}, {0}},                      // one panel
+                         {1, 5, 1, 1, {0}, {0}},                        // one input, a few columns
+                         {1, 37, 1, 27, {0}, {0}},                      // nothing is even
+                         {4, 36, 1, 21, {0, 3}, {0}},                   // two heads of four
+                         {3, 33, 1, 20, {0, 1, 2}, {0}},                // nine panels
+                         {1, 24, 5, 7, {0}, {1, 2, 4}},                 // heads of an odd size left out
+                         {4, 16, 3, 18, {1, 2, 3}, {0, 2}},             // some of both
+                         {2, 72, 6, 24, {1}, {5}},                      // the last of each
+                         {8, 13, 8, 9, {0, 2, 3, 5, 6, 7}, {0, 1, 6}},  // panels of 13 columns
+                         {1, 64, 3, 72, {0}, {0, 1}},                   // 36 pairs a head, as in DiT-XL
+                         {2, 80, 2, 64, {0}, {0, 1}}};                  // 32 pairs
+
+// Up to two register tiles and more of each kind, which are of 6, 16 and 32 rows.
+constexpr int kRowCounts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 17, 31, 32, 33, 49};
 
 // Weights, activations and what the layer makes of them, v = a w + bias (rows, columns), in double.
 template <typename A, typename W>
@@ -183,7 +192,7 @@ void check_epilogues(void (*gemm)(const Gemm&)) {
       {Epilogue::Gelu, gelu_tanh},
       {Epilogue::Relu, [](double v) { return std::max(v, 0.0); }}};
   for (const Layer& layer : kLayers) {
-    for (int rows = 1; rows <= 14; ++rows) {
+    for (const int rows : kRowCounts) {
       const Problem<A, W> problem(layer, rows);
       for (const auto& [epilogue, fn] : epilogues) {
         SCOPED_TRACE(testing::Message() << "layer " << &layer - kLayers << ", " << rows << " rows, epilogue "
@@ -263,13 +272,13 @@ TEST_P(CpuKernels, GemmFloatAddsToTheResidualRows) { check_residual<float, float
 // Any cut of rows and panels into calls gives the bits of one call.
 template <typename A, typename W>
 void check_cuts(void (*gemm)(const Gemm&)) {
-  constexpr int kRows = 14;
+  constexpr int kRows = 49;
   for (const Layer& layer : kLayers) {
     const Problem<A, W> problem(layer, kRows);
     const auto before = random_values<A>(kRows * problem.ldo(), 5);
     auto whole = before;
     gemm(problem.gemm(whole.data(), Epilogue::Gelu));
-    for (int rows = 1; rows <= kRows; ++rows) {
+    for (const int rows : kRowCounts) {
       for (const int panels : {1, 3, 4}) {
         auto parts = before;
         for (int row = 0; row < kRows; row += rows) {

@@ -566,10 +566,11 @@ void CpuEngine::multiply(const PackedLinear& weights, Gemm gemm, int rows, bool 
   const auto run = bf16_rows        ? kernels_.gemm_bf16
                    : weights.bf16() ? kernels_.gemm_float_bf16
                                     : kernels_.gemm_float;
+  const int tile_rows = bf16_rows ? kernels_.bf16_tile_rows : kTileRows;
   const int wanted = ceil_div(4 * team_.threads(), columns);
   const int chunks =
       std::clamp(std::max(ceil_div(rows, kChunkRows), wanted), 1, ceil_div(rows, 4 * kTileRows));
-  const int chunk = ceil_div(ceil_div(rows, chunks), kTileRows) * kTileRows;
+  const int chunk = ceil_div(ceil_div(rows, chunks), tile_rows) * tile_rows;
   team_.run(ceil_div(rows, chunk) * columns, [&](int task, int) {
     Gemm part = gemm;
     part.row_begin = task / columns * chunk;

@@ -22,8 +22,12 @@ extern const Kernels kernels;
 namespace avx512_bf16 {
 extern const Kernels kernels;
 }
+namespace amx {
+extern const Kernels kernels;
+}
 
 const Kernels& kernels() {
+  if (active_isa() >= Isa::Amx) return amx::kernels;
   if (active_isa() >= Isa::Avx512Bf16) return avx512_bf16::kernels;
   return active_isa() >= Isa::Avx512 ? avx512::kernels : avx2::kernels;
 }
@@ -31,7 +35,7 @@ const Kernels& kernels() {
 size_t attention_scratch(int N, int D, size_t element) {
   const size_t tokens = (N + kPanel - 1) / kPanel * kPanel, channels = (D + kPanel - 1) / kPanel * kPanel;
   const size_t keys = tokens * ((D + 1) / 2 * 2), values = channels * ((N + 1) / 2 * 2),
-               weights = attention_rows(N) * tokens;
+               weights = kAttentionRows * tokens;
   return (keys + values + weights) * element + weights * sizeof(float) + 64;
 }
 

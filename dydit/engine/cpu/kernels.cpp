@@ -1,8 +1,11 @@
-// Compiled once a level with DYDIT_LEVEL (avx2, avx512, avx512_bf16) and that level's flags. Nothing inline
-// from the standard library: an inline function compiled here with wide instructions could be the one the
-// linker keeps.
+// Compiled once a level with DYDIT_LEVEL (avx2, avx512, avx512_bf16, amx) and that level's flags. Nothing
+// inline from the standard library: an inline function compiled here with wide instructions could be the one
+// the linker keeps.
 #include "dydit/engine/cpu/kernels.h"
 
+#ifdef __AMX_BF16__
+#include "dydit/engine/cpu/amx.h"
+#endif
 #include "dydit/engine/cpu/vectors.h"
 
 namespace dydit::cpu::DYDIT_LEVEL {
@@ -116,22 +119,155 @@ void tile(float* out, int64_t out_stride, const A* a, int64_t lda, const W* cons
   }
 }
 
+// Products of up to kRows rows and kMaxPanels panels.
 template <typename A, typename W>
-using Tile = void (*)(float*, int64_t, const A*, int64_t, const W* const*, const float* const*, const int*,
-                      int, int);
+struct Multiplier {
+  static constexpr int kRows = kTileRows;
 
-template <typename A, typename W>
-Tile<A, W> choose_tile(int rows, int panels) {
+  void run(int rows, int count, float* out, int64_t out_stride, const A* a, int64_t lda,
+           const W* const* panels, const float* const* bias, const int* segments, int num_segments,
+           int segment_pairs) {
 #define DYDIT_ROW(R)                                                                                \
   {                                                                                                 \
     tile<A, W, R, 1>, tile < A, W, R, kMaxPanels<2 ? 1 : 2>, tile < A, W, R, kMaxPanels<3 ? 1 : 3>, \
         tile < A, W, R, kMaxPanels<4 ? 1 : 4>                                                       \
   }
-  static constexpr Tile<A, W> kTiles[kTileRows][kTilePanels] = {DYDIT_ROW(1), DYDIT_ROW(2), DYDIT_ROW(3),
-                                                                DYDIT_ROW(4), DYDIT_ROW(5), DYDIT_ROW(6)};
+    static constexpr decltype(&tile<A, W, 1, 1>) kTiles[kTileRows][kTilePanels] = {
+        DYDIT_ROW(1), DYDIT_ROW(2), DYDIT_ROW(3), DYDIT_ROW(4), DYDIT_ROW(5), DYDIT_ROW(6)};
 #undef DYDIT_ROW
-  return kTiles[rows - 1][panels - 1];
-}
+    kTiles[rows - 1][count - 1](out, out_stride, a, lda, panels, bias, segments, num_segments, segment_pairs);
+  }
+};
+
+#ifdef __AMX_BF16__
+// With tile registers: 16 rows times a panel a sum, four sums at a time. Two blocks of rows are equally high,
+// and so may overlap, since all tiles of one product have one height.
+template <>
+struct Multiplier<Bf16, Bf16> {
+  static constexpr int kTilePairs = 16, kRows = 32;  // inputs come in tiles of 32, the last of a segment less
+  static constexpr int kA = 4, kB = 5, kLastA = 6, kLastB = 7;  // after the sums
+
+  ~Multiplier() {
+    if (height_ != 0) release_tiles();
+  }
+
+  void run(int rows, int count, float* out, int64_t out_stride, const Bf16* a, int64_t lda,
+           const Bf16* const* panels, const float* const* bias, const int* segments, int num_segments,
+           int segment_pairs) {
+    const bool two = rows > kTilePairs;
+    shape(two ? (rows + 1) / 2 : rows, segment_pairs % kTilePairs);
+    const int second = rows - height_;
+    const Segments in = {segments, num_segments, segment_pairs};
+    for (int j = 0; j < count;) {
+      const int left = count - j;
+      const auto* from = panels + j;
+      const auto* with = bias ? bias + j : nullptr;
+      float* to = out + j * kPanel;
+      if (two && left > 1) {
+        sums<2, 2>(to, out_stride, a, lda, second, from, with, in);
+        j += 2;
+      } else if (two) {
+        sums<2, 1>(to, out_stride, a, lda, second, from, with, in);
+        j += 1;
+      } else if (left > 1) {
+        sums<1, 2>(to, out_stride, a, lda, 0, from, with, in);
+        j += 2;
+      } else {
+        sums<1, 1>(to, out_stride, a, lda, 0, from, with, in);
+        j += 1;
+      }
+    }
+  }
+
+ private:
+  struct Segments {
+    const int* first_pairs;
+    int count, pairs;
+  };
+
+  void shape(int height, int last_pairs) {
+    if (height == height_ && last_pairs == last_pairs_) return;
+    height_ = height;
+    last_pairs_ = last_pairs;
+    TileShapes shapes;
+    const auto set = [&](int tile, int rows, int row_bytes) {
+      shapes.rows[tile] = static_cast<uint8_t>(rows);
+      shapes.row_bytes[tile] = static_cast<uint16_t>(row_bytes);
+    };
+    for (int sum = 0; sum < kA; ++sum) set(sum, height, 64);
+    set(kA, height, 64);
+    set(kB, kTilePairs, 64);
+    if (last_pairs > 0) {
+      set(kLastA, height, 4 * last_pairs);
+      set(kLastB, last_pairs, 64);
+    }
+    set_tile_shapes(shapes);
+  }
+
+  // The sums of H blocks of rows, the second from row `second` on, times P panels.
+  template <int H, int P>
+  static void sums(float* out, int64_t out_stride, const Bf16* a, int64_t lda, int second,
+                   const Bf16* const* panels, const float* const* bias, const Segments& in) {
+    start<0, 0, H, P>(bias);
+    start<0, 1, H, P>(bias);
+    start<1, 0, H, P>(bias);
+    start<1, 1, H, P>(bias);
+    const int64_t row_bytes = lda * 2;
+    for (int s = 0; s < in.count; ++s) {
+      const int64_t first = int64_t{in.first_pairs[s]} * kPairElements;
+      int pair = 0;
+      for (; pair + kTilePairs <= in.pairs; pair += kTilePairs)
+        step<kA, kB, H, P>(a + 2 * pair, row_bytes, second * lda, panels, first + pair * kPairElements);
+      if (pair < in.pairs)
+        step<kLastA, kLastB, H, P>(a + 2 * pair, row_bytes, second * lda, panels,
+                                   first + pair * kPairElements);
+      a += 2 * in.pairs;
+    }
+    finish<0, 0, H, P>(out, out_stride, second);
+    finish<0, 1, H, P>(out, out_stride, second);
+    finish<1, 0, H, P>(out, out_stride, second);
+    finish<1, 1, H, P>(out, out_stride, second);
+  }
+  template <int I, int J, int H, int P>
+  static void start(const float* const* bias) {
+    if constexpr (I < H && J < P) {
+      if (bias) {
+        load_tile<I * P + J>(bias[J], 0);  // the same row again and again
+      } else {
+        clear_tile<I * P + J>();
+      }
+    }
+  }
+  // One tile of inputs. The rows are loaded once a panel: there is no tile left to keep both blocks in.
+  template <int A, int B, int H, int P>
+  static void step(const Bf16* a, int64_t row_bytes, int64_t second, const Bf16* const* panels, int64_t at) {
+    load_tile<A>(a, row_bytes);
+    load_tile<B>(panels[0] + at, 64);
+    multiply_tiles<0, A, B>();
+    if constexpr (P == 2 && H == 1) {
+      load_tile<B>(panels[1] + at, 64);
+      multiply_tiles<1, A, B>();
+    }
+    if constexpr (H == 2) {
+      load_tile<A>(a + second, row_bytes);
+      multiply_tiles<P, A, B>();
+    }
+    if constexpr (P == 2 && H == 2) {
+      load_tile<B>(panels[1] + at, 64);
+      multiply_tiles<P + 1, A, B>();
+      load_tile<A>(a, row_bytes);
+      multiply_tiles<1, A, B>();
+    }
+  }
+  template <int I, int J, int H, int P>
+  static void finish(float* out, int64_t out_stride, int second) {
+    if constexpr (I < H && J < P)
+      store_tile<I * P + J>(out + I * second * out_stride + J * kPanel, out_stride * 4);
+  }
+
+  int height_ = 0, last_pairs_ = 0;
+};
+#endif
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
@@ -201,8 +337,9 @@ void norm(T* out, const float* x, const float* shift, const float* scale, int C,
 
 template <typename A, typename W>
 void gemm(const Gemm& g) {
-  alignas(64) float out[kTileRows * kTileColumns];
-  const int rows = g.row_end - g.row_begin, row_tiles = ceil_div(rows, kTileRows);
+  Multiplier<A, W> multiplier;
+  alignas(64) float out[multiplier.kRows * kTileColumns];
+  const int rows = g.row_end - g.row_begin, row_tiles = ceil_div(rows, multiplier.kRows);
   const int column_tiles = ceil_div(g.num_panels, kMaxPanels);
   for (int ct = 0; ct < column_tiles; ++ct) {
     const Range columns = part_of(g.num_panels, column_tiles, ct);
@@ -216,9 +353,8 @@ void gemm(const Gemm& g) {
     for (int rt = 0; rt < row_tiles; ++rt) {
       const Range part = part_of(rows, row_tiles, rt);
       const int first = g.row_begin + part.begin;
-      choose_tile<A, W>(part.size, columns.size)(out, kTileColumns,
-                                                 static_cast<const A*>(g.a) + first * g.lda, g.lda, weights,
-                                                 bias, g.segments, g.num_segments, g.segment_pairs);
+      multiplier.run(part.size, columns.size, out, kTileColumns, static_cast<const A*>(g.a) + first * g.lda,
+                     g.lda, weights, bias, g.segments, g.num_segments, g.segment_pairs);
       for (int j = 0; j < columns.size; ++j) finish<A>(g, panels[j], first, part.size, out + j * kPanel);
     }
   }
@@ -352,6 +488,13 @@ inline float exponentials(T* p, const float* s, int panels, float scale) {
   return sum_of(sum);
 }
 
+// Rows whose scores attention holds at a time: as many tiles as fit the first-level cache.
+constexpr int attention_rows(int N, int tile_rows) {
+  constexpr int kScores = 6144;
+  const int tiles = kScores / (N * tile_rows), most = kAttentionRows / tile_rows;
+  return (tiles < 1 ? 1 : tiles > most ? most : tiles) * tile_rows;
+}
+
 template <typename T>
 void attention(const Attention& a) {
   const int N = a.N, D = a.D, key_pairs = ceil_div(D, 2), value_pairs = ceil_div(N, 2);
@@ -360,17 +503,19 @@ void attention(const Attention& a) {
   T* keys = static_cast<T*>(a.scratch);
   T* values = keys + int64_t{key_panels} * key_pairs * kPairElements;
   T* weights = values + int64_t{value_panels} * value_pairs * kPairElements;
-  auto* scores = reinterpret_cast<float*>(weights + attention_rows(N) * tokens);
+  auto* scores = reinterpret_cast<float*>(weights + kAttentionRows * tokens);
   pack_keys(keys, static_cast<const T*>(a.k), a.stride, N, D);
   pack_values(values, static_cast<const T*>(a.v), a.stride, N, D);
 
   // Some rows at a time: a tile of keys serves all of them from the first-level cache, and so do their
   // scores.
-  const int whole = 0, block = attention_rows(N), blocks = ceil_div(N, block);
+  Multiplier<T, T> multiplier;
+  constexpr int kTile = multiplier.kRows;
+  const int whole = 0, block = attention_rows(N, kTile), blocks = ceil_div(N, block);
   const int key_tiles = ceil_div(key_panels, kMaxPanels), value_tiles = ceil_div(value_panels, kMaxPanels);
   for (int b = 0; b < blocks; ++b) {
     const Range rows = part_of(N, blocks, b);
-    const int row_tiles = ceil_div(rows.size, kTileRows);
+    const int row_tiles = ceil_div(rows.size, kTile);
     const T* q = static_cast<const T*>(a.q) + rows.begin * a.stride;
     const T* panels[kTilePanels] = {};
     for (int t = 0; t < key_tiles; ++t) {
@@ -379,9 +524,9 @@ void attention(const Attention& a) {
         panels[j] = keys + int64_t{part.begin + j} * key_pairs * kPairElements;
       for (int rt = 0; rt < row_tiles; ++rt) {
         const Range tile_rows = part_of(rows.size, row_tiles, rt);
-        choose_tile<T, T>(tile_rows.size, part.size)(scores + tile_rows.begin * tokens + part.begin * kPanel,
-                                                     tokens, q + tile_rows.begin * a.stride, a.stride, panels,
-                                                     nullptr, &whole, 1, key_pairs);
+        multiplier.run(tile_rows.size, part.size, scores + tile_rows.begin * tokens + part.begin * kPanel,
+                       tokens, q + tile_rows.begin * a.stride, a.stride, panels, nullptr, &whole, 1,
+                       key_pairs);
       }
     }
     float inverse[kAttentionRows];
@@ -389,15 +534,15 @@ void attention(const Attention& a) {
       for (int n = N; n < tokens; ++n) scores[i * tokens + n] = -1e30f;  // no such token
       inverse[i] = 1.0f / exponentials(weights + i * tokens, scores + i * tokens, key_panels, a.scale);
     }
-    alignas(64) float out[kTileRows * kTileColumns];
+    alignas(64) float out[kTile * kTileColumns];
     for (int t = 0; t < value_tiles; ++t) {
       const Range part = part_of(value_panels, value_tiles, t);
       for (int j = 0; j < part.size; ++j)
         panels[j] = values + int64_t{part.begin + j} * value_pairs * kPairElements;
       for (int rt = 0; rt < row_tiles; ++rt) {
         const Range tile_rows = part_of(rows.size, row_tiles, rt);
-        choose_tile<T, T>(tile_rows.size, part.size)(out, kTileColumns, weights + tile_rows.begin * tokens,
-                                                     tokens, panels, nullptr, &whole, 1, value_pairs);
+        multiplier.run(tile_rows.size, part.size, out, kTileColumns, weights + tile_rows.begin * tokens,
+                       tokens, panels, nullptr, &whole, 1, value_pairs);
         for (int i = 0; i < tile_rows.size; ++i) {
           const int row = tile_rows.begin + i;
           for (int c = 0; c < part.size * kPanel; c += kPanel) {
@@ -415,13 +560,15 @@ void attention(const Attention& a) {
   }
 }
 
-// Steps on operands that stay in the first-level cache: what the processor can do at best.
+// Tiles of operands that stay in the first-level cache: what the processor can do at best.
 template <typename T>
 int64_t peak(int64_t rounds, float* sink) {
   constexpr int kPairs = 64;
-  alignas(64) static const T zeros[kTileRows * 2 * kPairs + kMaxPanels * kPairElements * kPairs] = {};
+  Multiplier<T, T> multiplier;
+  constexpr int kRows = multiplier.kRows;
+  alignas(64) static const T zeros[kRows * 2 * kPairs + kMaxPanels * kPairElements * kPairs] = {};
   const T* a = zeros;
-  alignas(64) float out[kTileRows * kTileColumns];
+  alignas(64) float out[kRows * kTileColumns];
   const int all = 0;
   for (int64_t r = 0; r < rounds; ++r) {
     asm volatile(""
@@ -429,17 +576,24 @@ int64_t peak(int64_t rounds, float* sink) {
                  : "r"(out)
                  : "memory");  // nothing is known of `a`, everything is needed of `out`
     const T* panels[kMaxPanels];
-    for (int j = 0; j < kMaxPanels; ++j) panels[j] = a + kTileRows * 2 * kPairs + j * kPairElements * kPairs;
-    tile<T, T, kTileRows, kMaxPanels>(out, kTileColumns, a, 2 * kPairs, panels, nullptr, &all, 1, kPairs);
+    for (int j = 0; j < kMaxPanels; ++j) panels[j] = a + kRows * 2 * kPairs + j * kPairElements * kPairs;
+    multiplier.run(kRows, kMaxPanels, out, kTileColumns, a, 2 * kPairs, panels, nullptr, &all, 1, kPairs);
     *sink += out[r % kPanel];
   }
-  return rounds * kTileRows * kMaxPanels * kPanel * kPairs * 2;
+  return rounds * kRows * kMaxPanels * kPanel * kPairs * 2;
 }
 
 }  // namespace
 
-extern const Kernels kernels = {gemm<Bf16, Bf16>, gemm<float, Bf16>, gemm<float, float>,
-                                attention<Bf16>,  attention<float>,  norm<Bf16>,
-                                norm<float>,      peak<Bf16>,        peak<float>};
+extern const Kernels kernels = {Multiplier<Bf16, Bf16>::kRows,
+                                gemm<Bf16, Bf16>,
+                                gemm<float, Bf16>,
+                                gemm<float, float>,
+                                attention<Bf16>,
+                                attention<float>,
+                                norm<Bf16>,
+                                norm<float>,
+                                peak<Bf16>,
+                                peak<float>};
 
 }  // namespace dydit::cpu::DYDIT_LEVEL

@@ -14,7 +14,7 @@
 namespace dydit::cpu {
 
 inline constexpr int kPanel = 16;      // output columns of a panel
-inline constexpr int kTileRows = 6;    // rows of a register tile
+inline constexpr int kTileRows = 6;    // rows of a register tile, but for bfloat16 with AMX
 inline constexpr int kTilePanels = 4;  // panels of a register tile
 
 struct Panel {
@@ -63,6 +63,7 @@ struct Attention {
 
 /// Element types: activations x weights.
 struct Kernels {
+  int bf16_tile_rows;                    // rows of a register tile of gemm_bf16
   void (*gemm_bf16)(const Gemm&);        // bfloat16 x bfloat16
   void (*gemm_float_bf16)(const Gemm&);  // float32 x bfloat16: exact products of weights stored in bfloat16
   void (*gemm_float)(const Gemm&);       // float32 x float32
@@ -79,13 +80,7 @@ struct Kernels {
 /// The kernels for the instruction level in force (dydit/base/isa.h).
 const Kernels& kernels();
 
-inline constexpr int kAttentionRows = 4 * kTileRows;
-/// Rows whose scores attention holds at a time: as many as fit the first-level cache.
-constexpr int attention_rows(int N) {
-  constexpr int kScores = 6144;
-  const int tiles = kScores / (N * kTileRows);
-  return (tiles < 1 ? 1 : tiles > 4 ? 4 : tiles) * kTileRows;
-}
+inline constexpr int kAttentionRows = 32;  // whose scores attention holds at a time, at most
 
 /// Bytes of scratch memory that attention over N tokens of D channels takes, for elements of `element` bytes.
 size_t attention_scratch(int N, int D, size_t element);
