@@ -23,6 +23,7 @@ def parse_args():
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--streams", type=int, default=1, help="of OpenVINO")
     parser.add_argument("--channels-last", action="store_true", help="of the patch embedding")
     parser.add_argument("--no-fused-attention", dest="fused", action="store_false")
     return parser.parse_args()
@@ -67,13 +68,26 @@ def torch_forward(args):
 
 
 def openvino_forward(args):
+    """With --streams, each has its part of the batch and of the threads, and they run side by side."""
     import openvino as ov
+    version = f"openvino {ov.__version__.split('-')[0]}"
     module, inputs = make_module(args), make_inputs(args)
-    converted = ov.convert_model(module, example_input=inputs)
-    compiled = ov.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY",
-                                                   "INFERENCE_NUM_THREADS": args.threads})
-    request, values = compiled.create_infer_request(), [value.numpy() for value in inputs]
-    return lambda: request.infer(values), f"openvino {ov.__version__.split('-')[0]}"
+    parts = list(zip(*(value.chunk(args.streams) for value in inputs)))
+    settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": args.threads}
+    settings |= {"NUM_STREAMS": args.streams} if args.streams > 1 else {"PERFORMANCE_HINT": "LATENCY"}
+    compiled = ov.compile_model(ov.convert_model(module, example_input=parts[0]), "CPU", settings)
+    parts = [[value.numpy() for value in part] for part in parts]
+    if args.streams == 1:
+        request = compiled.create_infer_request()
+        return lambda: request.infer(parts[0]), version
+    queue = ov.AsyncInferQueue(compiled, args.streams)
+
+    def forward():
+        for part in parts:
+            queue.start_async(part)
+        queue.wait_all()
+
+    return forward, version
 
 
 def main():

@@ -3,271 +3,11 @@
 // the linker keeps.
 #include "dydit/engine/cpu/kernels.h"
 
-#ifdef __AMX_BF16__
-#include "dydit/engine/cpu/amx.h"
-#endif
+#include "dydit/engine/cpu/multiplier.h"
 #include "dydit/engine/cpu/vectors.h"
 
 namespace dydit::cpu::DYDIT_LEVEL {
 namespace {
-
-constexpr int kTileColumns = kTilePanels * kPanel;
-constexpr int kPairElements = 2 * kPanel;  // of a panel
-constexpr int kPrefetchLines = 6;
-
-// One input of a pair: 16 / kVectors columns of a panel from `w` on, and a row's value for all of them.
-inline Vector weight_of(const float* w, int input) { return load_vector(w + input * kPanel); }
-inline Vector weight_of(const Bf16* w, int input) {
-  const Vector both = load_vector(reinterpret_cast<const uint32_t*>(w));
-  return input == 0 ? low_half(both) : high_half(both);
-}
-inline Vector row_value(const float* a, int input) { return broadcast(a[input]); }
-inline Vector row_value(const Bf16* a, int input) {
-  return broadcast(static_cast<uint32_t>(a[input].bits) << 16);
-}
-
-template <typename A, typename W>
-struct Step {  // two multiply-adds, one after the other: weights of both at once would not fit the registers
-  template <int R, int P>
-  static inline void run(Vector (&sum)[R][P][kVectors], const A* a, int64_t lda, const W* const (&w)[P],
-                         int64_t offset) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      // A lane of a bfloat16 panel holds a pair, of a float32 panel half of one.
-      const int64_t at = offset + v * kLanesOfVector * (sizeof(W) == 2 ? 2 : 1);
-#pragma GCC unroll 2
-      for (int input = 0; input < 2; ++input) {
-        Vector weights[P];
-#pragma GCC unroll 8
-        for (int j = 0; j < P; ++j) weights[j] = weight_of(w[j] + at, input);
-#pragma GCC unroll 8
-        for (int i = 0; i < R; ++i) {
-          const Vector row = row_value(a + i * lda, input);
-#pragma GCC unroll 8
-          for (int j = 0; j < P; ++j) sum[i][j][v] = multiply_add(row, weights[j], sum[i][j][v]);
-        }
-      }
-    }
-  }
-};
-
-#ifdef __AVX512BF16__
-template <>
-struct Step<Bf16, Bf16> {  // one instruction for both
-  template <int R, int P>
-  static inline void run(Vector (&sum)[R][P][kVectors], const Bf16* a, int64_t lda, const Bf16* const (&w)[P],
-                         int64_t offset) {
-    __m512bh weights[P];
-#pragma GCC unroll 8
-    for (int j = 0; j < P; ++j) weights[j] = (__m512bh)_mm512_loadu_si512(w[j] + offset);
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-      int both;
-      __builtin_memcpy(&both, a + i * lda, sizeof both);
-      const auto row = (__m512bh)_mm512_set1_epi32(both);
-#pragma GCC unroll 8
-      for (int j = 0; j < P; ++j) sum[i][j][0] = _mm512_dpbf16_ps(sum[i][j][0], row, weights[j]);
-    }
-  }
-};
-#endif
-
-// out (R rows of 16 P columns) <- R rows of `a` times P panels, over the input segments, plus the panels'
-// bias (null: none).
-template <typename A, typename W, int R, int P>
-void tile(float* out, int64_t out_stride, const A* a, int64_t lda, const W* const* panels,
-          const float* const* bias, const int* segments, int num_segments, int segment_pairs) {
-  Vector sum[R][P][kVectors];
-#pragma GCC unroll 8
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < P; ++j) {
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v)
-        sum[i][j][v] = bias ? load_vector(bias[j] + v * kLanesOfVector) : zero_vector();
-    }
-  }
-  for (int s = 0; s < num_segments; ++s) {
-    const W* w[P];
-#pragma GCC unroll 8
-    for (int j = 0; j < P; ++j) w[j] = panels[j] + int64_t{segments[s]} * kPairElements;
-    int pairs = segment_pairs;
-    for (; s + 1 < num_segments && segments[s + 1] == segments[s] + segment_pairs; ++s)
-      pairs += segment_pairs;
-    if (s + 1 < num_segments) {  // the processor's own prefetching does not see the jump coming
-#pragma GCC unroll 8
-      for (int j = 0; j < P; ++j) {
-        const auto* next =
-            reinterpret_cast<const char*>(panels[j] + int64_t{segments[s + 1]} * kPairElements);
-#pragma GCC unroll 8
-        for (int line = 0; line < kPrefetchLines; ++line) _mm_prefetch(next + 64 * line, _MM_HINT_T0);
-      }
-    }
-    for (int p = 0; p < pairs; ++p, a += 2) {
-      Step<A, W>::template run<R, P>(sum, a, lda, w, int64_t{p} * kPairElements);
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < P; ++j) {
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) {
-        store_vector(out + i * out_stride + j * kPanel + v * kLanesOfVector, sum[i][j][v]);
-      }
-    }
-  }
-}
-
-// Products of up to kRows rows and kMaxPanels panels.
-template <typename A, typename W>
-struct Multiplier {
-  static constexpr int kRows = kTileRows;
-
-  void run(int rows, int count, float* out, int64_t out_stride, const A* a, int64_t lda,
-           const W* const* panels, const float* const* bias, const int* segments, int num_segments,
-           int segment_pairs) {
-#define DYDIT_ROW(R)                                                                                \
-  {                                                                                                 \
-    tile<A, W, R, 1>, tile < A, W, R, kMaxPanels<2 ? 1 : 2>, tile < A, W, R, kMaxPanels<3 ? 1 : 3>, \
-        tile < A, W, R, kMaxPanels<4 ? 1 : 4>                                                       \
-  }
-    static constexpr decltype(&tile<A, W, 1, 1>) kTiles[kTileRows][kTilePanels] = {
-        DYDIT_ROW(1), DYDIT_ROW(2), DYDIT_ROW(3), DYDIT_ROW(4), DYDIT_ROW(5), DYDIT_ROW(6)};
-#undef DYDIT_ROW
-    kTiles[rows - 1][count - 1](out, out_stride, a, lda, panels, bias, segments, num_segments, segment_pairs);
-  }
-};
-
-#ifdef __AMX_BF16__
-// With tile registers: 16 rows times a panel a sum, four sums at a time. Two blocks of rows are equally high,
-// and so may overlap, since all tiles of one product have one height.
-template <>
-struct Multiplier<Bf16, Bf16> {
-  static constexpr int kTilePairs = 16, kRows = 32;  // inputs come in tiles of 32, the last of a segment less
-  static constexpr int kA = 4, kB = 5, kLastA = 6, kLastB = 7;  // after the sums
-
-  ~Multiplier() {
-    if (height_ != 0) release_tiles();
-  }
-
-  void run(int rows, int count, float* out, int64_t out_stride, const Bf16* a, int64_t lda,
-           const Bf16* const* panels, const float* const* bias, const int* segments, int num_segments,
-           int segment_pairs) {
-    const bool two = rows > kTilePairs;
-    shape(two ? (rows + 1) / 2 : rows, segment_pairs % kTilePairs);
-    const int second = rows - height_;
-    const Segments in = {segments, num_segments, segment_pairs};
-    for (int j = 0; j < count;) {
-      const int left = count - j;
-      const auto* from = panels + j;
-      const auto* with = bias ? bias + j : nullptr;
-      float* to = out + j * kPanel;
-      if (two && left > 1) {
-        sums<2, 2>(to, out_stride, a, lda, second, from, with, in);
-        j += 2;
-      } else if (two) {
-        sums<2, 1>(to, out_stride, a, lda, second, from, with, in);
-        j += 1;
-      } else if (left > 1) {
-        sums<1, 2>(to, out_stride, a, lda, 0, from, with, in);
-        j += 2;
-      } else {
-        sums<1, 1>(to, out_stride, a, lda, 0, from, with, in);
-        j += 1;
-      }
-    }
-  }
-
- private:
-  struct Segments {
-    const int* first_pairs;
-    int count, pairs;
-  };
-
-  void shape(int height, int last_pairs) {
-    if (height == height_ && last_pairs == last_pairs_) return;
-    height_ = height;
-    last_pairs_ = last_pairs;
-    TileShapes shapes;
-    const auto set = [&](int tile, int rows, int row_bytes) {
-      shapes.rows[tile] = static_cast<uint8_t>(rows);
-      shapes.row_bytes[tile] = static_cast<uint16_t>(row_bytes);
-    };
-    for (int sum = 0; sum < kA; ++sum) set(sum, height, 64);
-    set(kA, height, 64);
-    set(kB, kTilePairs, 64);
-    if (last_pairs > 0) {
-      set(kLastA, height, 4 * last_pairs);
-      set(kLastB, last_pairs, 64);
-    }
-    set_tile_shapes(shapes);
-  }
-
-  // The sums of H blocks of rows, the second from row `second` on, times P panels.
-  template <int H, int P>
-  static void sums(float* out, int64_t out_stride, const Bf16* a, int64_t lda, int second,
-                   const Bf16* const* panels, const float* const* bias, const Segments& in) {
-    start<0, 0, H, P>(bias);
-    start<0, 1, H, P>(bias);
-    start<1, 0, H, P>(bias);
-    start<1, 1, H, P>(bias);
-    const int64_t row_bytes = lda * 2;
-    for (int s = 0; s < in.count; ++s) {
-      const int64_t first = int64_t{in.first_pairs[s]} * kPairElements;
-      int pair = 0;
-      for (; pair + kTilePairs <= in.pairs; pair += kTilePairs)
-        step<kA, kB, H, P>(a + 2 * pair, row_bytes, second * lda, panels, first + pair * kPairElements);
-      if (pair < in.pairs)
-        step<kLastA, kLastB, H, P>(a + 2 * pair, row_bytes, second * lda, panels,
-                                   first + pair * kPairElements);
-      a += 2 * in.pairs;
-    }
-    finish<0, 0, H, P>(out, out_stride, second);
-    finish<0, 1, H, P>(out, out_stride, second);
-    finish<1, 0, H, P>(out, out_stride, second);
-    finish<1, 1, H, P>(out, out_stride, second);
-  }
-  template <int I, int J, int H, int P>
-  static void start(const float* const* bias) {
-    if constexpr (I < H && J < P) {
-      if (bias) {
-        load_tile<I * P + J>(bias[J], 0);  // the same row again and again
-      } else {
-        clear_tile<I * P + J>();
-      }
-    }
-  }
-  // One tile of inputs. The rows are loaded once a panel: there is no tile left to keep both blocks in.
-  template <int A, int B, int H, int P>
-  static void step(const Bf16* a, int64_t row_bytes, int64_t second, const Bf16* const* panels, int64_t at) {
-    load_tile<A>(a, row_bytes);
-    load_tile<B>(panels[0] + at, 64);
-    multiply_tiles<0, A, B>();
-    if constexpr (P == 2 && H == 1) {
-      load_tile<B>(panels[1] + at, 64);
-      multiply_tiles<1, A, B>();
-    }
-    if constexpr (H == 2) {
-      load_tile<A>(a + second, row_bytes);
-      multiply_tiles<P, A, B>();
-    }
-    if constexpr (P == 2 && H == 2) {
-      load_tile<B>(panels[1] + at, 64);
-      multiply_tiles<P + 1, A, B>();
-      load_tile<A>(a, row_bytes);
-      multiply_tiles<1, A, B>();
-    }
-  }
-  template <int I, int J, int H, int P>
-  static void finish(float* out, int64_t out_stride, int second) {
-    if constexpr (I < H && J < P)
-      store_tile<I * P + J>(out + I * second * out_stride + J * kPanel, out_stride * 4);
-  }
-
-  int height_ = 0, last_pairs_ = 0;
-};
-#endif
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
@@ -278,33 +18,6 @@ struct Range {
 inline Range part_of(int total, int parts, int i) {
   const int size = total / parts, larger = total % parts;
   return {i * size + (i < larger ? i : larger), size + (i < larger ? 1 : 0)};
-}
-
-// Rows [first, first + rows) of one panel of a finished tile.
-template <typename A>
-void finish(const Gemm& g, const Panel& panel, int first, int rows, const float* tile) {
-  A* out = static_cast<A*>(g.out) + first * g.ldo + panel.column;
-  for (int i = 0; i < rows; ++i, tile += kTileColumns, out += g.ldo) {
-    const Lanes v = load_lanes(tile);
-    switch (g.epilogue) {
-      case Epilogue::Store:
-        store_lanes(out, v, panel.width);
-        break;
-      case Epilogue::Gelu:
-        store_lanes(out, each(v, [](Vector x, int) { return gelu<A>(x); }), panel.width);
-        break;
-      case Epilogue::Relu:
-        store_lanes(out, each(v, [](Vector x, int) { return largest(x, zero_vector()); }), panel.width);
-        break;
-      case Epilogue::Residual: {
-        const int row = g.rows ? g.rows[first + i] : first + i;
-        float* x = static_cast<float*>(g.out) + row * g.ldo + panel.column;
-        const float* gate = g.gates ? g.gates[row / g.sample_rows] + panel.column : nullptr;
-        const Lanes update = gate ? v * load_lanes(gate, panel.width) : v;
-        store_lanes(x, load_lanes(x, panel.width) + update, panel.width);
-      }
-    }
-  }
 }
 
 // The sum of fn(16 values) over a row; beyond its end the values are `beyond`.
@@ -338,7 +51,7 @@ void norm(T* out, const float* x, const float* shift, const float* scale, int C,
 template <typename A, typename W>
 void gemm(const Gemm& g) {
   Multiplier<A, W> multiplier;
-  alignas(64) float out[multiplier.kRows * kTileColumns];
+  alignas(64) float sums[multiplier.kRows * kTileColumns];
   const int rows = g.row_end - g.row_begin, row_tiles = ceil_div(rows, multiplier.kRows);
   const int column_tiles = ceil_div(g.num_panels, kMaxPanels);
   for (int ct = 0; ct < column_tiles; ++ct) {
@@ -353,9 +66,9 @@ void gemm(const Gemm& g) {
     for (int rt = 0; rt < row_tiles; ++rt) {
       const Range part = part_of(rows, row_tiles, rt);
       const int first = g.row_begin + part.begin;
-      multiplier.run(part.size, columns.size, out, kTileColumns, static_cast<const A*>(g.a) + first * g.lda,
-                     g.lda, weights, bias, g.segments, g.num_segments, g.segment_pairs);
-      for (int j = 0; j < columns.size; ++j) finish<A>(g, panels[j], first, part.size, out + j * kPanel);
+      multiplier.run(part.size, columns.size, {sums, kTileColumns, &g, panels, first},
+                     static_cast<const A*>(g.a) + first * g.lda, g.lda, weights, bias, g.segments,
+                     g.num_segments, g.segment_pairs);
     }
   }
 }
@@ -524,9 +237,9 @@ void attention(const Attention& a) {
         panels[j] = keys + int64_t{part.begin + j} * key_pairs * kPairElements;
       for (int rt = 0; rt < row_tiles; ++rt) {
         const Range tile_rows = part_of(rows.size, row_tiles, rt);
-        multiplier.run(tile_rows.size, part.size, scores + tile_rows.begin * tokens + part.begin * kPanel,
-                       tokens, q + tile_rows.begin * a.stride, a.stride, panels, nullptr, &whole, 1,
-                       key_pairs);
+        multiplier.run(tile_rows.size, part.size,
+                       {scores + tile_rows.begin * tokens + part.begin * kPanel, tokens},
+                       q + tile_rows.begin * a.stride, a.stride, panels, nullptr, &whole, 1, key_pairs);
       }
     }
     float inverse[kAttentionRows];
@@ -541,7 +254,7 @@ void attention(const Attention& a) {
         panels[j] = values + int64_t{part.begin + j} * value_pairs * kPairElements;
       for (int rt = 0; rt < row_tiles; ++rt) {
         const Range tile_rows = part_of(rows.size, row_tiles, rt);
-        multiplier.run(tile_rows.size, part.size, out, kTileColumns, weights + tile_rows.begin * tokens,
+        multiplier.run(tile_rows.size, part.size, {out, kTileColumns}, weights + tile_rows.begin * tokens,
                        tokens, panels, nullptr, &whole, 1, value_pairs);
         for (int i = 0; i < tile_rows.size; ++i) {
           const int row = tile_rows.begin + i;
@@ -577,7 +290,7 @@ int64_t peak(int64_t rounds, float* sink) {
                  : "memory");  // nothing is known of `a`, everything is needed of `out`
     const T* panels[kMaxPanels];
     for (int j = 0; j < kMaxPanels; ++j) panels[j] = a + kRows * 2 * kPairs + j * kPairElements * kPairs;
-    multiplier.run(kRows, kMaxPanels, out, kTileColumns, a, 2 * kPairs, panels, nullptr, &all, 1, kPairs);
+    multiplier.run(kRows, kMaxPanels, {out, kTileColumns}, a, 2 * kPairs, panels, nullptr, &all, 1, kPairs);
     *sink += out[r % kPanel];
   }
   return rounds * kRows * kMaxPanels * kPanel * kPairs * 2;

@@ -181,8 +181,19 @@ inline Lanes operator+(const Lanes& a, const Lanes& b) {
 inline Lanes operator*(const Lanes& a, const Lanes& b) {
   return each(a, [&](Vector x, int v) { return x * b.v[v]; });
 }
+// One rounding, wherever it is inlined: written as a * b + c, the compiler would choose.
+inline Lanes multiply_add(const Lanes& a, const Lanes& b, const Lanes& c) {
+  return each(a, [&](Vector x, int v) { return multiply_add(x, b.v[v], c.v[v]); });
+}
 inline Lanes operator-(const Lanes& a, float b) {
   return each(a, [&](Vector x, int) { return x - b; });
+}
+template <typename T>
+inline Lanes gelu(const Lanes& a) {
+  return each(a, [](Vector x, int) { return gelu<T>(x); });
+}
+inline Lanes relu(const Lanes& a) {
+  return each(a, [](Vector x, int) { return largest(x, zero_vector()); });
 }
 
 }  // namespace

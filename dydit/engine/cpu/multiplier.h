@@ -1,0 +1,359 @@
+// Products of register tiles, and where they go. For files compiled once a level (DYDIT_LEVEL); everything
+// has internal linkage, as in kernel_math.h.
+#pragma once
+
+#ifdef __AMX_BF16__
+#include "dydit/engine/cpu/amx.h"
+#endif
+#include "dydit/engine/cpu/kernels.h"
+#include "dydit/engine/cpu/vectors.h"
+
+namespace dydit::cpu::DYDIT_LEVEL {
+namespace {
+
+constexpr int kTileColumns = kTilePanels * kPanel;
+constexpr int kPairElements = 2 * kPanel;  // of a panel
+constexpr int kPrefetchLines = 6;
+
+// One input of a pair: 16 / kVectors columns of a panel from `w` on, and a row's value for all of them.
+inline Vector weight_of(const float* w, int input) { return load_vector(w + input * kPanel); }
+inline Vector weight_of(const Bf16* w, int input) {
+  const Vector both = load_vector(reinterpret_cast<const uint32_t*>(w));
+  return input == 0 ? low_half(both) : high_half(both);
+}
+inline Vector row_value(const float* a, int input) { return broadcast(a[input]); }
+inline Vector row_value(const Bf16* a, int input) {
+  return broadcast(static_cast<uint32_t>(a[input].bits) << 16);
+}
+
+template <typename A, typename W>
+struct Step {  // two multiply-adds, one after the other: weights of both at once would not fit the registers
+  template <int R, int P>
+  static inline void run(Vector (&sum)[R][P][kVectors], const A* a, int64_t lda, const W* const (&w)[P],
+                         int64_t offset) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      // A lane of a bfloat16 panel holds a pair, of a float32 panel half of one.
+      const int64_t at = offset + v * kLanesOfVector * (sizeof(W) == 2 ? 2 : 1);
+#pragma GCC unroll 2
+      for (int input = 0; input < 2; ++input) {
+        Vector weights[P];
+#pragma GCC unroll 8
+        for (int j = 0; j < P; ++j) weights[j] = weight_of(w[j] + at, input);
+#pragma GCC unroll 8
+        for (int i = 0; i < R; ++i) {
+          const Vector row = row_value(a + i * lda, input);
+#pragma GCC unroll 8
+          for (int j = 0; j < P; ++j) sum[i][j][v] = multiply_add(row, weights[j], sum[i][j][v]);
+        }
+      }
+    }
+  }
+};
+
+#ifdef __AVX512BF16__
+template <>
+struct Step<Bf16, Bf16> {  // one instruction for both
+  template <int R, int P>
+  static inline void run(Vector (&sum)[R][P][kVectors], const Bf16* a, int64_t lda, const Bf16* const (&w)[P],
+                         int64_t offset) {
+    __m512bh weights[P];
+#pragma GCC unroll 8
+    for (int j = 0; j < P; ++j) weights[j] = (__m512bh)_mm512_loadu_si512(w[j] + offset);
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+      int both;
+      __builtin_memcpy(&both, a + i * lda, sizeof both);
+      const auto row = (__m512bh)_mm512_set1_epi32(both);
+#pragma GCC unroll 8
+      for (int j = 0; j < P; ++j) sum[i][j][0] = _mm512_dpbf16_ps(sum[i][j][0], row, weights[j]);
+    }
+  }
+};
+#endif
+
+// Where the sums of a tile go: to `sums`, rows of `stride`, as they are; or, with a gemm, through its
+// epilogue to its rows from `row` on, and `sums` is room for what cannot go there from the registers.
+struct Destination {
+  float* sums;
+  int64_t stride;
+  const Gemm* gemm = nullptr;
+  const Panel* panels = nullptr;
+  int row = 0;
+};
+
+inline int residual_row(const Gemm& g, int row) { return g.rows ? g.rows[row] : row; }
+
+// Sums that lie in memory, through the epilogue.
+template <typename A>
+[[gnu::noinline]] void finish_apart(const Destination& to, int rows, int count) {
+  const Gemm& g = *to.gemm;
+  for (int j = 0; j < count; ++j) {
+    const Panel& panel = to.panels[j];
+    for (int i = 0; i < rows; ++i) {
+      const Lanes v = load_lanes(to.sums + i * to.stride + j * kPanel);
+      A* out = static_cast<A*>(g.out) + (to.row + i) * g.ldo + panel.column;
+      switch (g.epilogue) {
+        case Epilogue::Store:
+          store_lanes(out, v, panel.width);
+          break;
+        case Epilogue::Gelu:
+          store_lanes(out, gelu<A>(v), panel.width);
+          break;
+        case Epilogue::Relu:
+          store_lanes(out, relu(v), panel.width);
+          break;
+        case Epilogue::Residual: {
+          const int row = residual_row(g, to.row + i);
+          float* x = static_cast<float*>(g.out) + row * g.ldo + panel.column;
+          const float* gate = g.gates ? g.gates[row / g.sample_rows] + panel.column : nullptr;
+          const Lanes before = load_lanes(x, panel.width);
+          store_lanes(x, gate ? multiply_add(v, load_lanes(gate, panel.width), before) : before + v,
+                      panel.width);
+        }
+      }
+    }
+  }
+}
+
+// Whether a tile goes through the epilogue from its registers: columns by the 16, and one sample's gates.
+inline bool is_regular(const Destination& to, int rows, int count) {
+  const Gemm& g = *to.gemm;
+  for (int j = 0; j < count; ++j) {
+    if (to.panels[j].width != kPanel) return false;
+  }
+  return g.epilogue != Epilogue::Residual ||
+         (g.gates && residual_row(g, to.row) / g.sample_rows ==
+                         residual_row(g, to.row + rows - 1) / g.sample_rows);  // rows ascend
+}
+
+// fn(i, j, sum) for each of R rows and P panels.
+template <int R, int P, typename Fn>
+inline void for_each_sum(const Vector (&sum)[R][P][kVectors], const Fn& fn) {
+#pragma GCC unroll 8
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < P; ++j) {
+      Lanes lanes;
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) lanes.v[v] = sum[i][j][v];
+      fn(i, j, lanes);
+    }
+  }
+}
+
+template <typename A, int R, int P>
+inline void finish(const Destination& to, const Vector (&sum)[R][P][kVectors]) {
+  const Gemm& g = *to.gemm;
+  const auto out = [&](int i, int j) {
+    return static_cast<A*>(g.out) + (to.row + i) * g.ldo + to.panels[j].column;
+  };
+  switch (g.epilogue) {
+    case Epilogue::Store:
+      return for_each_sum(sum, [&](int i, int j, const Lanes& v) { store_lanes(out(i, j), v); });
+    case Epilogue::Gelu:
+      return for_each_sum(sum, [&](int i, int j, const Lanes& v) { store_lanes(out(i, j), gelu<A>(v)); });
+    case Epilogue::Relu:
+      return for_each_sum(sum, [&](int i, int j, const Lanes& v) { store_lanes(out(i, j), relu(v)); });
+    case Epilogue::Residual: {
+      const float* gates = g.gates[residual_row(g, to.row) / g.sample_rows];
+      for_each_sum(sum, [&](int i, int j, const Lanes& v) {
+        const int column = to.panels[j].column;
+        float* x = static_cast<float*>(g.out) + residual_row(g, to.row + i) * g.ldo + column;
+        store_lanes(x, multiply_add(v, load_lanes(gates + column), load_lanes(x)));
+      });
+    }
+  }
+}
+
+// R rows of `a` times P panels, over the input segments, plus the panels' bias (null: none).
+template <typename A, typename W, int R, int P>
+void tile(const Destination& to, const A* a, int64_t lda, const W* const* panels, const float* const* bias,
+          const int* segments, int num_segments, int segment_pairs) {
+  Vector sum[R][P][kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < P; ++j) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v)
+        sum[i][j][v] = bias ? load_vector(bias[j] + v * kLanesOfVector) : zero_vector();
+    }
+  }
+  for (int s = 0; s < num_segments; ++s) {
+    const W* w[P];
+#pragma GCC unroll 8
+    for (int j = 0; j < P; ++j) w[j] = panels[j] + int64_t{segments[s]} * kPairElements;
+    int pairs = segment_pairs;
+    for (; s + 1 < num_segments && segments[s + 1] == segments[s] + segment_pairs; ++s)
+      pairs += segment_pairs;
+    if (s + 1 < num_segments) {  // the processor's own prefetching does not see the jump coming
+#pragma GCC unroll 8
+      for (int j = 0; j < P; ++j) {
+        const auto* next =
+            reinterpret_cast<const char*>(panels[j] + int64_t{segments[s + 1]} * kPairElements);
+#pragma GCC unroll 8
+        for (int line = 0; line < kPrefetchLines; ++line) _mm_prefetch(next + 64 * line, _MM_HINT_T0);
+      }
+    }
+    for (int p = 0; p < pairs; ++p, a += 2) {
+      Step<A, W>::template run<R, P>(sum, a, lda, w, int64_t{p} * kPairElements);
+    }
+  }
+  if (to.gemm && is_regular(to, R, P)) return finish<A>(to, sum);
+  for_each_sum(sum,
+               [&](int i, int j, const Lanes& v) { store_lanes(to.sums + i * to.stride + j * kPanel, v); });
+  if (to.gemm) finish_apart<A>(to, R, P);
+}
+
+// Products of up to kRows rows and kMaxPanels panels.
+template <typename A, typename W>
+struct Multiplier {
+  static constexpr int kRows = kTileRows;
+
+  void run(int rows, int count, const Destination& to, const A* a, int64_t lda, const W* const* panels,
+           const float* const* bias, const int* segments, int num_segments, int segment_pairs) {
+#define DYDIT_ROW(R)                                                                                \
+  {                                                                                                 \
+    tile<A, W, R, 1>, tile < A, W, R, kMaxPanels<2 ? 1 : 2>, tile < A, W, R, kMaxPanels<3 ? 1 : 3>, \
+        tile < A, W, R, kMaxPanels<4 ? 1 : 4>                                                       \
+  }
+    static constexpr decltype(&tile<A, W, 1, 1>) kTiles[kTileRows][kTilePanels] = {
+        DYDIT_ROW(1), DYDIT_ROW(2), DYDIT_ROW(3), DYDIT_ROW(4), DYDIT_ROW(5), DYDIT_ROW(6)};
+#undef DYDIT_ROW
+    kTiles[rows - 1][count - 1](to, a, lda, panels, bias, segments, num_segments, segment_pairs);
+  }
+};
+
+#ifdef __AMX_BF16__
+// With tile registers: 16 rows times a panel a sum, four sums at a time. Two blocks of rows are equally high,
+// and so may overlap, since all tiles of one product have one height.
+template <>
+struct Multiplier<Bf16, Bf16> {
+  static constexpr int kTilePairs = 16, kRows = 32;  // inputs come in tiles of 32, the last of a segment less
+  static constexpr int kA = 4, kB = 5, kLastA = 6, kLastB = 7;  // after the sums
+
+  ~Multiplier() {
+    if (height_ != 0) release_tiles();
+  }
+
+  void run(int rows, int count, const Destination& to, const Bf16* a, int64_t lda, const Bf16* const* panels,
+           const float* const* bias, const int* segments, int num_segments, int segment_pairs) {
+    const bool two = rows > kTilePairs;
+    shape(two ? (rows + 1) / 2 : rows, segment_pairs % kTilePairs);
+    const int second = rows - height_;
+    const Segments in = {segments, num_segments, segment_pairs};
+    for (int j = 0; j < count;) {
+      const int left = count - j;
+      const auto* from = panels + j;
+      const auto* with = bias ? bias + j : nullptr;
+      float* out = to.sums + j * kPanel;
+      if (two && left > 1) {
+        sums<2, 2>(out, to.stride, a, lda, second, from, with, in);
+        j += 2;
+      } else if (two) {
+        sums<2, 1>(out, to.stride, a, lda, second, from, with, in);
+        j += 1;
+      } else if (left > 1) {
+        sums<1, 2>(out, to.stride, a, lda, 0, from, with, in);
+        j += 2;
+      } else {
+        sums<1, 1>(out, to.stride, a, lda, 0, from, with, in);
+        j += 1;
+      }
+    }
+    if (to.gemm) finish_apart<Bf16>(to, rows, count);
+  }
+
+ private:
+  struct Segments {
+    const int* first_pairs;
+    int count, pairs;
+  };
+
+  void shape(int height, int last_pairs) {
+    if (height == height_ && last_pairs == last_pairs_) return;
+    height_ = height;
+    last_pairs_ = last_pairs;
+    TileShapes shapes;
+    const auto set = [&](int tile, int rows, int row_bytes) {
+      shapes.rows[tile] = static_cast<uint8_t>(rows);
+      shapes.row_bytes[tile] = static_cast<uint16_t>(row_bytes);
+    };
+    for (int sum = 0; sum < kA; ++sum) set(sum, height, 64);
+    set(kA, height, 64);
+    set(kB, kTilePairs, 64);
+    if (last_pairs > 0) {
+      set(kLastA, height, 4 * last_pairs);
+      set(kLastB, last_pairs, 64);
+    }
+    set_tile_shapes(shapes);
+  }
+
+  // The sums of H blocks of rows, the second from row `second` on, times P panels.
+  template <int H, int P>
+  static void sums(float* out, int64_t out_stride, const Bf16* a, int64_t lda, int second,
+                   const Bf16* const* panels, const float* const* bias, const Segments& in) {
+    start<0, 0, H, P>(bias);
+    start<0, 1, H, P>(bias);
+    start<1, 0, H, P>(bias);
+    start<1, 1, H, P>(bias);
+    const int64_t row_bytes = lda * 2;
+    for (int s = 0; s < in.count; ++s) {
+      const int64_t first = int64_t{in.first_pairs[s]} * kPairElements;
+      int pair = 0;
+      for (; pair + kTilePairs <= in.pairs; pair += kTilePairs)
+        step<kA, kB, H, P>(a + 2 * pair, row_bytes, second * lda, panels, first + pair * kPairElements);
+      if (pair < in.pairs)
+        step<kLastA, kLastB, H, P>(a + 2 * pair, row_bytes, second * lda, panels,
+                                   first + pair * kPairElements);
+      a += 2 * in.pairs;
+    }
+    keep<0, 0, H, P>(out, out_stride, second);
+    keep<0, 1, H, P>(out, out_stride, second);
+    keep<1, 0, H, P>(out, out_stride, second);
+    keep<1, 1, H, P>(out, out_stride, second);
+  }
+  template <int I, int J, int H, int P>
+  static void start(const float* const* bias) {
+    if constexpr (I < H && J < P) {
+      if (bias) {
+        load_tile<I * P + J>(bias[J], 0);  // the same row again and again
+      } else {
+        clear_tile<I * P + J>();
+      }
+    }
+  }
+  // One tile of inputs. The rows are loaded once a panel: there is no tile left to keep both blocks in.
+  template <int A, int B, int H, int P>
+  static void step(const Bf16* a, int64_t row_bytes, int64_t second, const Bf16* const* panels, int64_t at) {
+    load_tile<A>(a, row_bytes);
+    load_tile<B>(panels[0] + at, 64);
+    multiply_tiles<0, A, B>();
+    if constexpr (P == 2 && H == 1) {
+      load_tile<B>(panels[1] + at, 64);
+      multiply_tiles<1, A, B>();
+    }
+    if constexpr (H == 2) {
+      load_tile<A>(a + second, row_bytes);
+      multiply_tiles<P, A, B>();
+    }
+    if constexpr (P == 2 && H == 2) {
+      load_tile<B>(panels[1] + at, 64);
+      multiply_tiles<P + 1, A, B>();
+      load_tile<A>(a, row_bytes);
+      multiply_tiles<1, A, B>();
+    }
+  }
+  template <int I, int J, int H, int P>
+  static void keep(float* out, int64_t out_stride, int second) {
+    if constexpr (I < H && J < P)
+      store_tile<I * P + J>(out + I * second * out_stride + J * kPanel, out_stride * 4);
+  }
+
+  int height_ = 0, last_pairs_ = 0;
+};
+#endif
+
+}  // namespace
+}  // namespace dydit::cpu::DYDIT_LEVEL
