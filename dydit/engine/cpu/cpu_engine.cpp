@@ -22,6 +22,7 @@ namespace {
 
 constexpr int kPassRows = 1024;  // tokens that go through the blocks together: bounds memory, fits caches
 constexpr int kChunkRows = 192;  // of one task of a product
+constexpr int kFetchRows = 96;   // a task of fewer would spend its time waiting for what the next one needs
 constexpr int kNormRows = 16, kRouterRows = 24;
 constexpr size_t kModulationBytes = size_t{64} << 20;  // adaLN of as many steps ahead as fit in this
 
@@ -571,14 +572,22 @@ void CpuEngine::multiply(const PackedLinear& weights, Gemm gemm, int rows, bool 
   const int chunks =
       std::clamp(std::max(ceil_div(rows, kChunkRows), wanted), 1, ceil_div(rows, 4 * kTileRows));
   const int chunk = ceil_div(ceil_div(rows, chunks), tile_rows) * tile_rows;
-  team_.run(ceil_div(rows, chunk) * columns, [&](int task, int) {
+  const int narrow = panels / columns, wide = panels % columns;  // widths differ by one panel at most
+  const auto first_panel = [&](int column) {
+    return panels_.data() + column * narrow + std::min(column, wide);
+  };
+  const auto width = [&](int column) { return narrow + (column < wide); };
+  const int tasks = ceil_div(rows, chunk) * columns;
+  team_.run(tasks, [&](int task, int) {
     Gemm part = gemm;
     part.row_begin = task / columns * chunk;
     part.row_end = std::min(rows, part.row_begin + chunk);
-    const int column = task % columns, narrow = panels / columns, wide = panels % columns;
-    part.panels =
-        panels_.data() + column * narrow + std::min(column, wide);  // widths differ by one panel at most
-    part.num_panels = narrow + (column < wide);
+    part.panels = first_panel(task % columns);
+    part.num_panels = width(task % columns);
+    if (const int next = task + team_.threads(); next < tasks && chunk >= kFetchRows) {
+      part.next = first_panel(next % columns);
+      part.num_next = width(next % columns);
+    }
     run(part);
   });
 }

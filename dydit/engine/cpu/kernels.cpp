@@ -63,12 +63,18 @@ void gemm(const Gemm& g) {
       weights[j] = static_cast<const W*>(panels[j].weights);
       bias[j] = panels[j].bias;
     }
+    Product<A, W> product = {nullptr, g.lda, weights, bias, g.segments, g.num_segments, g.segment_pairs};
+    if (ct == 0) {
+      product.ahead.count = g.num_next;
+      product.ahead.every = row_tiles;
+      for (int j = 0; j < g.num_next; ++j) product.ahead.panels[j] = static_cast<const W*>(g.next[j].weights);
+    }
     for (int rt = 0; rt < row_tiles; ++rt) {
       const Range part = part_of(rows, row_tiles, rt);
       const int first = g.row_begin + part.begin;
-      multiplier.run(part.size, columns.size, {sums, kTileColumns, &g, panels, first},
-                     static_cast<const A*>(g.a) + first * g.lda, g.lda, weights, bias, g.segments,
-                     g.num_segments, g.segment_pairs);
+      product.a = static_cast<const A*>(g.a) + first * g.lda;
+      product.ahead.first = rt;
+      multiplier.run(part.size, columns.size, {sums, kTileColumns, &g, panels, first}, product);
     }
   }
 }
@@ -239,7 +245,7 @@ void attention(const Attention& a) {
         const Range tile_rows = part_of(rows.size, row_tiles, rt);
         multiplier.run(tile_rows.size, part.size,
                        {scores + tile_rows.begin * tokens + part.begin * kPanel, tokens},
-                       q + tile_rows.begin * a.stride, a.stride, panels, nullptr, &whole, 1, key_pairs);
+                       {q + tile_rows.begin * a.stride, a.stride, panels, nullptr, &whole, 1, key_pairs});
       }
     }
     float inverse[kAttentionRows];
@@ -254,8 +260,8 @@ void attention(const Attention& a) {
         panels[j] = values + int64_t{part.begin + j} * value_pairs * kPairElements;
       for (int rt = 0; rt < row_tiles; ++rt) {
         const Range tile_rows = part_of(rows.size, row_tiles, rt);
-        multiplier.run(tile_rows.size, part.size, {out, kTileColumns}, weights + tile_rows.begin * tokens,
-                       tokens, panels, nullptr, &whole, 1, value_pairs);
+        multiplier.run(tile_rows.size, part.size, {out, kTileColumns},
+                       {weights + tile_rows.begin * tokens, tokens, panels, nullptr, &whole, 1, value_pairs});
         for (int i = 0; i < tile_rows.size; ++i) {
           const int row = tile_rows.begin + i;
           for (int c = 0; c < part.size * kPanel; c += kPanel) {
@@ -290,7 +296,7 @@ int64_t peak(int64_t rounds, float* sink) {
                  : "memory");  // nothing is known of `a`, everything is needed of `out`
     const T* panels[kMaxPanels];
     for (int j = 0; j < kMaxPanels; ++j) panels[j] = a + kRows * 2 * kPairs + j * kPairElements * kPairs;
-    multiplier.run(kRows, kMaxPanels, {out, kTileColumns}, a, 2 * kPairs, panels, nullptr, &all, 1, kPairs);
+    multiplier.run(kRows, kMaxPanels, {out, kTileColumns}, {a, 2 * kPairs, panels, nullptr, &all, 1, kPairs});
     *sink += out[r % kPanel];
   }
   return rounds * kRows * kMaxPanels * kPanel * kPairs * 2;

@@ -48,6 +48,9 @@ struct Gemm {
   const int* rows = nullptr;
   int sample_rows = 0;
   const float* const* gates = nullptr;
+  // Panels that this thread will probably multiply next: fetched into its second-level cache meanwhile.
+  const Panel* next = nullptr;
+  int num_next = 0;
 };
 
 /// softmax(scale q k^T) v of one head of one sample.

@@ -72,6 +72,26 @@ struct Step<Bf16, Bf16> {  // one instruction for both
 };
 #endif
 
+// Panels to fetch into the second-level cache while others are multiplied: of every panel the pairs `first`,
+// `first` + `every`, ... of the rows' input segments, so that a whole pass over the rows fetches all.
+template <typename W>
+struct Ahead {
+  const W* panels[kTilePanels] = {};
+  int count = 0, first = 0, every = 1;
+};
+
+// Rows of `a` times panels, over the input segments, plus the panels' bias (null: none).
+template <typename A, typename W>
+struct Product {
+  const A* a;
+  int64_t lda;
+  const W* const* panels;
+  const float* const* bias;
+  const int* segments;
+  int num_segments, segment_pairs;
+  Ahead<W> ahead = {};
+};
+
 // Where the sums of a tile go: to `sums`, rows of `stride`, as they are; or, with a gemm, through its
 // epilogue to its rows from `row` on, and `sums` is room for what cannot go there from the registers.
 struct Destination {
@@ -166,10 +186,18 @@ inline void finish(const Destination& to, const Vector (&sum)[R][P][kVectors]) {
   }
 }
 
-// R rows of `a` times P panels, over the input segments, plus the panels' bias (null: none).
+template <typename W>
+inline void fetch(const Ahead<W>& ahead, int64_t at) {
+  for (int j = 0; j < ahead.count; ++j) {
+    const auto* pair = reinterpret_cast<const char*>(ahead.panels[j] + at);
+    _mm_prefetch(pair, _MM_HINT_T1);
+    if constexpr (sizeof(W) * kPairElements > 64) _mm_prefetch(pair + 64, _MM_HINT_T1);
+  }
+}
+
+// R rows and P panels of a product.
 template <typename A, typename W, int R, int P>
-void tile(const Destination& to, const A* a, int64_t lda, const W* const* panels, const float* const* bias,
-          const int* segments, int num_segments, int segment_pairs) {
+void tile(const Destination& to, const Product<A, W>& in) {
   Vector sum[R][P][kVectors];
 #pragma GCC unroll 8
   for (int i = 0; i < R; ++i) {
@@ -177,28 +205,37 @@ void tile(const Destination& to, const A* a, int64_t lda, const W* const* panels
     for (int j = 0; j < P; ++j) {
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v)
-        sum[i][j][v] = bias ? load_vector(bias[j] + v * kLanesOfVector) : zero_vector();
+        sum[i][j][v] = in.bias ? load_vector(in.bias[j] + v * kLanesOfVector) : zero_vector();
     }
   }
-  for (int s = 0; s < num_segments; ++s) {
+  const A* a = in.a;
+  const int64_t lda = in.lda;
+  int fetched = in.ahead.count == 0 ? -1 : in.ahead.first;  // the pair that is next, of this segment or later
+  for (int s = 0; s < in.num_segments; ++s) {
+    const int64_t first = int64_t{in.segments[s]} * kPairElements;
     const W* w[P];
 #pragma GCC unroll 8
-    for (int j = 0; j < P; ++j) w[j] = panels[j] + int64_t{segments[s]} * kPairElements;
-    int pairs = segment_pairs;
-    for (; s + 1 < num_segments && segments[s + 1] == segments[s] + segment_pairs; ++s)
-      pairs += segment_pairs;
-    if (s + 1 < num_segments) {  // the processor's own prefetching does not see the jump coming
+    for (int j = 0; j < P; ++j) w[j] = in.panels[j] + first;
+    int pairs = in.segment_pairs;
+    for (; s + 1 < in.num_segments && in.segments[s + 1] == in.segments[s] + in.segment_pairs; ++s)
+      pairs += in.segment_pairs;
+    if (s + 1 < in.num_segments) {  // the processor's own prefetching does not see the jump coming
 #pragma GCC unroll 8
       for (int j = 0; j < P; ++j) {
         const auto* next =
-            reinterpret_cast<const char*>(panels[j] + int64_t{segments[s + 1]} * kPairElements);
+            reinterpret_cast<const char*>(in.panels[j] + int64_t{in.segments[s + 1]} * kPairElements);
 #pragma GCC unroll 8
         for (int line = 0; line < kPrefetchLines; ++line) _mm_prefetch(next + 64 * line, _MM_HINT_T0);
       }
     }
     for (int p = 0; p < pairs; ++p, a += 2) {
+      if (p == fetched) {
+        fetch(in.ahead, first + int64_t{p} * kPairElements);
+        fetched += in.ahead.every;
+      }
       Step<A, W>::template run<R, P>(sum, a, lda, w, int64_t{p} * kPairElements);
     }
+    fetched -= pairs;
   }
   if (to.gemm && is_regular(to, R, P)) return finish<A>(to, sum);
   for_each_sum(sum,
@@ -211,8 +248,7 @@ template <typename A, typename W>
 struct Multiplier {
   static constexpr int kRows = kTileRows;
 
-  void run(int rows, int count, const Destination& to, const A* a, int64_t lda, const W* const* panels,
-           const float* const* bias, const int* segments, int num_segments, int segment_pairs) {
+  void run(int rows, int count, const Destination& to, const Product<A, W>& in) {
 #define DYDIT_ROW(R)                                                                                \
   {                                                                                                 \
     tile<A, W, R, 1>, tile < A, W, R, kMaxPanels<2 ? 1 : 2>, tile < A, W, R, kMaxPanels<3 ? 1 : 3>, \
@@ -221,7 +257,7 @@ struct Multiplier {
     static constexpr decltype(&tile<A, W, 1, 1>) kTiles[kTileRows][kTilePanels] = {
         DYDIT_ROW(1), DYDIT_ROW(2), DYDIT_ROW(3), DYDIT_ROW(4), DYDIT_ROW(5), DYDIT_ROW(6)};
 #undef DYDIT_ROW
-    kTiles[rows - 1][count - 1](to, a, lda, panels, bias, segments, num_segments, segment_pairs);
+    kTiles[rows - 1][count - 1](to, in);
   }
 };
 
@@ -237,40 +273,21 @@ struct Multiplier<Bf16, Bf16> {
     if (height_ != 0) release_tiles();
   }
 
-  void run(int rows, int count, const Destination& to, const Bf16* a, int64_t lda, const Bf16* const* panels,
-           const float* const* bias, const int* segments, int num_segments, int segment_pairs) {
+  void run(int rows, int count, const Destination& to, const Product<Bf16, Bf16>& in) {
     const bool two = rows > kTilePairs;
-    shape(two ? (rows + 1) / 2 : rows, segment_pairs % kTilePairs);
+    shape(two ? (rows + 1) / 2 : rows, in.segment_pairs % kTilePairs);
     const int second = rows - height_;
-    const Segments in = {segments, num_segments, segment_pairs};
-    for (int j = 0; j < count;) {
-      const int left = count - j;
-      const auto* from = panels + j;
-      const auto* with = bias ? bias + j : nullptr;
-      float* out = to.sums + j * kPanel;
-      if (two && left > 1) {
-        sums<2, 2>(out, to.stride, a, lda, second, from, with, in);
-        j += 2;
-      } else if (two) {
-        sums<2, 1>(out, to.stride, a, lda, second, from, with, in);
-        j += 1;
-      } else if (left > 1) {
-        sums<1, 2>(out, to.stride, a, lda, 0, from, with, in);
-        j += 2;
+    for (int j = 0; j < count; j += 2) {
+      if (two) {
+        j + 1 < count ? sums<2, 2>(j, second, to, in) : sums<2, 1>(j, second, to, in);
       } else {
-        sums<1, 1>(out, to.stride, a, lda, 0, from, with, in);
-        j += 1;
+        j + 1 < count ? sums<1, 2>(j, 0, to, in) : sums<1, 1>(j, 0, to, in);
       }
     }
     if (to.gemm) finish_apart<Bf16>(to, rows, count);
   }
 
  private:
-  struct Segments {
-    const int* first_pairs;
-    int count, pairs;
-  };
-
   void shape(int height, int last_pairs) {
     if (height == height_ && last_pairs == last_pairs_) return;
     height_ = height;
@@ -290,29 +307,32 @@ struct Multiplier<Bf16, Bf16> {
     set_tile_shapes(shapes);
   }
 
-  // The sums of H blocks of rows, the second from row `second` on, times P panels.
+  // The sums of H blocks of rows, the second from row `second` on, times P panels from `panel` on.
   template <int H, int P>
-  static void sums(float* out, int64_t out_stride, const Bf16* a, int64_t lda, int second,
-                   const Bf16* const* panels, const float* const* bias, const Segments& in) {
+  static void sums(int panel, int second, const Destination& to, const Product<Bf16, Bf16>& in) {
+    const Bf16* a = in.a;
+    const Bf16* const* panels = in.panels + panel;
+    const float* const* bias = in.bias ? in.bias + panel : nullptr;
     start<0, 0, H, P>(bias);
     start<0, 1, H, P>(bias);
     start<1, 0, H, P>(bias);
     start<1, 1, H, P>(bias);
-    const int64_t row_bytes = lda * 2;
-    for (int s = 0; s < in.count; ++s) {
-      const int64_t first = int64_t{in.first_pairs[s]} * kPairElements;
+    const int64_t row_bytes = in.lda * 2, block = second * in.lda;
+    for (int s = 0; s < in.num_segments; ++s) {
+      const int64_t first = int64_t{in.segments[s]} * kPairElements;
       int pair = 0;
-      for (; pair + kTilePairs <= in.pairs; pair += kTilePairs)
-        step<kA, kB, H, P>(a + 2 * pair, row_bytes, second * lda, panels, first + pair * kPairElements);
-      if (pair < in.pairs)
-        step<kLastA, kLastB, H, P>(a + 2 * pair, row_bytes, second * lda, panels,
-                                   first + pair * kPairElements);
-      a += 2 * in.pairs;
+      for (; pair + kTilePairs <= in.segment_pairs; pair += kTilePairs, a += 2 * kTilePairs)
+        step<kA, kB, H, P>(a, row_bytes, block, panels, first + pair * kPairElements);
+      if (pair < in.segment_pairs) {
+        step<kLastA, kLastB, H, P>(a, row_bytes, block, panels, first + pair * kPairElements);
+        a += 2 * (in.segment_pairs - pair);
+      }
     }
-    keep<0, 0, H, P>(out, out_stride, second);
-    keep<0, 1, H, P>(out, out_stride, second);
-    keep<1, 0, H, P>(out, out_stride, second);
-    keep<1, 1, H, P>(out, out_stride, second);
+    float* out = to.sums + panel * kPanel;
+    keep<0, 0, H, P>(out, to.stride, second);
+    keep<0, 1, H, P>(out, to.stride, second);
+    keep<1, 0, H, P>(out, to.stride, second);
+    keep<1, 1, H, P>(out, to.stride, second);
   }
   template <int I, int J, int H, int P>
   static void start(const float* const* bias) {
@@ -326,7 +346,7 @@ struct Multiplier<Bf16, Bf16> {
   }
   // One tile of inputs. The rows are loaded once a panel: there is no tile left to keep both blocks in.
   template <int A, int B, int H, int P>
-  static void step(const Bf16* a, int64_t row_bytes, int64_t second, const Bf16* const* panels, int64_t at) {
+  static void step(const Bf16* a, int64_t row_bytes, int64_t block, const Bf16* const* panels, int64_t at) {
     load_tile<A>(a, row_bytes);
     load_tile<B>(panels[0] + at, 64);
     multiply_tiles<0, A, B>();
@@ -335,7 +355,7 @@ struct Multiplier<Bf16, Bf16> {
       multiply_tiles<1, A, B>();
     }
     if constexpr (H == 2) {
-      load_tile<A>(a + second, row_bytes);
+      load_tile<A>(a + block, row_bytes);
       multiply_tiles<P, A, B>();
     }
     if constexpr (P == 2 && H == 2) {
