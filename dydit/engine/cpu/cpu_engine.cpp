@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -20,7 +21,8 @@ namespace cpu {
 
 namespace {
 
-constexpr int kPassRows = 1024;  // tokens that go through the blocks together: bounds memory, fits caches
+// Tokens that go through the blocks together, of all threads and of one: bounds memory, fits caches.
+constexpr int kTeamRows = 1024, kOwnRows = 256;
 constexpr int kChunkRows = 192;  // of one task of a product
 constexpr int kFetchRows = 96;   // a task of fewer would spend its time waiting for what the next one needs
 constexpr int kNormRows = 16, kRouterRows = 24;
@@ -36,12 +38,28 @@ struct Block {
   std::vector<float> token_out;  // its second: weights, then the bias
 };
 
+// What a pass works in. Tokens are rows: x is the residual stream, rows its normalised rows, hidden the
+// MLP's.
+struct Workspace {
+  explicit Workspace(Team& team) : team(team) {}
+
+  Team& team;
+  Buffer x, rows, qkv, heads, hidden, patches, scratch, router, logits;
+  std::vector<const float*> gates;
+  std::vector<Panel> panels;
+  std::vector<int> segments;
+  std::vector<int> gathered;  // rows that enter the MLP
+  std::vector<int> kept;      // (samples, L) tokens that entered each MLP
+  Profile profile;            // of the passes since it was last read
+};
+
 // Samples that go through the blocks together.
 struct Pass {
   int first, samples;              // of the batch
   const float* const* modulation;  // each sample's
   const StepPlan& plan;
   TokenTrace* trace;
+  Workspace& w;
 };
 
 class CpuEngine final : public Engine {
@@ -61,36 +79,40 @@ class CpuEngine final : public Engine {
   void embed_timesteps(const Checkpoint& checkpoint);
 
   void prepare_modulation(int step, std::span<const int64_t> y);
+  void reserve(Workspace& w, int samples);
   void forward_pass(const Pass& pass, const float* x, float* out);
-  void embed(const float* x, int samples);
+  void count_work(const Pass& pass, int step, std::span<Work> work) const;
+  void embed(const Pass& pass, const float* x);
   void attention_half(const Pass& pass, int index);
   int route(const Pass& pass, int index);
   void mlp_half(const Pass& pass, int index, int tokens);
   void final_layer(const Pass& pass, float* out);
 
-  void token_logits(const Block& block, int rows);
+  void token_logits(const Pass& pass, const Block& block);
   void norm(const Pass& pass, int rows, const int* gathered, int64_t shift, double eps, bool bf16_rows);
   const float* const* gates_at(const Pass& pass, int64_t offset);
-  void multiply(const PackedLinear& weights, Gemm gemm, int rows, bool bf16_rows);
+  void multiply(Workspace& w, const PackedLinear& weights, Gemm gemm, int rows, bool bf16_rows);
+  size_t scratch_bytes() const { return attention_scratch(N_, D_, bf16_ ? 2 : 4) / 64 * 64 + 64; }
   int64_t executed_fixed_macs() const;
   int64_t executed_block_macs(const BlockWidth& width, const Block& block, int tokens) const;
 
-  // Adds the time of fn to (row, op) of the profile.
+  // Adds the time of fn to (row, op) of the workspace's profile.
   template <typename Fn>
-  void timed(int row, Operator op, const Fn& fn) {
+  void timed(Workspace& w, int row, Operator op, const Fn& fn) {
     if (profile_ == nullptr) return fn();
     const auto start = std::chrono::steady_clock::now();
     fn();
-    (*profile_)[row][static_cast<int>(op)] +=
+    w.profile[row][static_cast<int>(op)] +=
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
+  void read_profile(Workspace& w);
 
   const DiTConfig config_;
   const WidthPlan plan_;
   const bool bf16_;
   Profile* const profile_;
   const Kernels& kernels_;
-  Team team_;
+  Team team_, alone_{1};
   const int N_, C_, L_, H_, D_;
   const int row_;             // elements of a token's row: C padded to a pair
   const int64_t modulation_;  // floats of a label's modulation: L (6C), then the final layer's 2C
@@ -107,13 +129,9 @@ class CpuEngine final : public Engine {
   std::vector<int64_t> chunk_labels_;        // modulations_ holds these labels for chunk_steps_ steps
   int chunk_first_ = 0, chunk_steps_ = 0;
 
-  // Tokens are rows. x_ is the residual stream, rows_ its normalised rows, hidden_ the MLP's.
-  Buffer x_, rows_, qkv_, heads_, hidden_, patches_, scratch_, router_, logits_, conditions_, modulations_;
-  std::vector<const float*> gates_;
-  std::vector<Panel> panels_;
-  std::vector<int> segments_;
-  std::vector<int> gathered_;  // rows that enter the MLP; empty with everything on
-  std::vector<int> kept_;      // (samples, L) tokens that entered each MLP
+  Buffer conditions_, modulations_;
+  Workspace shared_;            // of passes that all threads share
+  std::vector<Workspace> own_;  // each thread's, of passes that it does alone
 };
 
 CpuEngine::CpuEngine(const Checkpoint& checkpoint, const WidthPlan& plan, const EngineOptions& options)
@@ -129,7 +147,13 @@ CpuEngine::CpuEngine(const Checkpoint& checkpoint, const WidthPlan& plan, const 
       H_(config_.num_heads),
       D_(config_.head_size()),
       row_(even(C_)),
-      modulation_(int64_t{L_} * 6 * C_ + 2 * C_) {
+      modulation_(int64_t{L_} * 6 * C_ + 2 * C_),
+      shared_(team_) {
+  for (int thread = 0; thread < team_.threads(); ++thread) own_.emplace_back(alone_);
+  if (profile_ != nullptr) {
+    shared_.profile.assign(L_ + 1, {});
+    for (Workspace& w : own_) w.profile = shared_.profile;
+  }
   const auto floats = [&](const std::string& name) {
     return checkpoint.weights.at(name).to(at::kFloat).contiguous();
   };
@@ -211,16 +235,16 @@ void CpuEngine::embed_timesteps(const Checkpoint& checkpoint) {
   const at::Tensor frequencies = timestep_frequencies(t, config_.semantics);
   std::vector<float> hidden(static_cast<size_t>(S) * row_ + 1);
   t_emb_.resize(static_cast<size_t>(S) * C_);
-  panels_.clear();
-  t_in_.add_panels(0, 0, panels_);
+  shared_.panels.clear();
+  t_in_.add_panels(0, 0, shared_.panels);
   multiply(
-      t_in_,
+      shared_, t_in_,
       {.a = frequencies.data_ptr<float>(), .lda = kFrequencyEmbeddingSize, .out = hidden.data(), .ldo = row_},
       S, false);
   for (float& value : hidden) value = silu(value);
-  panels_.clear();
-  t_out_.add_panels(0, 0, panels_);
-  multiply(t_out_, {.a = hidden.data(), .lda = row_, .out = t_emb_.data(), .ldo = C_}, S, false);
+  shared_.panels.clear();
+  t_out_.add_panels(0, 0, shared_.panels);
+  multiply(shared_, t_out_, {.a = hidden.data(), .lda = row_, .out = t_emb_.data(), .ldo = C_}, S, false);
 }
 
 at::Tensor CpuEngine::forward(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
@@ -237,35 +261,87 @@ at::Tensor CpuEngine::forward(const at::Tensor& x, int step, std::span<const int
     trace->masks = at::empty({B, L_, N_});
     trace->logits = at::empty_like(trace->masks);
   }
-  timed(L_, Operator::AdaLN, [&] { prepare_modulation(step, y); });
-  const int passes = ceil_div(B, std::max(1, kPassRows / N_)), samples = ceil_div(B, passes);
-  for (int first = 0; first < B; first += samples) {
-    const Pass pass = {first, std::min(samples, B - first), modulation_of_.data() + first, plan_.steps[step],
-                       trace};
+  timed(shared_, L_, Operator::AdaLN, [&] { prepare_modulation(step, y); });
+  const auto pass_of = [&](int first, int samples, Workspace& w) {
+    const Pass pass = {first, samples, modulation_of_.data() + first, plan_.steps[step], trace, w};
     forward_pass(pass, input.data_ptr<float>() + first * input.stride(0),
                  out.data_ptr<float>() + first * out.stride(0));
-    for (int b = 0; b < pass.samples; ++b) {
-      const std::span<const int> kept(kept_.data() + static_cast<size_t>(b) * L_, L_);
-      work[first + b].required += required_macs(plan_, step, kept);
-      work[first + b].executed += executed_fixed_macs();
-      for (int l = 0; l < L_; ++l) {
-        work[first + b].executed += executed_block_macs(pass.plan.blocks[l], blocks_[l], kept[l]);
-      }
-    }
+    count_work(pass, step, work);
+  };
+  // As many samples as all threads can have the same number of: each thread does its own from end to end, and
+  // waits for no other. The few that are left go through all threads together.
+  const int threads = team_.threads(), alone = threads > 1 ? B / threads * threads : 0;
+  if (alone > 0) {
+    const int rounds = ceil_div(alone / threads, std::max(1, kOwnRows / N_)), tasks = rounds * threads;
+    const int least = alone / tasks, larger = alone % tasks;
+    for (Workspace& w : own_) reserve(w, ceil_div(alone, tasks));
+    team_.run(tasks, [&](int task, int thread) {
+      pass_of(task * least + std::min(task, larger), least + (task < larger), own_[thread]);
+    });
+    for (Workspace& w : own_) read_profile(w);
   }
+  if (alone < B) {
+    const int left = B - alone, passes = ceil_div(left, std::max(1, kTeamRows / N_)),
+              samples = ceil_div(left, passes);
+    reserve(shared_, samples);
+    for (int first = alone; first < B; first += samples)
+      pass_of(first, std::min(samples, B - first), shared_);
+  }
+  read_profile(shared_);
   return out;
+}
+
+void CpuEngine::count_work(const Pass& pass, int step, std::span<Work> work) const {
+  for (int b = 0; b < pass.samples; ++b) {
+    const std::span<const int> kept(pass.w.kept.data() + static_cast<size_t>(b) * L_, L_);
+    Work& done = work[pass.first + b];
+    done.required += required_macs(plan_, step, kept);
+    done.executed += executed_fixed_macs();
+    for (int l = 0; l < L_; ++l)
+      done.executed += executed_block_macs(pass.plan.blocks[l], blocks_[l], kept[l]);
+  }
+}
+
+// Threads that work side by side took the mean of their times.
+void CpuEngine::read_profile(Workspace& w) {
+  if (profile_ == nullptr) return;
+  const double share = 1.0 / (team_.threads() / w.team.threads());
+  for (size_t row = 0; row < w.profile.size(); ++row) {
+    for (size_t op = 0; op < w.profile[row].size(); ++op)
+      (*profile_)[row][op] += share * std::exchange(w.profile[row][op], 0.0);
+  }
+}
+
+// All memory of a pass with everything on, so that no later step needs more.
+void CpuEngine::reserve(Workspace& w, int samples) {
+  const size_t rows = static_cast<size_t>(samples) * N_, element = bf16_ ? 2 : 4;
+  const size_t threads = w.team.threads();
+  w.x.reserve(rows * row_ * sizeof(float));
+  w.rows.reserve(rows * row_ * sizeof(float));  // of the final layer
+  w.qkv.reserve(rows * even(3 * C_) * element);
+  w.heads.reserve(rows * H_ * even(D_) * element);
+  w.hidden.reserve(rows * H_ * even(config_.group_size()) * element);
+  w.patches.reserve(rows *
+                    std::max(even(config_.patch_values()),
+                             config_.patch_size * config_.patch_size * config_.out_channels()) *
+                    sizeof(float));
+  w.scratch.reserve(threads * scratch_bytes());
+  if (!plan_.route_tokens) return;
+  w.logits.reserve(rows * sizeof(float));
+  w.router.reserve(threads * kRouterRows * config_.token_router_hidden() * sizeof(float));
+  w.gathered.reserve(rows);
 }
 
 // One screen: some samples through all blocks.
 void CpuEngine::forward_pass(const Pass& pass, const float* x, float* out) {
-  kept_.assign(static_cast<size_t>(pass.samples) * L_, N_);
-  timed(L_, Operator::Embed, [&] { embed(x, pass.samples); });
+  pass.w.kept.assign(static_cast<size_t>(pass.samples) * L_, N_);
+  timed(pass.w, L_, Operator::Embed, [&] { embed(pass, x); });
   for (int l = 0; l < L_; ++l) {
     attention_half(pass, l);
     const int tokens = route(pass, l);
     mlp_half(pass, l, tokens);
   }
-  timed(L_, Operator::Final, [&] { final_layer(pass, out); });
+  timed(pass.w, L_, Operator::Final, [&] { final_layer(pass, out); });
 }
 
 // adaLN of all blocks for the labels of this batch, for as many of the steps that come next as fit.
@@ -287,34 +363,34 @@ void CpuEngine::prepare_modulation(int step, std::span<const int64_t> y) {
     chunk_steps_ = std::clamp(static_cast<int>(kModulationBytes / step_bytes), 1, step + 1);
     chunk_first_ = step - chunk_steps_ + 1;  // sampling walks from the last timestep to the first
     const int rows = chunk_steps_ * static_cast<int>(labels);
-    float* conditions = conditions_.get<float>(static_cast<size_t>(rows) * row_);
+    conditions_.reserve(static_cast<size_t>(rows) * row_ * sizeof(float));
+    modulations_.reserve(rows * step_bytes / labels);
+    auto* conditions = conditions_.as<float>();
     for (int r = 0; r < rows; ++r) {
       const float* t = t_emb_.data() + (chunk_first_ + r / labels) * C_;
       const float* label = labels_.data_ptr<float>() + chunk_labels_[r % labels] * C_;
       for (int c = 0; c < C_; ++c) conditions[int64_t{r} * row_ + c] = silu(t[c] + label[c]);
     }
-    panels_ = ada_panels_;
-    multiply(ada_.back(),
-             {.a = conditions,
-              .lda = row_,
-              .out = modulations_.get<float>(static_cast<size_t>(rows * modulation_)),
-              .ldo = modulation_},
-             rows, false);
+    shared_.panels = ada_panels_;
+    multiply(shared_, ada_.back(),
+             {.a = conditions, .lda = row_, .out = modulations_.as<float>(), .ldo = modulation_}, rows,
+             false);
   }
   modulation_of_.resize(y.size());
   for (size_t b = 0; b < y.size(); ++b)
-    modulation_of_[b] = modulations_.get<float>(0) + row_of(y[b]) * modulation_;
+    modulation_of_[b] = modulations_.as<float>() + row_of(y[b]) * modulation_;
 }
 
-// x_ <- patches through the patch embedding, + pos_embed
-void CpuEngine::embed(const float* x, int samples) {
+// x <- patches through the patch embedding, + pos_embed
+void CpuEngine::embed(const Pass& pass, const float* x) {
+  Workspace& w = pass.w;
   const int g = config_.grid(), p = config_.patch_size, channels = config_.in_channels,
             side = config_.input_size;
   const int values = even(config_.patch_values());
-  float* patches = patches_.get<float>(static_cast<size_t>(samples) * N_ * values);
-  float* tokens = x_.get<float>(static_cast<size_t>(samples) * N_ * row_);
+  auto* patches = w.patches.as<float>();
+  auto* tokens = w.x.as<float>();
   const float* positions = pos_embed_.data_ptr<float>();
-  team_.run(samples * g, [&](int task, int) {
+  w.team.run(pass.samples * g, [&](int task, int) {
     for (int column = 0; column < g; ++column) {
       const int64_t token = int64_t{task} * g + column;
       float* patch = patches + token * values;
@@ -329,36 +405,37 @@ void CpuEngine::embed(const float* x, int samples) {
       std::copy_n(positions + token % N_ * C_, C_, tokens + token * row_);
     }
   });
-  panels_.clear();
-  patch_.add_panels(0, 0, panels_);
-  multiply(patch_, {.a = patches, .lda = values, .epilogue = Epilogue::Residual, .out = tokens, .ldo = row_},
-           samples * N_, false);
+  w.panels.clear();
+  patch_.add_panels(0, 0, w.panels);
+  multiply(w, patch_,
+           {.a = patches, .lda = values, .epilogue = Epilogue::Residual, .out = tokens, .ldo = row_},
+           pass.samples * N_, false);
 }
 
-// x_ += gate_msa proj(attention(modulate(norm(x_)))) over the active heads
+// x += gate_msa proj(attention(modulate(norm(x)))) over the active heads
 void CpuEngine::attention_half(const Pass& pass, int index) {
+  Workspace& w = pass.w;
   const Block& block = blocks_[index];
   const BlockWidth& width = pass.plan.blocks[index];
   const int rows = pass.samples * N_, heads = width.active_heads();
   const int64_t modulation = int64_t{index} * 6 * C_;
-  timed(index, Operator::Norm, [&] { norm(pass, rows, nullptr, modulation, kLayerNormEps, bf16_); });
+  timed(w, index, Operator::Norm, [&] { norm(pass, rows, nullptr, modulation, kLayerNormEps, bf16_); });
 
   const int64_t qkv_row = even(heads * 3 * D_), heads_row = int64_t{heads} * even(D_),
                 element = bf16_ ? 2 : 4;
-  // For all heads, so that no later step needs more.
-  auto* qkv = qkv_.get<std::byte>(rows * int64_t{even(3 * C_)} * element);
-  auto* attended = heads_.get<std::byte>(rows * int64_t{H_} * even(D_) * element);
-  timed(index, Operator::Qkv, [&] {
-    panels_.clear();
+  auto* qkv = w.qkv.as<std::byte>();
+  auto* attended = w.heads.as<std::byte>();
+  timed(w, index, Operator::Qkv, [&] {
+    w.panels.clear();
     for (int h = 0, slot = 0; h < H_; ++h) {
-      if (width.heads[h]) block.qkv.add_panels(h, slot++ * 3 * D_, panels_);
+      if (width.heads[h]) block.qkv.add_panels(h, slot++ * 3 * D_, w.panels);
     }
-    multiply(block.qkv, {.a = rows_.get<std::byte>(0), .lda = row_, .out = qkv, .ldo = qkv_row}, rows, bf16_);
+    multiply(w, block.qkv, {.a = w.rows.as<std::byte>(), .lda = row_, .out = qkv, .ldo = qkv_row}, rows,
+             bf16_);
   });
-  timed(index, Operator::Attention, [&] {
-    const size_t bytes = attention_scratch(N_, D_, element) / 64 * 64 + 64;
-    auto* scratch = scratch_.get<std::byte>(bytes * team_.threads());
-    team_.run(pass.samples * heads, [&](int task, int thread) {
+  timed(w, index, Operator::Attention, [&] {
+    auto* scratch = w.scratch.as<std::byte>();
+    w.team.run(pass.samples * heads, [&](int task, int thread) {
       const int64_t row = int64_t{task} / heads * N_, slot = task % heads;
       const std::byte* q = qkv + (row * qkv_row + slot * 3 * D_) * element;
       const Attention attention = {.q = q,
@@ -370,24 +447,24 @@ void CpuEngine::attention_half(const Pass& pass, int index) {
                                    .N = N_,
                                    .D = D_,
                                    .scale = 1.0f / std::sqrt(static_cast<float>(D_)),
-                                   .scratch = scratch + thread * bytes};
+                                   .scratch = scratch + thread * scratch_bytes()};
       (bf16_ ? kernels_.attention_bf16 : kernels_.attention_float)(attention);
     });
   });
-  timed(index, Operator::Proj, [&] {
-    panels_.clear();
-    block.proj.add_panels(0, 0, panels_);
-    segments_.clear();
+  timed(w, index, Operator::Proj, [&] {
+    w.panels.clear();
+    block.proj.add_panels(0, 0, w.panels);
+    w.segments.clear();
     for (int h = 0; h < H_; ++h) {
-      if (width.heads[h]) segments_.push_back(h * block.proj.segment_pairs());
+      if (width.heads[h]) w.segments.push_back(h * block.proj.segment_pairs());
     }
-    multiply(block.proj,
+    multiply(w, block.proj,
              {.a = attended,
               .lda = heads_row,
-              .segments = segments_.data(),
+              .segments = w.segments.data(),
               .num_segments = heads,
               .epilogue = Epilogue::Residual,
-              .out = x_.get<float>(0),
+              .out = w.x.as<float>(),
               .ldo = row_,
               .sample_rows = N_,
               .gates = gates_at(pass, modulation + 2 * C_)},
@@ -395,49 +472,49 @@ void CpuEngine::attention_half(const Pass& pass, int index) {
   });
 }
 
-// Decides which tokens enter the MLP: fills gathered_ and kept_; returns how many there are.
+// Decides which tokens enter the MLP: fills gathered and kept; returns how many there are.
 int CpuEngine::route(const Pass& pass, int index) {
   if (!plan_.route_tokens) return pass.samples * N_;
-  timed(index, Operator::Router, [&] {
-    token_logits(blocks_[index], pass.samples * N_);
-    gathered_.clear();
+  Workspace& w = pass.w;
+  timed(w, index, Operator::Router, [&] {
+    token_logits(pass, blocks_[index]);
+    w.gathered.clear();
     for (int b = 0; b < pass.samples; ++b) {
-      const std::span<const float> logits(logits_.get<float>(0) + int64_t{b} * N_, N_);
+      const std::span<const float> logits(w.logits.as<float>() + int64_t{b} * N_, N_);
       const std::vector<uint8_t> on = select_tokens(logits, pass.plan.blocks[index].keep_tokens);
-      const size_t before = gathered_.size();
+      const size_t before = w.gathered.size();
       for (int n = 0; n < N_; ++n) {
-        if (on[n]) gathered_.push_back(b * N_ + n);
+        if (on[n]) w.gathered.push_back(b * N_ + n);
       }
-      kept_[static_cast<size_t>(b) * L_ + index] = static_cast<int>(gathered_.size() - before);
+      w.kept[static_cast<size_t>(b) * L_ + index] = static_cast<int>(w.gathered.size() - before);
       if (pass.trace) {
-        float* logits_out = pass.trace->logits[pass.first + b][index].data_ptr<float>();
-        float* masks_out = pass.trace->masks[pass.first + b][index].data_ptr<float>();
-        std::copy(logits.begin(), logits.end(), logits_out);
-        std::copy(on.begin(), on.end(), masks_out);
+        const int64_t at = (int64_t{pass.first + b} * L_ + index) * N_;
+        std::copy(logits.begin(), logits.end(), pass.trace->logits.data_ptr<float>() + at);
+        std::copy(on.begin(), on.end(), pass.trace->masks.data_ptr<float>() + at);
       }
     }
   });
-  return static_cast<int>(gathered_.size());
+  return static_cast<int>(w.gathered.size());
 }
 
-// logits_ <- the token router on x_, before norm and modulation
-void CpuEngine::token_logits(const Block& block, int rows) {
-  const int R = block.token_in.out_size();
-  const float* x = x_.get<float>(0);
-  float* logits = logits_.get<float>(rows);
-  float* hidden = router_.get<float>(static_cast<size_t>(team_.threads()) * kRouterRows * R);
-  panels_.clear();
-  block.token_in.add_panels(0, 0, panels_);
-  const int all = 0;
-  team_.run(ceil_div(rows, kRouterRows), [&](int task, int thread) {
+// logits <- the token router on x, before norm and modulation
+void CpuEngine::token_logits(const Pass& pass, const Block& block) {
+  Workspace& w = pass.w;
+  const int R = block.token_in.out_size(), rows = pass.samples * N_, all = 0;
+  const auto* x = w.x.as<float>();
+  auto* logits = w.logits.as<float>();
+  auto* hidden = w.router.as<float>();
+  w.panels.clear();
+  block.token_in.add_panels(0, 0, w.panels);
+  w.team.run(ceil_div(rows, kRouterRows), [&](int task, int thread) {
     const int first = task * kRouterRows, count = std::min(kRouterRows, rows - first);
     float* out = hidden + int64_t{thread} * kRouterRows * R;
     const Gemm gemm = {.a = x + int64_t{first} * row_,
                        .lda = row_,
                        .row_begin = 0,
                        .row_end = count,
-                       .panels = panels_.data(),
-                       .num_panels = static_cast<int>(panels_.size()),
+                       .panels = w.panels.data(),
+                       .num_panels = static_cast<int>(w.panels.size()),
                        .segments = &all,
                        .num_segments = 1,
                        .segment_pairs = block.token_in.segment_pairs(),
@@ -453,45 +530,45 @@ void CpuEngine::token_logits(const Block& block, int rows) {
   });
 }
 
-// x_ += gate_mlp fc2(gelu(fc1(modulate(norm(x_))))) over the active groups, for the `tokens` gathered rows
+// x += gate_mlp fc2(gelu(fc1(modulate(norm(x))))) over the active groups, for the `tokens` gathered rows
 void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) {
   if (tokens == 0) return;
+  Workspace& w = pass.w;
   const Block& block = blocks_[index];
   const BlockWidth& width = pass.plan.blocks[index];
-  const int* gathered = tokens == pass.samples * N_ ? nullptr : gathered_.data();
+  const int* gathered = tokens == pass.samples * N_ ? nullptr : w.gathered.data();
   const int groups = width.active_groups(), group = even(config_.group_size());
   const int64_t modulation = int64_t{index} * 6 * C_ + 3 * C_, hidden_row = int64_t{groups} * group;
-  timed(index, Operator::Norm,
+  timed(w, index, Operator::Norm,
         [&] { norm(pass, tokens, gathered, modulation, config_.mlp_norm_eps(), bf16_); });
-  // For all tokens and groups, so that no later step needs more.
-  auto* hidden = hidden_.get<std::byte>(int64_t{pass.samples} * N_ * H_ * group * (bf16_ ? 2 : 4));
-  timed(index, Operator::Fc1, [&] {
-    panels_.clear();
+  auto* hidden = w.hidden.as<std::byte>();
+  timed(w, index, Operator::Fc1, [&] {
+    w.panels.clear();
     for (int g = 0, slot = 0; g < H_; ++g) {
-      if (width.groups[g]) block.fc1.add_panels(g, slot++ * group, panels_);
+      if (width.groups[g]) block.fc1.add_panels(g, slot++ * group, w.panels);
     }
-    multiply(block.fc1,
-             {.a = rows_.get<std::byte>(0),
+    multiply(w, block.fc1,
+             {.a = w.rows.as<std::byte>(),
               .lda = row_,
               .epilogue = Epilogue::Gelu,
               .out = hidden,
               .ldo = hidden_row},
              tokens, bf16_);
   });
-  timed(index, Operator::Fc2, [&] {
-    panels_.clear();
-    block.fc2.add_panels(0, 0, panels_);
-    segments_.clear();
+  timed(w, index, Operator::Fc2, [&] {
+    w.panels.clear();
+    block.fc2.add_panels(0, 0, w.panels);
+    w.segments.clear();
     for (int g = 0; g < H_; ++g) {
-      if (width.groups[g]) segments_.push_back(g * block.fc2.segment_pairs());
+      if (width.groups[g]) w.segments.push_back(g * block.fc2.segment_pairs());
     }
-    multiply(block.fc2,
+    multiply(w, block.fc2,
              {.a = hidden,
               .lda = hidden_row,
-              .segments = segments_.data(),
+              .segments = w.segments.data(),
               .num_segments = groups,
               .epilogue = Epilogue::Residual,
-              .out = x_.get<float>(0),
+              .out = w.x.as<float>(),
               .ldo = row_,
               .rows = gathered,
               .sample_rows = N_,
@@ -500,17 +577,18 @@ void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) {
   });
 }
 
-// out <- unpatchified linear(modulate(norm(x_))): 'nhwpqc->nchpwq'
+// out <- unpatchified linear(modulate(norm(x))): 'nhwpqc->nchpwq'
 void CpuEngine::final_layer(const Pass& pass, float* out) {
+  Workspace& w = pass.w;
   const int g = config_.grid(), p = config_.patch_size, channels = config_.out_channels(),
             side = config_.input_size;
   const int values = p * p * channels, rows = pass.samples * N_;
   norm(pass, rows, nullptr, int64_t{L_} * 6 * C_, kLayerNormEps, false);
-  float* patches = patches_.get<float>(static_cast<size_t>(rows) * values);
-  panels_.clear();
-  final_.add_panels(0, 0, panels_);
-  multiply(final_, {.a = rows_.get<float>(0), .lda = row_, .out = patches, .ldo = values}, rows, false);
-  team_.run(pass.samples * g, [&](int task, int) {
+  auto* patches = w.patches.as<float>();
+  w.panels.clear();
+  final_.add_panels(0, 0, w.panels);
+  multiply(w, final_, {.a = w.rows.as<float>(), .lda = row_, .out = patches, .ldo = values}, rows, false);
+  w.team.run(pass.samples * g, [&](int task, int) {
     for (int column = 0; column < g; ++column) {
       const float* patch = patches + (int64_t{task} * g + column) * values;
       for (int c = 0; c < channels; ++c) {
@@ -523,14 +601,14 @@ void CpuEngine::final_layer(const Pass& pass, float* out) {
   });
 }
 
-// rows_ <- modulate(norm(x_)) of `rows` rows, those of `gathered` (null: the first); shift and scale lie at
+// w.rows <- modulate(norm(x)) of `rows` rows, those of `gathered` (null: the first); shift and scale lie at
 // `shift` and C further in the modulation.
 void CpuEngine::norm(const Pass& pass, int rows, const int* gathered, int64_t shift, double eps,
                      bool bf16_rows) {
   const auto epsilon = static_cast<float>(eps);
-  const float* x = x_.get<float>(0);
-  auto* out = rows_.get<float>(static_cast<size_t>(rows) * row_);
-  team_.run(ceil_div(rows, kNormRows), [&](int task, int) {
+  const auto* x = pass.w.x.as<float>();
+  auto* out = pass.w.rows.as<float>();
+  pass.w.team.run(ceil_div(rows, kNormRows), [&](int task, int) {
     for (int i = task * kNormRows; i < std::min(rows, (task + 1) * kNormRows); ++i) {
       const int64_t row = gathered ? gathered[i] : i;
       const float* modulation = pass.modulation[row / N_] + shift;
@@ -549,15 +627,15 @@ void CpuEngine::norm(const Pass& pass, int rows, const int* gathered, int64_t sh
 }
 
 const float* const* CpuEngine::gates_at(const Pass& pass, int64_t offset) {
-  gates_.resize(pass.samples);
-  for (int b = 0; b < pass.samples; ++b) gates_[b] = pass.modulation[b] + offset;
-  return gates_.data();
+  pass.w.gates.resize(pass.samples);
+  for (int b = 0; b < pass.samples; ++b) pass.w.gates[b] = pass.modulation[b] + offset;
+  return pass.w.gates.data();
 }
 
-// Runs `gemm` over panels_ and, unless it brings its own, all input segments: cut into tasks of some rows by
-// one tile's width, many enough to share out evenly.
-void CpuEngine::multiply(const PackedLinear& weights, Gemm gemm, int rows, bool bf16_rows) {
-  const int panels = static_cast<int>(panels_.size()), columns = ceil_div(panels, kTilePanels), all = 0;
+// Runs `gemm` over the workspace's panels and, unless it brings its own, all input segments: cut into tasks
+// of some rows by one tile's width, many enough to share out evenly.
+void CpuEngine::multiply(Workspace& w, const PackedLinear& weights, Gemm gemm, int rows, bool bf16_rows) {
+  const int panels = static_cast<int>(w.panels.size()), columns = ceil_div(panels, kTilePanels), all = 0;
   if (gemm.segments == nullptr) {
     gemm.segments = &all;
     gemm.num_segments = 1;
@@ -568,23 +646,23 @@ void CpuEngine::multiply(const PackedLinear& weights, Gemm gemm, int rows, bool 
                    : weights.bf16() ? kernels_.gemm_float_bf16
                                     : kernels_.gemm_float;
   const int tile_rows = bf16_rows ? kernels_.bf16_tile_rows : kTileRows;
-  const int wanted = ceil_div(4 * team_.threads(), columns);
+  const int wanted = ceil_div(4 * w.team.threads(), columns);
   const int chunks =
       std::clamp(std::max(ceil_div(rows, kChunkRows), wanted), 1, ceil_div(rows, 4 * kTileRows));
   const int chunk = ceil_div(ceil_div(rows, chunks), tile_rows) * tile_rows;
   const int narrow = panels / columns, wide = panels % columns;  // widths differ by one panel at most
   const auto first_panel = [&](int column) {
-    return panels_.data() + column * narrow + std::min(column, wide);
+    return w.panels.data() + column * narrow + std::min(column, wide);
   };
   const auto width = [&](int column) { return narrow + (column < wide); };
   const int tasks = ceil_div(rows, chunk) * columns;
-  team_.run(tasks, [&](int task, int) {
+  w.team.run(tasks, [&](int task, int) {
     Gemm part = gemm;
     part.row_begin = task / columns * chunk;
     part.row_end = std::min(rows, part.row_begin + chunk);
     part.panels = first_panel(task % columns);
     part.num_panels = width(task % columns);
-    if (const int next = task + team_.threads(); next < tasks && chunk >= kFetchRows) {
+    if (const int next = task + w.team.threads(); next < tasks && chunk >= kFetchRows) {
       part.next = first_panel(next % columns);
       part.num_next = width(next % columns);
     }

@@ -34,16 +34,18 @@ class Arena {
   size_t left_ = 0;
 };
 
-// Grow-only memory: nothing is allocated once the largest batch has passed.
+// Grow-only memory: nothing is allocated once the largest batch has passed. What it held is lost when it
+// grows.
 class Buffer {
  public:
+  void reserve(size_t bytes) {
+    if (bytes <= bytes_) return;
+    bytes_ = bytes;
+    memory_.reset();
+    memory_ = allocate(bytes_ + 64);  // rows of an odd size are read one element beyond the last
+  }
   template <typename T>
-  T* get(size_t count) {
-    if (count * sizeof(T) > bytes_) {
-      bytes_ = count * sizeof(T);
-      memory_.reset();
-      memory_ = allocate(bytes_ + 64);  // rows of an odd size are read one element beyond the last
-    }
+  T* as() const {
     return static_cast<T*>(memory_.get());
   }
 
