@@ -32,6 +32,7 @@ def bench(args, vary, batch, side, shares):
                          capture_output=True, text=True, check=True)
     run = json.loads(out.stdout)
     run.setdefault("dynamic", run["static"])  # with everything on there is one model only
+    run.setdefault("realised_share", 1.0)
     row = {"vary": vary, "batch": batch, "tokens": side * side // 4, "required_share": run["required_share"],
            "static_ms": run["static"]["ms_per_sample"], "dynamic_ms": run["dynamic"]["ms_per_sample"],
            "static_peak_share": run["static"]["peak_share"], "dynamic_peak_share": run["dynamic"]["peak_share"],

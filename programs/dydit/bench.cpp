@@ -25,7 +25,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kWarmupLaps = 2;  // kernels load, buffers grow, clocks settle
+constexpr double kPeakSeconds = 1;  // on a shared machine both threads may be slow for a moment
+constexpr int kWarmupLaps = 2;      // kernels load, buffers grow, clocks settle
 
 struct BenchFlags {
   std::string model, size, dtype = "auto", engine = "auto", sampler = "ddim", csv;
@@ -359,7 +360,7 @@ int run_bench(const Args& args, Isa isa) {
   console.info("preparing the model");
   const Checkpoint checkpoint = make_checkpoint(flags, dtype);
   const DiTConfig& config = checkpoint.config;
-  const double peak = measure_peak_macs(dtype, flags.threads);
+  const double peak = measure_peak_macs(dtype, flags.threads, kPeakSeconds);
   Contestant complete(checkpoint, flags, Mode::Static, dtype, kind);
   std::unique_ptr<Contestant> dynamic;
   if (config.is_dynamic())
