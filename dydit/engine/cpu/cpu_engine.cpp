@@ -11,7 +11,7 @@
 #include "dydit/base/error.h"
 #include "dydit/base/team.h"
 #include "dydit/engine/cpu/kernels.h"
-#include "dydit/engine/cpu/packed_linear.h"
+#include "dydit/engine/cpu/packed_model.h"
 #include "dydit/engine/engine.h"
 #include "dydit/model/embeddings.h"
 #include "dydit/model/macs.h"
@@ -28,15 +28,7 @@ constexpr int kFetchRows = 96;   // a task of fewer would spend its time waiting
 constexpr int kNormRows = 16, kRouterRows = 24;
 constexpr size_t kModulationBytes = size_t{64} << 20;  // adaLN of as many steps ahead as fit in this
 
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
-int even(int n) { return (n + 1) / 2 * 2; }
 float silu(float x) { return x / (1.0f + std::exp(-x)); }
-
-struct Block {
-  PackedLinear qkv, proj, fc1, fc2;
-  PackedLinear token_in;         // the token router's first layer
-  std::vector<float> token_out;  // its second: weights, then the bias
-};
 
 // What a pass works in. Tokens are rows: x is the residual stream, rows its normalised rows, hidden the
 // MLP's.
@@ -71,12 +63,7 @@ class CpuEngine final : public Engine {
                      TokenTrace* trace) override;
 
  private:
-  PackedLinear pack(const Checkpoint& checkpoint, const std::string& name, int out_segments, int in_segments,
-                    bool bf16, std::span<const int> rows = {});
-  PackedLinear pack_exact(const Checkpoint& checkpoint, const std::string& name);
-  void pack_block(const Checkpoint& checkpoint, int index);
-  void pack_modulation(const Checkpoint& checkpoint);
-  void embed_timesteps(const Checkpoint& checkpoint);
+  void embed_timesteps();
 
   void prepare_modulation(int step, std::span<const int64_t> y);
   void reserve(Workspace& w, int samples);
@@ -88,13 +75,11 @@ class CpuEngine final : public Engine {
   void mlp_half(const Pass& pass, int index, int tokens);
   void final_layer(const Pass& pass, float* out);
 
-  void token_logits(const Pass& pass, const Block& block);
+  void token_logits(const Pass& pass, const PackedBlock& block);
   void norm(const Pass& pass, int rows, const int* gathered, int64_t shift, double eps, bool bf16_rows);
   const float* const* gates_at(const Pass& pass, int64_t offset);
   void multiply(Workspace& w, const PackedLinear& weights, Gemm gemm, int rows, bool bf16_rows);
   size_t scratch_bytes() const { return attention_scratch(N_, D_, bf16_ ? 2 : 4) / 64 * 64 + 64; }
-  int64_t executed_fixed_macs() const;
-  int64_t executed_block_macs(const BlockWidth& width, const Block& block, int tokens) const;
 
   // Adds the time of fn to (row, op) of the workspace's profile.
   template <typename Fn>
@@ -117,13 +102,8 @@ class CpuEngine final : public Engine {
   const int row_;             // elements of a token's row: C padded to a pair
   const int64_t modulation_;  // floats of a label's modulation: L (6C), then the final layer's 2C
 
-  Arena arena_;  // of all packed weights
-  std::vector<Block> blocks_;
-  PackedLinear patch_, final_, t_in_, t_out_;
-  std::vector<PackedLinear> ada_;  // of the blocks, then the final layer's
-  std::vector<Panel> ada_panels_;  // of all of them: one product
-  std::vector<float> t_emb_;       // (S, C)
-  at::Tensor labels_, pos_embed_;  // (classes + 1, C), (N, C) float32
+  const PackedModel model_;
+  std::vector<float> t_emb_;  // (S, C)
 
   std::vector<const float*> modulation_of_;  // each sample's, of the batch
   std::vector<int64_t> chunk_labels_;        // modulations_ holds these labels for chunk_steps_ steps
@@ -148,87 +128,18 @@ CpuEngine::CpuEngine(const Checkpoint& checkpoint, const WidthPlan& plan, const 
       D_(config_.head_size()),
       row_(even(C_)),
       modulation_(int64_t{L_} * 6 * C_ + 2 * C_),
+      model_(checkpoint, bf16_, plan.route_tokens, team_),
       shared_(team_) {
   for (int thread = 0; thread < team_.threads(); ++thread) own_.emplace_back(alone_);
   if (profile_ != nullptr) {
     shared_.profile.assign(L_ + 1, {});
     for (Workspace& w : own_) w.profile = shared_.profile;
   }
-  const auto floats = [&](const std::string& name) {
-    return checkpoint.weights.at(name).to(at::kFloat).contiguous();
-  };
-  labels_ = floats("y_embedder.embedding_table.weight");
-  pos_embed_ = floats("pos_embed");
-  patch_ = pack_exact(checkpoint, "x_embedder.proj");
-  final_ = pack_exact(checkpoint, "final_layer.linear");
-  t_in_ = pack_exact(checkpoint, "t_embedder.mlp.0");
-  t_out_ = pack_exact(checkpoint, "t_embedder.mlp.2");
-  for (int l = 0; l < L_; ++l) pack_block(checkpoint, l);
-  pack_modulation(checkpoint);
-  embed_timesteps(checkpoint);
-}
-
-PackedLinear CpuEngine::pack(const Checkpoint& checkpoint, const std::string& name, int out_segments,
-                             int in_segments, bool bf16, std::span<const int> rows) {
-  const at::Tensor& weight = checkpoint.weights.at(name + ".weight");
-  PackedLinear packed(weight.flatten(1), checkpoint.weights.at(name + ".bias"), out_segments, in_segments,
-                      bf16, arena_, team_, rows);
-  // Else a model would be in memory twice.
-  if (checkpoint.file) checkpoint.file->drop_pages(weight.data_ptr(), weight.nbytes());
-  return packed;
-}
-
-// In the type of the file, so that float32 activations meet exact weights.
-PackedLinear CpuEngine::pack_exact(const Checkpoint& checkpoint, const std::string& name) {
-  return pack(checkpoint, name, 1, 1, checkpoint.weights.at(name + ".weight").scalar_type() == at::kBFloat16);
-}
-
-void CpuEngine::pack_block(const Checkpoint& checkpoint, int index) {
-  const std::string prefix = fmt::format("blocks.{}.", index);
-  const auto pack_layer = [&](const std::string& name, int outs, int ins, std::span<const int> rows = {}) {
-    const bool exact = checkpoint.weights.at(prefix + name + ".weight").scalar_type() == at::kBFloat16;
-    return pack(checkpoint, prefix + name, outs, ins, bf16_ || exact, rows);
-  };
-  std::vector<int> qkv_rows;  // head by head: its q, k and v
-  for (int h = 0; h < H_; ++h) {
-    for (int part = 0; part < 3; ++part) {
-      for (int d = 0; d < D_; ++d) qkv_rows.push_back(part * C_ + h * D_ + d);
-    }
-  }
-  Block block;
-  block.qkv = pack_layer("attn.qkv", H_, 1, qkv_rows);
-  block.proj = pack_layer("attn.proj", 1, H_);
-  block.fc1 = pack_layer("mlp.fc1", H_, 1);
-  block.fc2 = pack_layer("mlp.fc2", 1, H_);
-  if (plan_.route_tokens) {
-    // Small, and faster in float32, which is what it is multiplied with.
-    block.token_in = pack(checkpoint, prefix + "token_selection.mlp_head.0", 1, 1, false);
-    const at::Tensor out =
-        at::cat({checkpoint.weights.at(prefix + "token_selection.mlp_head.2.weight").flatten(),
-                 checkpoint.weights.at(prefix + "token_selection.mlp_head.2.bias")})
-            .to(at::kFloat)
-            .contiguous();
-    block.token_out.assign(out.data_ptr<float>(), out.data_ptr<float>() + out.numel());
-  }
-  blocks_.push_back(std::move(block));
-}
-
-// One product makes the modulation of all layers, so they share a type: bfloat16 when all are stored in it.
-void CpuEngine::pack_modulation(const Checkpoint& checkpoint) {
-  std::vector<std::string> names;
-  for (int l = 0; l < L_; ++l) names.push_back(fmt::format("blocks.{}.adaLN_modulation.1", l));
-  names.push_back("final_layer.adaLN_modulation.1");
-  const bool bf16 = std::all_of(names.begin(), names.end(), [&](const std::string& name) {
-    return checkpoint.weights.at(name + ".weight").scalar_type() == at::kBFloat16;
-  });
-  for (int l = 0; l <= L_; ++l) {
-    ada_.push_back(pack(checkpoint, names[l], 1, 1, bf16));
-    ada_[l].add_panels(0, l * 6 * C_, ada_panels_);
-  }
+  embed_timesteps();
 }
 
 // All of the plan's timesteps at once; a row does not depend on the others.
-void CpuEngine::embed_timesteps(const Checkpoint& checkpoint) {
+void CpuEngine::embed_timesteps() {
   const int S = static_cast<int>(plan_.steps.size());
   const at::Tensor t = at::empty({S}, at::kLong);
   for (int s = 0; s < S; ++s) t.data_ptr<int64_t>()[s] = plan_.steps[s].timestep;
@@ -236,15 +147,16 @@ void CpuEngine::embed_timesteps(const Checkpoint& checkpoint) {
   std::vector<float> hidden(static_cast<size_t>(S) * row_ + 1);
   t_emb_.resize(static_cast<size_t>(S) * C_);
   shared_.panels.clear();
-  t_in_.add_panels(0, 0, shared_.panels);
+  model_.t_in.add_panels(0, 0, shared_.panels);
   multiply(
-      shared_, t_in_,
+      shared_, model_.t_in,
       {.a = frequencies.data_ptr<float>(), .lda = kFrequencyEmbeddingSize, .out = hidden.data(), .ldo = row_},
       S, false);
   for (float& value : hidden) value = silu(value);
   shared_.panels.clear();
-  t_out_.add_panels(0, 0, shared_.panels);
-  multiply(shared_, t_out_, {.a = hidden.data(), .lda = row_, .out = t_emb_.data(), .ldo = C_}, S, false);
+  model_.t_out.add_panels(0, 0, shared_.panels);
+  multiply(shared_, model_.t_out, {.a = hidden.data(), .lda = row_, .out = t_emb_.data(), .ldo = C_}, S,
+           false);
 }
 
 at::Tensor CpuEngine::forward(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
@@ -296,9 +208,8 @@ void CpuEngine::count_work(const Pass& pass, int step, std::span<Work> work) con
     const std::span<const int> kept(pass.w.kept.data() + static_cast<size_t>(b) * L_, L_);
     Work& done = work[pass.first + b];
     done.required += required_macs(plan_, step, kept);
-    done.executed += executed_fixed_macs();
-    for (int l = 0; l < L_; ++l)
-      done.executed += executed_block_macs(pass.plan.blocks[l], blocks_[l], kept[l]);
+    done.executed += model_.fixed_macs(plan_.mode == Mode::Dynamic && config_.width_routers);
+    for (int l = 0; l < L_; ++l) done.executed += model_.block_macs(l, pass.plan.blocks[l], kept[l]);
   }
 }
 
@@ -368,11 +279,11 @@ void CpuEngine::prepare_modulation(int step, std::span<const int64_t> y) {
     auto* conditions = conditions_.as<float>();
     for (int r = 0; r < rows; ++r) {
       const float* t = t_emb_.data() + (chunk_first_ + r / labels) * C_;
-      const float* label = labels_.data_ptr<float>() + chunk_labels_[r % labels] * C_;
+      const float* label = model_.labels.data_ptr<float>() + chunk_labels_[r % labels] * C_;
       for (int c = 0; c < C_; ++c) conditions[int64_t{r} * row_ + c] = silu(t[c] + label[c]);
     }
-    shared_.panels = ada_panels_;
-    multiply(shared_, ada_.back(),
+    shared_.panels = model_.ada_panels;
+    multiply(shared_, model_.ada.back(),
              {.a = conditions, .lda = row_, .out = modulations_.as<float>(), .ldo = modulation_}, rows,
              false);
   }
@@ -389,7 +300,7 @@ void CpuEngine::embed(const Pass& pass, const float* x) {
   const int values = even(config_.patch_values());
   auto* patches = w.patches.as<float>();
   auto* tokens = w.x.as<float>();
-  const float* positions = pos_embed_.data_ptr<float>();
+  const float* positions = model_.pos_embed.data_ptr<float>();
   w.team.run(pass.samples * g, [&](int task, int) {
     for (int column = 0; column < g; ++column) {
       const int64_t token = int64_t{task} * g + column;
@@ -406,8 +317,8 @@ void CpuEngine::embed(const Pass& pass, const float* x) {
     }
   });
   w.panels.clear();
-  patch_.add_panels(0, 0, w.panels);
-  multiply(w, patch_,
+  model_.patch.add_panels(0, 0, w.panels);
+  multiply(w, model_.patch,
            {.a = patches, .lda = values, .epilogue = Epilogue::Residual, .out = tokens, .ldo = row_},
            pass.samples * N_, false);
 }
@@ -415,7 +326,7 @@ void CpuEngine::embed(const Pass& pass, const float* x) {
 // x += gate_msa proj(attention(modulate(norm(x)))) over the active heads
 void CpuEngine::attention_half(const Pass& pass, int index) {
   Workspace& w = pass.w;
-  const Block& block = blocks_[index];
+  const PackedBlock& block = model_.blocks[index];
   const BlockWidth& width = pass.plan.blocks[index];
   const int rows = pass.samples * N_, heads = width.active_heads();
   const int64_t modulation = int64_t{index} * 6 * C_;
@@ -477,7 +388,7 @@ int CpuEngine::route(const Pass& pass, int index) {
   if (!plan_.route_tokens) return pass.samples * N_;
   Workspace& w = pass.w;
   timed(w, index, Operator::Router, [&] {
-    token_logits(pass, blocks_[index]);
+    token_logits(pass, model_.blocks[index]);
     w.gathered.clear();
     for (int b = 0; b < pass.samples; ++b) {
       const std::span<const float> logits(w.logits.as<float>() + int64_t{b} * N_, N_);
@@ -498,7 +409,7 @@ int CpuEngine::route(const Pass& pass, int index) {
 }
 
 // logits <- the token router on x, before norm and modulation
-void CpuEngine::token_logits(const Pass& pass, const Block& block) {
+void CpuEngine::token_logits(const Pass& pass, const PackedBlock& block) {
   Workspace& w = pass.w;
   const int R = block.token_in.out_size(), rows = pass.samples * N_, all = 0;
   const auto* x = w.x.as<float>();
@@ -534,7 +445,7 @@ void CpuEngine::token_logits(const Pass& pass, const Block& block) {
 void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) {
   if (tokens == 0) return;
   Workspace& w = pass.w;
-  const Block& block = blocks_[index];
+  const PackedBlock& block = model_.blocks[index];
   const BlockWidth& width = pass.plan.blocks[index];
   const int* gathered = tokens == pass.samples * N_ ? nullptr : w.gathered.data();
   const int groups = width.active_groups(), group = even(config_.group_size());
@@ -586,8 +497,9 @@ void CpuEngine::final_layer(const Pass& pass, float* out) {
   norm(pass, rows, nullptr, int64_t{L_} * 6 * C_, kLayerNormEps, false);
   auto* patches = w.patches.as<float>();
   w.panels.clear();
-  final_.add_panels(0, 0, w.panels);
-  multiply(w, final_, {.a = w.rows.as<float>(), .lda = row_, .out = patches, .ldo = values}, rows, false);
+  model_.final.add_panels(0, 0, w.panels);
+  multiply(w, model_.final, {.a = w.rows.as<float>(), .lda = row_, .out = patches, .ldo = values}, rows,
+           false);
   w.team.run(pass.samples * g, [&](int task, int) {
     for (int column = 0; column < g; ++column) {
       const float* patch = patches + (int64_t{task} * g + column) * values;
@@ -668,30 +580,6 @@ void CpuEngine::multiply(Workspace& w, const PackedLinear& weights, Gemm gemm, i
     }
     run(part);
   });
-}
-
-// What is the same for every plan, padding included; a label's adaLN is counted for every sample that has it.
-int64_t CpuEngine::executed_fixed_macs() const {
-  const auto layer = [](const PackedLinear& weights) {
-    return int64_t{weights.out_segments()} * weights.padded_out_size() * 2 * weights.segment_pairs();
-  };
-  int64_t macs = N_ * (layer(patch_) + layer(final_)) + layer(t_in_) + layer(t_out_);
-  for (const PackedLinear& weights : ada_) macs += layer(weights);
-  if (plan_.mode == Mode::Dynamic && config_.width_routers) macs += int64_t{L_} * 2 * C_ * (H_ - 1);
-  return macs;
-}
-
-int64_t CpuEngine::executed_block_macs(const BlockWidth& width, const Block& block, int tokens) const {
-  const int64_t heads = width.active_heads(), groups = width.active_groups();
-  const int64_t keys = ceil_div(N_, kPanel) * kPanel, channels = ceil_div(D_, kPanel) * kPanel;
-  const int64_t attention = heads * N_ * (keys * even(D_) + channels * even(N_));
-  const int64_t qkv = heads * N_ * block.qkv.padded_out_size() * row_;
-  const int64_t proj = heads * N_ * block.proj.padded_out_size() * 2 * block.proj.segment_pairs();
-  const int64_t fc1 = groups * tokens * block.fc1.padded_out_size() * row_;
-  const int64_t fc2 = groups * tokens * block.fc2.padded_out_size() * 2 * block.fc2.segment_pairs();
-  const int64_t R = block.token_in.out_size();
-  const int64_t router = plan_.route_tokens ? N_ * (int64_t{block.token_in.padded_out_size()} * row_ + R) : 0;
-  return attention + qkv + proj + fc1 + fc2 + router;
 }
 
 }  // namespace

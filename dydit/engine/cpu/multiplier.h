@@ -102,38 +102,55 @@ struct Destination {
   int row = 0;
 };
 
+// Residual: the row of the output that a row of the product goes to, its sample, and its gates (null: none).
 inline int residual_row(const Gemm& g, int row) { return g.rows ? g.rows[row] : row; }
+inline int residual_sample(const Gemm& g, int row) { return residual_row(g, row) / g.sample_rows; }
+inline const float* gates_of(const Gemm& g, int row) {
+  return g.epilogue == Epilogue::Residual && g.gates ? g.gates[residual_sample(g, row)] : nullptr;
+}
+
+// `width` sums of a row and a panel through the epilogue E.
+template <Epilogue E, typename A>
+inline void put(const Gemm& g, int row, const float* gates, const Panel& panel, int width, const Lanes& v) {
+  if constexpr (E == Epilogue::Residual) {
+    float* x = static_cast<float*>(g.out) + residual_row(g, row) * g.ldo + panel.column;
+    const Lanes before = load_lanes(x, width);
+    store_lanes(x, gates ? multiply_add(v, load_lanes(gates + panel.column, width), before) : before + v,
+                width);
+  } else {
+    A* out = static_cast<A*>(g.out) + row * g.ldo + panel.column;
+    store_lanes(out, E == Epilogue::Gelu ? gelu<A>(v) : E == Epilogue::Relu ? relu(v) : v, width);
+  }
+}
+
+// fn.operator()<E>() for the epilogue E of `g`.
+template <typename Fn>
+inline void with_epilogue(const Gemm& g, const Fn& fn) {
+  switch (g.epilogue) {
+    case Epilogue::Store:
+      return fn.template operator()<Epilogue::Store>();
+    case Epilogue::Gelu:
+      return fn.template operator()<Epilogue::Gelu>();
+    case Epilogue::Relu:
+      return fn.template operator()<Epilogue::Relu>();
+    case Epilogue::Residual:
+      return fn.template operator()<Epilogue::Residual>();
+  }
+}
 
 // Sums that lie in memory, through the epilogue.
 template <typename A>
 [[gnu::noinline]] void finish_apart(const Destination& to, int rows, int count) {
   const Gemm& g = *to.gemm;
-  for (int j = 0; j < count; ++j) {
-    const Panel& panel = to.panels[j];
+  with_epilogue(g, [&]<Epilogue E>() {
     for (int i = 0; i < rows; ++i) {
-      const Lanes v = load_lanes(to.sums + i * to.stride + j * kPanel);
-      A* out = static_cast<A*>(g.out) + (to.row + i) * g.ldo + panel.column;
-      switch (g.epilogue) {
-        case Epilogue::Store:
-          store_lanes(out, v, panel.width);
-          break;
-        case Epilogue::Gelu:
-          store_lanes(out, gelu<A>(v), panel.width);
-          break;
-        case Epilogue::Relu:
-          store_lanes(out, relu(v), panel.width);
-          break;
-        case Epilogue::Residual: {
-          const int row = residual_row(g, to.row + i);
-          float* x = static_cast<float*>(g.out) + row * g.ldo + panel.column;
-          const float* gate = g.gates ? g.gates[row / g.sample_rows] + panel.column : nullptr;
-          const Lanes before = load_lanes(x, panel.width);
-          store_lanes(x, gate ? multiply_add(v, load_lanes(gate, panel.width), before) : before + v,
-                      panel.width);
-        }
+      const float* gates = gates_of(g, to.row + i);
+      for (int j = 0; j < count; ++j) {
+        put<E, A>(g, to.row + i, gates, to.panels[j], to.panels[j].width,
+                  load_lanes(to.sums + i * to.stride + j * kPanel));
       }
     }
-  }
+  });
 }
 
 // Whether a tile goes through the epilogue from its registers: columns by the 16, and one sample's gates.
@@ -143,8 +160,7 @@ inline bool is_regular(const Destination& to, int rows, int count) {
     if (to.panels[j].width != kPanel) return false;
   }
   return g.epilogue != Epilogue::Residual ||
-         (g.gates && residual_row(g, to.row) / g.sample_rows ==
-                         residual_row(g, to.row + rows - 1) / g.sample_rows);  // rows ascend
+         residual_sample(g, to.row) == residual_sample(g, to.row + rows - 1);  // rows ascend
 }
 
 // fn(i, j, sum) for each of R rows and P panels.
@@ -162,28 +178,15 @@ inline void for_each_sum(const Vector (&sum)[R][P][kVectors], const Fn& fn) {
   }
 }
 
+// Sums in registers, through the epilogue, where the tile is regular.
 template <typename A, int R, int P>
 inline void finish(const Destination& to, const Vector (&sum)[R][P][kVectors]) {
   const Gemm& g = *to.gemm;
-  const auto out = [&](int i, int j) {
-    return static_cast<A*>(g.out) + (to.row + i) * g.ldo + to.panels[j].column;
-  };
-  switch (g.epilogue) {
-    case Epilogue::Store:
-      return for_each_sum(sum, [&](int i, int j, const Lanes& v) { store_lanes(out(i, j), v); });
-    case Epilogue::Gelu:
-      return for_each_sum(sum, [&](int i, int j, const Lanes& v) { store_lanes(out(i, j), gelu<A>(v)); });
-    case Epilogue::Relu:
-      return for_each_sum(sum, [&](int i, int j, const Lanes& v) { store_lanes(out(i, j), relu(v)); });
-    case Epilogue::Residual: {
-      const float* gates = g.gates[residual_row(g, to.row) / g.sample_rows];
-      for_each_sum(sum, [&](int i, int j, const Lanes& v) {
-        const int column = to.panels[j].column;
-        float* x = static_cast<float*>(g.out) + residual_row(g, to.row + i) * g.ldo + column;
-        store_lanes(x, multiply_add(v, load_lanes(gates + column), load_lanes(x)));
-      });
-    }
-  }
+  const float* gates = gates_of(g, to.row);
+  with_epilogue(g, [&]<Epilogue E>() {
+    for_each_sum(
+        sum, [&](int i, int j, const Lanes& v) { put<E, A>(g, to.row + i, gates, to.panels[j], kPanel, v); });
+  });
 }
 
 template <typename W>

@@ -8,8 +8,6 @@
 namespace dydit::cpu {
 namespace {
 
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 // A panel of `width` output columns, whose weights lie in `rows`; T is the stored type's bits. Line by line
 // of the panel, so that each is written once: a panel does not fit the first-level cache.
 template <typename T>

@@ -12,6 +12,9 @@
 
 namespace dydit::cpu {
 
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+inline int even(int n) { return (n + 1) / 2 * 2; }
+
 /// Outputs are `out_segments` runs of `out_size` (a head's q, k and v; a channel group), inputs `in_segments`
 /// runs of `in_size`; each run starts a new panel (pair), so runs can be left out.
 class PackedLinear {

@@ -1,0 +1,116 @@
+#include "dydit/engine/cpu/packed_model.h"
+
+#include <algorithm>
+#include <utility>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+namespace dydit::cpu {
+
+PackedModel::PackedModel(const Checkpoint& checkpoint, bool bf16, bool route_tokens, Team& team)
+    : config_(checkpoint.config) {
+  const auto floats = [&](const std::string& name) {
+    return checkpoint.weights.at(name).to(at::kFloat).contiguous();
+  };
+  labels = floats("y_embedder.embedding_table.weight");
+  pos_embed = floats("pos_embed");
+  patch = pack_exact(checkpoint, "x_embedder.proj", team);
+  final = pack_exact(checkpoint, "final_layer.linear", team);
+  t_in = pack_exact(checkpoint, "t_embedder.mlp.0", team);
+  t_out = pack_exact(checkpoint, "t_embedder.mlp.2", team);
+  for (int l = 0; l < config_.depth; ++l)
+    blocks.push_back(pack_block(checkpoint, l, bf16, route_tokens, team));
+  pack_modulation(checkpoint, team);
+}
+
+PackedLinear PackedModel::pack(const Checkpoint& checkpoint, const std::string& name, int out_segments,
+                               int in_segments, bool bf16, Team& team, std::span<const int> rows) {
+  const at::Tensor& weight = checkpoint.weights.at(name + ".weight");
+  PackedLinear packed(weight.flatten(1), checkpoint.weights.at(name + ".bias"), out_segments, in_segments,
+                      bf16, arena_, team, rows);
+  // Else a model would be in memory twice.
+  if (checkpoint.file) checkpoint.file->drop_pages(weight.data_ptr(), weight.nbytes());
+  return packed;
+}
+
+// In the type of the file, so that float32 activations meet exact weights.
+PackedLinear PackedModel::pack_exact(const Checkpoint& checkpoint, const std::string& name, Team& team) {
+  return pack(checkpoint, name, 1, 1, checkpoint.weights.at(name + ".weight").scalar_type() == at::kBFloat16,
+              team);
+}
+
+PackedBlock PackedModel::pack_block(const Checkpoint& checkpoint, int index, bool bf16, bool route_tokens,
+                                    Team& team) {
+  const int H = config_.num_heads, C = config_.hidden_size, D = config_.head_size();
+  const std::string prefix = fmt::format("blocks.{}.", index);
+  const auto pack_layer = [&](const std::string& name, int outs, int ins, std::span<const int> rows = {}) {
+    const bool exact = checkpoint.weights.at(prefix + name + ".weight").scalar_type() == at::kBFloat16;
+    return pack(checkpoint, prefix + name, outs, ins, bf16 || exact, team, rows);
+  };
+  std::vector<int> qkv_rows;  // head by head: its q, k and v
+  for (int h = 0; h < H; ++h) {
+    for (int part = 0; part < 3; ++part) {
+      for (int d = 0; d < D; ++d) qkv_rows.push_back(part * C + h * D + d);
+    }
+  }
+  PackedBlock block;
+  block.qkv = pack_layer("attn.qkv", H, 1, qkv_rows);
+  block.proj = pack_layer("attn.proj", 1, H);
+  block.fc1 = pack_layer("mlp.fc1", H, 1);
+  block.fc2 = pack_layer("mlp.fc2", 1, H);
+  if (route_tokens) {
+    // Small, and faster in float32, which is what it is multiplied with.
+    block.token_in = pack(checkpoint, prefix + "token_selection.mlp_head.0", 1, 1, false, team);
+    const at::Tensor out =
+        at::cat({checkpoint.weights.at(prefix + "token_selection.mlp_head.2.weight").flatten(),
+                 checkpoint.weights.at(prefix + "token_selection.mlp_head.2.bias")})
+            .to(at::kFloat)
+            .contiguous();
+    block.token_out.assign(out.data_ptr<float>(), out.data_ptr<float>() + out.numel());
+  }
+  return block;
+}
+
+// One product makes the modulation of all layers, so they share a type: bfloat16 when all are stored in it.
+void PackedModel::pack_modulation(const Checkpoint& checkpoint, Team& team) {
+  const int L = config_.depth;
+  std::vector<std::string> names;
+  for (int l = 0; l < L; ++l) names.push_back(fmt::format("blocks.{}.adaLN_modulation.1", l));
+  names.push_back("final_layer.adaLN_modulation.1");
+  const bool bf16 = std::all_of(names.begin(), names.end(), [&](const std::string& name) {
+    return checkpoint.weights.at(name + ".weight").scalar_type() == at::kBFloat16;
+  });
+  for (int l = 0; l <= L; ++l) {
+    ada.push_back(pack(checkpoint, names[l], 1, 1, bf16, team));
+    ada[l].add_panels(0, l * 6 * config_.hidden_size, ada_panels);
+  }
+}
+
+int64_t PackedModel::fixed_macs(bool width_routers) const {
+  const auto layer = [](const PackedLinear& weights) {
+    return int64_t{weights.out_segments()} * weights.padded_out_size() * 2 * weights.segment_pairs();
+  };
+  int64_t macs = config_.num_tokens() * (layer(patch) + layer(final)) + layer(t_in) + layer(t_out);
+  for (const PackedLinear& weights : ada) macs += layer(weights);
+  if (width_routers) macs += int64_t{config_.depth} * 2 * config_.hidden_size * (config_.num_heads - 1);
+  return macs;
+}
+
+int64_t PackedModel::block_macs(int index, const BlockWidth& width, int tokens) const {
+  const PackedBlock& block = blocks[index];
+  const int N = config_.num_tokens(), D = config_.head_size(), row = even(config_.hidden_size);
+  const int64_t heads = width.active_heads(), groups = width.active_groups();
+  const int64_t keys = ceil_div(N, kPanel) * kPanel, channels = ceil_div(D, kPanel) * kPanel;
+  const int64_t attention = heads * N * (keys * even(D) + channels * even(N));
+  const int64_t qkv = heads * N * block.qkv.padded_out_size() * row;
+  const int64_t proj = heads * N * block.proj.padded_out_size() * 2 * block.proj.segment_pairs();
+  const int64_t fc1 = groups * tokens * block.fc1.padded_out_size() * row;
+  const int64_t fc2 = groups * tokens * block.fc2.padded_out_size() * 2 * block.fc2.segment_pairs();
+  const int64_t R = block.token_in.out_size();
+  const int64_t router =
+      !block.token_out.empty() ? N * (int64_t{block.token_in.padded_out_size()} * row + R) : 0;
+  return attention + qkv + proj + fc1 + fc2 + router;
+}
+
+}  // namespace dydit::cpu

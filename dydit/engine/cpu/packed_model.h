@@ -1,0 +1,52 @@
+// All weights of a model as the CPU engine multiplies them, and what multiplying them costs.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "dydit/engine/cpu/packed_linear.h"
+#include "dydit/model/checkpoint.h"
+#include "dydit/plan/width_plan.h"
+
+namespace dydit::cpu {
+
+struct PackedBlock {
+  PackedLinear qkv, proj, fc1, fc2;
+  PackedLinear token_in;         // the token router's first layer
+  std::vector<float> token_out;  // its second: weights, then the bias; empty where no tokens are routed
+};
+
+class PackedModel {
+ public:
+  /// Blocks in bfloat16 when `bf16`, else, and all that is float32 by rule, in the type of the file. Drops
+  /// the pages of the file that it has read.
+  PackedModel(const Checkpoint& checkpoint, bool bf16, bool route_tokens, Team& team);
+
+  /// Multiply-adds of a sample outside the blocks' plan, padding included; a label's adaLN is counted for
+  /// every sample that has it.
+  int64_t fixed_macs(bool width_routers) const;
+  /// Multiply-adds of a sample in a block of this width with `tokens` in its MLP, padding included.
+  int64_t block_macs(int index, const BlockWidth& width, int tokens) const;
+
+  std::vector<PackedBlock> blocks;
+  PackedLinear patch, final, t_in, t_out;
+  std::vector<PackedLinear> ada;  // of the blocks, then the final layer's
+  std::vector<Panel> ada_panels;  // of all of them: one product
+  at::Tensor labels, pos_embed;   // (classes + 1, C), (N, C) float32
+
+ private:
+  PackedLinear pack(const Checkpoint& checkpoint, const std::string& name, int out_segments, int in_segments,
+                    bool bf16, Team& team, std::span<const int> rows = {});
+  PackedLinear pack_exact(const Checkpoint& checkpoint, const std::string& name, Team& team);
+  PackedBlock pack_block(const Checkpoint& checkpoint, int index, bool bf16, bool route_tokens, Team& team);
+  void pack_modulation(const Checkpoint& checkpoint, Team& team);
+
+  const DiTConfig config_;
+  Arena arena_;  // of all packed weights
+};
+
+}  // namespace dydit::cpu
