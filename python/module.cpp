@@ -252,8 +252,7 @@ PYBIND11_MODULE(_dydit, m) {
       "load", [](const std::string& path, int num_heads) { return std::make_unique<Model>(path, num_heads); },
       "path"_a, "num_heads"_a = 0, py::call_guard<py::gil_scoped_release>(),
       "Loads a checkpoint: safetensors, a torch file or a folder of diffusers. num_heads: of a static DiT "
-      "whose file does not "
-      "say.");
+      "whose file does not say.");
 
   py::class_<Model>(m, "Model")
       .def("generate", &Model::generate, py::kw_only(), "classes"_a = std::vector<int>{0},
