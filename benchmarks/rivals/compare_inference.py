@@ -21,7 +21,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CASES = {"XL": ("XL/2", 2), "S": ("S/2", 16)}
 TRIALS = 2  # laps of every setting of a rival before the rounds
-STEPS = 5  # forwards of a turn of dydit: they share the cost of reading adaLN's weights, as 40 or so do in a run
+STEPS = 10  # forwards of a turn of dydit: they share the cost of reading adaLN's weights, as 40 or so do in a run
 SHARES = ("--heads=.5", "--groups=.5", "--tokens=.75")
 PAPER_SHARES = ("--heads=.5625", "--groups=.5625", "--tokens=.78")
 

@@ -50,7 +50,7 @@ double measure_peak_macs(at::ScalarType dtype, int threads, double seconds) {
   const Timer whole;
   while (whole.seconds() < seconds) {
     const Timer timer;
-    team.run(threads, [&](int task, int) { macs[task] = peak(2000, sinks[task].data()); });
+    team.run(threads, [&](int task, int) { macs[task] = peak(250, sinks[task].data()); });
     best = std::max(
         best, static_cast<double>(std::accumulate(macs.begin(), macs.end(), int64_t{0})) / timer.seconds());
   }

@@ -39,13 +39,15 @@ void norm(T* out, const float* x, const float* shift, const float* scale, int C,
   const float mean = sum_of_row(x, C, 0, [](const Lanes& v) { return v; }) / static_cast<float>(C);
   const float squares = sum_of_row(x, C, mean, [&](const Lanes& v) { return (v - mean) * (v - mean); });
   const float factor = 1.0f / __builtin_sqrtf(squares / static_cast<float>(C) + eps);
-  for (int i = 0; i < C; i += kPanel) {
-    const int count = C - i;
+  const auto modulate = [&](int i, int count) {
     const Lanes scales =
         each(load_lanes(scale + i, count), [&](Vector s, int) { return factor * (1.0f + s); });
     const Lanes v = (load_lanes(x + i, count) - mean) * scales + load_lanes(shift + i, count);
     store_lanes(out + i, v, count);
-  }
+  };
+  int i = 0;
+  for (; i + kPanel <= C; i += kPanel) modulate(i, kPanel);
+  if (i < C) modulate(i, C - i);
 }
 
 template <typename A, typename W>
@@ -279,27 +281,29 @@ void attention(const Attention& a) {
   }
 }
 
-// Tiles of operands that stay in the first-level cache: what the processor can do at best.
+// Tiles of operands that stay in the first-level cache, over so many inputs that their ends do not count:
+// what the processor can do at best.
 template <typename T>
 int64_t peak(int64_t rounds, float* sink) {
-  constexpr int kPairs = 64;
   Multiplier<T, T> multiplier;
-  constexpr int kRows = multiplier.kRows;
-  alignas(64) static const T zeros[kRows * 2 * kPairs + kMaxPanels * kPairElements * kPairs] = {};
+  constexpr int kRows = multiplier.kRows, kPairs = 32, kSegments = kRows > kTileRows ? 2 : 32 / sizeof(T);
+  constexpr int kInputs = 2 * kPairs * kSegments;
+  alignas(64) static const T zeros[kRows * kInputs + kMaxPanels * kPairElements * kPairs] = {};
   const T* a = zeros;
   alignas(64) float out[kRows * kTileColumns];
-  const int all = 0;
+  const int segments[kSegments] = {};  // the same weights again and again
   for (int64_t r = 0; r < rounds; ++r) {
     asm volatile(""
                  : "+r"(a)
                  : "r"(out)
                  : "memory");  // nothing is known of `a`, everything is needed of `out`
     const T* panels[kMaxPanels];
-    for (int j = 0; j < kMaxPanels; ++j) panels[j] = a + kRows * 2 * kPairs + j * kPairElements * kPairs;
-    multiplier.run(kRows, kMaxPanels, {out, kTileColumns}, {a, 2 * kPairs, panels, nullptr, &all, 1, kPairs});
+    for (int j = 0; j < kMaxPanels; ++j) panels[j] = a + kRows * kInputs + j * kPairElements * kPairs;
+    multiplier.run(kRows, kMaxPanels, {out, kTileColumns},
+                   {a, kInputs, panels, nullptr, segments, kSegments, kPairs});
     *sink += out[r % kPanel];
   }
-  return rounds * kRows * kMaxPanels * kPanel * kPairs * 2;
+  return rounds * kRows * kMaxPanels * kPanel * kInputs;
 }
 
 }  // namespace

@@ -13,7 +13,6 @@ namespace {
 
 constexpr int kTileColumns = kTilePanels * kPanel;
 constexpr int kPairElements = 2 * kPanel;  // of a panel
-constexpr int kPrefetchLines = 6;
 
 // One input of a pair: 16 / kVectors columns of a panel from `w` on, and a row's value for all of them.
 inline Vector weight_of(const float* w, int input) { return load_vector(w + input * kPanel); }
@@ -26,10 +25,26 @@ inline Vector row_value(const Bf16* a, int input) {
   return broadcast(static_cast<uint32_t>(a[input].bits) << 16);
 }
 
+// Up to six rows that lie evenly apart: two pointers and a distance, which an address can take up to twice.
+template <typename A>
+struct Rows {
+  Rows(const A* a, int64_t distance) : thirds{a, a + 3 * distance}, distance(distance) {
+    asm("" : "+r"(thirds[1]));  // GCC would take five pointers, for which there are no registers
+  }
+  const A* row(int i) const { return thirds[i / 3] + i % 3 * distance; }
+  void advance(int elements) {
+    thirds[0] += elements;
+    thirds[1] += elements;
+  }
+
+  const A* thirds[2];
+  int64_t distance;
+};
+
 template <typename A, typename W>
 struct Step {  // two multiply-adds, one after the other: weights of both at once would not fit the registers
   template <int R, int P>
-  static inline void run(Vector (&sum)[R][P][kVectors], const A* a, int64_t lda, const W* const (&w)[P],
+  static inline void run(Vector (&sum)[R][P][kVectors], const Rows<A>& a, const W* const (&w)[P],
                          int64_t offset) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
@@ -42,7 +57,7 @@ struct Step {  // two multiply-adds, one after the other: weights of both at onc
         for (int j = 0; j < P; ++j) weights[j] = weight_of(w[j] + at, input);
 #pragma GCC unroll 8
         for (int i = 0; i < R; ++i) {
-          const Vector row = row_value(a + i * lda, input);
+          const Vector row = row_value(a.row(i), input);
 #pragma GCC unroll 8
           for (int j = 0; j < P; ++j) sum[i][j][v] = multiply_add(row, weights[j], sum[i][j][v]);
         }
@@ -55,7 +70,7 @@ struct Step {  // two multiply-adds, one after the other: weights of both at onc
 template <>
 struct Step<Bf16, Bf16> {  // one instruction for both
   template <int R, int P>
-  static inline void run(Vector (&sum)[R][P][kVectors], const Bf16* a, int64_t lda, const Bf16* const (&w)[P],
+  static inline void run(Vector (&sum)[R][P][kVectors], const Rows<Bf16>& a, const Bf16* const (&w)[P],
                          int64_t offset) {
     __m512bh weights[P];
 #pragma GCC unroll 8
@@ -63,7 +78,7 @@ struct Step<Bf16, Bf16> {  // one instruction for both
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
       int both;
-      __builtin_memcpy(&both, a + i * lda, sizeof both);
+      __builtin_memcpy(&both, a.row(i), sizeof both);
       const auto row = (__m512bh)_mm512_set1_epi32(both);
 #pragma GCC unroll 8
       for (int j = 0; j < P; ++j) sum[i][j][0] = _mm512_dpbf16_ps(sum[i][j][0], row, weights[j]);
@@ -189,8 +204,21 @@ inline void finish(const Destination& to, const Vector (&sum)[R][P][kVectors]) {
   });
 }
 
+// Brings the lines of a row's sums into the first-level cache while they are computed: a tile that has to
+// wait for them at its end loses 4 %. A row at a time, else the weights would have to wait. Always inline:
+// GCC 12 takes a function that only prefetches for one without effect, and leaves out its calls.
+template <typename A, int P>
+[[gnu::always_inline]] inline void call_for(const Destination& to, int row) {
+  const Gemm& g = *to.gemm;
+  const bool residual = g.epilogue == Epilogue::Residual;
+  const int64_t size = residual ? sizeof(float) : sizeof(A),
+                at = (residual ? residual_row(g, to.row + row) : to.row + row) * g.ldo + to.panels[0].column;
+  const auto* out = static_cast<const char*>(g.out) + at * size;
+  for (int64_t byte = 0; byte < P * kPanel * size; byte += 64) _mm_prefetch(out + byte, _MM_HINT_T0);
+}
+
 template <typename W>
-inline void fetch(const Ahead<W>& ahead, int64_t at) {
+[[gnu::always_inline]] inline void fetch(const Ahead<W>& ahead, int64_t at) {
   for (int j = 0; j < ahead.count; ++j) {
     const auto* pair = reinterpret_cast<const char*>(ahead.panels[j] + at);
     _mm_prefetch(pair, _MM_HINT_T1);
@@ -211,34 +239,24 @@ void tile(const Destination& to, const Product<A, W>& in) {
         sum[i][j][v] = in.bias ? load_vector(in.bias[j] + v * kLanesOfVector) : zero_vector();
     }
   }
-  const A* a = in.a;
-  const int64_t lda = in.lda;
-  int fetched = in.ahead.count == 0 ? -1 : in.ahead.first;  // the pair that is next, of this segment or later
+  Rows<A> a(in.a, in.lda);
+  const W* w[P];
+#pragma GCC unroll 8
+  for (int j = 0; j < P; ++j) w[j] = in.panels[j];
+  int called = to.gemm ? 0 : R;                             // rows of the output whose lines are called for
+  int wait = in.ahead.count == 0 ? 0 : in.ahead.first + 1;  // pairs until the next is fetched (0: none)
   for (int s = 0; s < in.num_segments; ++s) {
     const int64_t first = int64_t{in.segments[s]} * kPairElements;
-    const W* w[P];
-#pragma GCC unroll 8
-    for (int j = 0; j < P; ++j) w[j] = in.panels[j] + first;
-    int pairs = in.segment_pairs;
-    for (; s + 1 < in.num_segments && in.segments[s + 1] == in.segments[s] + in.segment_pairs; ++s)
-      pairs += in.segment_pairs;
-    if (s + 1 < in.num_segments) {  // the processor's own prefetching does not see the jump coming
-#pragma GCC unroll 8
-      for (int j = 0; j < P; ++j) {
-        const auto* next =
-            reinterpret_cast<const char*>(in.panels[j] + int64_t{in.segments[s + 1]} * kPairElements);
-#pragma GCC unroll 8
-        for (int line = 0; line < kPrefetchLines; ++line) _mm_prefetch(next + 64 * line, _MM_HINT_T0);
+    while (s + 1 < in.num_segments && in.segments[s + 1] == in.segments[s] + in.segment_pairs) ++s;
+    const int64_t end = (int64_t{in.segments[s]} + in.segment_pairs) * kPairElements;
+    for (int64_t at = first; at < end; at += kPairElements, a.advance(2)) {
+      if (called < R) call_for<A, P>(to, called++);
+      if (--wait == 0) {
+        fetch(in.ahead, at);
+        wait = in.ahead.every;
       }
+      Step<A, W>::template run<R, P>(sum, a, w, at);
     }
-    for (int p = 0; p < pairs; ++p, a += 2) {
-      if (p == fetched) {
-        fetch(in.ahead, first + int64_t{p} * kPairElements);
-        fetched += in.ahead.every;
-      }
-      Step<A, W>::template run<R, P>(sum, a, lda, w, int64_t{p} * kPairElements);
-    }
-    fetched -= pairs;
   }
   if (to.gemm && is_regular(to, R, P)) return finish<A>(to, sum);
   for_each_sum(sum,
