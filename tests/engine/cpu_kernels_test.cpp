@@ -219,20 +219,6 @@ TEST_P(CpuKernels, GemmFloatIsTheProductThroughItsEpilogue) {
   check_epilogues<float, float>(kernels().gemm_float);
 }
 
-TEST_P(CpuKernels, GemmBf16CanKeepItsSumsInFloat32) {
-  for (const Layer& layer : kLayers) {
-    for (const int rows : kRowCounts) {
-      SCOPED_TRACE(testing::Message() << "layer " << &layer - kLayers << ", " << rows << " rows");
-      const Problem<Bf16, Bf16> problem(layer, rows);
-      const auto before = random_values<float>(rows * problem.ldo(), 5);
-      auto out = before;
-      kernels().gemm_bf16(problem.gemm(out.data(), Epilogue::Widen));
-      expect_rows(out, before, problem.ldo(), problem.wanted, layer.columns());
-      if (testing::Test::HasFatalFailure()) return;
-    }
-  }
-}
-
 // Samples of 5 rows each; the problem's rows go to scattered rows of the residual stream, in order.
 template <typename A, typename W>
 void check_residual(void (*gemm)(const Gemm&)) {

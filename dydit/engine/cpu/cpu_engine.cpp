@@ -276,27 +276,16 @@ void CpuEngine::prepare_modulation(int step, std::span<const int64_t> y) {
     const int rows = chunk_steps_ * static_cast<int>(labels);
     conditions_.reserve(static_cast<size_t>(rows) * row_ * sizeof(float));
     modulations_.reserve(rows * step_bytes / labels);
-    const bool bf16_rows = bf16_ && model_.ada.back().bf16();
+    auto* conditions = conditions_.as<float>();
     for (int r = 0; r < rows; ++r) {
       const float* t = t_emb_.data() + (chunk_first_ + r / labels) * C_;
       const float* label = model_.labels.data_ptr<float>() + chunk_labels_[r % labels] * C_;
-      for (int c = 0; c < C_; ++c) {
-        const float condition = silu(t[c] + label[c]);
-        if (bf16_rows) {
-          conditions_.as<c10::BFloat16>()[int64_t{r} * row_ + c] = condition;
-        } else {
-          conditions_.as<float>()[int64_t{r} * row_ + c] = condition;
-        }
-      }
+      for (int c = 0; c < C_; ++c) conditions[int64_t{r} * row_ + c] = silu(t[c] + label[c]);
     }
     shared_.panels = model_.ada_panels;
     multiply(shared_, model_.ada.back(),
-             {.a = conditions_.as<std::byte>(),
-              .lda = row_,
-              .epilogue = Epilogue::Widen,
-              .out = modulations_.as<float>(),
-              .ldo = modulation_},
-             rows, bf16_rows);
+             {.a = conditions, .lda = row_, .out = modulations_.as<float>(), .ldo = modulation_}, rows,
+             false);
   }
   modulation_of_.resize(y.size());
   for (size_t b = 0; b < y.size(); ++b)

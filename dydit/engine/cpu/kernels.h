@@ -26,7 +26,6 @@ struct Panel {
 
 enum class Epilogue {
   Store,     // out <- v
-  Widen,     // out (float32) <- v
   Gelu,      // out <- gelu_tanh(v)
   Relu,      // out <- max(v, 0)
   Residual,  // out[row] (float32) += gate v
@@ -42,7 +41,7 @@ struct Gemm {
   const int* segments = nullptr;  // first pair of every active input segment within a panel
   int num_segments = 0, segment_pairs = 0;
   Epilogue epilogue = Epilogue::Store;
-  void* out = nullptr;  // type of `a`; Widen and Residual: float32
+  void* out = nullptr;  // type of `a`; Residual: float32
   int64_t ldo = 0;      // elements from row to row of `out`
   // Residual only. Row r adds to out row rows[r] (null: r), which belongs to sample rows[r] / sample_rows;
   // gates[sample] holds a factor for every column (gates null: 1).

@@ -117,33 +117,23 @@ struct Destination {
   int row = 0;
 };
 
-// The row of the output that a row of the product goes to; Residual: its sample, and its gates (null: none).
-inline int out_row(const Gemm& g, int row) { return g.rows ? g.rows[row] : row; }
-inline int residual_sample(const Gemm& g, int row) { return out_row(g, row) / g.sample_rows; }
+// Residual: the row of the output that a row of the product goes to, its sample, and its gates (null: none).
+inline int residual_row(const Gemm& g, int row) { return g.rows ? g.rows[row] : row; }
+inline int residual_sample(const Gemm& g, int row) { return residual_row(g, row) / g.sample_rows; }
 inline const float* gates_of(const Gemm& g, int row) {
   return g.epilogue == Epilogue::Residual && g.gates ? g.gates[residual_sample(g, row)] : nullptr;
 }
-
-template <typename A, Epilogue E>
-struct OutOf {
-  using Type = A;
-};
-template <typename A>
-struct OutOf<A, Epilogue::Widen> {
-  using Type = float;
-};
 
 // `width` sums of a row and a panel through the epilogue E.
 template <Epilogue E, typename A>
 inline void put(const Gemm& g, int row, const float* gates, const Panel& panel, int width, const Lanes& v) {
   if constexpr (E == Epilogue::Residual) {
-    float* x = static_cast<float*>(g.out) + out_row(g, row) * g.ldo + panel.column;
+    float* x = static_cast<float*>(g.out) + residual_row(g, row) * g.ldo + panel.column;
     const Lanes before = load_lanes(x, width);
     store_lanes(x, gates ? multiply_add(v, load_lanes(gates + panel.column, width), before) : before + v,
                 width);
   } else {
-    using Out = OutOf<A, E>::Type;
-    Out* out = static_cast<Out*>(g.out) + out_row(g, row) * g.ldo + panel.column;
+    A* out = static_cast<A*>(g.out) + row * g.ldo + panel.column;
     store_lanes(out, E == Epilogue::Gelu ? gelu<A>(v) : E == Epilogue::Relu ? relu(v) : v, width);
   }
 }
@@ -154,8 +144,6 @@ inline void with_epilogue(const Gemm& g, const Fn& fn) {
   switch (g.epilogue) {
     case Epilogue::Store:
       return fn.template operator()<Epilogue::Store>();
-    case Epilogue::Widen:
-      return fn.template operator()<Epilogue::Widen>();
     case Epilogue::Gelu:
       return fn.template operator()<Epilogue::Gelu>();
     case Epilogue::Relu:
@@ -222,9 +210,9 @@ inline void finish(const Destination& to, const Vector (&sum)[R][P][kVectors]) {
 template <typename A, int P>
 [[gnu::always_inline]] inline void call_for(const Destination& to, int row) {
   const Gemm& g = *to.gemm;
-  const bool floats = g.epilogue == Epilogue::Residual || g.epilogue == Epilogue::Widen;
-  const int64_t size = floats ? sizeof(float) : sizeof(A),
-                at = out_row(g, to.row + row) * g.ldo + to.panels[0].column;
+  const bool residual = g.epilogue == Epilogue::Residual;
+  const int64_t size = residual ? sizeof(float) : sizeof(A),
+                at = (residual ? residual_row(g, to.row + row) : to.row + row) * g.ldo + to.panels[0].column;
   const auto* out = static_cast<const char*>(g.out) + at * size;
   for (int64_t byte = 0; byte < P * kPanel * size; byte += 64) _mm_prefetch(out + byte, _MM_HINT_T0);
 }
