@@ -28,16 +28,16 @@ inline Vector row_value(const Bf16* a, int input) {
 // Up to six rows that lie evenly apart: two pointers and a distance, which an address can take up to twice.
 template <typename A>
 struct Rows {
-  Rows(const A* a, int64_t distance) : thirds{a, a + 3 * distance}, distance(distance) {
-    asm("" : "+r"(thirds[1]));  // GCC would take five pointers, for which there are no registers
+  Rows(const A* a, int64_t distance) : triples{a, a + 3 * distance}, distance(distance) {
+    asm("" : "+r"(triples[1]));  // GCC would take five pointers, for which there are no registers
   }
-  const A* row(int i) const { return thirds[i / 3] + i % 3 * distance; }
+  const A* row(int i) const { return triples[i / 3] + i % 3 * distance; }
   void advance(int elements) {
-    thirds[0] += elements;
-    thirds[1] += elements;
+    triples[0] += elements;
+    triples[1] += elements;
   }
 
-  const A* thirds[2];
+  const A* triples[2];
   int64_t distance;
 };
 
@@ -117,18 +117,18 @@ struct Destination {
   int row = 0;
 };
 
-// Residual: the row of the output that a row of the product goes to, its sample, and its gates (null: none).
-inline int residual_row(const Gemm& g, int row) { return g.rows ? g.rows[row] : row; }
-inline int residual_sample(const Gemm& g, int row) { return residual_row(g, row) / g.sample_rows; }
+// The row of the output that a row of the product goes to; Residual: its sample, and its gates (null: none).
+inline int out_row(const Gemm& g, int row) { return g.rows ? g.rows[row] : row; }
+inline int sample_of(const Gemm& g, int row) { return out_row(g, row) / g.sample_rows; }
 inline const float* gates_of(const Gemm& g, int row) {
-  return g.epilogue == Epilogue::Residual && g.gates ? g.gates[residual_sample(g, row)] : nullptr;
+  return g.epilogue == Epilogue::Residual && g.gates ? g.gates[sample_of(g, row)] : nullptr;
 }
 
 // `width` sums of a row and a panel through the epilogue E.
 template <Epilogue E, typename A>
 inline void put(const Gemm& g, int row, const float* gates, const Panel& panel, int width, const Lanes& v) {
   if constexpr (E == Epilogue::Residual) {
-    float* x = static_cast<float*>(g.out) + residual_row(g, row) * g.ldo + panel.column;
+    float* x = static_cast<float*>(g.out) + out_row(g, row) * g.ldo + panel.column;
     const Lanes before = load_lanes(x, width);
     store_lanes(x, gates ? multiply_add(v, load_lanes(gates + panel.column, width), before) : before + v,
                 width);
@@ -175,7 +175,7 @@ inline bool is_regular(const Destination& to, int rows, int count) {
     if (to.panels[j].width != kPanel) return false;
   }
   return g.epilogue != Epilogue::Residual ||
-         residual_sample(g, to.row) == residual_sample(g, to.row + rows - 1);  // rows ascend
+         sample_of(g, to.row) == sample_of(g, to.row + rows - 1);  // rows ascend
 }
 
 // fn(i, j, sum) for each of R rows and P panels.
@@ -210,9 +210,8 @@ inline void finish(const Destination& to, const Vector (&sum)[R][P][kVectors]) {
 template <typename A, int P>
 [[gnu::always_inline]] inline void call_for(const Destination& to, int row) {
   const Gemm& g = *to.gemm;
-  const bool residual = g.epilogue == Epilogue::Residual;
-  const int64_t size = residual ? sizeof(float) : sizeof(A),
-                at = (residual ? residual_row(g, to.row + row) : to.row + row) * g.ldo + to.panels[0].column;
+  const int64_t size = g.epilogue == Epilogue::Residual ? sizeof(float) : sizeof(A),
+                at = out_row(g, to.row + row) * g.ldo + to.panels[0].column;
   const auto* out = static_cast<const char*>(g.out) + at * size;
   for (int64_t byte = 0; byte < P * kPanel * size; byte += 64) _mm_prefetch(out + byte, _MM_HINT_T0);
 }
