@@ -101,7 +101,9 @@ const Layer kLayers[] = {{1, 16, 1, 32, {0}, {0}},                      // one p
                          {2, 72, 6, 24, {1}, {5}},                      // the last of each
                          {8, 13, 8, 9, {0, 2, 3, 5, 6, 7}, {0, 1, 6}},  // panels of 13 columns
                          {1, 64, 3, 72, {0}, {0, 1}},                   // 36 pairs a head, as in DiT-XL
-                         {2, 80, 2, 64, {0}, {0, 1}}};                  // 32 pairs
+                         {2, 80, 2, 64, {0}, {0, 1}},                   // 32 pairs
+                         {6, 24, 1, 40, {0, 1, 2, 4, 5}, {0}},          // a narrow panel a head, five of them
+                         {2, 8, 3, 12, {0, 1}, {0, 2}}};                // nothing else
 
 // Up to two register tiles and more of each kind, which are of 6, 16 and 32 rows.
 constexpr int kRowCounts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 17, 31, 32, 33, 49};
@@ -109,14 +111,15 @@ constexpr int kRowCounts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16,
 // Weights, activations and what the layer makes of them, v = a w + bias (rows, columns), in double.
 template <typename A, typename W>
 struct Problem {
-  Problem(const Layer& layer, int rows) : layer(layer), rows(rows) {
+  Problem(const Layer& layer, int rows, bool narrow) : layer(layer), rows(rows) {
     const int outs = layer.out_segments * layer.out_size, ins = layer.in_segments * layer.in_size;
     const at::Tensor weight = at::empty({outs, ins}), bias = at::empty({outs});
     fill_normal({weight.data_ptr<float>(), static_cast<size_t>(weight.numel())}, 3, 1, 0);
     fill_normal({bias.data_ptr<float>(), static_cast<size_t>(outs)}, 3, 2, 0);
     if (sizeof(W) == 2) weight.copy_(weight.to(at::kBFloat16));
     Team team(1);
-    packed = PackedLinear(weight, bias, layer.out_segments, layer.in_segments, sizeof(W) == 2, arena, team);
+    packed = PackedLinear(weight, bias, layer.out_segments, layer.in_segments, sizeof(W) == 2, narrow, arena,
+                          team);
     a = random_values<A>(rows * layer.lda(), 4);
     for (size_t slot = 0; slot < layer.outs.size(); ++slot) {
       packed.add_panels(layer.outs[slot], static_cast<int>(slot) * layer.out_size, panels);
@@ -138,19 +141,29 @@ struct Problem {
     }
   }
 
+  // Without panels.
   Gemm gemm(void* out, Epilogue epilogue) const {
     return {.a = a.data(),
             .lda = layer.lda(),
             .row_begin = 0,
             .row_end = rows,
-            .panels = panels.data(),
-            .num_panels = static_cast<int>(panels.size()),
             .segments = segments.data(),
             .num_segments = static_cast<int>(segments.size()),
             .segment_pairs = packed.segment_pairs(),
             .epilogue = epilogue,
             .out = out,
             .ldo = ldo()};
+  }
+  // `call` over all panels, at most `most` at a time.
+  void run(void (*kernel)(const Gemm&), Gemm call, size_t most = 1000) const {
+    for (const std::vector<Panel>* kind : {&panels.whole, &panels.narrow}) {
+      call.narrow = kind == &panels.narrow;
+      for (size_t first = 0; first < kind->size(); first += most) {
+        call.panels = kind->data() + first;
+        call.num_panels = static_cast<int>(std::min(most, kind->size() - first));
+        kernel(call);
+      }
+    }
   }
   int64_t ldo() const { return layer.columns() + 3; }
 
@@ -159,7 +172,7 @@ struct Problem {
   Arena arena;
   PackedLinear packed;
   std::vector<A> a;  // padding included, which must not matter
-  std::vector<Panel> panels;
+  Panels panels;
   std::vector<int> segments;
   std::vector<double> wanted;
 };
@@ -186,20 +199,20 @@ void expect_rows(const std::vector<T>& out, const std::vector<T>& before, int64_
 }
 
 template <typename A, typename W>
-void check_epilogues(void (*gemm)(const Gemm&)) {
+void check_epilogues(void (*gemm)(const Gemm&), bool narrow) {
   const std::pair<Epilogue, std::function<double(double)>> epilogues[] = {
       {Epilogue::Store, [](double v) { return v; }},
       {Epilogue::Gelu, gelu_tanh},
       {Epilogue::Relu, [](double v) { return std::max(v, 0.0); }}};
   for (const Layer& layer : kLayers) {
     for (const int rows : kRowCounts) {
-      const Problem<A, W> problem(layer, rows);
+      const Problem<A, W> problem(layer, rows, narrow);
       for (const auto& [epilogue, fn] : epilogues) {
         SCOPED_TRACE(testing::Message() << "layer " << &layer - kLayers << ", " << rows << " rows, epilogue "
                                         << static_cast<int>(epilogue));
         const auto before = random_values<A>(rows * problem.ldo(), 5);
         auto out = before;
-        gemm(problem.gemm(out.data(), epilogue));
+        problem.run(gemm, problem.gemm(out.data(), epilogue));
         std::vector<double> wanted = problem.wanted;
         for (double& v : wanted) v = fn(v);
         expect_rows(out, before, problem.ldo(), wanted, layer.columns());
@@ -210,18 +223,18 @@ void check_epilogues(void (*gemm)(const Gemm&)) {
 }
 
 TEST_P(CpuKernels, GemmBf16IsTheProductThroughItsEpilogue) {
-  check_epilogues<Bf16, Bf16>(kernels().gemm_bf16);
+  check_epilogues<Bf16, Bf16>(kernels().gemm_bf16, kernels().narrow_bf16);
 }
 TEST_P(CpuKernels, GemmFloatBf16IsTheProductThroughItsEpilogue) {
-  check_epilogues<float, Bf16>(kernels().gemm_float_bf16);
+  check_epilogues<float, Bf16>(kernels().gemm_float_bf16, false);
 }
 TEST_P(CpuKernels, GemmFloatIsTheProductThroughItsEpilogue) {
-  check_epilogues<float, float>(kernels().gemm_float);
+  check_epilogues<float, float>(kernels().gemm_float, kernels().narrow_float);
 }
 
 // Samples of 5 rows each; the problem's rows go to scattered rows of the residual stream, in order.
 template <typename A, typename W>
-void check_residual(void (*gemm)(const Gemm&)) {
+void check_residual(void (*gemm)(const Gemm&), bool narrow) {
   constexpr int kSampleRows = 5, kSamples = 4;
   const std::vector<int> scattered = {0, 1, 3, 4, 7, 9, 10, 12, 14, 15, 16, 17, 18, 19};
   for (const Layer& layer : kLayers) {
@@ -230,7 +243,7 @@ void check_residual(void (*gemm)(const Gemm&)) {
     std::vector<const float*> gates;
     for (int b = 0; b < kSamples; ++b) gates.push_back(gate_values.data() + b * columns);
     for (const int rows : {1, 2, 6, 13, 14}) {
-      const Problem<A, W> problem(layer, rows);
+      const Problem<A, W> problem(layer, rows, narrow);
       for (const bool gathered : {false, true}) {
         for (const bool gated : {false, true}) {
           SCOPED_TRACE(testing::Message() << "layer " << &layer - kLayers << ", " << rows
@@ -241,7 +254,7 @@ void check_residual(void (*gemm)(const Gemm&)) {
           call.rows = gathered ? scattered.data() : nullptr;
           call.sample_rows = kSampleRows;
           call.gates = gated ? gates.data() : nullptr;
-          gemm(call);
+          problem.run(gemm, call);
           std::vector<double> wanted;
           for (int row = 0; row < kSamples * kSampleRows; ++row) {
             for (int c = 0; c < columns; ++c) wanted.push_back(before[row * problem.ldo() + c]);
@@ -262,34 +275,32 @@ void check_residual(void (*gemm)(const Gemm&)) {
 }
 
 TEST_P(CpuKernels, GemmBf16AddsToTheResidualRowsInFloat32) {
-  check_residual<Bf16, Bf16>(kernels().gemm_bf16);
+  check_residual<Bf16, Bf16>(kernels().gemm_bf16, kernels().narrow_bf16);
 }
 TEST_P(CpuKernels, GemmFloatBf16AddsToTheResidualRows) {
-  check_residual<float, Bf16>(kernels().gemm_float_bf16);
+  check_residual<float, Bf16>(kernels().gemm_float_bf16, false);
 }
-TEST_P(CpuKernels, GemmFloatAddsToTheResidualRows) { check_residual<float, float>(kernels().gemm_float); }
+TEST_P(CpuKernels, GemmFloatAddsToTheResidualRows) {
+  check_residual<float, float>(kernels().gemm_float, kernels().narrow_float);
+}
 
 // Any cut of rows and panels into calls gives the bits of one call.
 template <typename A, typename W>
-void check_cuts(void (*gemm)(const Gemm&)) {
+void check_cuts(void (*gemm)(const Gemm&), bool narrow) {
   constexpr int kRows = 49;
   for (const Layer& layer : kLayers) {
-    const Problem<A, W> problem(layer, kRows);
+    const Problem<A, W> problem(layer, kRows, narrow);
     const auto before = random_values<A>(kRows * problem.ldo(), 5);
     auto whole = before;
-    gemm(problem.gemm(whole.data(), Epilogue::Gelu));
+    problem.run(gemm, problem.gemm(whole.data(), Epilogue::Gelu));
     for (const int rows : kRowCounts) {
-      for (const int panels : {1, 3, 4}) {
+      for (const size_t panels : {1, 3, 4}) {
         auto parts = before;
         for (int row = 0; row < kRows; row += rows) {
-          for (size_t panel = 0; panel < problem.panels.size(); panel += panels) {
-            Gemm part = problem.gemm(parts.data(), Epilogue::Gelu);
-            part.row_begin = row;
-            part.row_end = std::min(kRows, row + rows);
-            part.panels += panel;
-            part.num_panels = std::min(panels, static_cast<int>(problem.panels.size() - panel));
-            gemm(part);
-          }
+          Gemm part = problem.gemm(parts.data(), Epilogue::Gelu);
+          part.row_begin = row;
+          part.row_end = std::min(kRows, row + rows);
+          problem.run(gemm, part, panels);
         }
         ASSERT_TRUE(same_bits(parts, whole))
             << "layer " << &layer - kLayers << ", " << rows << " rows and " << panels << " panels a call";
@@ -299,24 +310,24 @@ void check_cuts(void (*gemm)(const Gemm&)) {
 }
 
 TEST_P(CpuKernels, GemmBf16RowsAndColumnsDependOnThemselvesAlone) {
-  check_cuts<Bf16, Bf16>(kernels().gemm_bf16);
+  check_cuts<Bf16, Bf16>(kernels().gemm_bf16, kernels().narrow_bf16);
 }
 TEST_P(CpuKernels, GemmFloatBf16RowsAndColumnsDependOnThemselvesAlone) {
-  check_cuts<float, Bf16>(kernels().gemm_float_bf16);
+  check_cuts<float, Bf16>(kernels().gemm_float_bf16, false);
 }
 TEST_P(CpuKernels, GemmFloatRowsAndColumnsDependOnThemselvesAlone) {
-  check_cuts<float, float>(kernels().gemm_float);
+  check_cuts<float, float>(kernels().gemm_float, kernels().narrow_float);
 }
 
 // 65000 has no business in a sum: what lies in the padding of a row must be met by a zero weight.
 TEST_P(CpuKernels, GemmIgnoresThePaddingOfItsRows) {
-  Problem<float, float> problem(kLayers[5], 6);  // heads of 7 inputs
+  Problem<float, float> problem(kLayers[5], 6, kernels().narrow_float);  // heads of 7 inputs
   std::vector<float> out(6 * problem.ldo()), again = out;
-  kernels().gemm_float(problem.gemm(out.data(), Epilogue::Store));
+  problem.run(kernels().gemm_float, problem.gemm(out.data(), Epilogue::Store));
   for (int row = 0; row < 6; ++row) {
     for (const int pad : {7, 15, 23}) problem.a[row * problem.layer.lda() + pad] = 65000;
   }
-  kernels().gemm_float(problem.gemm(again.data(), Epilogue::Store));
+  problem.run(kernels().gemm_float, problem.gemm(again.data(), Epilogue::Store));
   EXPECT_TRUE(same_bits(out, again));
 }
 

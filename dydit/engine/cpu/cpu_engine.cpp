@@ -38,11 +38,28 @@ struct Workspace {
   Team& team;
   Buffer x, rows, qkv, heads, hidden, patches, scratch, router, logits;
   std::vector<const float*> gates;
-  std::vector<Panel> panels;
+  Panels panels;
   std::vector<int> segments;
   std::vector<int> gathered;  // rows that enter the MLP
   std::vector<int> kept;      // (samples, L) tokens that entered each MLP
   Profile profile;            // of the passes since it was last read
+};
+
+// Panels cut into tiles' widths, which differ by one panel at most.
+class Columns {
+ public:
+  explicit Columns(std::span<const Panel> panels)
+      : panels_(panels), count_(ceil_div(static_cast<int>(panels.size()), kTilePanels)) {}
+
+  int count() const { return count_; }
+  std::span<const Panel> panels(int column) const {
+    const size_t size = panels_.size() / count_, wider = panels_.size() % count_, at = column;
+    return panels_.subspan(at * size + std::min(at, wider), size + (at < wider));
+  }
+
+ private:
+  std::span<const Panel> panels_;
+  int count_;
 };
 
 // Samples that go through the blocks together.
@@ -420,19 +437,21 @@ void CpuEngine::token_logits(const Pass& pass, const PackedBlock& block) {
   w.team.run(ceil_div(rows, kRouterRows), [&](int task, int thread) {
     const int first = task * kRouterRows, count = std::min(kRouterRows, rows - first);
     float* out = hidden + int64_t{thread} * kRouterRows * R;
-    const Gemm gemm = {.a = x + int64_t{first} * row_,
-                       .lda = row_,
-                       .row_begin = 0,
-                       .row_end = count,
-                       .panels = w.panels.data(),
-                       .num_panels = static_cast<int>(w.panels.size()),
-                       .segments = &all,
-                       .num_segments = 1,
-                       .segment_pairs = block.token_in.segment_pairs(),
-                       .epilogue = Epilogue::Relu,
-                       .out = out,
-                       .ldo = R};
-    (block.token_in.bf16() ? kernels_.gemm_float_bf16 : kernels_.gemm_float)(gemm);
+    for (const std::vector<Panel>* panels : {&w.panels.whole, &w.panels.narrow}) {
+      kernels_.gemm_float({.a = x + int64_t{first} * row_,
+                           .lda = row_,
+                           .row_begin = 0,
+                           .row_end = count,
+                           .panels = panels->data(),
+                           .num_panels = static_cast<int>(panels->size()),
+                           .narrow = panels == &w.panels.narrow,
+                           .segments = &all,
+                           .num_segments = 1,
+                           .segment_pairs = block.token_in.segment_pairs(),
+                           .epilogue = Epilogue::Relu,
+                           .out = out,
+                           .ldo = R});
+    }
     for (int i = 0; i < count; ++i) {
       float sums[4] = {block.token_out[R], 0, 0, 0};  // one alone would wait for itself
       for (int r = 0; r < R; ++r) sums[r % 4] += out[i * R + r] * block.token_out[r];
@@ -547,7 +566,8 @@ const float* const* CpuEngine::gates_at(const Pass& pass, int64_t offset) {
 // Runs `gemm` over the workspace's panels and, unless it brings its own, all input segments: cut into tasks
 // of some rows by one tile's width, many enough to share out evenly.
 void CpuEngine::multiply(Workspace& w, const PackedLinear& weights, Gemm gemm, int rows, bool bf16_rows) {
-  const int panels = static_cast<int>(w.panels.size()), columns = ceil_div(panels, kTilePanels), all = 0;
+  const Columns whole(w.panels.whole), narrow(w.panels.narrow);
+  const int columns = whole.count() + narrow.count(), all = 0;
   if (gemm.segments == nullptr) {
     gemm.segments = &all;
     gemm.num_segments = 1;
@@ -562,21 +582,24 @@ void CpuEngine::multiply(Workspace& w, const PackedLinear& weights, Gemm gemm, i
   const int chunks =
       std::clamp(std::max(ceil_div(rows, kChunkRows), wanted), 1, ceil_div(rows, 4 * kTileRows));
   const int chunk = ceil_div(ceil_div(rows, chunks), tile_rows) * tile_rows;
-  const int narrow = panels / columns, wide = panels % columns;  // widths differ by one panel at most
-  const auto first_panel = [&](int column) {
-    return w.panels.data() + column * narrow + std::min(column, wide);
-  };
-  const auto width = [&](int column) { return narrow + (column < wide); };
   const int tasks = ceil_div(rows, chunk) * columns;
   w.team.run(tasks, [&](int task, int) {
+    const auto panels_of = [&](int task) {
+      const int column = task % columns;
+      return column < whole.count() ? whole.panels(column) : narrow.panels(column - whole.count());
+    };
+    const auto is_narrow = [&](int task) { return task % columns >= whole.count(); };
+    const std::span<const Panel> panels = panels_of(task);
     Gemm part = gemm;
     part.row_begin = task / columns * chunk;
     part.row_end = std::min(rows, part.row_begin + chunk);
-    part.panels = first_panel(task % columns);
-    part.num_panels = width(task % columns);
-    if (const int next = task + w.team.threads(); next < tasks && chunk >= kFetchRows) {
-      part.next = first_panel(next % columns);
-      part.num_next = width(next % columns);
+    part.panels = panels.data();
+    part.num_panels = static_cast<int>(panels.size());
+    part.narrow = is_narrow(task);
+    const int next = task + w.team.threads();
+    if (next < tasks && is_narrow(next) == part.narrow && chunk >= kFetchRows) {
+      part.next = panels_of(next).data();
+      part.num_next = static_cast<int>(panels_of(next).size());
     }
     run(part);
   });

@@ -65,7 +65,8 @@ void gemm(const Gemm& g) {
       weights[j] = static_cast<const W*>(panels[j].weights);
       bias[j] = panels[j].bias;
     }
-    Product<A, W> product = {nullptr, g.lda, weights, bias, g.segments, g.num_segments, g.segment_pairs};
+    Product<A, W> product = {nullptr,    g.lda,          weights,         bias,
+                             g.segments, g.num_segments, g.segment_pairs, g.narrow};
     if (ct == 0) {
       product.ahead.count = g.num_next;
       product.ahead.every = row_tiles;
@@ -309,6 +310,8 @@ int64_t peak(int64_t rounds, float* sink) {
 }  // namespace
 
 extern const Kernels kernels = {Multiplier<Bf16, Bf16>::kRows,
+                                kTakesNarrow<Bf16, Bf16>,
+                                kTakesNarrow<float, float>,
                                 gemm<Bf16, Bf16>,
                                 gemm<float, Bf16>,
                                 gemm<float, float>,

@@ -1,9 +1,11 @@
 // Kernels of the CPU engine, compiled once for every instruction level and chosen at run time.
 //
 // Weights lie in panels: 16 output columns, all of their inputs, in pairs of inputs: bfloat16 [K/2][16][2],
-// float32 [K/2][2][16]. No panel mixes two heads or two channel groups, and no pair of inputs does either, so
-// any set of active heads and groups is a list of panels (output side) and of segments (input side): nothing
-// is repacked when a plan changes its mind. A row's result depends on that row alone, bit for bit.
+// float32 [K/2][2][16]. The last columns of a head, if no more than 8, make a narrow panel, whose lines have
+// twice the inputs: bfloat16 [K/4][8][4], float32 [K/2][8][2]. No panel mixes two heads or two channel
+// groups, and no pair of inputs does either, so any set of active heads and groups is a list of panels
+// (output side) and of segments (input side): nothing is repacked when a plan changes its mind. A row's
+// result depends on that row alone, bit for bit.
 #pragma once
 
 #include <cstddef>
@@ -13,15 +15,16 @@
 
 namespace dydit::cpu {
 
-inline constexpr int kPanel = 16;      // output columns of a panel
+inline constexpr int kPanel = 16;  // output columns of a panel
+inline constexpr int kNarrowPanel = 8;
 inline constexpr int kTileRows = 6;    // rows of a register tile, but for bfloat16 with AMX
 inline constexpr int kTilePanels = 4;  // panels of a register tile
 
 struct Panel {
   const void* weights;
-  const float* bias;  // (16)
+  const float* bias;  // (16), of a narrow panel (8)
   int column;         // of the output where its first column goes
-  int width;          // columns in use, 1..16
+  int width;          // columns in use, 1..16, of a narrow panel 1..8
 };
 
 enum class Epilogue {
@@ -38,6 +41,7 @@ struct Gemm {
   int row_begin = 0, row_end = 0;
   const Panel* panels = nullptr;
   int num_panels = 0;
+  bool narrow = false;            // all of the panels, or none
   const int* segments = nullptr;  // first pair of every active input segment within a panel
   int num_segments = 0, segment_pairs = 0;
   Epilogue epilogue = Epilogue::Store;
@@ -48,7 +52,8 @@ struct Gemm {
   const int* rows = nullptr;
   int sample_rows = 0;
   const float* const* gates = nullptr;
-  // Panels that this thread will probably multiply next: fetched into its second-level cache meanwhile.
+  // Panels, as narrow as these, that this thread will probably multiply next: fetched into its second-level
+  // cache meanwhile.
   const Panel* next = nullptr;
   int num_next = 0;
 };
@@ -67,6 +72,7 @@ struct Attention {
 /// Element types: activations x weights.
 struct Kernels {
   int bf16_tile_rows;                    // rows of a register tile of gemm_bf16
+  bool narrow_bf16, narrow_float;        // whether gemm_bf16 and gemm_float take narrow panels
   void (*gemm_bf16)(const Gemm&);        // bfloat16 x bfloat16
   void (*gemm_float_bf16)(const Gemm&);  // float32 x bfloat16: exact products of weights stored in bfloat16
   void (*gemm_float)(const Gemm&);       // float32 x float32

@@ -41,7 +41,8 @@ struct Rows {
   int64_t distance;
 };
 
-template <typename A, typename W>
+// What a tile does with one step of its panels: a pair of inputs or, narrow, a line.
+template <typename A, typename W, bool kNarrow>
 struct Step {  // two multiply-adds, one after the other: weights of both at once would not fit the registers
   template <int R, int P>
   static inline void run(Vector (&sum)[R][P][kVectors], const Rows<A>& a, const W* const (&w)[P],
@@ -68,7 +69,7 @@ struct Step {  // two multiply-adds, one after the other: weights of both at onc
 
 #ifdef __AVX512BF16__
 template <>
-struct Step<Bf16, Bf16> {  // one instruction for both
+struct Step<Bf16, Bf16, false> {  // one instruction for both
   template <int R, int P>
   static inline void run(Vector (&sum)[R][P][kVectors], const Rows<Bf16>& a, const Bf16* const (&w)[P],
                          int64_t offset) {
@@ -87,7 +88,54 @@ struct Step<Bf16, Bf16> {  // one instruction for both
 };
 #endif
 
-// Panels to fetch into the second-level cache while others are multiplied: of every panel the pairs `first`,
+// Whether a product takes narrow panels; its rows' values are then broadcast by the 8 bytes.
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+template <typename A, typename W>
+constexpr bool kTakesNarrow = sizeof(A) == sizeof(W);
+#elif defined(__AVX512F__)
+template <typename A, typename W>
+constexpr bool kTakesNarrow = sizeof(A) == 4 && sizeof(W) == 4;
+#else
+template <typename A, typename W>
+constexpr bool kTakesNarrow = false;
+#endif
+
+#ifdef __AVX512F__
+inline Vector multiply_line(const float*, Vector row, Vector weights, Vector sum) {
+  return multiply_add(row, weights, sum);
+}
+#ifdef __AVX512BF16__
+inline Vector multiply_line(const Bf16*, Vector row, Vector weights, Vector sum) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)row, (__m512bh)weights);
+}
+#endif
+
+template <typename T>
+struct Step<T, T, true> {  // 8 columns, of every column the inputs in 8 bytes
+  template <int R, int P>
+  static inline void run(Vector (&sum)[R][P][kVectors], const Rows<T>& a, const T* const (&w)[P],
+                         int64_t offset) {
+    Vector weights[P];
+#pragma GCC unroll 8
+    for (int j = 0; j < P; ++j) weights[j] = _mm512_loadu_ps(w[j] + offset);
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+      int64_t inputs;
+      __builtin_memcpy(&inputs, a.row(i), sizeof inputs);
+      const Vector row = _mm512_castsi512_ps(_mm512_set1_epi64(inputs));
+#pragma GCC unroll 8
+      for (int j = 0; j < P; ++j) sum[i][j][0] = multiply_line(w[j], row, weights[j], sum[i][j][0]);
+    }
+  }
+};
+// Sums of a narrow panel lie in two lanes a column.
+inline Vector in_first_of_two(const float* values) { return _mm512_maskz_expandloadu_ps(0x5555, values); }
+inline Vector sum_of_two(Vector v) {
+  return _mm512_maskz_compress_ps(0x5555, v + _mm512_permute_ps(v, 0xb1));
+}
+#endif
+
+// Panels to fetch into the second-level cache while others are multiplied: of every panel the steps `first`,
 // `first` + `every`, ... of the rows' input segments, so that a whole pass over the rows fetches all.
 template <typename W>
 struct Ahead {
@@ -104,6 +152,7 @@ struct Product {
   const float* const* bias;
   const int* segments;
   int num_segments, segment_pairs;
+  bool narrow = false;
   Ahead<W> ahead = {};
 };
 
@@ -207,35 +256,49 @@ inline void finish(const Destination& to, const Vector (&sum)[R][P][kVectors]) {
 // Brings the lines of a row's sums into the first-level cache while they are computed: a tile that has to
 // wait for them at its end loses 4 %. A row at a time, else the weights would have to wait. Always inline:
 // GCC 12 takes a function that only prefetches for one without effect, and leaves out its calls.
-template <typename A, int P>
+template <typename A, int P, bool kNarrow>
 [[gnu::always_inline]] inline void call_for(const Destination& to, int row) {
   const Gemm& g = *to.gemm;
-  const int64_t size = g.epilogue == Epilogue::Residual ? sizeof(float) : sizeof(A),
-                at = out_row(g, to.row + row) * g.ldo + to.panels[0].column;
-  const auto* out = static_cast<const char*>(g.out) + at * size;
-  for (int64_t byte = 0; byte < P * kPanel * size; byte += 64) _mm_prefetch(out + byte, _MM_HINT_T0);
+  const int64_t size = g.epilogue == Epilogue::Residual ? sizeof(float) : sizeof(A);
+  const auto* out = static_cast<const char*>(g.out) + out_row(g, to.row + row) * g.ldo * size;
+  if constexpr (kNarrow) {
+    for (int j = 0; j < P; ++j) _mm_prefetch(out + to.panels[j].column * size, _MM_HINT_T0);
+  } else {
+    out += to.panels[0].column * size;
+    for (int64_t byte = 0; byte < P * kPanel * size; byte += 64) _mm_prefetch(out + byte, _MM_HINT_T0);
+  }
 }
 
-template <typename W>
+template <int kStep, typename W>
 [[gnu::always_inline]] inline void fetch(const Ahead<W>& ahead, int64_t at) {
   for (int j = 0; j < ahead.count; ++j) {
-    const auto* pair = reinterpret_cast<const char*>(ahead.panels[j] + at);
-    _mm_prefetch(pair, _MM_HINT_T1);
-    if constexpr (sizeof(W) * kPairElements > 64) _mm_prefetch(pair + 64, _MM_HINT_T1);
+    const auto* step = reinterpret_cast<const char*>(ahead.panels[j] + at);
+    _mm_prefetch(step, _MM_HINT_T1);
+    if constexpr (sizeof(W) * kStep > 64) _mm_prefetch(step + 64, _MM_HINT_T1);
   }
 }
 
 // R rows and P panels of a product.
-template <typename A, typename W, int R, int P>
+template <typename A, typename W, int R, int P, bool kNarrow>
 void tile(const Destination& to, const Product<A, W>& in) {
+  // Elements of a panel: of a pair of inputs, and of a step, which takes kInputs inputs.
+  constexpr int kPair = 2 * (kNarrow ? kNarrowPanel : kPanel), kStep = kNarrow ? 64 / sizeof(W) : kPair,
+                kInputs = 2 * kStep / kPair;
   Vector sum[R][P][kVectors];
 #pragma GCC unroll 8
   for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < P; ++j) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v)
-        sum[i][j][v] = in.bias ? load_vector(in.bias[j] + v * kLanesOfVector) : zero_vector();
+      for (int v = 0; v < kVectors; ++v) {
+        if (!in.bias) {
+          sum[i][j][v] = zero_vector();
+        } else if constexpr (kNarrow) {
+          sum[i][j][v] = in_first_of_two(in.bias[j]);
+        } else {
+          sum[i][j][v] = load_vector(in.bias[j] + v * kLanesOfVector);
+        }
+      }
     }
   }
   Rows<A> a(in.a, in.lda);
@@ -243,21 +306,29 @@ void tile(const Destination& to, const Product<A, W>& in) {
 #pragma GCC unroll 8
   for (int j = 0; j < P; ++j) w[j] = in.panels[j];
   int called = to.gemm ? 0 : R;                             // rows of the output whose lines are called for
-  int wait = in.ahead.count == 0 ? 0 : in.ahead.first + 1;  // pairs until the next is fetched (0: none)
+  int wait = in.ahead.count == 0 ? 0 : in.ahead.first + 1;  // steps until the next is fetched (0: none)
   for (int s = 0; s < in.num_segments; ++s) {
-    const int64_t first = int64_t{in.segments[s]} * kPairElements;
+    const int64_t first = int64_t{in.segments[s]} * kPair;
     while (s + 1 < in.num_segments && in.segments[s + 1] == in.segments[s] + in.segment_pairs) ++s;
-    const int64_t end = (int64_t{in.segments[s]} + in.segment_pairs) * kPairElements;
-    for (int64_t at = first; at < end; at += kPairElements, a.advance(2)) {
-      if (called < R) call_for<A, P>(to, called++);
+    const int64_t end = (int64_t{in.segments[s]} + in.segment_pairs) * kPair;
+    for (int64_t at = first; at < end; at += kStep, a.advance(kInputs)) {
+      if (called < R) call_for<A, P, kNarrow>(to, called++);
       if (--wait == 0) {
-        fetch(in.ahead, at);
+        fetch<kStep>(in.ahead, at);
         wait = in.ahead.every;
       }
-      Step<A, W>::template run<R, P>(sum, a, w, at);
+      Step<A, W, kNarrow>::template run<R, P>(sum, a, w, at);
     }
   }
-  if (to.gemm && is_regular(to, R, P)) return finish<A>(to, sum);
+  if constexpr (kNarrow) {
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+#pragma GCC unroll 8
+      for (int j = 0; j < P; ++j) sum[i][j][0] = sum_of_two(sum[i][j][0]);
+    }
+  } else {
+    if (to.gemm && is_regular(to, R, P)) return finish<A>(to, sum);
+  }
   for_each_sum(sum,
                [&](int i, int j, const Lanes& v) { store_lanes(to.sums + i * to.stride + j * kPanel, v); });
   if (to.gemm) finish_apart<A>(to, R, P);
@@ -269,12 +340,21 @@ struct Multiplier {
   static constexpr int kRows = kTileRows;
 
   void run(int rows, int count, const Destination& to, const Product<A, W>& in) {
-#define DYDIT_ROW(R)                                                                                \
-  {                                                                                                 \
-    tile<A, W, R, 1>, tile < A, W, R, kMaxPanels<2 ? 1 : 2>, tile < A, W, R, kMaxPanels<3 ? 1 : 3>, \
-        tile < A, W, R, kMaxPanels<4 ? 1 : 4>                                                       \
+    if constexpr (kTakesNarrow<A, W>) {
+      if (in.narrow) return run_tile<true>(rows, count, to, in);
+    }
+    run_tile<false>(rows, count, to, in);
   }
-    static constexpr decltype(&tile<A, W, 1, 1>) kTiles[kTileRows][kTilePanels] = {
+
+ private:
+  template <bool kNarrow>
+  static void run_tile(int rows, int count, const Destination& to, const Product<A, W>& in) {
+#define DYDIT_ROW(R)                                                                                       \
+  {                                                                                                        \
+    tile<A, W, R, 1, kNarrow>, tile<A, W, R, (kMaxPanels < 2 ? 1 : 2), kNarrow>,                           \
+        tile<A, W, R, (kMaxPanels < 3 ? 1 : 3), kNarrow>, tile<A, W, R, (kMaxPanels < 4 ? 1 : 4), kNarrow> \
+  }
+    static constexpr decltype(&tile<A, W, 1, 1, kNarrow>) kTiles[kTileRows][kTilePanels] = {
         DYDIT_ROW(1), DYDIT_ROW(2), DYDIT_ROW(3), DYDIT_ROW(4), DYDIT_ROW(5), DYDIT_ROW(6)};
 #undef DYDIT_ROW
     kTiles[rows - 1][count - 1](to, in);

@@ -8,16 +8,18 @@
 namespace dydit::cpu {
 namespace {
 
-// A panel of `width` output columns, whose weights lie in `rows`; T is the stored type's bits. Line by line
-// of the panel, so that each is written once: a panel does not fit the first-level cache.
+// A panel of `columns` output columns, of which the weights of the first `width` lie in `rows`; T is the
+// stored type's bits. Line by line of the panel, so that each is written once: a panel does not fit the
+// first-level cache.
 template <typename T>
-void pack_panel(T* panel, const T* const* rows, int width, int in_segments, int in_size, int segment_pairs) {
-  constexpr bool kSideBySide = sizeof(T) == 2;  // the inputs of a pair
+void pack_panel(T* panel, int columns, const T* const* rows, int width, int in_segments, int in_size,
+                int segment_pairs) {
+  const int inputs = 64 / (columns * static_cast<int>(sizeof(T)));  // of a line
   for (int s = 0; s < in_segments; ++s) {
-    T* out = panel + int64_t{s} * segment_pairs * 2 * kPanel;
+    T* out = panel + int64_t{s} * segment_pairs * 2 * columns;
     for (int k = 0; k < in_size; ++k) {
-      T* to = out + k / 2 * 2 * kPanel + (k % 2) * (kSideBySide ? 1 : kPanel);
-      for (int c = 0; c < width; ++c) to[kSideBySide ? 2 * c : c] = rows[c][int64_t{s} * in_size + k];
+      T* to = out + k / inputs * inputs * columns + k % inputs;
+      for (int c = 0; c < width; ++c) to[c * inputs] = rows[c][int64_t{s} * in_size + k];
     }
   }
 }
@@ -25,7 +27,8 @@ void pack_panel(T* panel, const T* const* rows, int width, int in_segments, int 
 }  // namespace
 
 PackedLinear::PackedLinear(const at::Tensor& weight, const at::Tensor& bias, int out_segments,
-                           int in_segments, bool bf16, Arena& arena, Team& team, std::span<const int> rows)
+                           int in_segments, bool bf16, bool narrow, Arena& arena, Team& team,
+                           std::span<const int> rows)
     : out_segments_(out_segments),
       out_size_(static_cast<int>(weight.size(0)) / out_segments),
       in_segments_(in_segments),
@@ -33,9 +36,11 @@ PackedLinear::PackedLinear(const at::Tensor& weight, const at::Tensor& bias, int
       panels_(ceil_div(out_size_, kPanel)),
       segment_pairs_(ceil_div(in_size_, 2)),
       bf16_(bf16) {
+  const int tail = out_size_ - (panels_ - 1) * kPanel;
+  // A line of a narrow bfloat16 panel is two pairs, which a segment may not share with the next.
+  narrow_ = narrow && tail <= kNarrowPanel && (!bf16 || segment_pairs_ % 2 == 0);
   const int total = out_segments_ * panels_, element = bf16 ? 2 : 4;
-  const int64_t panel_elements = int64_t{in_segments_} * segment_pairs_ * 2 * kPanel;
-  data_ = static_cast<std::byte*>(arena.take(static_cast<size_t>(total * panel_elements) * element));
+  data_ = static_cast<std::byte*>(arena.take(static_cast<size_t>(first_element(out_segments_, 0)) * element));
   bias_.assign(static_cast<size_t>(total) * kPanel, 0.0f);
   const at::Tensor values = weight.to(bf16 ? at::kBFloat16 : at::kFloat).contiguous();
   const at::Tensor biases = bias.to(at::kFloat).contiguous();
@@ -43,14 +48,16 @@ PackedLinear::PackedLinear(const at::Tensor& weight, const at::Tensor& bias, int
   const auto pack = [&](auto* data) {
     using T = std::remove_pointer_t<decltype(data)>;
     team.run(total, [&, data](int index, int) {
-      const int first = index % panels_ * kPanel, width = std::min(kPanel, out_size_ - first);
+      const int segment = index / panels_, panel = index % panels_, first = panel * kPanel,
+                width = std::min(kPanel, out_size_ - first);
       const T* from[kPanel];
       for (int c = 0; c < width; ++c) {
-        const int out = index / panels_ * out_size_ + first + c, row = rows.empty() ? out : rows[out];
+        const int out = segment * out_size_ + first + c, row = rows.empty() ? out : rows[out];
         bias_[static_cast<size_t>(index) * kPanel + c] = biases.data_ptr<float>()[row];
         from[c] = static_cast<const T*>(values.data_ptr()) + row * in;
       }
-      pack_panel(data + index * panel_elements, from, width, in_segments_, in_size_, segment_pairs_);
+      pack_panel(data + first_element(segment, panel), is_narrow(panel) ? kNarrowPanel : kPanel, from, width,
+                 in_segments_, in_size_, segment_pairs_);
     });
   };
   if (bf16) {
@@ -60,16 +67,17 @@ PackedLinear::PackedLinear(const at::Tensor& weight, const at::Tensor& bias, int
   }
 }
 
-const std::byte* PackedLinear::panel(int segment, int index) const {
-  const size_t bytes = static_cast<size_t>(in_segments_) * segment_pairs_ * 2 * kPanel * (bf16_ ? 2 : 4);
-  return data_ + (static_cast<size_t>(segment) * panels_ + index) * bytes;
+int64_t PackedLinear::first_element(int segment, int index) const {
+  return (int64_t{segment} * padded_out_size() + index * kPanel) * in_segments_ * segment_pairs_ * 2;
 }
 
-void PackedLinear::add_panels(int segment, int column, std::vector<Panel>& panels) const {
+void PackedLinear::add_panels(int segment, int column, Panels& panels) const {
   for (int p = 0; p < panels_; ++p) {
-    const int first = p * kPanel, left = out_size_ - first;
-    panels.push_back({panel(segment, p), bias_.data() + (static_cast<size_t>(segment) * panels_ + p) * kPanel,
-                      column + first, left < kPanel ? left : kPanel});
+    const int first = p * kPanel;
+    (is_narrow(p) ? panels.narrow : panels.whole)
+        .push_back({data_ + first_element(segment, p) * (bf16_ ? 2 : 4),
+                    bias_.data() + (static_cast<size_t>(segment) * panels_ + p) * kPanel, column + first,
+                    std::min(kPanel, out_size_ - first)});
   }
 }
 

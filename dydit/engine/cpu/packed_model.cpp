@@ -24,11 +24,14 @@ PackedModel::PackedModel(const Checkpoint& checkpoint, bool bf16, bool route_tok
   pack_modulation(checkpoint, team);
 }
 
+// In bfloat16 when `bf16`; bf16_rows: the type of what it is multiplied with.
 PackedLinear PackedModel::pack(const Checkpoint& checkpoint, const std::string& name, int out_segments,
-                               int in_segments, bool bf16, Team& team, std::span<const int> rows) {
+                               int in_segments, bool bf16, bool bf16_rows, Team& team,
+                               std::span<const int> rows) {
+  const bool narrow = bf16 == bf16_rows && (bf16 ? kernels().narrow_bf16 : kernels().narrow_float);
   const at::Tensor& weight = checkpoint.weights.at(name + ".weight");
   PackedLinear packed(weight.flatten(1), checkpoint.weights.at(name + ".bias"), out_segments, in_segments,
-                      bf16, arena_, team, rows);
+                      bf16, narrow, arena_, team, rows);
   // Else a model would be in memory twice.
   if (checkpoint.file) checkpoint.file->drop_pages(weight.data_ptr(), weight.nbytes());
   return packed;
@@ -37,7 +40,7 @@ PackedLinear PackedModel::pack(const Checkpoint& checkpoint, const std::string& 
 // In the type of the file, so that float32 activations meet exact weights.
 PackedLinear PackedModel::pack_exact(const Checkpoint& checkpoint, const std::string& name, Team& team) {
   return pack(checkpoint, name, 1, 1, checkpoint.weights.at(name + ".weight").scalar_type() == at::kBFloat16,
-              team);
+              false, team);
 }
 
 PackedBlock PackedModel::pack_block(const Checkpoint& checkpoint, int index, bool bf16, bool route_tokens,
@@ -46,7 +49,7 @@ PackedBlock PackedModel::pack_block(const Checkpoint& checkpoint, int index, boo
   const std::string prefix = fmt::format("blocks.{}.", index);
   const auto pack_layer = [&](const std::string& name, int outs, int ins, std::span<const int> rows = {}) {
     const bool exact = checkpoint.weights.at(prefix + name + ".weight").scalar_type() == at::kBFloat16;
-    return pack(checkpoint, prefix + name, outs, ins, bf16 || exact, team, rows);
+    return pack(checkpoint, prefix + name, outs, ins, bf16 || exact, bf16, team, rows);
   };
   std::vector<int> qkv_rows;  // head by head: its q, k and v
   for (int h = 0; h < H; ++h) {
@@ -61,7 +64,7 @@ PackedBlock PackedModel::pack_block(const Checkpoint& checkpoint, int index, boo
   block.fc2 = pack_layer("mlp.fc2", 1, H);
   if (route_tokens) {
     // Small, and faster in float32, which is what it is multiplied with.
-    block.token_in = pack(checkpoint, prefix + "token_selection.mlp_head.0", 1, 1, false, team);
+    block.token_in = pack(checkpoint, prefix + "token_selection.mlp_head.0", 1, 1, false, false, team);
     const at::Tensor out =
         at::cat({checkpoint.weights.at(prefix + "token_selection.mlp_head.2.weight").flatten(),
                  checkpoint.weights.at(prefix + "token_selection.mlp_head.2.bias")})
@@ -82,7 +85,7 @@ void PackedModel::pack_modulation(const Checkpoint& checkpoint, Team& team) {
     return checkpoint.weights.at(name + ".weight").scalar_type() == at::kBFloat16;
   });
   for (int l = 0; l <= L; ++l) {
-    ada.push_back(pack(checkpoint, names[l], 1, 1, bf16, team));
+    ada.push_back(pack(checkpoint, names[l], 1, 1, bf16, false, team));
     ada[l].add_panels(0, l * 6 * config_.hidden_size, ada_panels);
   }
 }

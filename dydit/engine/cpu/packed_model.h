@@ -35,12 +35,12 @@ class PackedModel {
   std::vector<PackedBlock> blocks;
   PackedLinear patch, final, t_in, t_out;
   std::vector<PackedLinear> ada;  // of the blocks, then the final layer's
-  std::vector<Panel> ada_panels;  // of all of them: one product
+  Panels ada_panels;              // of all of them: one product
   at::Tensor labels, pos_embed;   // (classes + 1, C), (N, C) float32
 
  private:
   PackedLinear pack(const Checkpoint& checkpoint, const std::string& name, int out_segments, int in_segments,
-                    bool bf16, Team& team, std::span<const int> rows = {});
+                    bool bf16, bool bf16_rows, Team& team, std::span<const int> rows = {});
   PackedLinear pack_exact(const Checkpoint& checkpoint, const std::string& name, Team& team);
   PackedBlock pack_block(const Checkpoint& checkpoint, int index, bool bf16, bool route_tokens, Team& team);
   void pack_modulation(const Checkpoint& checkpoint, Team& team);

@@ -138,18 +138,32 @@ inline void store_lanes(Bf16* p, const Lanes& lanes) {
   for (int c = 0; c < kPanel; ++c) store(p, c, values[c]);
 #endif
 }
+#ifdef __AVX512F__
+inline __mmask16 first_lanes(int count) { return static_cast<__mmask16>((1u << count) - 1); }
+#endif
 template <typename T>
 inline void store_lanes(T* p, const Lanes& lanes, int count) {  // the first `count`
   if (count >= kPanel) return store_lanes(p, lanes);
+#ifdef __AVX512F__
+  if constexpr (sizeof(T) == sizeof(float)) return _mm512_mask_storeu_ps(p, first_lanes(count), lanes.v[0]);
+#endif
+#ifdef __AVX512BF16__
+  if constexpr (sizeof(T) == sizeof(Bf16))
+    return _mm256_mask_storeu_epi16(p, first_lanes(count), (__m256i)_mm512_cvtneps_pbh(lanes.v[0]));
+#endif
   alignas(64) T values[kPanel];
   store_lanes(values, lanes);
   for (int c = 0; c < count; ++c) p[c] = values[c];
 }
 inline Lanes load_lanes(const float* p, int count, float beyond = 0) {
   if (count >= kPanel) return load_lanes(p);
+#ifdef __AVX512F__
+  return {{_mm512_mask_loadu_ps(broadcast(beyond), first_lanes(count), p)}};
+#else
   alignas(64) float values[kPanel];
   for (int c = 0; c < kPanel; ++c) values[c] = c < count ? p[c] : beyond;
   return load_lanes(values);
+#endif
 }
 inline float sum_of(const Lanes& lanes) {
 #ifdef __AVX512F__
