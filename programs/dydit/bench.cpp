@@ -1,5 +1,5 @@
-// dydit bench: time against work. The dynamic model and its own static model take turns in one run, so that
-// the realised share compares like with like.
+// dydit bench: time against work. The dynamic model and its own static model take turns in one run, forward
+// by forward, so that the realised share compares like with like: a busy moment of the machine hits both.
 #include <algorithm>
 #include <fstream>
 
@@ -122,7 +122,7 @@ int least_changes(const WidthPlan& plan) {
   return least;
 }
 
-// One way to execute the model; a lap returns seconds per sample and adds a sample's work.
+// One way to execute the model; a lap keeps seconds per sample and adds a sample's work.
 class Contestant {
  public:
   Contestant(const Checkpoint& checkpoint, const BenchFlags& flags, Mode mode, at::ScalarType dtype,
@@ -147,7 +147,43 @@ class Contestant {
     }
   }
 
-  void lap() { seconds_.push_back(flags_.run ? sampling_run() : forwards()); }
+  // A lap of forwards: every step of the plan once, adaLN included; labels alternate, so that no lap finds it
+  // computed.
+  void start_lap() {
+    const DiTConfig& config = checkpoint_.config;
+    labels_.assign(flags_.batch, config.null_class());
+    for (int b = 0; b < (flags_.batch + 1) / 2; ++b) labels_[b] = (lap_ + b) % config.num_classes;
+    ++lap_;
+    work_.assign(flags_.batch, {});
+    lap_seconds_ = 0;
+  }
+  void forward(int step) {
+    c10::InferenceMode guard;
+    const Timer timer;
+    engine_->forward(x_, step, labels_, work_);
+    lap_seconds_ += timer.seconds();
+  }
+  void finish_lap() {
+    const int samples = flags_.steps * flags_.batch;
+    for (const Work& w : work_) {
+      laps_work_.required += w.required / samples;
+      laps_work_.executed += w.executed / samples;
+    }
+    seconds_.push_back(lap_seconds_ / samples);
+  }
+  // A lap of --run.
+  void sampling_run() {
+    double seconds = 0;
+    options_.seed = static_cast<uint64_t>(lap_++);
+    GenerateCallbacks callbacks;
+    callbacks.on_sample = [&](GeneratedSample&& sample) {
+      seconds += sample.seconds / flags_.batch;
+      laps_work_.required += sample.work.required / flags_.batch;
+      laps_work_.executed += sample.work.executed / flags_.batch;
+    };
+    generate(checkpoint_, options_, callbacks);
+    seconds_.push_back(seconds);
+  }
   void forget() {  // the warm-up
     seconds_.clear();
     laps_work_ = {};
@@ -167,37 +203,6 @@ class Contestant {
   }
 
  private:
-  // Every step of the plan once, adaLN included: labels alternate, so that no lap finds it computed.
-  double forwards() {
-    c10::InferenceMode guard;
-    const DiTConfig& config = checkpoint_.config;
-    std::vector<int64_t> labels(flags_.batch, config.null_class());
-    for (int b = 0; b < (flags_.batch + 1) / 2; ++b) labels[b] = (lap_ + b) % config.num_classes;
-    ++lap_;
-    std::vector<Work> work(flags_.batch);
-    const Timer timer;
-    for (int step = flags_.steps - 1; step >= 0; --step) engine_->forward(x_, step, labels, work);
-    const double samples = static_cast<double>(flags_.steps) * flags_.batch, seconds = timer.seconds();
-    for (const Work& w : work) {
-      laps_work_.required += w.required / static_cast<int64_t>(samples);
-      laps_work_.executed += w.executed / static_cast<int64_t>(samples);
-    }
-    return seconds / samples;
-  }
-
-  double sampling_run() {
-    double seconds = 0;
-    options_.seed = static_cast<uint64_t>(lap_++);
-    GenerateCallbacks callbacks;
-    callbacks.on_sample = [&](GeneratedSample&& sample) {
-      seconds += sample.seconds / flags_.batch;
-      laps_work_.required += sample.work.required / flags_.batch;
-      laps_work_.executed += sample.work.executed / flags_.batch;
-    };
-    generate(checkpoint_, options_, callbacks);
-    return seconds;
-  }
-
   const Checkpoint& checkpoint_;
   const BenchFlags& flags_;
   WidthPlan plan_;
@@ -205,6 +210,9 @@ class Contestant {
   Profile profile_;
   std::unique_ptr<Engine> engine_;
   at::Tensor x_;
+  std::vector<int64_t> labels_;  // of the lap, and what it did
+  std::vector<Work> work_;
+  double lap_seconds_ = 0;
   std::vector<double> seconds_;
   Work laps_work_;
   int lap_ = 0;
@@ -365,13 +373,21 @@ int run_bench(const Args& args, Isa isa) {
   std::unique_ptr<Contestant> dynamic;
   if (config.is_dynamic())
     dynamic = std::make_unique<Contestant>(checkpoint, flags, Mode::Dynamic, dtype, kind);
+  std::vector<Contestant*> contestants = {&complete};
+  if (dynamic) contestants.push_back(dynamic.get());
   const auto lap = [&] {
-    complete.lap();
-    if (dynamic) dynamic->lap();
+    if (flags.run) {
+      for (Contestant* c : contestants) c->sampling_run();
+      return;
+    }
+    for (Contestant* c : contestants) c->start_lap();
+    for (int step = flags.steps - 1; step >= 0; --step) {
+      for (Contestant* c : contestants) c->forward(step);
+    }
+    for (Contestant* c : contestants) c->finish_lap();
   };
   for (int i = 0; i < kWarmupLaps; ++i) lap();
-  complete.forget();
-  if (dynamic) dynamic->forget();
+  for (Contestant* c : contestants) c->forget();
   const int laps = dynamic ? 2 * flags.repeats : flags.repeats;
   for (int i = 0; i < flags.repeats; ++i) {
     lap();
