@@ -28,8 +28,8 @@ Team::~Team() {
 
 void Team::run(int tasks, Call call, const void* context) {
   DYDIT_CHECK(tasks <= 0xffff, "a section of {} tasks: at most 65535", tasks);
-  if (tasks <= 1 || workers_.empty()) {
-    for (int task = 0; task < tasks; ++task) call(context, task, 0);
+  if (tasks <= 1 || (workers_.empty() && !has_guests_)) {
+    for (int task = 0; task < tasks; ++task) call(context, task, first_);
     return;
   }
   call_ = call;
@@ -38,7 +38,7 @@ void Team::run(int tasks, Call call, const void* context) {
   const uint64_t section = (state_.load(std::memory_order_relaxed) >> 32) + 1;
   state_.store(section << 32 | static_cast<uint64_t>(tasks) << 16);
   state_.notify_all();
-  while (take(0)) {
+  while (take(first_)) {
   }
   // A thread of ours may have been put off the processor in the middle of a task: let it run.
   for (int i = 0; done_.load(std::memory_order_acquire) != tasks; ++i) {

@@ -13,6 +13,11 @@ class Team {
  public:
   /// `threads` in all, the caller included.
   explicit Team(int threads);
+  /// The caller alone, whose number is `thread`, and whoever comes to help().
+  struct Alone {
+    int thread;
+  };
+  explicit Team(Alone alone) : first_(alone.thread), has_guests_(true) {}
   ~Team();
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
@@ -20,7 +25,8 @@ class Team {
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   /// Calls fn(task, thread) for task = 0..tasks-1 (at most 65535) and returns when all are done. Threads take
-  /// tasks in order as they become free; thread is 0..threads-1. fn must not throw.
+  /// tasks in order as they become free; thread is 0..threads-1, of a guest its own number. fn must not
+  /// throw.
   template <typename Fn>
   void run(int tasks, const Fn& fn) {
     run(
@@ -28,6 +34,10 @@ class Team {
         [](const void* context, int task, int thread) { (*static_cast<const Fn*>(context))(task, thread); },
         &fn);
   }
+
+  /// Does one task of the section that a team of one thread is in; false when none is left. thread: the
+  /// number of the caller, which no other thread of that team has.
+  bool help(int thread) { return take(thread); }
 
  private:
   using Call = void (*)(const void* context, int task, int thread);
@@ -43,6 +53,8 @@ class Team {
   Call call_ = nullptr;
   const void* context_ = nullptr;
   std::vector<std::thread> workers_;
+  const int first_ = 0;  // number of the thread that calls run()
+  const bool has_guests_ = false;
 };
 
 }  // namespace dydit

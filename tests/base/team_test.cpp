@@ -129,5 +129,63 @@ TEST(Team, CanComeAndGoWithoutWork) {
   for (int i = 0; i < 50; ++i) Team team(4);
 }
 
+// Helps a team from a thread of its own.
+class Guest {
+ public:
+  Guest(Team& team, int number)
+      : thread_([this, &team, number] {
+          while (!stop_) {
+            if (!team.help(number)) std::this_thread::yield();
+          }
+        }) {}
+  ~Guest() {
+    stop_ = true;
+    thread_.join();
+  }
+
+ private:
+  std::atomic<bool> stop_ = false;
+  std::thread thread_;  // starts last
+};
+
+TEST(TeamOfOne, GetsATaskDoneByAGuestUnderTheGuestsNumber) {
+  Team team(Team::Alone{3});
+  Guest guest(team, 5);
+  for (int section = 0; section < 20; ++section) {
+    std::barrier meeting(2);  // alone the team would not come back
+    std::array<int, 2> numbers{};
+    team.run(2, [&](int task, int thread) {
+      meeting.arrive_and_wait();
+      numbers[task] = thread;
+    });
+    std::sort(numbers.begin(), numbers.end());
+    ASSERT_EQ(numbers, (std::array<int, 2>{3, 5}));
+  }
+}
+
+TEST(TeamOfOne, DoesEveryTaskOnceWithGuestsAndSeesWhatTheyWrote) {
+  constexpr int kTasks = 37;
+  Team team(Team::Alone{0});
+  Guest one(team, 1), other(team, 2);
+  std::vector<int> now(kTasks), before(kTasks);
+  for (int section = 0; section < 2000; ++section) {
+    team.run(kTasks, [&](int task, int) { now[task] = before[(task + 11) % kTasks] + 1; });
+    for (int task = 0; task < kTasks; ++task) ASSERT_EQ(now[task], section + 1) << "task " << task;
+    std::swap(now, before);
+  }
+}
+
+TEST(TeamOfOne, HasNothingForAGuestBetweenItsSections) {
+  Team team(Team::Alone{0});
+  EXPECT_FALSE(team.help(1));
+  int calls = 0;
+  team.run(3, [&](int, int thread) {
+    EXPECT_EQ(thread, 0);
+    ++calls;
+  });
+  EXPECT_EQ(calls, 3);
+  EXPECT_FALSE(team.help(1));
+}
+
 }  // namespace
 }  // namespace dydit

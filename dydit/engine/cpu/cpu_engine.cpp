@@ -1,8 +1,10 @@
 // The forward of model/dit.cpp with what is off left out. Read forward_pass() first.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
-#include <numeric>
+#include <deque>
+#include <thread>
 #include <utility>
 
 #include <ATen/ATen.h>
@@ -36,7 +38,7 @@ struct Workspace {
   explicit Workspace(Team& team) : team(team) {}
 
   Team& team;
-  Buffer x, rows, qkv, heads, hidden, patches, scratch, router, logits;
+  Buffer x, rows, qkv, heads, hidden, patches, logits;
   std::vector<const float*> gates;
   Panels panels;
   std::vector<int> segments;
@@ -96,7 +98,9 @@ class CpuEngine final : public Engine {
   void norm(const Pass& pass, int rows, const int* gathered, int64_t shift, double eps, bool bf16_rows);
   const float* const* gates_at(const Pass& pass, int64_t offset);
   void multiply(Workspace& w, const PackedLinear& weights, Gemm gemm, int rows, bool bf16_rows);
+  // Of one thread.
   size_t scratch_bytes() const { return attention_scratch(N_, D_, bf16_ ? 2 : 4) / 64 * 64 + 64; }
+  size_t router_floats() const { return size_t{kRouterRows} * config_.token_router_hidden(); }
 
   // Adds the time of fn to (row, op) of the workspace's profile.
   template <typename Fn>
@@ -114,7 +118,8 @@ class CpuEngine final : public Engine {
   const bool bf16_;
   Profile* const profile_;
   const Kernels& kernels_;
-  Team team_, alone_{1};
+  Team team_;
+  std::deque<Team> alone_;  // each thread of team_ as a team of its own
   const int N_, C_, L_, H_, D_;
   const int row_;             // elements of a token's row: C padded to a pair
   const int64_t modulation_;  // floats of a label's modulation: L (6C), then the final layer's 2C
@@ -127,6 +132,7 @@ class CpuEngine final : public Engine {
   int chunk_first_ = 0, chunk_steps_ = 0;
 
   Buffer conditions_, modulations_;
+  Buffer scratch_, router_;     // of attention and of the token router, a part for each thread
   Workspace shared_;            // of passes that all threads share
   std::vector<Workspace> own_;  // each thread's, of passes that it does alone
 };
@@ -147,7 +153,10 @@ CpuEngine::CpuEngine(const Checkpoint& checkpoint, const WidthPlan& plan, const 
       modulation_(int64_t{L_} * 6 * C_ + 2 * C_),
       model_(checkpoint, bf16_, plan.route_tokens, team_),
       shared_(team_) {
-  for (int thread = 0; thread < team_.threads(); ++thread) own_.emplace_back(alone_);
+  for (int thread = 0; thread < team_.threads(); ++thread)
+    own_.emplace_back(alone_.emplace_back(Team::Alone{thread}));
+  scratch_.reserve(team_.threads() * scratch_bytes());
+  if (plan_.route_tokens) router_.reserve(team_.threads() * router_floats() * sizeof(float));
   if (profile_ != nullptr) {
     shared_.profile.assign(L_ + 1, {});
     for (Workspace& w : own_) w.profile = shared_.profile;
@@ -198,14 +207,24 @@ at::Tensor CpuEngine::forward(const at::Tensor& x, int step, std::span<const int
     count_work(pass, step, work);
   };
   // As many samples as all threads can have the same number of: each thread does its own from end to end, and
-  // waits for no other. The few that are left go through all threads together.
+  // waits for no other. One that has done its own helps those that are late, as they are where others use the
+  // processor, too. The few samples that are left go through all threads together.
   const int threads = team_.threads(), alone = threads > 1 ? B / threads * threads : 0;
   if (alone > 0) {
     const int rounds = ceil_div(alone / threads, std::max(1, kOwnRows / N_)), tasks = rounds * threads;
     const int least = alone / tasks, larger = alone % tasks;
     for (Workspace& w : own_) reserve(w, ceil_div(alone, tasks));
-    team_.run(tasks, [&](int task, int thread) {
-      pass_of(task * least + std::min(task, larger), least + (task < larger), own_[thread]);
+    std::atomic<int> next = 0, unfinished = tasks;
+    team_.run(threads, [&](int, int thread) {
+      for (int task = next++; task < tasks; task = next++) {
+        pass_of(task * least + std::min(task, larger), least + (task < larger), own_[thread]);
+        --unfinished;
+      }
+      while (unfinished > 0) {
+        bool helped = false;
+        for (Team& other : alone_) helped |= other.help(thread);
+        if (!helped) std::this_thread::yield();
+      }
     });
     for (Workspace& w : own_) read_profile(w);
   }
@@ -243,7 +262,6 @@ void CpuEngine::read_profile(Workspace& w) {
 // All memory of a pass with everything on, so that no later step needs more.
 void CpuEngine::reserve(Workspace& w, int samples) {
   const size_t rows = static_cast<size_t>(samples) * N_, element = bf16_ ? 2 : 4;
-  const size_t threads = w.team.threads();
   w.x.reserve(rows * row_ * sizeof(float));
   w.rows.reserve(rows * row_ * sizeof(float));  // of the final layer
   w.qkv.reserve(rows * even(3 * C_) * element);
@@ -253,10 +271,8 @@ void CpuEngine::reserve(Workspace& w, int samples) {
                     std::max(even(config_.patch_values()),
                              config_.patch_size * config_.patch_size * config_.out_channels()) *
                     sizeof(float));
-  w.scratch.reserve(threads * scratch_bytes());
   if (!plan_.route_tokens) return;
   w.logits.reserve(rows * sizeof(float));
-  w.router.reserve(threads * kRouterRows * config_.token_router_hidden() * sizeof(float));
   w.gathered.reserve(rows);
 }
 
@@ -362,7 +378,7 @@ void CpuEngine::attention_half(const Pass& pass, int index) {
              bf16_);
   });
   timed(w, index, Operator::Attention, [&] {
-    auto* scratch = w.scratch.as<std::byte>();
+    auto* scratch = scratch_.as<std::byte>();
     w.team.run(pass.samples * heads, [&](int task, int thread) {
       const int64_t row = int64_t{task} / heads * N_, slot = task % heads;
       const std::byte* q = qkv + (row * qkv_row + slot * 3 * D_) * element;
@@ -431,12 +447,11 @@ void CpuEngine::token_logits(const Pass& pass, const PackedBlock& block) {
   const int R = block.token_in.out_size(), rows = pass.samples * N_, all = 0;
   const auto* x = w.x.as<float>();
   auto* logits = w.logits.as<float>();
-  auto* hidden = w.router.as<float>();
   w.panels.clear();
   block.token_in.add_panels(0, 0, w.panels);
   w.team.run(ceil_div(rows, kRouterRows), [&](int task, int thread) {
     const int first = task * kRouterRows, count = std::min(kRouterRows, rows - first);
-    float* out = hidden + int64_t{thread} * kRouterRows * R;
+    float* out = router_.as<float>() + thread * router_floats();
     for (const std::vector<Panel>* panels : {&w.panels.whole, &w.panels.narrow}) {
       kernels_.gemm_float({.a = x + int64_t{first} * row_,
                            .lda = row_,
