@@ -25,7 +25,7 @@ namespace {
 
 // Tokens that go through the blocks together, of all threads and of one: bounds memory, fits caches.
 constexpr int kTeamRows = 1024, kOwnRows = 256;
-constexpr int kChunkRows = 192;  // of one task of a product
+constexpr int kChunkRows = 208;  // of one task of a product
 constexpr int kFetchRows = 96;   // a task of fewer would spend its time waiting for what the next one needs
 constexpr int kNormRows = 16, kRouterRows = 24;
 constexpr size_t kModulationBytes = size_t{64} << 20;  // adaLN of as many steps ahead as fit in this
