@@ -11,12 +11,12 @@ namespace dydit {
 
 class Team {
  public:
-  /// `threads` in all, the caller included.
-  explicit Team(int threads);
-  /// The caller alone, whose number is `thread`, and whoever comes to help().
   struct Alone {
     int thread;
   };
+  /// `threads` in all, the caller included.
+  explicit Team(int threads);
+  /// The caller alone, whose number is `thread`, and whoever comes to help().
   explicit Team(Alone alone) : first_(alone.thread), has_guests_(true) {}
   ~Team();
   Team(const Team&) = delete;
@@ -35,8 +35,8 @@ class Team {
         &fn);
   }
 
-  /// Does one task of the section that a team of one thread is in; false when none is left. thread: the
-  /// number of the caller, which no other thread of that team has.
+  /// For a thread that is not of this team: does one task of the section in progress; false when none is
+  /// left. thread: the caller's number, which no other thread inside has.
   bool help(int thread) { return take(thread); }
 
  private:

@@ -14,6 +14,7 @@
 #include "dydit/base/team.h"
 #include "dydit/engine/cpu/kernels.h"
 #include "dydit/engine/cpu/packed_model.h"
+#include "dydit/engine/cpu/product.h"
 #include "dydit/engine/engine.h"
 #include "dydit/model/embeddings.h"
 #include "dydit/model/macs.h"
@@ -25,8 +26,6 @@ namespace {
 
 // Tokens that go through the blocks together, of all threads and of one: bounds memory, fits caches.
 constexpr int kTeamRows = 1024, kOwnRows = 256;
-constexpr int kChunkRows = 208;  // of one task of a product
-constexpr int kFetchRows = 96;   // a task of fewer would spend its time waiting for what the next one needs
 constexpr int kNormRows = 16, kRouterRows = 24;
 constexpr size_t kModulationBytes = size_t{64} << 20;  // adaLN of as many steps ahead as fit in this
 
@@ -45,23 +44,6 @@ struct Workspace {
   std::vector<int> gathered;  // rows that enter the MLP
   std::vector<int> kept;      // (samples, L) tokens that entered each MLP
   Profile profile;            // of the passes since it was last read
-};
-
-// Panels cut into tiles' widths, which differ by one panel at most.
-class Columns {
- public:
-  explicit Columns(std::span<const Panel> panels)
-      : panels_(panels), count_(ceil_div(static_cast<int>(panels.size()), kTilePanels)) {}
-
-  int count() const { return count_; }
-  std::span<const Panel> panels(int column) const {
-    const size_t size = panels_.size() / count_, wider = panels_.size() % count_, at = column;
-    return panels_.subspan(at * size + std::min(at, wider), size + (at < wider));
-  }
-
- private:
-  std::span<const Panel> panels_;
-  int count_;
 };
 
 // Samples that go through the blocks together.
@@ -97,7 +79,10 @@ class CpuEngine final : public Engine {
   void token_logits(const Pass& pass, const PackedBlock& block);
   void norm(const Pass& pass, int rows, const int* gathered, int64_t shift, double eps, bool bf16_rows);
   const float* const* gates_at(const Pass& pass, int64_t offset);
-  void multiply(Workspace& w, const PackedLinear& weights, Gemm gemm, int rows, bool bf16_rows);
+  // Over the workspace's panels.
+  void multiply(Workspace& w, const PackedLinear& weights, const Gemm& gemm, int rows, bool bf16_rows) {
+    run_product(w.team, kernels_, weights, w.panels, gemm, rows, bf16_rows);
+  }
   // Of one thread.
   size_t scratch_bytes() const { return attention_scratch(N_, D_, bf16_ ? 2 : 4) / 64 * 64 + 64; }
   size_t router_floats() const { return size_t{kRouterRows} * config_.token_router_hidden(); }
@@ -576,48 +561,6 @@ const float* const* CpuEngine::gates_at(const Pass& pass, int64_t offset) {
   pass.w.gates.resize(pass.samples);
   for (int b = 0; b < pass.samples; ++b) pass.w.gates[b] = pass.modulation[b] + offset;
   return pass.w.gates.data();
-}
-
-// Runs `gemm` over the workspace's panels and, unless it brings its own, all input segments: cut into tasks
-// of some rows by one tile's width, many enough to share out evenly.
-void CpuEngine::multiply(Workspace& w, const PackedLinear& weights, Gemm gemm, int rows, bool bf16_rows) {
-  const Columns whole(w.panels.whole), narrow(w.panels.narrow);
-  const int columns = whole.count() + narrow.count(), all = 0;
-  if (gemm.segments == nullptr) {
-    gemm.segments = &all;
-    gemm.num_segments = 1;
-  }
-  gemm.segment_pairs = weights.segment_pairs();
-  if (gemm.sample_rows == 0) gemm.sample_rows = N_;
-  const auto run = bf16_rows        ? kernels_.gemm_bf16
-                   : weights.bf16() ? kernels_.gemm_float_bf16
-                                    : kernels_.gemm_float;
-  const int tile_rows = bf16_rows ? kernels_.bf16_tile_rows : kTileRows;
-  const int wanted = ceil_div(4 * w.team.threads(), columns);
-  const int chunks =
-      std::clamp(std::max(ceil_div(rows, kChunkRows), wanted), 1, ceil_div(rows, 4 * kTileRows));
-  const int chunk = ceil_div(ceil_div(rows, chunks), tile_rows) * tile_rows;
-  const int tasks = ceil_div(rows, chunk) * columns;
-  w.team.run(tasks, [&](int task, int) {
-    const auto panels_of = [&](int task) {
-      const int column = task % columns;
-      return column < whole.count() ? whole.panels(column) : narrow.panels(column - whole.count());
-    };
-    const auto is_narrow = [&](int task) { return task % columns >= whole.count(); };
-    const std::span<const Panel> panels = panels_of(task);
-    Gemm part = gemm;
-    part.row_begin = task / columns * chunk;
-    part.row_end = std::min(rows, part.row_begin + chunk);
-    part.panels = panels.data();
-    part.num_panels = static_cast<int>(panels.size());
-    part.narrow = is_narrow(task);
-    const int next = task + w.team.threads();
-    if (next < tasks && is_narrow(next) == part.narrow && chunk >= kFetchRows) {
-      part.next = panels_of(next).data();
-      part.num_next = static_cast<int>(panels_of(next).size());
-    }
-    run(part);
-  });
 }
 
 }  // namespace

@@ -15,10 +15,10 @@
 
 namespace dydit::cpu {
 
-inline constexpr int kPanel = 16;  // output columns of a panel
-inline constexpr int kNarrowPanel = 8;
-inline constexpr int kTileRows = 6;    // rows of a register tile, but for bfloat16 with AMX
-inline constexpr int kTilePanels = 4;  // panels of a register tile
+inline constexpr int kPanel = 16;       // output columns of a panel
+inline constexpr int kNarrowPanel = 8;  // of a narrow one
+inline constexpr int kTileRows = 6;     // rows of a register tile, but for bfloat16 with AMX
+inline constexpr int kTilePanels = 4;   // panels of a register tile
 
 struct Panel {
   const void* weights;
@@ -50,7 +50,7 @@ struct Gemm {
   // Residual only. Row r adds to out row rows[r] (null: r), which belongs to sample rows[r] / sample_rows;
   // gates[sample] holds a factor for every column (gates null: 1).
   const int* rows = nullptr;
-  int sample_rows = 0;
+  int sample_rows = 1;
   const float* const* gates = nullptr;
   // Panels, as narrow as these, that this thread will probably multiply next: fetched into its second-level
   // cache meanwhile.

@@ -223,7 +223,7 @@ inline bool is_regular(const Destination& to, int rows, int count) {
   for (int j = 0; j < count; ++j) {
     if (to.panels[j].width != kPanel) return false;
   }
-  return g.epilogue != Epilogue::Residual ||
+  return g.epilogue != Epilogue::Residual || !g.gates ||
          sample_of(g, to.row) == sample_of(g, to.row + rows - 1);  // rows ascend
 }
 

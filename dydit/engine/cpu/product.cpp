@@ -1,0 +1,73 @@
+#include "dydit/engine/cpu/product.h"
+
+#include <algorithm>
+#include <span>
+
+namespace dydit::cpu {
+namespace {
+
+constexpr int kChunkRows = 208;  // of one task
+constexpr int kFetchRows = 96;   // a task of fewer would spend its time waiting for what the next one needs
+
+// Panels cut into tiles' widths, which differ by one panel at most.
+class Columns {
+ public:
+  explicit Columns(std::span<const Panel> panels)
+      : panels_(panels), count_(ceil_div(static_cast<int>(panels.size()), kTilePanels)) {}
+
+  int count() const { return count_; }
+  std::span<const Panel> panels(int column) const {
+    const size_t size = panels_.size() / count_, wider = panels_.size() % count_, at = column;
+    return panels_.subspan(at * size + std::min(at, wider), size + (at < wider));
+  }
+
+ private:
+  std::span<const Panel> panels_;
+  int count_;
+};
+
+}  // namespace
+
+// Tasks of some rows by one tile's width, many enough to share out evenly.
+void run_product(Team& team, const Kernels& kernels, const PackedLinear& weights, const Panels& panels,
+                 Gemm gemm, int rows, bool bf16_rows) {
+  const Columns whole(panels.whole), narrow(panels.narrow);
+  const int columns = whole.count() + narrow.count(), all = 0;
+  if (gemm.segments == nullptr) {
+    gemm.segments = &all;
+    gemm.num_segments = 1;
+  }
+  gemm.segment_pairs = weights.segment_pairs();
+  const auto run = bf16_rows        ? kernels.gemm_bf16
+                   : weights.bf16() ? kernels.gemm_float_bf16
+                                    : kernels.gemm_float;
+  const int tile_rows = bf16_rows ? kernels.bf16_tile_rows : kTileRows;
+  const int wanted = ceil_div(4 * team.threads(), columns);
+  const int chunks =
+      std::clamp(std::max(ceil_div(rows, kChunkRows), wanted), 1, ceil_div(rows, 4 * kTileRows));
+  const int chunk = ceil_div(ceil_div(rows, chunks), tile_rows) * tile_rows;
+  const int tasks = ceil_div(rows, chunk) * columns;
+  const auto is_narrow = [&](int task) { return task % columns >= whole.count(); };
+  const auto panels_of = [&](int task) {
+    const int column = task % columns;
+    return is_narrow(task) ? narrow.panels(column - whole.count()) : whole.panels(column);
+  };
+  team.run(tasks, [&](int task, int) {
+    const std::span<const Panel> now = panels_of(task);
+    Gemm part = gemm;
+    part.row_begin = task / columns * chunk;
+    part.row_end = std::min(rows, part.row_begin + chunk);
+    part.panels = now.data();
+    part.num_panels = static_cast<int>(now.size());
+    part.narrow = is_narrow(task);
+    if (const int next = task + team.threads();
+        next < tasks && is_narrow(next) == part.narrow && chunk >= kFetchRows) {
+      const std::span<const Panel> then = panels_of(next);
+      part.next = then.data();
+      part.num_next = static_cast<int>(then.size());
+    }
+    run(part);
+  });
+}
+
+}  // namespace dydit::cpu
