@@ -364,9 +364,12 @@ void CpuEngine::attention_half(const Pass& pass, int index) {
   });
   timed(w, index, Operator::Attention, [&] {
     auto* scratch = scratch_.as<std::byte>();
-    w.team.run(pass.samples * heads, [&](int task, int thread) {
+    const int tasks = pass.samples * heads;
+    const auto q_of = [&](int task) { return int64_t{task} / heads * N_ * qkv_row + task % heads * 3 * D_; };
+    w.team.run(tasks, [&](int task, int thread) {
       const int64_t row = int64_t{task} / heads * N_, slot = task % heads;
-      const std::byte* q = qkv + (row * qkv_row + slot * 3 * D_) * element;
+      const int next = task + w.team.threads();
+      const std::byte* q = qkv + q_of(task) * element;
       const Attention attention = {.q = q,
                                    .k = q + D_ * element,
                                    .v = q + 2 * D_ * element,
@@ -376,7 +379,8 @@ void CpuEngine::attention_half(const Pass& pass, int index) {
                                    .N = N_,
                                    .D = D_,
                                    .scale = 1.0f / std::sqrt(static_cast<float>(D_)),
-                                   .scratch = scratch + thread * scratch_bytes()};
+                                   .scratch = scratch + thread * scratch_bytes(),
+                                   .next = next < tasks ? q_of(next) - q_of(task) : 0};
       (bf16_ ? kernels_.attention_bf16 : kernels_.attention_float)(attention);
     });
   });

@@ -83,20 +83,19 @@ void gemm(const Gemm& g) {
 }
 
 #ifdef __AVX512F__
-// out[c] <- (rows[0][c], rows[1][c], ...): 16 x 16 lanes.
-inline void transpose(__m512i (&rows)[kPanel]) {
-  __m512i a[kPanel];
+// out[c] <- (rows[0][c], rows[1][c], ...): 16 x 16 lanes. The rows are lost.
+inline void transpose(__m512i (&out)[kPanel], __m512i (&rows)[kPanel]) {
 #pragma GCC unroll 8
   for (int i = 0; i < kPanel; i += 2) {
-    a[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-    a[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    out[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    out[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
   }
 #pragma GCC unroll 8
   for (int i = 0; i < kPanel; i += 4) {  // lane c % 4 of four rows, for c / 4 = 0..3
-    rows[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
-    rows[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
-    rows[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
-    rows[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+    rows[i] = _mm512_unpacklo_epi64(out[i], out[i + 2]);
+    rows[i + 1] = _mm512_unpackhi_epi64(out[i], out[i + 2]);
+    rows[i + 2] = _mm512_unpacklo_epi64(out[i + 1], out[i + 3]);
+    rows[i + 3] = _mm512_unpackhi_epi64(out[i + 1], out[i + 3]);
   }
 #pragma GCC unroll 8
   for (int i = 0; i < 4; ++i) {  // quarters of 128 bits: those of four groups of rows side by side
@@ -104,13 +103,11 @@ inline void transpose(__m512i (&rows)[kPanel]) {
                   high = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xee),
                   low2 = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x44),
                   high2 = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xee);
-    a[i] = _mm512_shuffle_i32x4(low, low2, 0x88);
-    a[i + 4] = _mm512_shuffle_i32x4(low, low2, 0xdd);
-    a[i + 8] = _mm512_shuffle_i32x4(high, high2, 0x88);
-    a[i + 12] = _mm512_shuffle_i32x4(high, high2, 0xdd);
+    out[i] = _mm512_shuffle_i32x4(low, low2, 0x88);
+    out[i + 4] = _mm512_shuffle_i32x4(low, low2, 0xdd);
+    out[i + 8] = _mm512_shuffle_i32x4(high, high2, 0x88);
+    out[i + 12] = _mm512_shuffle_i32x4(high, high2, 0xdd);
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < kPanel; ++i) rows[i] = a[i];
 }
 
 // Whole pairs of 16 tokens; 5 % of attention when done one by one.
@@ -118,12 +115,12 @@ inline void pack_key_panel(uint32_t* out, const Bf16* k, int64_t stride, int tok
   for (int first = 0; first < pairs; first += kPanel, k += 2 * kPanel) {
     const int count = pairs - first < kPanel ? pairs - first : kPanel;
     const auto mask = static_cast<__mmask16>((1u << count) - 1);
-    __m512i rows[kPanel];
+    __m512i rows[kPanel], columns[kPanel];
 #pragma GCC unroll 16
     for (int c = 0; c < kPanel; ++c)
       rows[c] = c < tokens ? _mm512_maskz_loadu_epi32(mask, k + c * stride) : _mm512_setzero_si512();
-    transpose(rows);
-    for (int p = 0; p < count; ++p, out += kPanel) _mm512_storeu_si512(out, rows[p]);
+    transpose(columns, rows);
+    for (int p = 0; p < count; ++p, out += kPanel) _mm512_storeu_si512(out, columns[p]);
   }
 }
 #endif
@@ -191,15 +188,31 @@ void pack_values(float* panels, const float* v, int64_t stride, int N, int D) {
   }
 }
 
-// p <- exp(scale (s - max)) over `panels` times 16 scores; returns the sum.
-template <typename T>
-inline float exponentials(T* p, const float* s, int panels, float scale) {
-  Lanes most = load_lanes(s);
-  for (int i = 1; i < panels; ++i) {
-    const Lanes next = load_lanes(s + i * kPanel);
-    most = each(most, [&](Vector x, int v) { return largest(x, next.v[v]); });
+inline float largest_of_row(const float* s, int panels) {
+  Lanes most = load_lanes(s), other = load_lanes(s + (panels - 1) * kPanel);  // neither waits for the other
+  for (int i = 1; i + 1 < panels; i += 2) {
+    most = largest(most, load_lanes(s + i * kPanel));
+    other = largest(other, load_lanes(s + (i + 1) * kPanel));
   }
-  const float factor = scale * kLog2E, offset = factor * largest_of(most);
+  return largest_of(largest(most, other));
+}
+
+// `channels` of the values, up to 8, as a narrow panel of N inputs.
+template <typename T>
+void pack_narrow_values(T* __restrict panel, const T* __restrict v, int64_t stride, int N, int channels) {
+  constexpr int kInputs = 8 / sizeof(T);  // of a channel, in a line
+  for (int i = 0; i < N; i += kInputs, panel += kNarrowPanel * kInputs) {
+    for (int input = 0; input < kInputs; ++input) {
+      const T* row = v + (i + input) * stride;
+      for (int c = 0; c < kNarrowPanel; ++c)
+        panel[c * kInputs + input] = c < channels && i + input < N ? row[c] : T{};
+    }
+  }
+}
+
+// p <- 2^(factor s - offset) over `panels` times 16 scores; returns the sum.
+template <typename T>
+inline float exponentials(T* p, const float* s, int panels, float factor, float offset) {
   Lanes sum = {};
   for (int i = 0; i < panels; ++i) {
     const Lanes e = each(load_lanes(s + i * kPanel),
@@ -217,28 +230,49 @@ constexpr int attention_rows(int N, int tile_rows) {
   return (tiles < 1 ? 1 : tiles > most ? most : tiles) * tile_rows;
 }
 
+template <_mm_hint kHint, typename T>
+[[gnu::always_inline]] inline void call_for_row(const T* row, int D) {
+  const auto* bytes = reinterpret_cast<const char*>(row);
+  for (int at = 0; at < D * static_cast<int>(sizeof(T)); at += 64) _mm_prefetch(bytes + at, kHint);
+}
+
 template <typename T>
 void attention(const Attention& a) {
   const int N = a.N, D = a.D, key_pairs = ceil_div(D, 2), value_pairs = ceil_div(N, 2);
-  const int key_panels = ceil_div(N, kPanel), value_panels = ceil_div(D, kPanel),
-            tokens = key_panels * kPanel;
+  const int key_panels = ceil_div(N, kPanel), tokens = key_panels * kPanel;
+  const int last = D % kPanel, narrow = kTakesNarrow<T, T> && last > 0 && last <= kNarrowPanel,
+            value_panels = ceil_div(D, kPanel);  // the last of them narrow or not
   T* keys = static_cast<T*>(a.scratch);
   T* values = keys + int64_t{key_panels} * key_pairs * kPairElements;
   T* weights = values + int64_t{value_panels} * value_pairs * kPairElements;
   auto* scores = reinterpret_cast<float*>(weights + kAttentionRows * tokens);
+  const auto values_of = [&](int panel) { return values + int64_t{panel} * value_pairs * kPairElements; };
   pack_keys(keys, static_cast<const T*>(a.k), a.stride, N, D);
-  pack_values(values, static_cast<const T*>(a.v), a.stride, N, D);
+  pack_values(values, static_cast<const T*>(a.v), a.stride, N, narrow ? D - last : D);
+  if (narrow) {
+    pack_narrow_values(values_of(value_panels - 1), static_cast<const T*>(a.v) + D - last, a.stride, N, last);
+  }
 
   // Some rows at a time: a tile of keys serves all of them from the first-level cache, and so do their
   // scores.
   Multiplier<T, T> multiplier;
   constexpr int kTile = multiplier.kRows;
   const int whole = 0, block = attention_rows(N, kTile), blocks = ceil_div(N, block);
-  const int key_tiles = ceil_div(key_panels, kMaxPanels), value_tiles = ceil_div(value_panels, kMaxPanels);
+  const int key_tiles = ceil_div(key_panels, kMaxPanels),
+            value_tiles = ceil_div(value_panels - narrow, kMaxPanels);
+  const float factor = a.scale * kLog2E;
+  const void* const operands[] = {a.q, a.k, a.v};
   for (int b = 0; b < blocks; ++b) {
     const Range rows = part_of(N, blocks, b);
     const int row_tiles = ceil_div(rows.size, kTile);
     const T* q = static_cast<const T*>(a.q) + rows.begin * a.stride;
+    T* to = static_cast<T*>(a.out) + rows.begin * a.out_stride;
+    for (int i = 0; i < rows.size; ++i) {
+      call_for_row<_MM_HINT_T0>(to + i * a.out_stride, D);
+      if (a.next == 0) continue;
+      for (const void* operand : operands)
+        call_for_row<_MM_HINT_T1>(static_cast<const T*>(operand) + a.next + (rows.begin + i) * a.stride, D);
+    }
     const T* panels[kTilePanels] = {};
     for (int t = 0; t < key_tiles; ++t) {
       const Range part = part_of(key_panels, key_tiles, t);
@@ -251,33 +285,38 @@ void attention(const Attention& a) {
                        {q + tile_rows.begin * a.stride, a.stride, panels, nullptr, &whole, 1, key_pairs});
       }
     }
-    float inverse[kAttentionRows];
-    for (int i = 0; i < rows.size; ++i) {
+    float offsets[kAttentionRows], inverse[kAttentionRows];
+    for (int i = 0; i < rows.size; ++i) {  // by itself: the rows' maxima do not wait for exponentials
       for (int n = N; n < tokens; ++n) scores[i * tokens + n] = -1e30f;  // no such token
-      inverse[i] = 1.0f / exponentials(weights + i * tokens, scores + i * tokens, key_panels, a.scale);
+      offsets[i] = factor * largest_of_row(scores + i * tokens, key_panels);
+    }
+    for (int i = 0; i < rows.size; ++i) {
+      inverse[i] =
+          1.0f / exponentials(weights + i * tokens, scores + i * tokens, key_panels, factor, offsets[i]);
     }
     alignas(64) float out[kTile * kTileColumns];
-    for (int t = 0; t < value_tiles; ++t) {
-      const Range part = part_of(value_panels, value_tiles, t);
-      for (int j = 0; j < part.size; ++j)
-        panels[j] = values + int64_t{part.begin + j} * value_pairs * kPairElements;
+    for (int t = 0; t < value_tiles + narrow; ++t) {
+      const Range part =
+          t < value_tiles ? part_of(value_panels - narrow, value_tiles, t) : Range{value_panels - 1, 1};
+      for (int j = 0; j < part.size; ++j) panels[j] = values_of(part.begin + j);
       for (int rt = 0; rt < row_tiles; ++rt) {
         const Range tile_rows = part_of(rows.size, row_tiles, rt);
         multiplier.run(tile_rows.size, part.size, {out, kTileColumns},
-                       {weights + tile_rows.begin * tokens, tokens, panels, nullptr, &whole, 1, value_pairs});
+                       {weights + tile_rows.begin * tokens, tokens, panels, nullptr, &whole, 1, value_pairs,
+                        t >= value_tiles});
         for (int i = 0; i < tile_rows.size; ++i) {
           const int row = tile_rows.begin + i;
           for (int c = 0; c < part.size * kPanel; c += kPanel) {
             const Lanes v =
                 each(load_lanes(out + i * kTileColumns + c), [&](Vector x, int) { return x * inverse[row]; });
             const int column = part.begin * kPanel + c, width = D - column < kPanel ? D - column : kPanel;
-            store_lanes(static_cast<T*>(a.out) + (rows.begin + row) * a.out_stride + column, v, width);
+            store_lanes(to + row * a.out_stride + column, v, width);
           }
         }
       }
     }
     if (D % 2 != 0) {
-      for (int i = 0; i < rows.size; ++i) static_cast<T*>(a.out)[(rows.begin + i) * a.out_stride + D] = T{};
+      for (int i = 0; i < rows.size; ++i) to[i * a.out_stride + D] = T{};
     }
   }
 }

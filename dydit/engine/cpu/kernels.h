@@ -67,6 +67,9 @@ struct Attention {
   int N, D;
   float scale;
   void* scratch;  // attention_scratch() bytes, 64-byte aligned
+  // From q, k and v to those that this thread will probably take next (0: none): fetched into its
+  // second-level cache meanwhile.
+  int64_t next = 0;
 };
 
 /// Element types: activations x weights.
