@@ -240,17 +240,18 @@ template <typename T>
 void attention(const Attention& a) {
   const int N = a.N, D = a.D, key_pairs = ceil_div(D, 2), value_pairs = ceil_div(N, 2);
   const int key_panels = ceil_div(N, kPanel), tokens = key_panels * kPanel;
-  const int last = D % kPanel, narrow = kTakesNarrow<T, T> && last > 0 && last <= kNarrowPanel,
-            value_panels = ceil_div(D, kPanel);  // the last of them narrow or not
+  const int value_panels = ceil_div(D, kPanel), narrow = kTakesNarrow<T, T> && ends_narrow(D);
   T* keys = static_cast<T*>(a.scratch);
   T* values = keys + int64_t{key_panels} * key_pairs * kPairElements;
   T* weights = values + int64_t{value_panels} * value_pairs * kPairElements;
   auto* scores = reinterpret_cast<float*>(weights + kAttentionRows * tokens);
   const auto values_of = [&](int panel) { return values + int64_t{panel} * value_pairs * kPairElements; };
   pack_keys(keys, static_cast<const T*>(a.k), a.stride, N, D);
-  pack_values(values, static_cast<const T*>(a.v), a.stride, N, narrow ? D - last : D);
+  pack_values(values, static_cast<const T*>(a.v), a.stride, N, narrow ? D / kPanel * kPanel : D);
   if (narrow) {
-    pack_narrow_values(values_of(value_panels - 1), static_cast<const T*>(a.v) + D - last, a.stride, N, last);
+    const int first = D / kPanel * kPanel;
+    pack_narrow_values(values_of(value_panels - 1), static_cast<const T*>(a.v) + first, a.stride, N,
+                       D - first);
   }
 
   // Some rows at a time: a tile of keys serves all of them from the first-level cache, and so do their

@@ -20,6 +20,11 @@ inline constexpr int kNarrowPanel = 8;  // of a narrow one
 inline constexpr int kTileRows = 6;     // rows of a register tile, but for bfloat16 with AMX
 inline constexpr int kTilePanels = 4;   // panels of a register tile
 
+// Whether the last panel of so many columns can be narrow. Static: see kernels.cpp on inline functions.
+static constexpr bool ends_narrow(int columns) {
+  return columns % kPanel > 0 && columns % kPanel <= kNarrowPanel;
+}
+
 struct Panel {
   const void* weights;
   const float* bias;  // (16), of a narrow panel (8)
@@ -75,7 +80,7 @@ struct Attention {
 /// Element types: activations x weights.
 struct Kernels {
   int bf16_tile_rows;                    // rows of a register tile of gemm_bf16
-  bool narrow_bf16, narrow_float;        // whether gemm_bf16 and gemm_float take narrow panels
+  bool narrow_bf16, narrow_float;        // whether the kernels of that type take narrow panels
   void (*gemm_bf16)(const Gemm&);        // bfloat16 x bfloat16
   void (*gemm_float_bf16)(const Gemm&);  // float32 x bfloat16: exact products of weights stored in bfloat16
   void (*gemm_float)(const Gemm&);       // float32 x float32

@@ -36,9 +36,8 @@ PackedLinear::PackedLinear(const at::Tensor& weight, const at::Tensor& bias, int
       panels_(ceil_div(out_size_, kPanel)),
       segment_pairs_(ceil_div(in_size_, 2)),
       bf16_(bf16) {
-  const int tail = out_size_ - (panels_ - 1) * kPanel;
   // A line of a narrow bfloat16 panel is two pairs, which a segment may not share with the next.
-  narrow_ = narrow && tail <= kNarrowPanel && (!bf16 || segment_pairs_ % 2 == 0);
+  narrow_ = narrow && ends_narrow(out_size_) && (!bf16 || segment_pairs_ % 2 == 0);
   const int total = out_segments_ * panels_, element = bf16 ? 2 : 4;
   data_ = static_cast<std::byte*>(arena.take(static_cast<size_t>(first_element(out_segments_, 0)) * element));
   bias_.assign(static_cast<size_t>(total) * kPanel, 0.0f);

@@ -9,7 +9,7 @@
 namespace dydit::cpu {
 
 PackedModel::PackedModel(const Checkpoint& checkpoint, bool bf16, bool route_tokens, Team& team)
-    : config_(checkpoint.config) {
+    : config_(checkpoint.config), narrow_values_(bf16 ? kernels().narrow_bf16 : kernels().narrow_float) {
   const auto floats = [&](const std::string& name) {
     return checkpoint.weights.at(name).to(at::kFloat).contiguous();
   };
@@ -104,7 +104,9 @@ int64_t PackedModel::block_macs(int index, const BlockWidth& width, int tokens) 
   const PackedBlock& block = blocks[index];
   const int N = config_.num_tokens(), D = config_.head_size(), row = even(config_.hidden_size);
   const int64_t heads = width.active_heads(), groups = width.active_groups();
-  const int64_t keys = ceil_div(N, kPanel) * kPanel, channels = ceil_div(D, kPanel) * kPanel;
+  const int64_t keys = ceil_div(N, kPanel) * kPanel,
+                channels =
+                    ceil_div(D, kPanel) * kPanel - (narrow_values_ && ends_narrow(D) ? kNarrowPanel : 0);
   const int64_t attention = heads * N * (keys * even(D) + channels * even(N));
   const int64_t qkv = heads * N * block.qkv.padded_out_size() * row;
   const int64_t proj = heads * N * block.proj.padded_out_size() * 2 * block.proj.segment_pairs();

@@ -46,7 +46,8 @@ class PackedModel {
   void pack_modulation(const Checkpoint& checkpoint, Team& team);
 
   const DiTConfig config_;
-  Arena arena_;  // of all packed weights
+  const bool narrow_values_;  // attention's last panel of values, where it can be
+  Arena arena_;               // of all packed weights
 };
 
 }  // namespace dydit::cpu
