@@ -240,7 +240,8 @@ template <typename T>
 void attention(const Attention& a) {
   const int N = a.N, D = a.D, key_pairs = ceil_div(D, 2), value_pairs = ceil_div(N, 2);
   const int key_panels = ceil_div(N, kPanel), tokens = key_panels * kPanel;
-  const int value_panels = ceil_div(D, kPanel), narrow = kTakesNarrow<T, T> && ends_narrow(D);
+  const int value_panels = ceil_div(D, kPanel),
+            narrow = kTakesNarrow<T, T> && ends_narrow(D);  // how many of them are: the last, or none
   T* keys = static_cast<T*>(a.scratch);
   T* values = keys + int64_t{key_panels} * key_pairs * kPairElements;
   T* weights = values + int64_t{value_panels} * value_pairs * kPairElements;
