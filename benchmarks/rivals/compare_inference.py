@@ -4,9 +4,11 @@
     build/rivals/bin/python benchmarks/rivals/compare_inference.py [--cases XL,S --rounds 7 --csv inference.csv]
 
 All programs are started and warmed first, then take turns, a lap each, so that a busy minute hits all of them; the
-median lap counts. Random weights of the same shapes, bfloat16, the same number of threads. Every PyTorch program is
-tried with and without its fused attention before the rounds, OpenVINO with the batch whole and shared out to a stream
-a thread, and the faster setting competes.
+median lap counts. Random weights of the same shapes, bfloat16, the same number of threads. PyTorch's programs compete
+twice: as the plain module with scaled_dot_product_attention, and with attention written as matmul, softmax, matmul.
+So does the masked DyDiT: as published (attention written out, float32 weights under autocast) and with all of it
+converted to bfloat16. OpenVINO is tried with the batch whole and shared out to a stream a thread, and the faster
+setting competes.
 """
 
 import argparse
@@ -20,7 +22,18 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CASES = {"XL": ("XL/2", 2), "S": ("S/2", 16)}
-TRIALS = 2  # laps of every setting of a rival before the rounds
+MATMUL = "--no-fused-attention"
+# What competes, and its settings, of which the faster does.
+RIVALS = {
+    "openvino": (["--rival=openvino"], ["--rival=openvino", "--streams={threads}"]),
+    "compile": (["--rival=compile"],),
+    "compile, matmul attention": (["--rival=compile", MATMUL],),
+    "eager": (["--rival=eager"],),
+    "eager, matmul attention": (["--rival=eager", MATMUL],),
+    "masked, as published": (["--rival=masked", MATMUL, "--autocast"],),
+    "masked, all bfloat16": (["--rival=masked"], ["--rival=masked", MATMUL]),
+}
+TRIALS = 2  # laps of every setting before the rounds
 STEPS = 10  # forwards of a turn of dydit: they share the cost of reading adaLN's weights, as 40 or so do in a run
 SHARES = ("--heads=.5", "--groups=.5", "--tokens=.75")
 PAPER_SHARES = ("--heads=.5625", "--groups=.5625", "--tokens=.78")
@@ -47,13 +60,14 @@ class Worker:
 
 
 def best_worker(rival, size, batch, args):
-    """The rival at its faster setting."""
+    """The rival at its fastest setting."""
     best = None
-    for extra in ([], [f"--streams={args.threads}"] if rival == "openvino" else ["--no-fused-attention"]):
-        worker = Worker([sys.executable, pathlib.Path(__file__).with_name("infer_torch.py"), f"--rival={rival}",
-                         f"--size={size}", f"--batch={batch}", f"--threads={args.threads}", *extra])
+    for setting in RIVALS[rival]:
+        setting = [part.format(threads=args.threads) for part in setting]
+        worker = Worker([sys.executable, pathlib.Path(__file__).with_name("infer_torch.py"), f"--size={size}",
+                         f"--batch={batch}", f"--threads={args.threads}", *setting])
         trial = min(worker.lap() for _ in range(TRIALS))
-        print(f"{rival} {' '.join(extra)}: {trial:.1f} ms/sample", file=sys.stderr)
+        print(f"{' '.join(setting)}: {trial:.1f} ms/sample", file=sys.stderr)
         if best and best[1] <= trial:
             worker.close()
             continue
@@ -75,11 +89,16 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dydit", default=str(ROOT / "build/release/dydit"))
     parser.add_argument("--cases", default="XL,S")
-    parser.add_argument("--rivals", default="openvino,compile,eager,masked")
+    parser.add_argument("--rivals", default="openvino,compile,eager,masked",
+                        help="what their names in the table begin with")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--csv", help="also write the table's rows here")
-    return parser.parse_args()
+    args = parser.parse_args()
+    for name in args.rivals.split(","):
+        if not any(rival.startswith(name) for rival in RIVALS):
+            parser.error(f"--rivals: no rival begins with {name!r}; there are: {'; '.join(RIVALS)}")
+    return args
 
 
 def main():
@@ -87,7 +106,8 @@ def main():
     rows = []
     for case in args.cases.split(","):
         size, batch = CASES[case]
-        workers = {rival: best_worker(rival, size, batch, args) for rival in args.rivals.split(",")}
+        workers = {rival: best_worker(rival, size, batch, args)
+                   for rival in RIVALS if rival.startswith(tuple(args.rivals.split(",")))}
         laps = {name: [] for name in (*workers, "static", "dynamic", "dynamic .49")}
         turns = []
         for turn in range(args.rounds):

@@ -2,15 +2,19 @@
 
     infer_torch.py --rival eager|compile|openvino|masked --size XL/2 --batch 2 --threads 2
 
-Rivals: PyTorch eager; torch.compile (inductor, frozen weights); OpenVINO on the exported module; and the DyDiT as its
-authors publish it, every part computed and multiplied by masks. All in bfloat16 (OpenVINO by its precision hint, from
-float32 weights, which is how it is meant to be used). Answers "ready VERSION" once warm, then one line of milliseconds
-per sample a lap. A lap is one forward to warm up again and --steps that are timed.
+Rivals: PyTorch eager; torch.compile (inductor, frozen weights); OpenVINO on the exported module; and the masked DyDiT,
+every part computed and multiplied by masks. All in bfloat16: OpenVINO by its precision hint, from float32 weights,
+which is how it is meant to be used; PyTorch with weights and activations converted, or with --autocast from float32
+weights, as the authors' code runs when it is left as it is. Answers "ready VERSION" once warm, then one line of
+milliseconds per sample a lap. A lap is one forward to warm up again and --steps that are timed.
 """
 
 import argparse
+import concurrent.futures
 import os
+import pathlib
 import sys
+import tempfile
 import time
 
 SIZES = {"XL/2": (1152, 28, 16), "L/2": (1024, 24, 16), "B/2": (768, 12, 12), "S/2": (384, 12, 6)}
@@ -25,7 +29,9 @@ def parse_args():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--streams", type=int, default=1, help="of OpenVINO")
     parser.add_argument("--channels-last", action="store_true", help="of the patch embedding")
-    parser.add_argument("--no-fused-attention", dest="fused", action="store_false")
+    parser.add_argument("--no-fused-attention", dest="fused", action="store_false",
+                        help="matmul, softmax, matmul instead of scaled_dot_product_attention")
+    parser.add_argument("--autocast", action="store_true", help="float32 weights, converted at every use")
     return parser.parse_args()
 
 
@@ -35,7 +41,7 @@ def make_module(args):
     hidden, depth, heads = SIZES[args.size]
     torch.manual_seed(0)
     model = DiT(Config(hidden_size=hidden, depth=depth, num_heads=heads, dynamic=args.rival == "masked",
-                       fused_attention=args.fused)).eval()
+                       fused_attention=args.fused)).eval().requires_grad_(False)
     return model
 
 
@@ -51,8 +57,9 @@ def torch_forward(args):
     import torch
     from dit_torch import Gates
     torch.set_num_threads(args.threads)
-    model, (x, t, y) = make_module(args).bfloat16(), make_inputs(args)
-    x = x.bfloat16()
+    model, (x, t, y) = make_module(args), make_inputs(args)
+    if not args.autocast:
+        model, x = model.bfloat16(), x.bfloat16()
     if args.channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
     if args.rival == "compile":
@@ -61,21 +68,29 @@ def torch_forward(args):
         model = torch.compile(model)
 
     def forward():
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=args.autocast):
             return model(x, t, y, Gates(model.config)) if args.rival == "masked" else model(x, t, y)
 
     return forward, f"torch {torch.__version__}"
+
+
+def export_openvino(args, inputs, path):
+    import openvino as ov
+    ov.save_model(ov.convert_model(make_module(args), example_input=inputs), path, compress_to_fp16=False)
 
 
 def openvino_forward(args):
     """With --streams, each has its part of the batch and of the threads, and they run side by side."""
     import openvino as ov
     version = f"openvino {ov.__version__.split('-')[0]}"
-    module, inputs = make_module(args), make_inputs(args)
+    inputs = make_inputs(args)
     parts = list(zip(*(value.chunk(args.streams) for value in inputs)))
     settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": args.threads}
     settings |= {"NUM_STREAMS": args.streams} if args.streams > 1 else {"PERFORMANCE_HINT": "LATENCY"}
-    compiled = ov.compile_model(ov.convert_model(module, example_input=parts[0]), "CPU", settings)
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ProcessPoolExecutor(1) as converter:
+        path = pathlib.Path(folder, "dit.xml")  # a process of its own: conversion leaves 5 GB behind
+        converter.submit(export_openvino, args, parts[0], path).result()
+        compiled = ov.compile_model(path, "CPU", settings)
     parts = [[value.numpy() for value in part] for part in parts]
     if args.streams == 1:
         request = compiled.create_infer_request()
