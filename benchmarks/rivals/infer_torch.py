@@ -5,7 +5,7 @@
 Rivals: PyTorch eager; torch.compile (inductor, frozen weights); OpenVINO on the exported module; and the masked DyDiT,
 every part computed and multiplied by masks. All in bfloat16: OpenVINO by its precision hint, from float32 weights,
 which is how it is meant to be used; PyTorch with weights and activations converted, or with --autocast from float32
-weights, as the authors' code runs when it is left as it is. Answers "ready VERSION" once warm, then one line of
+weights, as they are in the authors' code. Answers "ready VERSION" once warm, then one line of
 milliseconds per sample a lap. A lap is one forward to warm up again and --steps that are timed.
 """
 
