@@ -3,6 +3,7 @@
 #include "dydit/plan/width_plan.h"
 
 #include <algorithm>
+#include <compare>
 #include <numeric>
 
 #include <ATen/ATen.h>
@@ -23,7 +24,12 @@ constexpr int kRowsPerBlock = 32;
 std::vector<uint8_t> largest(std::span<const float> values, int count) {
   std::vector<int> order(values.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return values[a] > values[b]; });
+  // A total order, NaN included; -0 + 0 = 0.
+  const auto before = [&](int a, int b) {
+    const auto order = std::strong_order(values[a] + 0.0f, values[b] + 0.0f);
+    return order > 0 || (order == 0 && a < b);
+  };
+  std::nth_element(order.begin(), order.begin() + count, order.end(), before);
   std::vector<uint8_t> mask(values.size(), 0);
   for (int i = 0; i < count; ++i) mask[order[i]] = 1;
   return mask;

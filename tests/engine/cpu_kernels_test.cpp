@@ -501,6 +501,16 @@ void check_norm(void (*norm)(T*, const float*, const float*, const float*, int, 
 TEST_P(CpuKernels, NormBf16IsTheModulatedNorm) { check_norm<Bf16>(kernels().norm_bf16); }
 TEST_P(CpuKernels, NormFloatIsTheModulatedNorm) { check_norm<float>(kernels().norm_float); }
 
+TEST_P(CpuKernels, DotIsTheSumOfProducts) {
+  for (const int size : {1, 2, 15, 16, 17, 24, 72, 100}) {
+    auto a = random_values<float>(size + 1, 10), b = random_values<float>(size + 1, 11);
+    a[size] = 1e6f;  // beyond the end
+    double wanted = 0;
+    for (int i = 0; i < size; ++i) wanted += double{a[i]} * b[i];
+    EXPECT_NEAR(kernels().dot(a.data(), b.data(), size), wanted, 1e-5) << "size " << size;
+  }
+}
+
 // Pages of this process that are in memory.
 int64_t resident_bytes() {
   int64_t all = 0, resident = 0;

@@ -129,6 +129,7 @@ TEST(SelectTokens, KeepsTheLargestLogits) {
   EXPECT_EQ(select_tokens(logits, 3), (Mask{0, 1, 1, 1, 0}));
   EXPECT_EQ(select_tokens(logits, 5), (Mask{1, 1, 1, 1, 1}));
   EXPECT_EQ(select_tokens(logits, -1), (Mask{0, 1, 0, 1, 0}));  // by threshold
+  EXPECT_EQ(select_tokens(std::vector<float>{-1, -0.0f, 0, -2}, 1), (Mask{0, 1, 0, 0}));
 }
 
 TEST(ReferenceEngineByCapacity, KeepsTheCountedTokensOfEachSampleAndCountsThem) {

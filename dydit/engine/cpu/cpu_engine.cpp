@@ -456,11 +456,8 @@ void CpuEngine::token_logits(const Pass& pass, const PackedBlock& block) {
                            .out = out,
                            .ldo = R});
     }
-    for (int i = 0; i < count; ++i) {
-      float sums[4] = {block.token_out[R], 0, 0, 0};  // one alone would wait for itself
-      for (int r = 0; r < R; ++r) sums[r % 4] += out[i * R + r] * block.token_out[r];
-      logits[first + i] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    }
+    const float* weights = block.token_out.data();  // then the bias
+    for (int i = 0; i < count; ++i) logits[first + i] = kernels_.dot(out + i * R, weights, R) + weights[R];
   });
 }
 

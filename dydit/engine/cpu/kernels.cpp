@@ -50,6 +50,13 @@ void norm(T* out, const float* x, const float* shift, const float* scale, int C,
   if (i < C) modulate(i, C - i);
 }
 
+float dot(const float* a, const float* b, int size) {
+  Lanes sum = {};
+  for (int i = 0; i < size; i += kPanel)
+    sum = multiply_add(load_lanes(a + i, size - i), load_lanes(b + i, size - i), sum);
+  return sum_of(sum);
+}
+
 template <typename A, typename W>
 void gemm(const Gemm& g) {
   Multiplier<A, W> multiplier;
@@ -360,6 +367,7 @@ extern const Kernels kernels = {Multiplier<Bf16, Bf16>::kRows,
                                 attention<float>,
                                 norm<Bf16>,
                                 norm<float>,
+                                dot,
                                 peak<Bf16>,
                                 peak<float>};
 

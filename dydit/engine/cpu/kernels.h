@@ -89,6 +89,7 @@ struct Kernels {
   // out (C) <- layer_norm(x, eps) (1 + scale) + shift, of one row.
   void (*norm_bf16)(Bf16* out, const float* x, const float* shift, const float* scale, int C, float eps);
   void (*norm_float)(float* out, const float* x, const float* shift, const float* scale, int C, float eps);
+  float (*dot)(const float* a, const float* b, int size);
   // The fastest multiply-adds of a register tile, no memory: returns how many were done in `rounds` rounds.
   int64_t (*peak_bf16)(int64_t rounds, float* sink);
   int64_t (*peak_float)(int64_t rounds, float* sink);
