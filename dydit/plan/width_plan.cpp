@@ -24,10 +24,10 @@ constexpr int kRowsPerBlock = 32;
 std::vector<uint8_t> largest(std::span<const float> values, int count) {
   std::vector<int> order(values.size());
   std::iota(order.begin(), order.end(), 0);
-  // A total order, NaN included; -0 + 0 = 0.
+  // A total order, NaN included, in which -0, to which 0 is added, equals 0.
   const auto before = [&](int a, int b) {
-    const auto order = std::strong_order(values[a] + 0.0f, values[b] + 0.0f);
-    return order > 0 || (order == 0 && a < b);
+    const std::strong_ordering sizes = std::strong_order(values[a] + 0.0f, values[b] + 0.0f);
+    return sizes > 0 || (sizes == 0 && a < b);
   };
   std::nth_element(order.begin(), order.begin() + count, order.end(), before);
   std::vector<uint8_t> mask(values.size(), 0);

@@ -1,5 +1,6 @@
 // The capacity rule at inference: the file's counts are kept, the plan and the engine obey them.
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include <fmt/format.h>
@@ -130,6 +131,7 @@ TEST(SelectTokens, KeepsTheLargestLogits) {
   EXPECT_EQ(select_tokens(logits, 5), (Mask{1, 1, 1, 1, 1}));
   EXPECT_EQ(select_tokens(logits, -1), (Mask{0, 1, 0, 1, 0}));  // by threshold
   EXPECT_EQ(select_tokens(std::vector<float>{-1, -0.0f, 0, -2}, 1), (Mask{0, 1, 0, 0}));
+  EXPECT_EQ(select_tokens(std::vector<float>{-1, NAN, 0, NAN, 3}, 3), (Mask{0, 1, 0, 1, 1}));
 }
 
 TEST(ReferenceEngineByCapacity, KeepsTheCountedTokensOfEachSampleAndCountsThem) {
