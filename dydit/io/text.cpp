@@ -1,7 +1,11 @@
 // UTF-8 by the table of well-formed byte sequences (Unicode standard, section 3.9).
 #include "dydit/io/text.h"
 
+#include <algorithm>
+
 #include <fmt/format.h>
+
+#include "dydit/base/error.h"
 
 namespace dydit {
 namespace {
@@ -23,6 +27,28 @@ size_t utf8_sequence_length(std::string_view text) {
   return length;
 }
 
+// Of a well-formed sequence.
+uint32_t code_point(std::string_view sequence) {
+  const auto lead = static_cast<unsigned char>(sequence[0]);
+  if (sequence.size() == 1) return lead;
+  uint32_t code = lead & (0x7F >> sequence.size());
+  for (const char c : sequence.substr(1)) code = code << 6 | (static_cast<unsigned char>(c) & 0x3F);
+  return code;
+}
+
+// What a terminal obeys instead of showing it.
+bool is_control(uint32_t code) {
+  const auto within = [&](uint32_t first, uint32_t last) { return code >= first && code <= last; };
+  return code < 0x20 || within(0x7F, 0x9F) || within(0x200E, 0x200F) || within(0x2028, 0x202E) ||
+         within(0x2066, 0x2069);
+}
+
+std::string hex_escape(std::string_view bytes) {
+  std::string out;
+  for (const char byte : bytes) out += fmt::format("\\x{:02x}", static_cast<unsigned char>(byte));
+  return out;
+}
+
 }  // namespace
 
 bool is_utf8(std::string_view text) {
@@ -38,18 +64,56 @@ std::string printable(std::string_view text, size_t longest) {
   std::string out;
   while (!text.empty() && out.size() < longest) {
     const size_t length = utf8_sequence_length(text);
-    const auto byte = static_cast<unsigned char>(text[0]);
-    if (length == 0 || byte < 0x20 || byte == 0x7F) {
-      out += fmt::format("\\x{:02x}", byte);
-      text.remove_prefix(1);
+    const std::string_view sequence = text.substr(0, std::max<size_t>(1, length));
+    if (length == 0 || is_control(code_point(sequence))) {
+      out += hex_escape(sequence);
     } else {
-      out += text.substr(0, length);
-      text.remove_prefix(length);
+      out += sequence;
     }
+    text.remove_prefix(sequence.size());
   }
   return text.empty() ? out : out + "...";
 }
 
 std::string quote(std::string_view text) { return '"' + printable(text) + '"'; }
+
+std::string shell_quote(std::string_view text) {
+  constexpr std::string_view kPlain =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/+,=:@";
+  if (!text.empty() && text.find_first_not_of(kPlain) == text.npos) return std::string(text);
+  const bool escaped = printable(text, text.npos) != text;
+  std::string word;
+  while (!text.empty()) {
+    const size_t length = utf8_sequence_length(text);
+    const std::string_view sequence = text.substr(0, std::max<size_t>(1, length));
+    if (escaped && (length == 0 || is_control(code_point(sequence)))) {
+      word += hex_escape(sequence);
+    } else if (sequence == "'") {
+      word += escaped ? "\\'" : "'\\''";
+    } else {
+      if (escaped && sequence == "\\") word += '\\';
+      word += sequence;
+    }
+    text.remove_prefix(sequence.size());
+  }
+  return (escaped ? "$'" : "'") + word + "'";
+}
+
+std::string_view checked_text(std::string_view bytes, const std::string& name) {
+  using namespace std::string_view_literals;
+  if (bytes.starts_with("\xEF\xBB\xBF")) bytes.remove_prefix(3);
+  const auto sixteen = bytes.starts_with("\xFF\xFE") || bytes.starts_with("\xFE\xFF");
+  DYDIT_CHECK(!sixteen && !bytes.starts_with("\0\0\xFE\xFF"sv),
+              "{}: is UTF-16 or UTF-32; UTF-8 is wanted. Save it as UTF-8", name);
+  size_t number = 1;
+  for (std::string_view rest = bytes; !rest.empty(); ++number) {
+    const std::string_view line = rest.substr(0, rest.find('\n'));
+    DYDIT_CHECK(line.find('\0') == line.npos, "{}: line {} holds a byte 0; UTF-8 text is wanted", name,
+                number);
+    DYDIT_CHECK(is_utf8(line), "{}: line {} is not UTF-8: {}. Save it as UTF-8", name, number, quote(line));
+    rest.remove_prefix(std::min(line.size() + 1, rest.size()));
+  }
+  return bytes;
+}
 
 }  // namespace dydit

@@ -1,4 +1,4 @@
-// Text that comes out of files: is it UTF-8, and how does it look inside a one-line message.
+// Text from outside: is it UTF-8, how does it look inside a one-line message, and as a word of a command.
 #pragma once
 
 #include <cstddef>
@@ -14,6 +14,15 @@ bool is_utf8(std::string_view text);
 std::string quote(std::string_view text);
 
 /// The same without the quotes, for names joined with other text, and cut to about `longest` characters.
+/// Escaped is what a terminal would obey or could not show: C0 and C1 controls, line and paragraph
+/// separators, marks that turn the direction of writing, bytes that are no UTF-8.
 std::string printable(std::string_view text, size_t longest = 120);
+
+/// One word of a POSIX shell; where it holds control characters, of bash, ksh and zsh ($'...').
+std::string shell_quote(std::string_view text);
+
+/// The text of a file that a person wrote: UTF-8, a byte order mark passed over. Throws Error that begins
+/// with `name` and names the line: UTF-16, UTF-32 or bytes that are no UTF-8.
+std::string_view checked_text(std::string_view bytes, const std::string& name);
 
 }  // namespace dydit

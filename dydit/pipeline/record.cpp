@@ -4,6 +4,8 @@
 #include <fmt/ranges.h>
 
 #include "dydit/base/error.h"
+#include "dydit/io/json.h"
+#include "dydit/io/text.h"
 
 namespace dydit {
 namespace {
@@ -12,22 +14,7 @@ using nlohmann::json;
 
 constexpr double kGiga = 1e9;
 
-// For a POSIX shell.
-std::string shell_quote(const std::string& text) {
-  const bool plain =
-      text.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/+,=:@") ==
-      std::string::npos;
-  if (plain && !text.empty()) return text;
-  std::string quoted = "'";
-  for (const char c : text) quoted += c == '\'' ? "'\\''" : std::string(1, c);
-  return quoted + "'";
-}
-
 }  // namespace
-
-std::string json_text(const json& value) {
-  return value.dump(-1, ' ', false, json::error_handler_t::replace);
-}
 
 std::string_view sampler_name(SamplerKind kind) {
   switch (kind) {

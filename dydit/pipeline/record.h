@@ -29,9 +29,6 @@ nlohmann::json image_record(const Checkpoint& checkpoint, const GenerateOptions&
 /// it, "dydit" the JSON record, "Software".
 PngText png_text(const nlohmann::json& run, const nlohmann::json& images);
 
-/// JSON as one line; bytes of a file name that are not UTF-8 are replaced.
-std::string json_text(const nlohmann::json& value);
-
 /// The command that makes the images of a record again.
 std::string reproducing_command(const nlohmann::json& run);
 

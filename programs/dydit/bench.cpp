@@ -13,6 +13,7 @@
 #include "dydit/base/error.h"
 #include "dydit/base/isa.h"
 #include "dydit/io/file.h"
+#include "dydit/io/json.h"
 #include "dydit/model/init.h"
 #include "dydit/model/macs.h"
 #include "dydit/pipeline/generate.h"
@@ -251,7 +252,7 @@ json contestant_json(const Contestant& contestant, double complete_macs, double 
 }
 
 void print_contestant(const std::string& name, const json& result) {
-  fmt::print(
+  print_out(
       "{:<8}{:>10.2f} ms/sample ({:.2f} to {:.2f})  {:>7.1f} GFLOP/s  {:>5.1f} % of peak  required {:.3f}, "
       "executed {:.3f} of static\n",
       name, result["ms_per_sample"].get<double>(), result["ms_low"].get<double>(),
@@ -261,13 +262,13 @@ void print_contestant(const std::string& name, const json& result) {
 }
 
 void print_operators(const std::string& name, const json& operators) {
-  fmt::print("{:<8}", name);
-  for (const auto& [op, ms] : operators.items()) fmt::print(" {} {:.3f}", op, ms.get<double>());
-  fmt::print("\n");
+  print_out("{:<8}", name);
+  for (const auto& [op, ms] : operators.items()) print_out(" {} {:.3f}", op, ms.get<double>());
+  print_out("\n");
 }
 
 void print_result(const json& result) {
-  fmt::print(
+  print_out(
       "{}, {}, {}, batch {}, {} threads, {}\npeak     {:.1f} GFLOP/s (multiply-adds of this engine from "
       "registers)\n",
       result["model"].get<std::string>(), result["processor"].get<std::string>(),
@@ -277,7 +278,7 @@ void print_result(const json& result) {
   const bool dynamic = result.contains("dynamic");
   if (dynamic) print_contestant("dynamic", result["dynamic"]);
   if (result["static"].contains("operators")) {
-    fmt::print("milliseconds by operator\n");
+    print_out("milliseconds by operator\n");
     print_operators("static", result["static"]["operators"]["all"]);
     if (dynamic) print_operators("dynamic", result["dynamic"]["operators"]["all"]);
     const json& operators = result[dynamic ? "dynamic" : "static"]["operators"];
@@ -287,7 +288,7 @@ void print_result(const json& result) {
     }
   }
   if (dynamic) {
-    fmt::print(
+    print_out(
         "realised share {:.3f}: {:.2f}x faster where the work promises {:.2f}x; a block's active set changes "
         "at {} "
         "of {} steps or more\n",
@@ -295,7 +296,7 @@ void print_result(const json& result) {
         1 / result["required_share"].get<double>(), result["least_changes"].get<int>(),
         result["steps"].get<int>());
   }
-  fmt::print("peak memory {:.0f} MB (of this whole process)\n", result["peak_rss_mb"].get<double>());
+  print_out("peak memory {:.0f} MB (of this whole process)\n", result["peak_rss_mb"].get<double>());
 }
 
 void write_csv(const std::string& path, const json& result) {
@@ -426,7 +427,7 @@ int run_bench(const Args& args, Isa isa) {
   result["peak_rss_mb"] = peak_rss_mb();
   if (!flags.csv.empty()) write_csv(flags.csv, result);
   if (cli.json) {
-    fmt::print("{}\n", result.dump());
+    print_out("{}\n", json_text(result));
   } else {
     print_result(result);
   }

@@ -38,7 +38,7 @@ void Cli::parse(const std::vector<std::string>& args) {
   try {
     app.parse(reversed);
   } catch (const CLI::CallForHelp&) {
-    fmt::print("{}", app.help());
+    write_out(app.help());
     throw HelpRequested();
   } catch (const CLI::ParseError& error) {
     throw UsageError(one_line(error, app));

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <csignal>
-#include <cstdio>
 #include <unistd.h>
 
 #include <fmt/format.h>
@@ -37,12 +36,12 @@ Console::~Console() { end_progress_line(); }
 void Console::info(const std::string& line) {
   if (verbosity_ == Verbosity::Quiet) return;
   end_progress_line();
-  fmt::print(stderr, "{}\n", line);
+  print_error(line);
 }
 
 void Console::warning(const std::string& line) {
   end_progress_line();
-  fmt::print(stderr, "dydit: warning: {}\n", line);
+  print_error("dydit: warning: " + line);
 }
 
 void Console::progress(const Progress& progress) {
@@ -62,17 +61,16 @@ void Console::progress(const Progress& progress) {
   const std::string text = fmt::format("{}/{} {}, {:.1f}/s, {:.0f} s left", progress.done, progress.total,
                                        progress.what, rate, (progress.total - progress.done) / rate);
   if (!terminal) {
-    fmt::print(stderr, "{}\n", text);
+    print_error(text);
     return;
   }
   const int filled = static_cast<int>(30 * progress.done / std::max(1L, progress.total));
-  fmt::print(stderr, "\r\033[K[{:<30}] {}", std::string(filled, '#'), text);
-  std::fflush(stderr);
+  draw_error(fmt::format("\r\033[K[{:<30}] {}", std::string(filled, '#'), text));
   line_open_ = true;
 }
 
 void Console::end_progress_line() {
-  if (line_open_) fmt::print(stderr, "\n");
+  if (line_open_) draw_error("\n");
   line_open_ = false;
 }
 

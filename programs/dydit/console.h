@@ -6,6 +6,7 @@
 
 #include "dydit/base/progress.h"
 #include "dydit/base/timer.h"
+#include "streams.h"
 
 namespace dydit {
 

@@ -6,6 +6,7 @@
 #include "class_names.h"
 #include "cli.h"
 #include "dydit/base/error.h"
+#include "dydit/io/json.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/init.h"
 #include "verbs.h"
@@ -98,17 +99,16 @@ int run_convert(const Args& args, Isa isa) {
   const std::string weights =
       checkpoint.weights_key.empty() ? "" : fmt::format(" ({})", checkpoint.weights_key);
   if (cli.json) {
-    fmt::print("{}\n", nlohmann::json({{"in", in},
-                                       {"out", out},
-                                       {"weights", checkpoint.weights_key},
-                                       {"model", model_name(checkpoint.config)},
-                                       {"dtype", dtype},
-                                       {"semantics", semantics_name(after)},
-                                       {"parameters", checkpoint.num_parameters()}})
-                           .dump());
+    print_out("{}\n", json_text(nlohmann::json{{"in", in},
+                                               {"out", out},
+                                               {"weights", checkpoint.weights_key},
+                                               {"model", model_name(checkpoint.config)},
+                                               {"dtype", dtype},
+                                               {"semantics", semantics_name(after)},
+                                               {"parameters", checkpoint.num_parameters()}}));
   } else {
-    fmt::print("{}: {}, {:.2f} M parameters{} -> {} ({})\n", in, model_name(checkpoint.config),
-               static_cast<double>(checkpoint.num_parameters()) / 1e6, weights, out, dtype);
+    print_out("{}: {}, {:.2f} M parameters{} -> {} ({})\n", in, model_name(checkpoint.config),
+              static_cast<double>(checkpoint.num_parameters()) / 1e6, weights, out, dtype);
   }
   if (before != Semantics::Original || after != Semantics::Original) {
     Console(cli.verbosity)

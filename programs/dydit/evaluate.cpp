@@ -10,6 +10,7 @@
 #include "dydit/base/error.h"
 #include "dydit/eval/loss.h"
 #include "dydit/io/file.h"
+#include "dydit/io/json.h"
 #include "dydit/pipeline/record.h"
 #include "model_flags.h"
 #include "verbs.h"
@@ -57,13 +58,13 @@ std::string decile_name(int d) {
 }
 
 void print_report(const LossReport& report) {
-  fmt::print("{:<8} {:>9} {:>10} {:>10} {:>10} {:>7} {:>7} {:>7} {:>9}\n", "t", "mse", "+- seeds",
-             "vb (bits)", "+- seeds", "heads", "groups", "tokens", "work");
+  print_out("{:<8} {:>9} {:>10} {:>10} {:>10} {:>7} {:>7} {:>7} {:>9}\n", "t", "mse", "+- seeds", "vb (bits)",
+            "+- seeds", "heads", "groups", "tokens", "work");
   for (int d = 0; d <= kDeciles; ++d) {
     const DecileLoss& row = report[d];
-    fmt::print("{:<8} {:>9.5f} {:>10.5f} {:>10.6f} {:>10.6f} {:>7.3f} {:>7.3f} {:>7.3f} {:>9.4f}\n",
-               decile_name(d), mean(row.mse), spread(row.mse), mean(row.vb), spread(row.vb), row.heads,
-               row.groups, row.tokens, row.required_share);
+    print_out("{:<8} {:>9.5f} {:>10.5f} {:>10.6f} {:>10.6f} {:>7.3f} {:>7.3f} {:>7.3f} {:>9.4f}\n",
+              decile_name(d), mean(row.mse), spread(row.mse), mean(row.vb), spread(row.vb), row.heads,
+              row.groups, row.tokens, row.required_share);
   }
 }
 
@@ -157,7 +158,7 @@ int run_evaluate(const Args& args, Isa isa) {
                  {"engine", engine_name(options.engine)},
                  {"deciles", deciles},
                  {"all", decile_row(report[kDeciles])}};
-  fmt::print("{}\n", result.dump());
+  print_out("{}\n", json_text(result));
   return 0;
 }
 

@@ -14,6 +14,7 @@
 #include "cli.h"
 #include "dydit/base/error.h"
 #include "dydit/base/nearest.h"
+#include "dydit/io/json.h"
 #include "dydit/pipeline/record.h"
 #include "model_flags.h"
 #include "outputs.h"
@@ -210,7 +211,7 @@ void print_summary(const json& result, bool verbose) {
     required_share += image["required_share"].get<double>();
     executed_share += image["executed_share"].get<double>();
     if (verbose) {
-      fmt::print(
+      print_out(
           "image {:>4}  class {:>4}  {:.3f} s  required {:.2f} GMACs ({:.3f})  executed {:.2f} GMACs "
           "({:.3f})\n",
           image["index"].get<int>(), image["class"].get<int>(), image["seconds"].get<double>(),
@@ -220,16 +221,16 @@ void print_summary(const json& result, bool verbose) {
   }
   const double n = static_cast<double>(images.size());
   if (n > 0) {
-    fmt::print(
+    print_out(
         "cost per image: {:.3f} s, required {:.2f} GMACs ({:.1f} % of static), executed {:.2f} GMACs ({:.1f} "
         "%)\n",
         seconds / n, required / n, 100 * required_share / n, executed / n, 100 * executed_share / n);
   }
   const auto files = result["files"].get<std::vector<std::string>>();
   if (files.size() > 4 && !verbose) {
-    fmt::print("wrote {} files: {} ... {}\n", files.size(), files.front(), files.back());
+    print_out("wrote {} files: {} ... {}\n", files.size(), files.front(), files.back());
   } else {
-    for (const std::string& file : files) fmt::print("wrote {}\n", file);
+    for (const std::string& file : files) print_out("wrote {}\n", file);
   }
 }
 
@@ -258,7 +259,7 @@ int run_generate(const Args& args, Isa isa) {
   const auto finish = [&] {
     result["files"] = outputs.finish();
     if (cli.json) {
-      fmt::print("{}\n", json_text(result));
+      print_out("{}\n", json_text(result));
     } else {
       print_summary(result, cli.verbosity == Verbosity::Verbose);
     }

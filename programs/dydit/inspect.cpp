@@ -9,6 +9,7 @@
 #include "dydit/base/error.h"
 #include "dydit/diffusion/schedule.h"
 #include "dydit/io/file.h"
+#include "dydit/io/json.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/macs.h"
 #include "dydit/pipeline/record.h"
@@ -60,17 +61,17 @@ json checkpoint_json(const Checkpoint& checkpoint, const std::optional<WidthPlan
 
 void print_plan(const json& plan, const Checkpoint& checkpoint) {
   const DiTConfig& config = checkpoint.config;
-  fmt::print("width plan ({} timesteps; a/b = active heads/groups of {} in each block; {} tokens counted)\n",
-             plan["steps"].size(), config.num_heads, checkpoint.keep_counts ? "kept" : "all");
-  fmt::print("  {:>4}  {:>5}  blocks 0..{}\n", "t", "work", config.depth - 1);
+  print_out("width plan ({} timesteps; a/b = active heads/groups of {} in each block; {} tokens counted)\n",
+            plan["steps"].size(), config.num_heads, checkpoint.keep_counts ? "kept" : "all");
+  print_out("  {:>4}  {:>5}  blocks 0..{}\n", "t", "work", config.depth - 1);
   for (const json& step : plan["steps"]) {
-    fmt::print("  {:>4}  {:>5.3f} ", step["timestep"].get<int>(), step["work_share"].get<double>());
+    print_out("  {:>4}  {:>5.3f} ", step["timestep"].get<int>(), step["work_share"].get<double>());
     for (size_t b = 0; b < step["heads"].size(); ++b) {
-      fmt::print(" {:>2}/{:<2}", step["heads"][b].get<int>(), step["groups"][b].get<int>());
+      print_out(" {:>2}/{:<2}", step["heads"][b].get<int>(), step["groups"][b].get<int>());
     }
-    fmt::print("\n");
+    print_out("\n");
   }
-  fmt::print(
+  print_out(
       "nesting: {:.3f} of (block, timestep) are prefixes of the parts ordered by how often they are on\n",
       plan["nesting"].get<double>());
 }
@@ -78,29 +79,29 @@ void print_plan(const json& plan, const Checkpoint& checkpoint) {
 void print_checkpoint(const json& result, const Checkpoint& checkpoint) {
   const DiTConfig& config = checkpoint.config;
   const double macs = result["static_gmacs"].get<double>();
-  fmt::print("{}: {}{}\n", checkpoint.path.string(), checkpoint.format,
-             checkpoint.weights_key.empty() ? "" : fmt::format(", weights '{}'", checkpoint.weights_key));
-  fmt::print("model       {}\n", result["model"].get<std::string>());
-  fmt::print("blocks      {} x hidden {}, {} heads of {}, MLP {} in {} groups\n", config.depth,
-             config.hidden_size, config.num_heads, config.head_size(), config.mlp_hidden, config.num_heads);
-  fmt::print("input       {} channels, {}x{}, patch {} = {} tokens; {} classes; {}\n", config.in_channels,
-             config.input_size, config.input_size, config.patch_size, config.num_tokens(), config.num_classes,
-             config.learn_sigma ? "learned sigma" : "fixed sigma");
-  fmt::print("routers     width (TDW) {}, token (SDT) {}{}\n", config.width_routers ? "yes" : "no",
-             config.token_routers ? "yes" : "no",
-             checkpoint.lambda ? fmt::format(", lambda {}", *checkpoint.lambda) : "");
-  fmt::print("parameters  {:.2f} M, {}\n", static_cast<double>(checkpoint.num_parameters()) / 1e6,
-             result["dtype"].get<std::string>());
-  fmt::print("forward     {:.4g} GMACs = {:.4g} GFLOPs a sample (complete model{})\n", macs, 2 * macs,
-             config.is_dynamic()
-                 ? fmt::format("; routers add {:.3g} GMACs", result["router_gmacs"].get<double>())
-                 : "");
+  print_out("{}: {}{}\n", checkpoint.path.string(), checkpoint.format,
+            checkpoint.weights_key.empty() ? "" : fmt::format(", weights '{}'", checkpoint.weights_key));
+  print_out("model       {}\n", result["model"].get<std::string>());
+  print_out("blocks      {} x hidden {}, {} heads of {}, MLP {} in {} groups\n", config.depth,
+            config.hidden_size, config.num_heads, config.head_size(), config.mlp_hidden, config.num_heads);
+  print_out("input       {} channels, {}x{}, patch {} = {} tokens; {} classes; {}\n", config.in_channels,
+            config.input_size, config.input_size, config.patch_size, config.num_tokens(), config.num_classes,
+            config.learn_sigma ? "learned sigma" : "fixed sigma");
+  print_out("routers     width (TDW) {}, token (SDT) {}{}\n", config.width_routers ? "yes" : "no",
+            config.token_routers ? "yes" : "no",
+            checkpoint.lambda ? fmt::format(", lambda {}", *checkpoint.lambda) : "");
+  print_out("parameters  {:.2f} M, {}\n", static_cast<double>(checkpoint.num_parameters()) / 1e6,
+            result["dtype"].get<std::string>());
+  print_out("forward     {:.4g} GMACs = {:.4g} GFLOPs a sample (complete model{})\n", macs, 2 * macs,
+            config.is_dynamic()
+                ? fmt::format("; routers add {:.3g} GMACs", result["router_gmacs"].get<double>())
+                : "");
   if (config.semantics == Semantics::Diffusers)
-    fmt::print("computed    as diffusers does, not as the original (docs/formats.md)\n");
+    print_out("computed    as diffusers does, not as the original (docs/formats.md)\n");
   if (!checkpoint.class_names.empty()) {
-    fmt::print("classes     {}\n", fmt::join(checkpoint.class_names, ", "));
+    print_out("classes     {}\n", fmt::join(checkpoint.class_names, ", "));
   }
-  fmt::print("sha256      {}\n", checkpoint.sha256);
+  print_out("sha256      {}\n", checkpoint.sha256);
   if (result.contains("plan")) print_plan(result["plan"], checkpoint);
 }
 
@@ -150,7 +151,7 @@ int run_inspect(const Args& args, Isa isa) {
     if (!csv.empty()) write_text(csv, plan_csv(*plan));
   }
   if (cli.json) {
-    fmt::print("{}\n", json_text(result));
+    print_out("{}\n", json_text(result));
   } else {
     print_checkpoint(result, checkpoint);
   }

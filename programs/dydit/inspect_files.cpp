@@ -15,6 +15,7 @@
 #include "dydit/base/error.h"
 #include "dydit/data/source.h"
 #include "dydit/io/file.h"
+#include "dydit/io/json.h"
 #include "dydit/io/npz_reader.h"
 #include "dydit/io/png.h"
 #include "dydit/io/tensor_view.h"
@@ -33,8 +34,7 @@ constexpr double kYear10000 = 253402300800;  // in seconds since 1970
 
 // The record of a run out of a file's text; `where` names it in an Error.
 json parse_record(std::string_view text, const std::string& where) {
-  const auto shallow = [](int depth, json::parse_event_t, json&) { return depth <= kRecordDepth; };
-  json record = json::parse(text, shallow, /*allow_exceptions=*/false);
+  json record = parse_json(text, kRecordDepth).value_or(json());
   DYDIT_CHECK(record.is_object(), "{} is not a JSON object; make the images again", where);
   return record;
 }
@@ -42,21 +42,22 @@ json parse_record(std::string_view text, const std::string& where) {
 void print_record(const json& record, const std::string& where) {
   for (const auto& [key, value] : record.items()) {
     if (key != "images")
-      fmt::print("{:<13} {}\n", key, value.is_string() ? value.get<std::string>() : value.dump());
+      print_out("{:<13} {}\n", key, value.is_string() ? value.get<std::string>() : json_text(value));
   }
   const json images = record.value("images", json::array());
   size_t shown = 0;
   for (const json& image : images) {
     if (shown++ == kImagesShown) {
-      fmt::print("image         and {} more; --json shows all\n", images.size() - kImagesShown);
+      print_out("image         and {} more; --json shows all\n", images.size() - kImagesShown);
       break;
     }
     std::vector<std::string> fields;
-    for (const auto& [key, value] : image.items()) fields.push_back(fmt::format("{} {}", key, value.dump()));
-    fmt::print("image         {}\n", fmt::join(fields, ", "));
+    for (const auto& [key, value] : image.items())
+      fields.push_back(fmt::format("{} {}", key, json_text(value)));
+    print_out("image         {}\n", fmt::join(fields, ", "));
   }
   try {
-    fmt::print("make again    {}\n", reproducing_command(record));
+    print_out("make again    {}\n", reproducing_command(record));
   } catch (const json::exception& error) {
     throw Error(fmt::format("{} lacks a parameter: {}", where, error.what()));
   }
@@ -72,16 +73,16 @@ void inspect_png(const std::string& path, std::span<const std::byte> bytes, bool
     json result = {{"file", path},          {"format", "png"},           {"width", info.width},
                    {"height", info.height}, {"channels", info.channels}, {"text", info.text}};
     if (!record.is_null()) result["record"] = record;
-    fmt::print("{}\n", json_text(result));
+    print_out("{}\n", json_text(result));
     return;
   }
-  fmt::print("{}: PNG {}x{}, {} channels\n", path, info.width, info.height, info.channels);
+  print_out("{}: PNG {}x{}, {} channels\n", path, info.width, info.height, info.channels);
   if (!record.is_null()) {
     print_record(record, where);
     return;
   }
-  fmt::print("no record of dydit; text: {}\n", info.text.empty() ? "none" : "");
-  for (const auto& [key, value] : info.text) fmt::print("  {}: {}\n", key, value);
+  print_out("no record of dydit; text: {}\n", info.text.empty() ? "none" : "");
+  for (const auto& [key, value] : info.text) print_out("  {}: {}\n", key, value);
 }
 
 json array_json(const NpyHeader& header) {
@@ -151,22 +152,22 @@ json npz_json(const std::string& path, std::span<const std::byte> bytes) {
 void inspect_npz(const std::string& path, std::span<const std::byte> bytes, bool as_json) {
   const json result = npz_json(path, bytes);
   if (as_json) {
-    fmt::print("{}\n", json_text(result));
+    print_out("{}\n", json_text(result));
     return;
   }
-  fmt::print("{}: npz\n", path);
+  print_out("{}: npz\n", path);
   for (const json& array : result["arrays"])
-    fmt::print("array         {}: {}\n", printable(array["name"].get<std::string>()), array_text(array));
+    print_out("array         {}: {}\n", printable(array["name"].get<std::string>()), array_text(array));
   if (result.contains("images")) {
     const json& images = result["images"];
-    fmt::print("images        {} of {}x{} pixels, {}\n", images["count"].get<int64_t>(),
-               images["height"].get<int64_t>(), images["width"].get<int64_t>(),
-               images["channels"] == 1 ? "gray" : "RGB");
+    print_out("images        {} of {}x{} pixels, {}\n", images["count"].get<int64_t>(),
+              images["height"].get<int64_t>(), images["width"].get<int64_t>(),
+              images["channels"] == 1 ? "gray" : "RGB");
   }
   if (result.contains("labels")) {
     const json& labels = result["labels"];
-    fmt::print("labels        {} of {} classes, {} to {}\n", labels["count"].get<int64_t>(),
-               labels["classes"].get<int>(), labels["lowest"].get<int>(), labels["highest"].get<int>());
+    print_out("labels        {} of {} classes, {} to {}\n", labels["count"].get<int64_t>(),
+              labels["classes"].get<int>(), labels["lowest"].get<int>(), labels["highest"].get<int>());
   }
   if (result.contains("record")) print_record(result["record"], path + ".json");
 }
@@ -175,9 +176,9 @@ void inspect_npy(const std::string& path, std::span<const std::byte> bytes, bool
   json result = array_json(parse_npy_header(bytes, path));
   if (as_json) {
     result.update({{"file", path}, {"format", "npy"}});
-    fmt::print("{}\n", json_text(result));
+    print_out("{}\n", json_text(result));
   } else {
-    fmt::print("{}: npy {}\n", path, array_text(result));
+    print_out("{}: npy {}\n", path, array_text(result));
   }
 }
 
@@ -211,31 +212,31 @@ json events_json(const std::string& path, const EventSummary& events) {
 }
 
 void print_counts(std::string_view kind, const std::map<std::string, int64_t, std::less<>>& counts) {
-  if (!counts.empty()) fmt::print("{:<24} {:>8}\n", kind, "count");
-  for (const auto& [tag, count] : counts) fmt::print("  {:<22} {:>8}\n", printable(tag), count);
+  if (!counts.empty()) print_out("{:<24} {:>8}\n", kind, "count");
+  for (const auto& [tag, count] : counts) print_out("  {:<22} {:>8}\n", printable(tag), count);
 }
 
 void inspect_events(const std::string& path, std::span<const std::byte> bytes, bool as_json) {
   const EventSummary events = summarize_events(bytes, path);
   if (as_json) {
-    fmt::print("{}\n", json_text(events_json(path, events)));
+    print_out("{}\n", json_text(events_json(path, events)));
     return;
   }
-  fmt::print("{}: TensorBoard events, {} of them\n", path, events.num_events);
+  print_out("{}: TensorBoard events, {} of them\n", path, events.num_events);
   if (events.cut_bytes > 0)
-    fmt::print("cut           its last {} bytes are no whole event and are left out\n", events.cut_bytes);
+    print_out("cut           its last {} bytes are no whole event and are left out\n", events.cut_bytes);
   if (events.first) {
-    fmt::print("steps         {} to {}\n", events.first->step, events.last->step);
-    fmt::print("time (UTC)    {} to {}\n", time_text(events.first->wall_time),
-               time_text(events.last->wall_time));
+    print_out("steps         {} to {}\n", events.first->step, events.last->step);
+    print_out("time (UTC)    {} to {}\n", time_text(events.first->wall_time),
+              time_text(events.last->wall_time));
   }
   if (!events.scalars.empty()) {
-    fmt::print("{:<24} {:>8} {:>12} {:>12} {:>12} {:>12}\n", "scalars", "count", "first", "last", "min",
-               "max");
+    print_out("{:<24} {:>8} {:>12} {:>12} {:>12} {:>12}\n", "scalars", "count", "first", "last", "min",
+              "max");
   }
   for (const auto& [tag, scalar] : events.scalars) {
-    fmt::print("  {:<22} {:>8} {:>12.6g} {:>12.6g} {:>12.6g} {:>12.6g}\n", printable(tag), scalar.count,
-               scalar.first, scalar.last, scalar.min, scalar.max);
+    print_out("  {:<22} {:>8} {:>12.6g} {:>12.6g} {:>12.6g} {:>12.6g}\n", printable(tag), scalar.count,
+              scalar.first, scalar.last, scalar.min, scalar.max);
   }
   print_counts("images", events.images);
   print_counts("other values", events.others);

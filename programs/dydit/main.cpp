@@ -1,7 +1,8 @@
 // The program: a table of verbs, and the one place where errors end.
 #include <array>
-#include <cstdio>
 #include <cstdlib>
+#include <filesystem>
+#include <new>
 #include <string_view>
 
 #include <ATen/Version.h>
@@ -12,8 +13,10 @@
 
 #include "cli.h"
 #include "dydit/base/error.h"
+#include "dydit/io/json.h"
 #include "dydit/pipeline/record.h"
 #include "dydit_commit.h"
+#include "streams.h"
 #include "verbs.h"
 
 namespace dydit {
@@ -41,13 +44,13 @@ constexpr std::array kVerbs = {
 
 constexpr int kExitFailed = 1, kExitUsage = 2, kExitCancelled = 130;
 
-void print_usage(std::FILE* stream) {
-  fmt::print(stream, "dydit {}: dynamic diffusion transformers\n\nusage: dydit VERB [options]\n\n", kVersion);
+std::string usage() {
+  std::string text =
+      fmt::format("dydit {}: dynamic diffusion transformers\n\nusage: dydit VERB [options]\n\n", kVersion);
   for (const Verb& verb : kVerbs) {
-    if (verb.run) fmt::print(stream, "  {:<10}{}\n", verb.name, verb.help);
+    if (verb.run) text += fmt::format("  {:<10}{}\n", verb.name, verb.help);
   }
-  fmt::print(stream,
-             "\ndydit VERB --help lists a verb's options; dydit --version says what this build is.\n");
+  return text + "\ndydit VERB --help lists a verb's options; dydit --version says what this build is.\n";
 }
 
 std::string isa_cap() {
@@ -74,12 +77,12 @@ int print_version(const Args& args) {
                                           {"onednn", onednn_version()},
                                           {"isa", isa_name(isa)}};
   if (as_json) {
-    fmt::print("{}\n", version.dump());
+    print_out("{}\n", json_text(version));
     return 0;
   }
-  fmt::print("dydit {}\n", kVersion);
+  print_out("dydit {}\n", kVersion);
   for (const auto& [key, value] : version.items()) {
-    if (key != "version") fmt::print("{:<10}{}\n", key, value.get<std::string>());
+    if (key != "version") print_out("{:<10}{}\n", key, value.get<std::string>());
   }
   return 0;
 }
@@ -96,32 +99,58 @@ int dispatch(const std::string& name, const Args& args) {
 // LibTorch's messages carry a stack trace; the first line says what happened.
 std::string first_line(std::string_view text) { return std::string(text.substr(0, text.find('\n'))); }
 
-int run(int argc, char** argv) {
-  if (argc < 2) {
-    print_usage(stderr);
-    return kExitUsage;
-  }
-  const std::string name = argv[1];
+int run_verb(const std::string& name, const Args& args) {
   if (name == "--help" || name == "-h" || name == "help") {
-    print_usage(stdout);
+    write_out(usage());
     return 0;
   }
-  const Args args(argv + 2, argv + argc);
   try {
     return name == "--version" ? print_version(args) : dispatch(name, args);
   } catch (const HelpRequested&) {
     return 0;
-  } catch (const Cancelled&) {
-    return kExitCancelled;
-  } catch (const UsageError& error) {
-    fmt::print(stderr, "dydit: error: {}\n", error.what());
-    return kExitUsage;
-  } catch (const c10::Error& error) {
-    fmt::print(stderr, "dydit: error: {}\n", first_line(error.what_without_backtrace()));
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "dydit: error: {}\n", first_line(error.what()));
   }
-  return kExitFailed;
+}
+
+// What was printed before an error counts as well: it may be all that is left of the work.
+int run(int argc, char** argv) {
+  prepare_streams();
+  if (argc < 2) {
+    draw_error(usage());
+    return kExitUsage;
+  }
+  const auto fail = [](std::string_view what, int status) {
+    print_error(fmt::format("dydit: error: {}", what));
+    return status;
+  };
+  const auto guarded = [&](const auto& work) {
+    try {
+      return work();
+    } catch (const Cancelled&) {
+      return kExitCancelled;
+    } catch (const UsageError& error) {
+      return fail(error.what(), kExitUsage);
+    } catch (const Error& error) {
+      return fail(error.what(), kExitFailed);
+    } catch (const c10::Error& error) {
+      return fail(first_line(error.what_without_backtrace()), kExitFailed);
+    } catch (const std::bad_alloc&) {
+      return fail("out of memory: this needs more than the machine gives; take a smaller --batch or model",
+                  kExitFailed);
+    } catch (const std::filesystem::filesystem_error& error) {
+      return fail(fmt::format("{}: {}", error.path1().string(), error.code().message()), kExitFailed);
+    } catch (const std::exception& error) {
+      return fail(
+          fmt::format("unforeseen ({}); please report it with the command and the output of dydit --version",
+                      first_line(error.what())),
+          kExitFailed);
+    }
+  };
+  const int status = guarded([&] { return run_verb(argv[1], Args(argv + 2, argv + argc)); });
+  const int told = guarded([] {
+    finish_results();
+    return 0;
+  });
+  return status != 0 ? status : told;
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "dydit/base/error.h"
+#include "dydit/io/json.h"
 #include "dydit/io/safetensors.h"
 #include "dydit/pipeline/cost_map.h"
 #include "dydit/pipeline/pixels.h"

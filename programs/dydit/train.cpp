@@ -6,6 +6,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/io/file.h"
+#include "dydit/io/json.h"
 #include "dydit/io/png.h"
 #include "dydit/model/init.h"
 #include "dydit/model/macs.h"
@@ -61,21 +62,21 @@ void print_result(const TrainFlags& flags, const LogRow& row, bool as_json) {
   const std::string model =
       (flags.run.run / "checkpoints" / fmt::format("{:07}.safetensors", flags.options.total_steps)).string();
   if (!as_json) {
-    fmt::print("wrote {}\n", model);
+    print_out("wrote {}\n", model);
     return;
   }
-  fmt::print("{}\n", json_text({{"run", flags.run.run.string()},
-                                {"checkpoint", model},
-                                {"steps", flags.options.total_steps},
-                                {"loss", row.terms.loss()},
-                                {"mse", row.terms.mse},
-                                {"vb", row.terms.vb},
-                                {"ratio_training", row.terms.ratio},
-                                {"ratio_inference", row.terms.inference_ratio},
-                                {"grad_norm", row.grad_norm},
-                                {"skipped", row.skipped},
-                                {"images_per_second", row.images_per_second},
-                                {"options", options_to_json(flags.options)}}));
+  print_out("{}\n", json_text(nlohmann::json{{"run", flags.run.run.string()},
+                                             {"checkpoint", model},
+                                             {"steps", flags.options.total_steps},
+                                             {"loss", row.terms.loss()},
+                                             {"mse", row.terms.mse},
+                                             {"vb", row.terms.vb},
+                                             {"ratio_training", row.terms.ratio},
+                                             {"ratio_inference", row.terms.inference_ratio},
+                                             {"grad_norm", row.grad_norm},
+                                             {"skipped", row.skipped},
+                                             {"images_per_second", row.images_per_second},
+                                             {"options", options_to_json(flags.options)}}));
 }
 
 void run_training(const Checkpoint& start, const Dataset& dataset, TrainFlags& flags, Communicator& processes,

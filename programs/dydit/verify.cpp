@@ -8,6 +8,7 @@
 #include "dydit/base/error.h"
 #include "dydit/base/nearest.h"
 #include "dydit/diffusion/schedule.h"
+#include "dydit/io/json.h"
 #include "dydit/io/safetensors.h"
 #include "dydit/pipeline/record.h"
 #include "model_flags.h"
@@ -53,8 +54,8 @@ void VerifyReport::count(const std::string& name, int64_t disagreements, int64_t
 void VerifyReport::note(const std::string& text) { lines_.push_back("        " + text); }
 
 void VerifyReport::print() const {
-  for (const std::string& line : lines_) fmt::print("{}\n", line);
-  fmt::print("{}: {} checks\n", passed_ ? "passed" : "FAILED", checks_.size());
+  for (const std::string& line : lines_) print_out("{}\n", line);
+  print_out("{}: {} checks\n", passed_ ? "passed" : "FAILED", checks_.size());
 }
 
 Reference::Reference(const std::string& path) : path_(path) {
@@ -149,7 +150,7 @@ int run_verify(const Args& args, Isa isa) {
       "steps (step_0_x) or runs (sample_p_z)",
       reference_path);
   if (cli.json) {
-    fmt::print("{}\n", nlohmann::json({{"passed", report.passed()}, {"checks", report.to_json()}}).dump());
+    print_out("{}\n", json_text(nlohmann::json{{"passed", report.passed()}, {"checks", report.to_json()}}));
   } else {
     report.print();
   }

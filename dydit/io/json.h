@@ -1,0 +1,20 @@
+// JSON from outside within bounds, and the one way in which JSON is written.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include <nlohmann/json.hpp>
+
+namespace dydit {
+
+/// The value of `text`; nullopt when it is not JSON or nests deeper than `max_depth` (a scalar has depth 0, a
+/// list of scalars 1): what nests deeply takes the stack of whoever walks it.
+std::optional<nlohmann::json> parse_json(std::string_view text, int max_depth);
+
+/// One line of valid UTF-8 without control characters: bytes of a file name that are not UTF-8 are replaced.
+std::string json_text(const nlohmann::json& value);
+std::string json_text(const nlohmann::ordered_json& value);
+
+}  // namespace dydit
