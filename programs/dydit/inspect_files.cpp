@@ -22,6 +22,7 @@
 #include "dydit/io/text.h"
 #include "dydit/io/tfevents_reader.h"
 #include "dydit/pipeline/record.h"
+#include "streams.h"
 
 namespace dydit {
 namespace {
