@@ -3,7 +3,9 @@
 #include "dydit/plan/width_plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <compare>
+#include <functional>
 #include <numeric>
 
 #include <ATen/ATen.h>
@@ -78,8 +80,13 @@ void decide_rows(const Checkpoint& checkpoint, std::span<const int> timesteps, i
       };
       const int quarter = timesteps[first + row] / kQuarterLength;
       const auto& counts = checkpoint.keep_counts;
-      width.heads = open_parts(logits_of(heads), counts ? counts->heads[b][quarter] : -1);
-      width.groups = open_parts(logits_of(groups), counts ? counts->groups[b][quarter] : -1);
+      const auto decide = [&](const at::Tensor& all, int keep) {
+        float& margin = plan.steps[first + row].margin;
+        margin = std::min(margin, decision_margin(logits_of(all), keep < 0 ? keep : keep - 1));
+        return open_parts(logits_of(all), keep);
+      };
+      width.heads = decide(heads, counts ? counts->heads[b][quarter] : -1);
+      width.groups = decide(groups, counts ? counts->groups[b][quarter] : -1);
     }
   }
 }
@@ -144,6 +151,18 @@ int64_t required_macs(const WidthPlan& plan, int step, std::span<const int> toke
 
 std::vector<uint8_t> select_tokens(std::span<const float> logits, int keep_tokens) {
   return keep_tokens < 0 ? above_threshold(logits) : largest(logits, keep_tokens);
+}
+
+float decision_margin(std::span<const float> logits, int keep) {
+  float margin = std::numeric_limits<float>::infinity();
+  if (keep < 0) {
+    for (const float logit : logits) margin = std::min(margin, std::abs(logit - kGateThreshold));
+  } else if (keep > 0 && keep < static_cast<int>(logits.size())) {
+    std::vector<float> values(logits.begin(), logits.end());
+    std::nth_element(values.begin(), values.begin() + keep, values.end(), std::greater<>());
+    margin = *std::min_element(values.begin(), values.begin() + keep) - values[keep];
+  }
+  return margin;
 }
 
 double nesting_share(const WidthPlan& plan) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -29,6 +30,7 @@ struct BlockWidth {
 struct StepPlan {
   int timestep = 0;  // original timestep, 0..999
   std::vector<BlockWidth> blocks;
+  float margin = std::numeric_limits<float>::infinity();  // the smallest decision_margin of its routers
 };
 
 struct WidthPlan {
@@ -50,6 +52,10 @@ int64_t required_macs(const WidthPlan& plan, int step, std::span<const int> toke
 /// Which tokens enter the MLP: those above the threshold, or the `keep_tokens` largest (first of equals) when
 /// that is not negative. logits (N) -> (N) of 0 and 1. Every engine decides by this.
 std::vector<uint8_t> select_tokens(std::span<const float> logits, int keep_tokens);
+
+/// How far these decisions are from being others: the smallest distance of a logit from the threshold
+/// (`keep` negative) or between the `keep`-th largest and the next; infinity where nothing can change.
+float decision_margin(std::span<const float> logits, int keep);
 
 /// Share of (block, timestep) pairs whose active set is a prefix once the parts are ordered by how often they
 /// are on: 1 means that every pattern is a slice.

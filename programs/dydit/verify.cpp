@@ -1,6 +1,8 @@
 // dydit verify --model F --reference R: replays what R holds and compares; exit 0 if all of it agrees.
 #include "verify.h"
 
+#include <cmath>
+
 #include <ATen/ATen.h>
 #include <fmt/ranges.h>
 
@@ -25,7 +27,7 @@ void VerifyReport::add(const std::string& name, bool ok, nlohmann::json check, c
 }
 
 void VerifyReport::compare(const std::string& name, const at::Tensor& got, const at::Tensor& want,
-                           double limit, const at::Tensor& weight) {
+                           double limit, const at::Tensor& weight, const Margin* margin) {
   DYDIT_CHECK(got.sizes() == want.sizes(), "reference tensor {} has shape {}, this model makes {}", name,
               fmt::format("({})", fmt::join(want.sizes(), ", ")),
               fmt::format("({})", fmt::join(got.sizes(), ", ")));
@@ -36,12 +38,42 @@ void VerifyReport::compare(const std::string& name, const at::Tensor& got, const
     scope = fmt::format(", over {:.1f} % of the patches", 100 * weight.mean().item<double>());
   }
   const double largest = want.abs().max().item<double>();
-  error(name, difference.max().item<double>() / std::max(largest, 1e-300), limit, scope);
+  error(name, difference.max().item<double>() / std::max(largest, 1e-300), limit, scope, margin);
 }
 
-void VerifyReport::error(const std::string& name, double error, double limit, const std::string& scope) {
-  add(name, error <= limit, {{"error", error}, {"limit", limit}},  // NaN compares false: a failure
-      fmt::format("error {:.2e}, limit {:.0e}{}", error, limit, scope));
+void VerifyReport::error(const std::string& name, double error, double limit, const std::string& scope,
+                         const Margin* margin) {
+  nlohmann::json check = {{"error", error}, {"limit", limit}};
+  const bool ok = error <= limit;  // NaN compares false: a failure
+  std::string text = fmt::format("error {:.2e}, limit {:.0e}{}", error, limit, scope);
+  const bool decides = margin && std::isfinite(margin->smallest());
+  if (decides) {
+    check["margin"] = margin->smallest();
+    check["within_rounding"] = margin->within_rounding();
+    text += fmt::format(", closest decision {:.1e} from another", margin->smallest());
+  }
+  add(name, ok, std::move(check), text);
+  if (!decides || !margin->within_rounding()) return;
+  note(ok ? "rounding can move such a decision: this may fail on another processor; record it again"
+          : "rounding can move such a decision: no proof that the computation differs. Record it again, with "
+            "another start or noise");
+}
+
+void Margin::add(const StepPlan& step, const TokenTrace& trace) {
+  const auto add = [this](float margin, float largest) {
+    smallest_ = std::min(smallest_, margin);
+    smallest_share_ = std::min(smallest_share_, margin / largest);
+  };
+  add(step.margin, 1);  // the logits of width routers are of that order
+  if (!trace.logits.defined()) return;
+  const at::Tensor logits = trace.logits.contiguous();  // (B, L, N)
+  const int64_t B = logits.size(0), L = logits.size(1), N = logits.size(2);
+  for (int64_t row = 0; row < B * L; ++row) {
+    const std::span values(logits.data_ptr<float>() + row * N, static_cast<size_t>(N));
+    const auto largest = std::max_element(values.begin(), values.end(),
+                                          [](float a, float b) { return std::abs(a) < std::abs(b); });
+    add(decision_margin(values, step.blocks[row % L].keep_tokens), std::max(1.0f, std::abs(*largest)));
+  }
 }
 
 void VerifyReport::count(const std::string& name, int64_t disagreements, int64_t total, double allowed) {

@@ -1,6 +1,8 @@
 // dydit verify, in pieces: the report, the reference file, and a replay for each kind of recorded vectors.
 #pragma once
 
+#include <algorithm>
+#include <limits>
 #include <map>
 #include <string>
 #include <vector>
@@ -21,15 +23,32 @@ inline constexpr double kTableTolerance = 1e-9;      // float64 tables
 inline constexpr double kBf16Tolerance = 2e-2;       // bf16 forwards, over patches whose tokens agree
 inline constexpr double kBf16TokenFlipShare = 5e-3;  // bf16 token decisions that may differ
 
+/// How close the decisions of a recorded forward or run came to being others. Rounding, which differs between
+/// processors, moves a logit by about kForwardTolerance of the largest of its router.
+class Margin {
+ public:
+  /// Of a step's width routers, and of its token routers where `trace` has them.
+  void add(const StepPlan& step, const TokenTrace& trace);
+
+  double smallest() const { return smallest_; }
+  bool within_rounding() const { return smallest_share_ <= kForwardTolerance; }
+
+ private:
+  float smallest_ = std::numeric_limits<float>::infinity();
+  float smallest_share_ = std::numeric_limits<float>::infinity();  // of the largest logit
+};
+
 /// One line a check; fails if any check fails.
 class VerifyReport {
  public:
   /// max|got - want| / max|want| against `limit`. `weight`, when defined, is a 0/1 mask of the values
-  /// compared.
+  /// compared. With the `margin` of the decisions behind it, a failure that a flipped one explains is called
+  /// so.
   void compare(const std::string& name, const at::Tensor& got, const at::Tensor& want, double limit,
-               const at::Tensor& weight = {});
+               const at::Tensor& weight = {}, const Margin* margin = nullptr);
   /// An error that the caller has measured.
-  void error(const std::string& name, double error, double limit, const std::string& scope = "");
+  void error(const std::string& name, double error, double limit, const std::string& scope = "",
+             const Margin* margin = nullptr);
   /// Decisions that must agree, but for a share of `allowed`.
   void count(const std::string& name, int64_t disagreements, int64_t total, double allowed = 0);
   /// A remark below the last check, e.g. which token flipped.

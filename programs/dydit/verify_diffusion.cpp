@@ -75,15 +75,21 @@ class RecordedRun {
         labels_(checked_labels(context, prefix + "_y", context.reference.at(prefix + "_y").numel())) {}
 
   const DiffusionTables& tables() const { return tables_; }
+  // Of all decisions since the start.
+  const Margin& margin() const { return margin_; }
 
   // As the original: the guided input is the first half twice, and both halves come back.
   at::Tensor denoise(const at::Tensor& x, int step) {
     DYDIT_CHECK(x.size(0) == static_cast<int64_t>(labels_.size()), "{}: {} rows, {} labels",
                 context_.reference.path(), x.size(0), labels_.size());
     std::vector<Work> work(labels_.size());
-    if (scale_ <= 1.0f) return planned_.engine->forward(x, step, labels_, work);
+    const bool guided = scale_ > 1.0f;
     const at::Tensor half = x.slice(0, 0, x.size(0) / 2);
-    at::Tensor out = planned_.engine->forward(at::cat({half, half}), step, labels_, work);
+    TokenTrace trace;
+    at::Tensor out =
+        planned_.engine->forward(guided ? at::cat({half, half}) : x, step, labels_, work, &trace);
+    margin_.add(planned_.plan.steps[step], trace);
+    if (!guided) return out;
     apply_guidance(out, scale_, std::min(kGuidedChannels, context_.checkpoint.config.in_channels));
     return out;
   }
@@ -94,6 +100,7 @@ class RecordedRun {
   PlannedEngine planned_;
   float scale_;
   std::vector<int64_t> labels_;
+  Margin margin_;
 };
 
 SamplerOptions named_sampler(const std::string& name) {
@@ -127,7 +134,7 @@ void verify_run(const VerifyContext& context, const std::string& name, VerifyRep
       run.tables(), named_sampler(name), x,
       [&](const at::Tensor& state, int step) { return run.denoise(state, step); },
       [&](at::Tensor& noise, int draw) { noise.copy_(noises[draw]); });
-  report.compare(name + "_out", x, context.reference.at(name + "_out"), kRunTolerance);
+  report.compare(name + "_out", x, context.reference.at(name + "_out"), kRunTolerance, {}, &run.margin());
 }
 
 }  // namespace

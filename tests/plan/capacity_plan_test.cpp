@@ -134,6 +134,16 @@ TEST(SelectTokens, KeepsTheLargestLogits) {
   EXPECT_EQ(select_tokens(std::vector<float>{-1, NAN, 0, NAN, 3}, 3), (Mask{0, 1, 0, 1, 1}));
 }
 
+TEST(DecisionMargin, IsTheDistanceToAnotherDecision) {
+  const std::vector<float> logits = {-1, 3, 0.5f, 2, -0.25f};
+  EXPECT_FLOAT_EQ(decision_margin(logits, -1), 0.25f);  // to the threshold
+  EXPECT_FLOAT_EQ(decision_margin(logits, 2), 1.5f);    // from the second largest to the third
+  EXPECT_FLOAT_EQ(decision_margin(logits, 4), 0.75f);
+  EXPECT_TRUE(std::isinf(decision_margin(logits, 5)));  // nothing to choose
+  EXPECT_TRUE(std::isinf(decision_margin(logits, 0)));
+  EXPECT_TRUE(std::isinf(decision_margin({}, -1)));
+}
+
 TEST(ReferenceEngineByCapacity, KeepsTheCountedTokensOfEachSampleAndCountsThem) {
   const Checkpoint model = model_with_counts();
   const std::vector<int> timesteps = {20, 480, 700, 940};

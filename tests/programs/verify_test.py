@@ -42,6 +42,9 @@ class AgreesTest(ProgramTest):
         self.assertEqual(set(checks), tables | timesteps | steps | runs)
         for name in steps:
             self.assertLessEqual(checks[name]["limit"], 1e-5)
+        for name in runs:  # decisions that no processor's rounding changes
+            self.assertGreater(checks[name]["margin"], 1e-4, name)
+            self.assertIs(checks[name]["within_rounding"], False, name)
 
 
 class DisagreesTest(ProgramTest):
@@ -76,6 +79,22 @@ class DisagreesTest(ProgramTest):
             changed.flat[7] = value
             path = self.save("moved.safetensors", {**tensors, "out": changed})
             self.assertEqual(self.failed_checks("--model", TINY, "--reference", path), {"out"})
+
+    def test_a_decision_that_rounding_moves(self):
+        tensors, metadata = support.load(TINY)
+        for block in range(2):
+            router = f"blocks.{block}.token_selection.mlp_head.2"
+            tensors[f"{router}.weight"] = np.zeros_like(tensors[f"{router}.weight"])
+            tensors[f"{router}.bias"] = np.full_like(tensors[f"{router}.bias"], 1e-7)
+        model = self.save("close.safetensors", tensors, metadata)
+        recorded = support.load(DIFFUSION)[0]
+        run = {name: value for name, value in recorded.items() if name.startswith("sample_ddim_eta1_")}
+        path = self.save("run.safetensors", run)
+        result = self.run_program("verify", "--model", model, "--reference", path, "-q")
+        self.assertEqual(result.returncode, FAILED)
+        self.assertRegex(result.stdout, r"FAIL .*closest decision 1\.0e-07 from another\n.*rounding can move .*Record it again")
+        check = self.one_object(self.run_program("verify", "--model", model, "--reference", path, "--json").stdout)["checks"][0]
+        self.assertIs(check["within_rounding"], True)
 
     def test_wrong_table(self):
         tensors, _ = support.load(DIFFUSION)
