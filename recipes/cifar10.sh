@@ -5,17 +5,19 @@
 #
 #   recipes/cifar10.sh [OUT]      OUT: build/cifar10
 #
-# DYDIT_SHARED (../shared) holds data/dit-cifar10-static.pt and data/cifar10.tar.gz; DYDIT is the program. DEVICE=cuda
-# does all of it with a program of the preset cuda. Without it the static model is the one that ships, since 9,386 steps
-# of 1,024 images are 27 hours on two cores, and a fine-tune takes 50 minutes. Killed at any moment and started again it
-# goes on where it was.
+# CIFAR10 names the images: the official cifar-10-binary.tar.gz, or a tar of train/CLASS/*.png and test/CLASS/*.png
+# (default: data/cifar10.tar.gz in DYDIT_SHARED, ../shared). DYDIT is the program. DEVICE=cuda does all of it with a
+# program of the preset cuda, from data/dit-cifar10-static.pt in DYDIT_SHARED (7.9 epochs with DiT's own code; it does
+# not ship). Without it the static model is the one that ships, since 9,386 steps of 1,024 images are 27 hours on two
+# cores, and a fine-tune takes 50 minutes. Killed at any moment and started again it goes on where it was.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly dydit=${DYDIT:-build/release/dydit} data=${DYDIT_SHARED:-../shared}/data device=${DEVICE:-cpu}
-readonly out=${1:-build/cifar10}
+readonly images=${CIFAR10:-$data/cifar10.tar.gz} out=${1:-build/cifar10}
+[[ -e $images ]] || { printf 'cifar10.sh: %s: no such file; CIFAR10=FILE names CIFAR-10 (see the first lines here)\n' "$images" >&2; exit 1; }
 readonly finetune_steps=4000
-train_flags=(--data-path "$data/cifar10.tar.gz" --split train --device "$device" --dtype bf16 --clip-grad 1)
+train_flags=(--data-path "$images" --split train --device "$device" --dtype bf16 --clip-grad 1)
 
 # stage NAME STEPS VERB FLAG...: sets `model` to the moving average after STEPS steps, in bfloat16
 stage() {
@@ -49,7 +51,7 @@ stage control "$finetune_steps" "${finetune[@]}" --static
 # The loss on 100 held-out images by decile of t, and 64 images of 250 DDPM steps with their cost.
 for name in static control threshold capacity; do
   model=$out/$name.safetensors
-  "$dydit" evaluate --loss --model "$model" --data-path "$data/cifar10.tar.gz" --split test --images 100 --seeds 3 \
+  "$dydit" evaluate --loss --model "$model" --data-path "$images" --split test --images 100 --seeds 3 \
     --csv "$out/loss-$name.csv" -q
   "$dydit" generate --model "$model" --classes 0,1,2,3,4,5,6,7,8,9 -n 64 --steps 250 --sampler ddpm --cfg-scale 1.5 \
     --seed 0 --npz "$out/$name.npz" --json -q >"$out/$name.json"
