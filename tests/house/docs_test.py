@@ -1,5 +1,5 @@
 """What the documents say exists, exists: every file that README.md and docs/*.md name in backticks, in a
-```sh block or as a link. And no file of the project knows the machine it was made on or a package registry.
+```sh block or as a link, and every symbol that they name after a file (`FILE.cpp`: `symbol`). And no file of the project knows the machine it was made on or a package registry.
 
 A word names a file of ours if its first folder is one of the repository's, or if it is a bare name of a source,
 script or document (`main.cpp`). Not checked: build/, samples/, ../shared and placeholders (`ROOT/CLASS/*.png`,
@@ -62,10 +62,21 @@ def is_missing(word, kind, folder, root, files):
     return not ("*" in word and glob.glob(word, root_dir=root))
 
 
+def missing_symbols(text, root):
+    """(line number, file, symbol) of every `FILE`: `SYMBOL`, `SYMBOL` whose file does not hold the symbol's name."""
+    for number, line in enumerate(text.splitlines(), 1):
+        for file, symbols in re.findall(r"`([\w/]+\.(?:cpp|h|py))`: ((?:`[\w:]+`(?:, )?)+)", line):
+            source = (root / file).read_text() if (root / file).is_file() else ""
+            for symbol in re.findall(r"`([\w:]+)`", symbols):
+                if source and not re.search(rf"\b{symbol.split('::')[-1]}\b", source):
+                    yield number, file, symbol
+
+
 def check_document(path, text, root, files):
     folder = path.rpartition("/")[0]
     complaints = [f"{path}:{number}: names {word}, which does not exist"
                   for number, kind, word in named_files(text) if is_missing(word, kind, folder, root, files)]
+    complaints += [f"{path}:{number}: {file} has no {symbol}" for number, file, symbol in missing_symbols(text, root)]
     return complaints + check_lines(path, text, MACHINE_IN_DOCS)
 
 
@@ -93,6 +104,8 @@ CASES = [
     ("run `scripts/nowhere --flag`", "scripts/nowhere"),
     ("```sh\nscripts/nowhere --flag\n```", "scripts/nowhere"),
     ("[gone](nowhere.md)", "nowhere.md"),
+    ("`tests/house/docs_test.py`: `check_document`, `self_check`", None),
+    ("`tests/house/docs_test.py`: `self_check`, `" + "no_such" + "_function`", "no_such"),
     ("it lies in " + "/home" + "/me/dydit", "one machine"),
     ("from https://" + "pypi" + ".org/simple", "registry"),
 ]
