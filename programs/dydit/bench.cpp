@@ -35,8 +35,6 @@ struct BenchFlags {
   double heads = 1, groups = 1, tokens = 1;
   float cfg_scale = 4.0f;
   bool run = false, profile = false;
-
-  bool has_shares() const { return heads < 1 || groups < 1 || tokens < 1; }
 };
 
 // Medians and quartiles of milliseconds per sample.
@@ -86,14 +84,14 @@ Checkpoint random_model(const std::string& size, int input_size) {
 }
 
 // The model of the flags; with shares, routers whose capacity counts are those shares.
-Checkpoint make_checkpoint(const BenchFlags& flags, at::ScalarType dtype) {
-  Checkpoint checkpoint;
-  if (!flags.model.empty()) {
-    checkpoint = load_checkpoint(flags.model, {.num_heads = flags.num_heads});
-  } else {
-    checkpoint = random_model(flags.size, flags.input_size);
-  }
-  if (flags.has_shares()) {
+Checkpoint make_checkpoint(Cli& cli, const BenchFlags& flags, at::ScalarType dtype) {
+  Checkpoint checkpoint = flags.model.empty() ? random_model(flags.size, flags.input_size)
+                                              : load_checkpoint(flags.model, {.num_heads = flags.num_heads});
+  const DiTConfig& given = checkpoint.config;
+  for (const char* flag : {"--heads", "--groups"})
+    cli.needs(flag, given.width_routers || !given.is_dynamic(), "width routers; this DyDiT has none");
+  cli.needs("--tokens", given.token_routers || !given.is_dynamic(), "token routers; this DyDiT has none");
+  if (cli.given("--heads") || cli.given("--groups") || cli.given("--tokens")) {
     if (!checkpoint.config.is_dynamic()) checkpoint = add_routers(checkpoint, {}, 0);
     const DiTConfig& config = checkpoint.config;
     const auto same = [&](double share, int of) {
@@ -320,34 +318,30 @@ void write_csv(const std::string& path, const json& result) {
 }
 
 void add_flags(Cli& cli, BenchFlags& flags) {
-  CLI::App& app = cli.app;
-  auto* model =
-      app.add_option("--model,--ckpt", flags.model, "Checkpoint: safetensors or a torch zip file (.pt)");
-  app.add_option("--size", flags.size,
-                 "Instead: a published size with random weights, e.g. DiT-XL/2; DyDiT-XL/2 has random "
-                 "routers, which decide by the timestep")
-      ->excludes(model);
-  app.add_option("--input-size", flags.input_size, "Side of the latent of --size")
-      ->check(CLI::Range(2, 4096));
-  app.add_option("--num-heads", flags.num_heads, "Heads of a static DiT, where the file does not say")
-      ->check(CLI::Range(1, 4096));
-  app.add_option("--batch", flags.batch, "Samples of a forward; with --run images")
-      ->check(CLI::Range(1, 65536));
-  app.add_option("--heads", flags.heads, "Share of heads that is on, instead of the routers' own")
-      ->check(CLI::Range(0.0, 1.0));
-  app.add_option("--groups", flags.groups, "Share of channel groups")->check(CLI::Range(0.0, 1.0));
-  app.add_option("--tokens", flags.tokens, "Share of tokens that enter the MLP")->check(CLI::Range(0.0, 1.0));
-  app.add_option("--steps", flags.steps, "Timesteps of a lap")->check(CLI::Range(1, 1000));
-  app.add_option("--repeats", flags.repeats, "Laps that are timed; the median counts")
-      ->check(CLI::Range(1, 10000));
-  app.add_flag("--run", flags.run, "Time whole sampling runs instead of forwards");
+  cli.add_text(
+      "--model,--ckpt", flags.model,
+      "Checkpoint: safetensors, the index or folder of several, a torch file (.pt, .pth), or a folder "
+      "of diffusers");
+  cli.add_text("--size", flags.size,
+               "Instead: a published size with random weights, e.g. DiT-XL/2; DyDiT-XL/2 has random "
+               "routers, which decide by the timestep");
+  cli.add_number("--input-size", flags.input_size, 2, 4096, "Side of the latent of --size");
+  cli.add_number("--num-heads", flags.num_heads, 1, 4096,
+                 "Heads of a static DiT, where the file does not say");
+  cli.add_number("--batch", flags.batch, 1, 65536, "Samples of a forward; with --run images");
+  cli.add_number("--heads", flags.heads, 0, 1, "Share of heads that is on, instead of the routers' own");
+  cli.add_number("--groups", flags.groups, 0, 1, "Share of channel groups");
+  cli.add_number("--tokens", flags.tokens, 0, 1, "Share of tokens that enter the MLP");
+  cli.add_number("--steps", flags.steps, 1, 1000, "Timesteps of a lap");
+  cli.add_number("--repeats", flags.repeats, 1, 10000, "Laps that are timed; the median counts");
+  cli.add_switch("--run", flags.run, "Time whole sampling runs instead of forwards");
   cli.add_choice("--sampler", flags.sampler, {"ddpm", "ddim", "dpm++"}, "Whose timesteps the plan is for");
-  app.add_option("--cfg-scale", flags.cfg_scale, "Guidance of --run");
+  cli.add_number("--cfg-scale", flags.cfg_scale, 0, 1000, "Guidance of --run");
   cli.add_choice("--dtype", flags.dtype, {"auto", "bf16", "f32"},
                  "Arithmetic; auto: bf16 where the processor has it");
   cli.add_choice("--engine", flags.engine, {"auto", "cpu", "reference"}, "Engine; auto: cpu");
-  app.add_flag("--profile", flags.profile, "Time of every block and operator");
-  app.add_option("--csv", flags.csv, "Also write the rows here");
+  cli.add_switch("--profile", flags.profile, "Time of every block and operator");
+  cli.add_text("--csv", flags.csv, "Also write the rows here");
   cli.add_threads(flags.threads);
 }
 
@@ -360,14 +354,19 @@ int run_bench(const Args& args, Isa isa) {
   cli.parse(args);
   DYDIT_USAGE_CHECK(!flags.model.empty() || !flags.size.empty(),
                     "nothing to time: give --model FILE, or --size, e.g. DiT-XL/2, for random weights");
-  DYDIT_USAGE_CHECK(!flags.run || !flags.profile, "--profile: only forwards are profiled; leave out --run");
+  cli.one_of("--model", "--size");
+  cli.needs("--input-size", !flags.size.empty(), "--size; a model has its own");
+  cli.needs("--num-heads", !flags.model.empty(), "--model; a --size has its own");
+  cli.needs("--cfg-scale", flags.run, "--run; a forward has no guidance");
+  cli.needs("--profile", !flags.run && flags.engine != "reference",
+            "forwards of the cpu engine: leave out --run and --engine reference");
   Console console(cli.verbosity);
   const bool bf16 = flags.dtype == "auto" ? has_native_bf16(isa) : flags.dtype == "bf16";
   const at::ScalarType dtype = bf16 ? at::kBFloat16 : at::kFloat;
   const EngineKind kind = flags.engine == "reference" ? EngineKind::Reference : EngineKind::Cpu;
 
   console.info("preparing the model");
-  const Checkpoint checkpoint = make_checkpoint(flags, dtype);
+  const Checkpoint checkpoint = make_checkpoint(cli, flags, dtype);
   const DiTConfig& config = checkpoint.config;
   const double peak = measure_peak_macs(dtype, flags.threads, kPeakSeconds);
   Contestant complete(checkpoint, flags, Mode::Static, dtype, kind);
@@ -404,10 +403,12 @@ int run_bench(const Args& args, Isa isa) {
                  {"unit", flags.run ? "sampling runs" : "forwards"},
                  {"batch", flags.batch},
                  {"threads", flags.threads},
+                 {"sampler", flags.sampler},
                  {"steps", flags.steps},
                  {"repeats", flags.repeats},
                  {"peak_gflops", 2 * peak / 1e9},
                  {"static", contestant_json(complete, complete_macs, peak)}};
+  if (flags.run) result["cfg_scale"] = flags.cfg_scale;
   if (dynamic) {
     result["dynamic"] = contestant_json(*dynamic, complete_macs, peak);
     result["least_changes"] = least_changes(dynamic->plan());

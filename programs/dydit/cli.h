@@ -1,8 +1,13 @@
 // Command-line parts that every verb shares: options from flags, DYDIT_* variables and a TOML file; one-line
-// usage errors; values that are refused by name.
+// usage errors; values that are refused by name; flags that would have no effect.
 #pragma once
 
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <map>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -16,9 +21,26 @@ class Cli {
  public:
   Cli(const std::string& verb, const std::string& description);
 
-  /// Parses; throws UsageError with one line, or HelpRequested after printing the help.
+  /// Parses; throws UsageError with one line that names where the value came from, or HelpRequested after
+  /// printing the help. With --verbose it says what was given, and where.
   void parse(const std::vector<std::string>& args);
 
+  /// A number from `low` to `high`, written in decimal and as a whole: NaN, infinity, text after it and, for
+  /// whole numbers, points and exponents are refused. The help shows a default that is within the range.
+  template <typename T>  // int, long, uint64_t, float or double
+  CLI::Option* add_number(const std::string& names, T& value, std::type_identity_t<T> low,
+                          std::type_identity_t<T> high, const std::string& help);
+  /// As many numbers as `values` has, with commas between.
+  CLI::Option* add_numbers(const std::string& names, std::vector<double>& values, double low, double high,
+                           const std::string& help);
+  /// 0 to 2^64 - 1.
+  CLI::Option* add_seed(const std::string& names, uint64_t& value, const std::string& help) {
+    return add_number(names, value, 0, std::numeric_limits<uint64_t>::max(), help);
+  }
+  /// Any text but the empty one.
+  CLI::Option* add_text(const std::string& names, std::string& value, const std::string& help);
+  /// On when it is given.
+  CLI::Option* add_switch(const std::string& names, bool& value, const std::string& help);
   /// A flag whose value is one of `choices`; `not_yet` values are known but refused by name,
   /// with the `way_out` where there is one.
   CLI::Option* add_choice(const std::string& names, std::string& value, std::vector<std::string> choices,
@@ -26,13 +48,45 @@ class Cli {
                           const std::string& way_out = "");
   /// --threads, default: the physical cores.
   void add_threads(int& threads);
+  /// Remembers the default of an option that `app` itself added; the functions above do so.
+  template <typename T>
+  void keep_default(const CLI::Option* option, T& value) {
+    defaults_[option] = [&value, before = value] { value = before; };
+  }
+
+  // After parse(), by any name of the flag ("--steps"):
+
+  bool given(const std::string& name) const;
+  /// Says what a flag needs to have an effect. Given in vain by hand or in the file it is a UsageError
+  /// ("--eta 0.5: needs --sampler ddim"); from the environment, which is for many runs, it goes back to its
+  /// default with a note. Called where `met` is known: after parsing, or with the model at hand.
+  void needs(const std::string& name, bool met, const std::string& what);
+  /// At most one of two: of two from one place a UsageError, else the stronger one counts and the other is
+  /// passed over with a note.
+  void one_of(const std::string& first, const std::string& second);
+  /// How a message calls a flag: "--steps", "DYDIT_STEPS: --steps", "run.toml: --steps".
+  std::string named(const std::string& name) const;
+  /// A line on stderr, unless --quiet.
+  void note(const std::string& line) const;
 
   CLI::App app;
   Verbosity verbosity = Verbosity::Normal;
   bool json = false;  // one JSON object on stdout, everything else on stderr
 
  private:
-  std::vector<std::string> with_environment(const std::vector<std::string>& args) const;
+  enum class Source { None, File, Variable, Flag };  // the weakest first
+  const CLI::Option* option_of(const std::string& word) const;
+  void look_at_words(const std::vector<std::string>& args);
+  std::vector<std::string> variables();
+  void tell_near_misses() const;
+  Source source(const CLI::Option* option) const;
+  std::string described(const CLI::Option* option) const;
+  void drop(CLI::Option* option, const std::string& why);
+
+  bool quiet_ = false, verbose_ = false;
+  std::map<const CLI::Option*, std::function<void()>> defaults_;  // puts the default back
+  std::map<const CLI::Option*, std::string> variables_;           // those that gave a value
+  std::map<const CLI::Option*, int> words_;                       // flags among the arguments
 };
 
 struct HelpRequested {};

@@ -74,16 +74,16 @@ int run_convert(const Args& args, Isa isa) {
   cli.add_choice(
       "--semantics", semantics, {"same", "original", "diffusers"},
       "How the weights are to be computed, stored with them; a folder of diffusers: as diffusers does");
-  cli.app.add_option("--seed", seed, "Of the added routers' weights")->capture_default_str();
-  cli.app.add_option("--num-heads", num_heads, "Heads of a static DiT, where the file does not say")
-      ->check(CLI::Range(1, 4096));
-  cli.app.add_option("--class-names", class_names,
-                     "File with one class name a line, stored with the weights");
+  cli.add_seed("--seed", seed, "Of the added routers' weights");
+  cli.add_number("--num-heads", num_heads, 1, 4096, "Heads of a static DiT, where the file does not say");
+  cli.add_text("--class-names", class_names, "File with one class name a line, stored with the weights");
   cli.parse(args);
   const Save save = writer_of(out);
-  DYDIT_USAGE_CHECK(
-      save != save_diffusers_folder || semantics != "original",
-      "--semantics original: a folder of diffusers is computed as diffusers does; leave it out");
+  const bool folder = save == save_diffusers_folder;
+  cli.needs("--seed", to == "dynamic", "--to dynamic: nothing else is drawn");
+  cli.needs("--class-names", !folder, "a target that ends in .safetensors or .pt");
+  cli.needs("--semantics", !folder || semantics != "original",
+            "a target that ends in .safetensors or .pt: a folder of diffusers is computed as diffusers does");
 
   Checkpoint checkpoint = load_checkpoint(in, {.num_heads = num_heads});
   if (!class_names.empty())
@@ -92,8 +92,7 @@ int run_convert(const Args& args, Isa isa) {
   if (to == "dynamic") checkpoint = with_routers(checkpoint, seed);
   const Semantics before = checkpoint.config.semantics;
   if (semantics == "original") checkpoint.config.semantics = Semantics::Original;
-  if (semantics == "diffusers" || save == save_diffusers_folder)
-    checkpoint.config.semantics = Semantics::Diffusers;
+  if (semantics == "diffusers" || folder) checkpoint.config.semantics = Semantics::Diffusers;
   const Semantics after = checkpoint.config.semantics;
   save(out, checkpoint, dtype == "bf16" ? at::kBFloat16 : at::kFloat);
   const std::string weights =

@@ -22,7 +22,7 @@ using nlohmann::json;
 
 struct EvaluateFlags {
   ModelFlags model;
-  std::string data_path, csv, mode = "dynamic";
+  std::string data_path, csv, mode;
   DatasetOptions data;
   bool loss = false;
   LossOptions options;
@@ -83,27 +83,22 @@ void write_csv(const std::string& path, const LossReport& report) {
 }
 
 void add_flags(Cli& cli, EvaluateFlags& flags) {
-  CLI::App& app = cli.app;
   flags.model.add(cli);
-  app.add_flag("--loss", flags.loss, "mse and vb (in bits) by decile of t, with the gates of inference");
-  app.add_option(
+  cli.add_switch("--loss", flags.loss, "mse and vb (in bits) by decile of t, with the gates of inference");
+  cli.add_text(
          "--data-path,--data_path", flags.data_path,
          "Held-out images: ROOT/CLASS/*.png|jpg, a .tar or .tar.gz of it, CIFAR-10 binary files, or npz")
       ->required();
-  app.add_option("--split", flags.data.split, "Folder of the data above the class folders, e.g. test");
-  app.add_option("--images", flags.options.num_images,
-                 "Images, spread evenly over the data; each meets ten t")
-      ->check(CLI::Range(1, 1'000'000'000))
-      ->capture_default_str();
-  app.add_option("--seed", flags.seed, "First seed of the noise");
-  app.add_option("--seeds", flags.num_seeds, "Seeds: the table shows the mean and half the range")
-      ->check(CLI::Range(1, 1000))
-      ->capture_default_str();
-  app.add_option("--batch", flags.options.batch, "Images computed together; changes speed, not results")
-      ->check(CLI::Range(1, 65536))
-      ->capture_default_str();
-  cli.add_choice("--mode", flags.mode, {"dynamic", "static"}, "Obey the routers or run the complete model");
-  app.add_option("--csv", flags.csv, "Also write the table here");
+  cli.add_text("--split", flags.data.split, "Folder of the data above the class folders, e.g. test");
+  cli.add_number("--images", flags.options.num_images, 1, 1'000'000'000,
+                 "Images, spread evenly over the data; each meets ten t");
+  cli.add_seed("--seed", flags.seed, "First seed of the noise");
+  cli.add_number("--seeds", flags.num_seeds, 1, 1000, "Seeds: the table shows the mean and half the range");
+  cli.add_number("--batch", flags.options.batch, 1, 65536,
+                 "Images computed together; changes speed, not results");
+  cli.add_choice("--mode", flags.mode, {"dynamic", "static"},
+                 "Obey the routers or run the complete model (default: dynamic, of a static DiT static)");
+  cli.add_text("--csv", flags.csv, "Also write the table here");
 }
 
 }  // namespace
@@ -118,6 +113,10 @@ int run_evaluate(const Args& args, Isa isa) {
   const CancelFlag& cancel = install_cancel_handler();
 
   const Checkpoint checkpoint = flags.model.load();
+  const bool dynamic = checkpoint.config.is_dynamic();
+  cli.needs("--mode", flags.mode != "dynamic" || dynamic,
+            fmt::format("routers; {} is a static DiT", flags.model.path));
+  if (flags.mode.empty()) flags.mode = dynamic ? "dynamic" : "static";
   flags.data.side = checkpoint.config.input_size;
   flags.data.threads = flags.model.threads;
   const auto dataset = Dataset::load(flags.data_path, flags.data);

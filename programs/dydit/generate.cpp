@@ -3,9 +3,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cmath>
-#include <cstdlib>
-#include <optional>
 
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
@@ -28,86 +25,51 @@ using nlohmann::json;
 struct GenerateFlags {
   ModelFlags model;
   std::vector<std::string> classes;
-  std::optional<std::string> timesteps;
-  std::string class_names_file;
+  std::string timesteps, class_names_file;
   std::string sampler = "ddpm", cfg_channels = "auto", noise = "philox", mode;
   GenerateOptions options;
   OutputOptions outputs;
 };
 
-// CLI11 2.1 wraps negative and cuts large whole numbers.
-std::string check_seed(const std::string& text) {
-  uint64_t seed = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
-  const bool ok = error == std::errc() && end == text.data() + text.size();
-  return ok ? "" : fmt::format("{}: expected a whole number from 0 to 2^64 - 1", text);
-}
-
-// NaN passes CLI::Range.
-std::string check_finite(const std::string& text) {
-  return std::isfinite(std::strtod(text.c_str(), nullptr)) ? "" : fmt::format("{}: expected a number", text);
-}
-
 void add_flags(Cli& cli, GenerateFlags& flags) {
   flags.options.num_images = 0;  // one an image class unless -n says otherwise
   flags.model.add(cli);
-  CLI::App& app = cli.app;
-  app.add_option("-c,--classes,--class-labels", flags.classes,
-                 "Classes by number or name, comma-separated; taken round-robin (default: all, in order)")
+  cli.app
+      .add_option("-c,--classes,--class-labels", flags.classes,
+                  "Classes by number or name, comma-separated; taken round-robin (default: all, in order)")
       ->delimiter(',')
       ->type_name("LIST");
-  app.add_option("--class-names", flags.class_names_file,
-                 "File with one class name a line, overriding the model's");
-  app.add_option("-n,--num-images", flags.options.num_images,
-                 "Images in all (default: one a class given, or 1)")
-      ->check(CLI::Range(1, 100'000'000));
-  CLI::Option* steps =
-      app.add_option("--steps,--num-sampling-steps", flags.options.num_steps, "Sampling steps, 1 to 1000")
-          ->capture_default_str()
-          ->check(CLI::Range(1, 1000));
-  app.add_option("--timesteps", flags.timesteps,
-                 "The timesteps by hand, instead of --steps: 0 to 999, comma-separated, each once, any order")
-      ->type_name("LIST")
-      ->excludes(steps);
+  cli.add_text("--class-names", flags.class_names_file,
+               "File with one class name a line, overriding the model's");
+  cli.add_number("-n,--num-images", flags.options.num_images, 1, 100'000'000,
+                 "Images in all (default: one a class given, or 1)");
+  cli.add_number("--steps,--num-sampling-steps", flags.options.num_steps, 1, 1000,
+                 "Sampling steps, 1 to 1000");
+  cli.add_text("--timesteps", flags.timesteps,
+               "The timesteps by hand, instead of --steps: 0 to 999, comma-separated, each once, any order")
+      ->type_name("LIST");
   cli.add_choice("--sampler", flags.sampler, {"ddpm", "ddim", "dpm++"}, "Sampler; dpm++: DPM-Solver++(2M)");
-  app.add_option("--eta", flags.options.sampler.eta, "DDIM's share of DDPM's noise")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0f, 1.0f))
-      ->check(check_finite);
-  app.add_option("--cfg-scale", flags.options.cfg_scale,
-                 "Classifier-free guidance; 4.0 for looks, 1.5 for FID, <= 1 for none")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0f, 1000.0f))
-      ->check(check_finite);
-  app.add_option("--cfg-channels", flags.cfg_channels,
-                 "How many of eps's first channels are guided, or 'all'; auto: 3 as the original, all in "
-                 "diffusers' semantics")
-      ->capture_default_str();
-  app.add_option("--seed", flags.options.seed, "Seed of the noise")->capture_default_str()->check(check_seed);
+  cli.add_number("--eta", flags.options.sampler.eta, 0, 1, "DDIM's share of DDPM's noise");
+  cli.add_number("--cfg-scale", flags.options.cfg_scale, 0, 1000,
+                 "Classifier-free guidance; 4.0 for looks, 1.5 for FID, <= 1 for none");
+  cli.add_text("--cfg-channels", flags.cfg_channels,
+               "How many of eps's first channels are guided, or 'all'; auto: 3 as the original, all in "
+               "diffusers' semantics");
+  cli.add_seed("--seed", flags.options.seed, "Seed of the noise");
   cli.add_choice("--noise", flags.noise, {"philox", "torch"},
                  "Noise: a function of seed, image and step; or torch.randn's stream over one batch");
-  app.add_option("--batch", flags.options.batch, "Images sampled together; changes speed, never a pixel")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 65536));
+  cli.add_number("--batch", flags.options.batch, 1, 65536,
+                 "Images sampled together; changes speed, never a pixel");
   cli.add_choice("--mode", flags.mode, {"dynamic", "static"}, "Obey the routers or run the complete model");
-  const auto not_empty = [](const std::string& text) {
-    return text.empty() ? "expected a file name" : std::string();
-  };
-  app.add_option(
-         "-o,--out", flags.outputs.out,
-         "FILE.png (a grid when several), a pattern like img_%03d.png, or a folder/ (default: samples.png)")
-      ->check(not_empty);
-  app.add_option("--npz", flags.outputs.npz, "Also write the images as the ADM evaluator reads them (arr_0)")
-      ->check(not_empty);
-  app.add_option("--latents", flags.outputs.latents, "Write the samples as they are, float32 safetensors")
-      ->check(not_empty);
-  app.add_option("--preview-every", flags.options.preview_every,
-                 "Also write the images predicted every so many steps: FILE_step0010.png beside --out")
-      ->type_name("STEPS")
-      ->check(CLI::Range(1, 999));
-  app.add_option("--cost-map", flags.outputs.cost_map,
-                 "FILE.png: each image beside the share of MLPs that its tokens entered")
-      ->check(not_empty);
+  cli.add_text(
+      "-o,--out", flags.outputs.out,
+      "FILE.png (a grid when several), a pattern like img_%03d.png, or a folder/ (default: samples.png)");
+  cli.add_text("--npz", flags.outputs.npz, "Also write the images as the ADM evaluator reads them (arr_0)");
+  cli.add_text("--latents", flags.outputs.latents, "Write the samples as they are, float32 safetensors");
+  cli.add_number("--preview-every", flags.options.preview_every, 1, 999,
+                 "Also write the images predicted every so many steps: FILE_step0010.png beside --out");
+  cli.add_text("--cost-map", flags.outputs.cost_map,
+               "FILE.png: each image beside the share of MLPs that its tokens entered");
 }
 
 int parse_class(const std::string& text, const Checkpoint& checkpoint) {
@@ -143,24 +105,21 @@ std::vector<int> parse_timesteps(const std::string& list) {
 }
 
 // Turns what was typed into options, with the checkpoint at hand.
-void resolve(GenerateFlags& flags, const Checkpoint& checkpoint, Isa isa) {
+void resolve(Cli& cli, GenerateFlags& flags, const Checkpoint& checkpoint, Isa isa) {
   GenerateOptions& options = flags.options;
   const DiTConfig& config = checkpoint.config;
   options.sampler.kind = sampler_of(flags.sampler);
-  if (flags.timesteps) options.timesteps = parse_timesteps(*flags.timesteps);
-  DYDIT_USAGE_CHECK(options.sampler.kind == SamplerKind::Ddim || options.sampler.eta == 0,
-                    "--eta {}: only the ddim sampler has an eta", options.sampler.eta);
-  DYDIT_USAGE_CHECK(flags.mode != "dynamic" || config.is_dynamic(),
-                    "--mode dynamic: {} is a static DiT, it has no routers", checkpoint.path.string());
+  if (!flags.timesteps.empty()) options.timesteps = parse_timesteps(flags.timesteps);
+  const std::string model = checkpoint.path.string();
+  cli.needs("--mode", flags.mode != "dynamic" || config.is_dynamic(),
+            fmt::format("routers; {} is a static DiT, it has none", model));
   options.mode = flags.mode == "static" ? Mode::Static : Mode::Dynamic;
   options.noise = flags.noise == "torch" ? NoiseKind::Torch : NoiseKind::Philox;
+  cli.needs("--cost-map", config.token_routers,
+            fmt::format("token routers; {} has no token routers, all its tokens enter all MLPs", model));
+  cli.needs("--cost-map", options.mode == Mode::Dynamic,
+            "--mode dynamic; with --mode static all tokens enter all MLPs");
   options.token_map = !flags.outputs.cost_map.empty();
-  DYDIT_USAGE_CHECK(!options.token_map || config.token_routers,
-                    "--cost-map {}: {} has no token routers, all its tokens enter all MLPs",
-                    flags.outputs.cost_map, checkpoint.path.string());
-  DYDIT_USAGE_CHECK(!options.token_map || options.mode == Mode::Dynamic,
-                    "--cost-map {}: with --mode static all tokens enter all MLPs; take --mode dynamic",
-                    flags.outputs.cost_map);
   options.dtype = flags.model.resolve_dtype(isa);
   options.threads = flags.model.threads;
   options.engine = flags.model.resolve_engine();
@@ -241,6 +200,9 @@ int run_generate(const Args& args, Isa isa) {
   GenerateFlags flags;
   add_flags(cli, flags);
   cli.parse(args);
+  cli.one_of("--steps", "--timesteps");
+  cli.needs("--eta", flags.sampler == "ddim", "--sampler ddim; the others have no eta");
+  cli.needs("--cfg-channels", flags.options.guided(), "guidance: a --cfg-scale above 1");
   Console console(cli.verbosity);
   const CancelFlag& cancel = install_cancel_handler();
 
@@ -249,7 +211,7 @@ int run_generate(const Args& args, Isa isa) {
   if (!flags.class_names_file.empty()) {
     checkpoint.class_names = read_class_names(flags.class_names_file, checkpoint.config.num_classes);
   }
-  resolve(flags, checkpoint, isa);
+  resolve(cli, flags, checkpoint, isa);
   json result = run_record(checkpoint, flags.options);
   result["load_seconds"] = load_timer.seconds();
   Outputs outputs(flags.outputs, checkpoint, flags.options);

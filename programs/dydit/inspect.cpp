@@ -124,32 +124,36 @@ int run_inspect(const Args& args, Isa isa) {
   std::string path, svg, csv;
   int num_heads = 0, plan_steps = 20;
   cli.app.add_option("file", path, "Checkpoint, PNG, npz or TensorBoard event file")->required();
-  cli.app.add_option("--num-heads", num_heads, "Heads of a static DiT, where the file does not say")
-      ->check(CLI::Range(1, 4096));
-  cli.app
-      .add_option("--plan-steps", plan_steps,
-                  "Timesteps of the width plan shown for a DyDiT, spread over 0..999")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1000));
-  cli.app.add_option("--svg", svg, "Also draw the width plan: heads, groups and work over the timesteps");
-  cli.app.add_option("--csv", csv, "Also write the width plan's numbers");
+  cli.add_number("--num-heads", num_heads, 1, 4096, "Heads of a static DiT, where the file does not say");
+  cli.add_number("--plan-steps", plan_steps, 1, 1000,
+                 "Timesteps of the width plan shown for a DyDiT, spread over 0..999");
+  cli.add_text("--svg", svg, "Also draw the width plan: heads, groups and work over the timesteps");
+  cli.add_text("--csv", csv, "Also write the width plan's numbers");
   cli.parse(args);
 
+  const auto plan_flags_need = [&](bool met, const std::string& what) {
+    for (const char* flag : {"--plan-steps", "--svg", "--csv"}) cli.needs(flag, met, what);
+  };
   if (!std::filesystem::is_directory(path)) {  // else of shards
     const auto file = MappedFile::open(path);
-    if (inspect_file(path, file->bytes(), cli.json)) return 0;
+    const bool other = is_other_file(file->bytes());
+    const std::string what = fmt::format("a checkpoint; {} is none", path);
+    cli.needs("--num-heads", !other, what);
+    plan_flags_need(!other, what);
+    if (other) {
+      inspect_file(path, file->bytes(), cli.json);
+      return 0;
+    }
   }
   const Checkpoint checkpoint = load_checkpoint(path, {.num_heads = num_heads});
+  plan_flags_need(checkpoint.config.is_dynamic(),
+                  fmt::format("a width plan; {} is a static DiT, it has none", path));
   std::optional<WidthPlan> plan;
   if (checkpoint.config.is_dynamic())
     plan = make_width_plan(checkpoint, even_timesteps(plan_steps), Mode::Dynamic);
   const json result = checkpoint_json(checkpoint, plan);
-  if (!svg.empty() || !csv.empty()) {
-    DYDIT_USAGE_CHECK(plan, "{}: {} is a static DiT, it has no width plan", svg.empty() ? "--csv" : "--svg",
-                      path);
-    if (!svg.empty()) write_text(svg, plan_svg(*plan, plan_title(checkpoint)));
-    if (!csv.empty()) write_text(csv, plan_csv(*plan));
-  }
+  if (!svg.empty()) write_text(svg, plan_svg(*plan, plan_title(checkpoint)));
+  if (!csv.empty()) write_text(csv, plan_csv(*plan));
   if (cli.json) {
     print_out("{}\n", json_text(result));
   } else {

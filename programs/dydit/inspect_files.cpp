@@ -36,7 +36,8 @@ constexpr double kYear10000 = 253402300800;  // in seconds since 1970
 // The record of a run out of a file's text; `where` names it in an Error.
 json parse_record(std::string_view text, const std::string& where) {
   json record = parse_json(text, kRecordDepth).value_or(json());
-  DYDIT_CHECK(record.is_object(), "{} is not a JSON object; make the images again", where);
+  DYDIT_CHECK(record.is_object(), "{} is no JSON object, or one more than {} deep; make the images again",
+              where, kRecordDepth);
   return record;
 }
 
@@ -245,7 +246,13 @@ void inspect_events(const std::string& path, std::span<const std::byte> bytes, b
 
 }  // namespace
 
-bool inspect_file(const std::string& path, std::span<const std::byte> bytes, bool as_json) {
+bool is_other_file(std::span<const std::byte> bytes) {
+  const FileKind kind = sniff_file_kind(bytes);
+  return kind == FileKind::Png || kind == FileKind::Npz || is_npy(bytes) ||
+         (kind == FileKind::Unknown && is_event_file(bytes));
+}
+
+void inspect_file(const std::string& path, std::span<const std::byte> bytes, bool as_json) {
   const FileKind kind = sniff_file_kind(bytes);
   if (kind == FileKind::Png) {
     inspect_png(path, bytes, as_json);
@@ -253,12 +260,9 @@ bool inspect_file(const std::string& path, std::span<const std::byte> bytes, boo
     inspect_npz(path, bytes, as_json);
   } else if (is_npy(bytes)) {
     inspect_npy(path, bytes, as_json);
-  } else if (kind == FileKind::Unknown && is_event_file(bytes)) {
-    inspect_events(path, bytes, as_json);
   } else {
-    return false;
+    inspect_events(path, bytes, as_json);
   }
-  return true;
 }
 
 }  // namespace dydit

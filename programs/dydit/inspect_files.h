@@ -7,7 +7,10 @@
 
 namespace dydit {
 
-/// Prints what a PNG, npz, npy or TensorBoard event file holds; false, and nothing printed, for another file.
-bool inspect_file(const std::string& path, std::span<const std::byte> bytes, bool as_json);
+/// A PNG, npz, npy or TensorBoard event file; else it may be a checkpoint.
+bool is_other_file(std::span<const std::byte> bytes);
+
+/// Prints what such a file holds.
+void inspect_file(const std::string& path, std::span<const std::byte> bytes, bool as_json);
 
 }  // namespace dydit

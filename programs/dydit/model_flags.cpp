@@ -4,13 +4,11 @@
 namespace dydit {
 
 void add_model_path(Cli& cli, std::string& path, int& num_heads) {
-  cli.app
-      .add_option("--model,--ckpt", path,
-                  "Checkpoint: safetensors, the index or folder of several, a torch file (.pt, .pth), or a "
-                  "folder of diffusers")
+  cli.add_text("--model,--ckpt", path,
+               "Checkpoint: safetensors, the index or folder of several, a torch file (.pt, .pth), or a "
+               "folder of diffusers")
       ->required();
-  cli.app.add_option("--num-heads", num_heads, "Heads of a static DiT, where the file does not say")
-      ->check(CLI::Range(1, 4096));
+  cli.add_number("--num-heads", num_heads, 1, 4096, "Heads of a static DiT, where the file does not say");
 }
 
 void ModelFlags::add(Cli& cli, const std::string& default_dtype, const std::string& default_engine) {

@@ -159,16 +159,19 @@ int run_train(const Args& args, Isa isa) {
   std::string model;
   int num_heads = 0;
   flags.add(cli);
-  cli.app.add_option("--model,--ckpt", model,
-                     "Static checkpoint to start from (fresh optimizer, warm-up again)");
-  cli.app.add_option("--num-heads", num_heads, "Heads of --model, where the file does not say")
-      ->check(CLI::Range(1, 4096));
-  cli.app.add_option("--size", size.size, "Named size: DiT-S/2 ... DiT-XL/8");
-  cli.app.add_option("--hidden", size.hidden, "Hidden size")->check(CLI::Range(4, 1 << 16));
-  cli.app.add_option("--depth", size.depth, "Blocks")->check(CLI::Range(1, 1024));
-  cli.app.add_option("--heads", size.heads, "Attention heads")->check(CLI::Range(1, 1024));
-  cli.app.add_option("--patch", size.patch, "Patch size")->check(CLI::Range(1, 1024));
+  cli.add_text("--model,--ckpt", model, "Static checkpoint to start from (fresh optimizer, warm-up again)");
+  cli.add_number("--num-heads", num_heads, 1, 4096, "Heads of --model, where the file does not say");
+  cli.add_text("--size", size.size, "Named size: DiT-S/2 ... DiT-XL/8");
+  cli.add_number("--hidden", size.hidden, 4, 1 << 16, "Hidden size");
+  cli.add_number("--depth", size.depth, 1, 1024, "Blocks");
+  cli.add_number("--heads", size.heads, 1, 1024, "Attention heads");
+  cli.add_number("--patch", size.patch, 1, 1024, "Patch size");
   cli.parse(args);
+  flags.check_needs(cli);
+  cli.one_of("--model", "--size");
+  cli.needs("--num-heads", !model.empty(), "--model");
+  for (const char* flag : {"--hidden", "--depth", "--heads", "--patch"})
+    cli.needs(flag, model.empty() && size.size.empty(), "a model that neither --model nor --size describes");
   Console console(cli.verbosity);
   const auto processes = make_communicator();
   flags.choose_device(isa, processes->size());
@@ -204,37 +207,29 @@ int run_finetune(const Args& args, Isa isa) {
   int num_heads = 0;
   flags.add(cli);
   add_model_path(cli, model, num_heads);
-  cli.app
-      .add_option("--lambda,--token_ratio,--token-ratio", router.lambda,
-                  "Work ratio to reach, above 0 and below 1")
-      ->capture_default_str();
-  cli.app.add_option("--router-bias", biases, "Biases at the start: width routers, token routers")
-      ->delimiter(',')
-      ->expected(2)
-      ->capture_default_str();
-  cli.app
-      .add_option("--router-lr-scale", flags.options.router_lr_scale,
-                  "Learning rate of the routers, as a factor")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 1e6));
+  constexpr int kMost = 1 << 30;
+  cli.add_number("--lambda,--token_ratio,--token-ratio", router.lambda, 0, 1,
+                 "Work ratio to reach, above 0 and below 1");
+  cli.add_numbers("--router-bias", biases, -1e6, 1e6, "Biases at the start: width routers, token routers");
+  cli.add_number("--router-lr-scale", flags.options.router_lr_scale, 0, 1e6,
+                 "Learning rate of the routers, as a factor");
   cli.add_choice("--importance", importance, {"magnitude", "none"},
                  "Order heads and channels before fine-tuning");
-  cli.app.add_option("--anneal-start", router.anneal_start, "Steps before the target leaves 1")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 1 << 30));
-  cli.app.add_option("--anneal-steps", router.anneal_steps, "W: at step W the target has reached lambda")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1 << 30));
-  cli.app.add_option("--complete-steps", router.complete_steps, "Steps with the complete-model term")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 1 << 30));
+  cli.add_number("--anneal-start", router.anneal_start, 0, kMost, "Steps before the target leaves 1");
+  cli.add_number("--anneal-steps", router.anneal_steps, 1, kMost,
+                 "W: at step W the target has reached lambda");
+  cli.add_number("--complete-steps", router.complete_steps, 0, kMost, "Steps with the complete-model term");
   cli.add_choice("--gates", gates, {"hard", "soft"},
                  "Gates in training; soft is a control, nothing can be skipped");
   cli.add_choice("--tdw", tdw, {"on", "off"}, "Timestep-wise dynamic width");
   cli.add_choice("--sdt", sdt, {"on", "off"}, "Spatial-wise dynamic tokens");
   cli.add_choice("--gate-rule", rule, {"threshold", "capacity"}, "How a gate decides at inference");
-  cli.app.add_flag("--static", control, "Same data and steps, no routers: the control");
+  cli.add_switch("--static", control, "Same data and steps, no routers: the control");
   cli.parse(args);
+  flags.check_needs(cli);
+  for (const char* flag : {"--lambda", "--router-bias", "--router-lr-scale", "--anneal-start",
+                           "--anneal-steps", "--complete-steps", "--gates", "--tdw", "--sdt", "--gate-rule"})
+    cli.needs(flag, !control, "routers, which --static leaves out");
   Console console(cli.verbosity);
   DYDIT_USAGE_CHECK(router.lambda > 0 && router.lambda < 1,
                     "--lambda {}: expected a work ratio above 0 and below 1", router.lambda);

@@ -38,53 +38,35 @@ std::vector<std::pair<int, fs::path>> existing_runs(const fs::path& results) {
 }  // namespace
 
 void TrainFlags::add(Cli& cli) {
-  CLI::App& app = cli.app;
-  const auto positive = CLI::Range(1, 1'000'000'000);
-  const auto not_negative = CLI::Range(0.0, 1e12);
-  app.add_option("--data-path,--data_path", data_path,
-                 "ROOT/CLASS/*.png|jpg, a .tar or .tar.gz of it, CIFAR-10 binary files, or npz")
+  constexpr int kMost = 1'000'000'000;
+  constexpr double kLarge = 1e12;
+  cli.add_text("--data-path,--data_path", data_path,
+               "ROOT/CLASS/*.png|jpg, a .tar or .tar.gz of it, CIFAR-10 binary files, or npz")
       ->required();
-  app.add_option("--split", data.split, "Folder of the data above the class folders, e.g. train");
-  app.add_option("--image-size,--image_size", data.side,
-                 "Side of the square images to train on; default: the model's, or the first image's")
-      ->check(CLI::Range(1, 4096));
-  app.add_flag("--skip-broken", data.skip_broken,
-               "Leave broken images out and count them instead of stopping");
-  app.add_option("--results-dir,--results_dir", results_dir, "Runs go to DIR/000-NAME, 001-NAME, ...")
-      ->capture_default_str();
-  app.add_flag("--resume", run.resume,
-               "Continue the newest run of --results-dir from its newest whole checkpoint");
-  app.add_option("--total-train-steps,--total_train_steps", options.total_steps, "Steps in all")
-      ->check(positive);
-  app.add_option("--epochs", epochs, "Passes over the data, instead of steps")->check(CLI::Range(1e-6, 1e9));
-  app.add_option("--global-batch-size,--global_batch_size", options.global_batch,
-                 "Images a step, over all processes")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1 << 24));
-  app.add_option("--accumulate", options.accumulate, "Micro-batches a process cuts its share into")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1 << 16));
-  app.add_option("--lr", options.lr, "Learning rate of AdamW")->capture_default_str()->check(not_negative);
-  app.add_option("--warmup-step,--warmup_step", options.warmup_steps, "Steps of linear warm-up")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 1'000'000'000));
-  app.add_option("--weight-decay,--weight_decay", options.weight_decay, "Decoupled weight decay")
-      ->capture_default_str()
-      ->check(not_negative);
-  app.add_option("--clip-grad,--clip_grad", options.clip_grad,
-                 "Clip the gradient's L2 norm to this; 0: do not")
-      ->capture_default_str()
-      ->check(not_negative);
-  app.add_option("--skip-norm,--clip-max-norm,--clip_max_norm", options.skip_norm,
-                 "Skip updates whose gradient norm is this or more; 0: none but NaN")
-      ->capture_default_str()
-      ->check(not_negative);
-  app.add_option("--ema-decay,--ema_decay", options.ema_decay, "Decay of the weights' moving average")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 1.0));
-  app.add_option("--label-dropout", options.label_dropout, "Share of labels replaced by the null class")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 1.0));
+  cli.add_text("--split", data.split, "Folder of the data above the class folders, e.g. train");
+  cli.add_number("--image-size,--image_size", data.side, 1, 4096,
+                 "Side of the square images to train on; default: the model's, or the first image's");
+  cli.add_switch("--skip-broken", data.skip_broken,
+                 "Leave broken images out and count them instead of stopping");
+  cli.add_text("--results-dir,--results_dir", results_dir, "Runs go to DIR/000-NAME, 001-NAME, ...");
+  cli.add_switch("--resume", run.resume,
+                 "Continue the newest run of --results-dir from its newest whole checkpoint");
+  cli.add_number("--total-train-steps,--total_train_steps", options.total_steps, 1, kMost, "Steps in all");
+  cli.add_number("--epochs", epochs, 1e-6, 1e9, "Passes over the data, instead of steps");
+  cli.add_number("--global-batch-size,--global_batch_size", options.global_batch, 1, 1 << 24,
+                 "Images a step, over all processes");
+  cli.add_number("--accumulate", options.accumulate, 1, 1 << 16,
+                 "Micro-batches a process cuts its share into");
+  cli.add_number("--lr", options.lr, 0, kLarge, "Learning rate of AdamW");
+  cli.add_number("--warmup-step,--warmup_step", options.warmup_steps, 0, kMost, "Steps of linear warm-up");
+  cli.add_number("--weight-decay,--weight_decay", options.weight_decay, 0, kLarge, "Decoupled weight decay");
+  cli.add_number("--clip-grad,--clip_grad", options.clip_grad, 0, kLarge,
+                 "Clip the gradient's L2 norm to this; 0: do not");
+  cli.add_number("--skip-norm,--clip-max-norm,--clip_max_norm", options.skip_norm, 0, kLarge,
+                 "Skip updates whose gradient norm is this or more; 0: none but NaN");
+  cli.add_number("--ema-decay,--ema_decay", options.ema_decay, 0, 1, "Decay of the weights' moving average");
+  cli.add_number("--label-dropout", options.label_dropout, 0, 1,
+                 "Share of labels replaced by the null class");
   cli.add_choice("--flip", flip, {"on", "off"}, "Random horizontal flip");
   cli.add_choice("--dtype", dtype, {"auto", "bf16", "f32"},
                  "Arithmetic of the blocks; master weights are float32");
@@ -94,28 +76,23 @@ void TrainFlags::add(Cli& cli) {
     cli.add_choice("--device", device, {"cpu"}, "Device", {"cuda"},
                    "built without CUDA; scripts/build cuda builds it with CUDA");
   }
-  app.add_option("--global-seed,--global_seed,--seed", options.seed, "Seed of everything that is drawn")
-      ->capture_default_str();
+  cli.add_seed("--global-seed,--global_seed,--seed", options.seed, "Seed of everything that is drawn");
   cli.add_threads(threads);
-  app.add_option("--log-every,--log_every", run.log_every, "Steps a row of the log")
-      ->capture_default_str()
-      ->check(positive);
-  app.add_option("--ckpt-every,--ckpt_every", run.checkpoint_every, "Steps between checkpoints")
-      ->capture_default_str()
-      ->check(positive);
-  app.add_option("--keep-last", run.keep_last, "Checkpoints kept")->capture_default_str()->check(positive);
-  app.add_option("--keep-every", run.keep_every, "Checkpoints at multiples of this stay for good; 0: none")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 1'000'000'000));
-  app.add_option("--sample-every", run.sample_every, "Steps between sample grids of the EMA; 0: never")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 1'000'000'000));
-  app.add_option("--sample-steps", sample_steps, "DDIM steps of a sample grid")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1000));
-  app.add_option("--sample-cfg-scale", sample_cfg_scale, "Guidance of a sample grid")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0f, 1000.0f));
+  cli.add_number("--log-every,--log_every", run.log_every, 1, kMost, "Steps a row of the log");
+  cli.add_number("--ckpt-every,--ckpt_every", run.checkpoint_every, 1, kMost, "Steps between checkpoints");
+  cli.add_number("--keep-last", run.keep_last, 1, kMost, "Checkpoints kept");
+  cli.add_number("--keep-every", run.keep_every, 0, kMost,
+                 "Checkpoints at multiples of this stay for good; 0: none");
+  cli.add_number("--sample-every", run.sample_every, 0, kMost,
+                 "Steps between sample grids of the EMA; 0: never");
+  cli.add_number("--sample-steps", sample_steps, 1, 1000, "DDIM steps of a sample grid");
+  cli.add_number("--sample-cfg-scale", sample_cfg_scale, 0, 1000, "Guidance of a sample grid");
+}
+
+void TrainFlags::check_needs(Cli& cli) const {
+  cli.one_of("--total-train-steps", "--epochs");
+  cli.needs("--sample-steps", run.sample_every > 0, "--sample-every above 0");
+  cli.needs("--sample-cfg-scale", run.sample_every > 0, "--sample-every above 0");
 }
 
 void TrainFlags::take_size_of(const DiTConfig& config) {

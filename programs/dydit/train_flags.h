@@ -21,6 +21,8 @@ struct TrainFlags {
   float sample_cfg_scale = 4.0f;
 
   void add(Cli& cli);
+  /// After parsing: flags that need others.
+  void check_needs(Cli& cli) const;
   /// Images are read as `config` takes them. Throws UsageError when --image-size says otherwise.
   void take_size_of(const DiTConfig& config);
   /// Turns device and dtype into options. Throws where there is no such device.

@@ -161,7 +161,7 @@ int run_verify(const Args& args, Isa isa) {
   ModelFlags flags;
   flags.add(cli, "f32", "reference");
   std::string reference_path;
-  cli.app.add_option("--reference", reference_path, "Recorded vectors, safetensors")->required();
+  cli.add_text("--reference", reference_path, "Recorded vectors, safetensors")->required();
   cli.parse(args);
   Console console(cli.verbosity);
 
@@ -169,9 +169,9 @@ int run_verify(const Args& args, Isa isa) {
   const Reference reference(reference_path);
   const VerifyContext context{checkpoint, reference, flags.resolve_dtype(isa), flags.resolve_engine(),
                               flags.threads};
-  console.info(fmt::format("model {} ({}), reference {}, engine {}, {}, cpu ({})", flags.path,
+  console.info(fmt::format("model {} ({}), reference {}, engine {}, {}, cpu ({}), {} threads", flags.path,
                            model_name(checkpoint.config), reference_path, engine_name(context.engine),
-                           dtype_flag(context.dtype), isa_name(isa)));
+                           dtype_flag(context.dtype), isa_name(isa), context.threads));
   VerifyReport report;
   if (reference.has("x") && reference.has("out")) verify_forward(context, report);
   verify_diffusion(context, report);

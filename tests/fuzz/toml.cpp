@@ -1,7 +1,8 @@
 // The flags are of the kinds that `dydit generate` has.
 #include "toml.h"
 
-#include <optional>
+#include <string>
+#include <vector>
 
 #include "programs/dydit/cli.h"
 #include "programs/dydit/config_file.h"
@@ -13,24 +14,26 @@ void read_toml(Bytes bytes) {
   Cli cli("generate", "");
   std::string model, sampler = "ddpm", noise = "philox", out;
   std::vector<std::string> classes;
-  std::optional<std::string> timesteps;
+  std::string timesteps;
   int images = 0, steps = 250;
   float eta = 0, cfg_scale = 4;
   double epochs = 0;
+  std::vector<double> biases = {15, 35};
   uint64_t seed = 0;
   CLI::App& app = cli.app;
-  app.add_option("--model,--ckpt", model)->required();
+  cli.add_text("--model,--ckpt", model, "")->required();
   app.add_option("-c,--classes,--class-labels", classes)->delimiter(',');
-  app.add_option("-n,--num-images", images)->check(CLI::Range(1, 100'000'000));
-  CLI::Option* by_number = app.add_option("--steps", steps)->check(CLI::Range(1, 1000));
-  app.add_option("--timesteps", timesteps)->excludes(by_number);
+  cli.add_number("-n,--num-images", images, 1, 100'000'000, "");
+  cli.add_number("--steps", steps, 1, 1000, "");
+  cli.add_text("--timesteps", timesteps, "");
   cli.add_choice("--sampler", sampler, {"ddpm", "ddim", "dpm++"}, "");
   cli.add_choice("--noise", noise, {"philox", "torch"}, "", {"cuda"}, "built without CUDA");
-  app.add_option("--eta", eta)->check(CLI::Range(0.0f, 1.0f));
-  app.add_option("--cfg-scale", cfg_scale)->check(CLI::Range(0.0f, 1000.0f));
-  app.add_option("--epochs", epochs);
-  app.add_option("--seed", seed);
-  app.add_option("-o,--out", out);
+  cli.add_number("--eta", eta, 0, 1, "");
+  cli.add_number("--cfg-scale", cfg_scale, 0, 1000, "");
+  cli.add_number("--epochs", epochs, 1e-6, 1e9, "");
+  cli.add_numbers("--router-bias", biases, -1e6, 1e6, "");
+  cli.add_seed("--seed", seed, "");
+  cli.add_text("-o,--out", out, "");
   take_config(app, {reinterpret_cast<const char*>(bytes.data()), bytes.size()}, "FILE");
 }
 
