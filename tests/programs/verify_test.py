@@ -131,6 +131,42 @@ class RefusedTest(ProgramTest):
         tensors["y"] = y
         self.expect_refused(TINY, self.save("cut.safetensors", {**tensors, "t": tensors["t"] + 1000}), FAILED, "timestep")
 
+    def test_messages_of_forwards(self):
+        tensors, _ = support.load(FORWARD)
+        for changed, *words in (
+            ({"y": tensors["y"][:-1]}, "y holds 11 labels, expected 12"),
+            ({"y": tensors["y"] + 1}, "holds label 11, the model has 0 to 10"),
+            ({"t": tensors["t"] + 1000}, "holds timestep 1", "expected 0 to 999"),
+            ({"t": tensors["t"][:-1]}, "t holds 11 timesteps, x 12 rows"),
+            ({"t": tensors["t"][:0]}, "t is empty"),
+            ({"cfg_x": tensors["cfg_x"][:-1]}, "rows, expected two halves"),
+            ({"cfg_t": tensors["cfg_t"][:-1]}, "timesteps, cfg_x", "rows"),
+            ({"attn_mask": tensors["attn_mask"][:, :1]}, "attn_mask does not have shape (rows, blocks, heads)"),
+            ({"token_mask": tensors["token_mask"][..., :5]}, "does not have shape (rows, blocks, tokens)"),
+            ({"out": tensors["out"][:, :4]}, "reference tensor out has shape", "this model makes"),
+        ):
+            with self.subTest(words[0]):
+                self.expect_refused(TINY, self.save("changed.safetensors", {**tensors, **changed}), FAILED, *words)
+
+    def test_messages_of_runs(self):
+        tensors, _ = support.load(DIFFUSION)
+        run = {name: value for name, value in tensors.items() if name.startswith("sample_p_") and "unguided" not in name}
+        steps = {name: value for name, value in tensors.items() if name.startswith("step_1_")}
+        for changed, *words in (
+            ({"betas_every7": tensors["betas_20"]}, "betas_every7 names no spacing; expected N or ddimN"),
+            ({**run, "sample_p_y": run["sample_p_y"][:-2]}, "6 rows, 4 labels"),
+            ({**run, "sample_p_noise": run["sample_p_noise"][1:]}, "one noise of sample_p_z's shape a step"),
+            ({**run, "step_20_x": steps["step_1_x"], "step_20_noise": steps["step_1_noise"]},
+             "is beyond the 20 recorded timesteps"),
+        ):
+            with self.subTest(words[0]):
+                self.expect_refused(TINY, self.save("changed.safetensors", changed), FAILED, *words)
+
+    def test_bf16_is_for_forwards_alone(self):
+        for reference, what in ((DIFFUSION, "single steps and sampling runs are compared in float32 only"),
+                                (GOLDEN / "training.safetensors", "a training step is compared in float32 only")):
+            self.expect_refused(TINY, reference, USAGE, what, flags=["--dtype", "bf16"])
+
 
 if __name__ == "__main__":
     support.main()
