@@ -7,8 +7,6 @@
 #include <cstdlib>
 #include <fstream>
 #include <optional>
-#include <sched.h>
-#include <set>
 #include <unistd.h>
 
 #include <sys/syscall.h>
@@ -90,21 +88,6 @@ Isa apply_isa_cap(const std::string& cap) {
 Isa active_isa() {
   static const Isa detected = detect_isa();
   return applied_level.value_or(detected);
-}
-
-int physical_cores() {
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return 1;
-  std::set<std::string> cores;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &allowed)) continue;
-    // Hyper-threads of one core list the same siblings.
-    std::ifstream file(fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", cpu));
-    std::string siblings;
-    if (!std::getline(file, siblings)) siblings = std::to_string(cpu);
-    cores.insert(siblings);
-  }
-  return std::max(1, static_cast<int>(cores.size()));
 }
 
 std::string cpu_model_name() {

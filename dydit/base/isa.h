@@ -26,9 +26,6 @@ Isa active_isa();
 /// True when the level multiplies bfloat16 natively, so that `--dtype auto` takes it.
 inline bool has_native_bf16(Isa isa) { return isa >= Isa::Avx512Bf16; }
 
-/// Physical cores that this process may run on.
-int physical_cores();
-
 /// The processor's name, as the operating system gives it.
 std::string cpu_model_name();
 

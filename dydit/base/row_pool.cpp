@@ -5,13 +5,35 @@
 
 #include <ATen/Parallel.h>
 
-namespace dydit {
+#include "dydit/base/threads.h"
 
-RowPool::RowPool(int threads) {
-  for (int i = 0; i < std::max(1, threads); ++i) workers_.emplace_back([this] { work(); });
+extern "C" {
+// Of the runtimes that LibTorch brings; absent from one without MKL or OpenMP.
+void omp_set_num_threads(int threads) __attribute__((weak));
+int MKL_Set_Num_Threads_Local(int threads) __attribute__((weak));
 }
 
-RowPool::~RowPool() {
+namespace dydit {
+namespace {
+
+// at::set_num_threads would also change what threads that start later get, and MKL's number in all that there
+// are.
+void use_one_thread_here() {
+  at::get_num_threads();  // ATen sets its own defaults at a thread's first question; before, not after
+  if (omp_set_num_threads) omp_set_num_threads(1);
+  if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(1);
+}
+
+}  // namespace
+
+RowPool::RowPool(int threads) {
+  start_threads(
+      workers_, std::max(1, threads), [this](int) { work(); }, [this] { stop(); });
+}
+
+RowPool::~RowPool() { stop(); }
+
+void RowPool::stop() {
   {
     std::lock_guard lock(mutex_);
     stop_ = true;
@@ -34,7 +56,7 @@ void RowPool::run(int rows, const std::function<void(int)>& fn) {
 
 void RowPool::work() {
   std::unique_lock lock(mutex_);
-  at::set_num_threads(1);  // of this thread; under the mutex, since it also sets process-wide defaults
+  use_one_thread_here();  // under the mutex, since ATen's own defaults may be process-wide
   while (true) {
     wake_.wait(lock, [this] { return stop_ || (fn_ != nullptr && next_ < rows_); });
     if (stop_) return;

@@ -14,6 +14,7 @@ namespace dydit {
 
 class RowPool {
  public:
+  /// Throws Error when the system does not give so many threads.
   explicit RowPool(int threads);
   ~RowPool();
   RowPool(const RowPool&) = delete;
@@ -25,6 +26,7 @@ class RowPool {
 
  private:
   void work();
+  void stop();
 
   std::mutex mutex_;
   std::condition_variable wake_, done_;

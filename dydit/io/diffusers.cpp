@@ -8,6 +8,8 @@
 
 #include "dydit/base/error.h"
 #include "dydit/io/file.h"
+#include "dydit/io/json.h"
+#include "dydit/io/recognize.h"
 #include "dydit/io/safetensors.h"
 #include "dydit/io/safetensors_index.h"
 #include "dydit/io/text.h"
@@ -20,10 +22,11 @@ namespace fs = std::filesystem;
 using Json = nlohmann::json;
 using Names = std::pair<std::string_view, std::string_view>;  // diffusers', the original's
 
-constexpr const char* kConfig = "config.json";
-constexpr const char* kWeights = "diffusion_pytorch_model.safetensors";
+constexpr const char* kConfig = kDiffusersFiles[0];
+constexpr const char* kWeights = kDiffusersFiles[1];
 constexpr const char* kIndex = "diffusion_pytorch_model.safetensors.index.json";
 constexpr const char* kTorchWeights = "diffusion_pytorch_model.bin";
+constexpr const char* kPipeline = "model_index.json";
 constexpr double kNormEps = 1e-5;          // before the MLP
 constexpr size_t kMaxJsonBytes = 1 << 20;  // a tree of JSON takes some twenty bytes for each of the text
 
@@ -50,22 +53,25 @@ std::string block_name(std::string_view blocks, int block, std::string_view rest
 
 size_t bytes_of(const TensorView& view) { return static_cast<size_t>(view.numel()) * dtype_size(view.dtype); }
 
-Json parse_json(std::span<const std::byte> bytes, const std::string& name) {
+// An object; what lies deeper than two levels (id2label has them) is left out.
+Json parse_object(std::span<const std::byte> bytes, const std::string& name) {
   DYDIT_CHECK(bytes.size() <= kMaxJsonBytes, "{}: {} bytes; at most {} are read", name, bytes.size(),
               kMaxJsonBytes);
   const auto* text = reinterpret_cast<const char*>(bytes.data());
-  const auto shallow = [](int depth, Json::parse_event_t, Json&) { return depth <= 2; };  // id2label has two
+  const auto shallow = [](int depth, Json::parse_event_t, Json&) { return depth <= 2; };
   Json value = Json::parse(text, text + bytes.size(), shallow, /*allow_exceptions=*/false);
   DYDIT_CHECK(value.is_object(), "{}: is not a JSON object; fetch it again", name);
   return value;
 }
+
+std::string shown(const Json& value) { return printable(json_text(value), 40); }
 
 // The number `key` of config.json.
 int64_t number(const Json& config, const std::string& name, const char* key, int64_t otherwise = 0) {
   const auto found = config.find(key);
   if (otherwise && (found == config.end() || found->is_null())) return otherwise;
   DYDIT_CHECK(found != config.end() && found->is_number_integer() && *found > 0 && *found < (1 << 22),
-              "{}: {} is {}, expected a size", name, key, found == config.end() ? "missing" : found->dump());
+              "{}: {} is {}, expected a size", name, key, found == config.end() ? "missing" : shown(*found));
   return found->get<int64_t>();
 }
 
@@ -86,14 +92,14 @@ void check_settings(const Json& config, const std::string& name) {
   for (const auto& [key, value] : wanted) {
     const auto found = config.find(key);
     DYDIT_CHECK(found == config.end() || found->is_null() || *found == value,
-                "{}: {} is {:.40}, but a DiT has {}", name, key, found->dump(), value.dump());
+                "{}: {} is {}, but a DiT has {}", name, key, shown(*found), shown(value));
   }
 }
 
 }  // namespace
 
 Json parse_diffusers_config(std::span<const std::byte> bytes, const std::string& name) {
-  const Json config = parse_json(bytes, name);
+  const Json config = parse_object(bytes, name);
   check_settings(config, name);
   const int64_t heads = number(config, name, "num_attention_heads"),
                 channels = number(config, name, "in_channels");
@@ -111,7 +117,7 @@ Json parse_diffusers_config(std::span<const std::byte> bytes, const std::string&
 
 std::vector<std::string> parse_id2label(std::span<const std::byte> bytes, int64_t num_classes,
                                         const std::string& name) {
-  const Json pipeline = parse_json(bytes, name);
+  const Json pipeline = parse_object(bytes, name);
   std::vector<std::string> names;
   const auto labels = pipeline.find("id2label");
   if (labels == pipeline.end() || !labels->is_object()) return names;
@@ -125,27 +131,69 @@ std::vector<std::string> parse_id2label(std::span<const std::byte> bytes, int64_
 
 namespace {
 
+bool is_there(const fs::path& path) {
+  std::error_code unreadable;  // is not there for us
+  return fs::exists(path, unreadable);
+}
+
+// The file of weights in a folder: without a variant in its name, or else of the only variant. Empty without.
+std::string find_weights(const fs::path& folder) {
+  for (const char* name : {kWeights, kIndex, kTorchWeights}) {
+    if (is_there(folder / name)) return name;
+  }
+  constexpr std::string_view kStem = "diffusion_pytorch_model.";
+  std::vector<std::string>
+      variants;  // diffusion_pytorch_model.fp16.safetensors, ...safetensors.index.fp16.json
+  for (const std::string& name : names_in(folder)) {
+    if (!name.starts_with(kStem) || name.find("-of-") != name.npos) continue;
+    if (name.ends_with(".safetensors") || name.ends_with(".json") || name.ends_with(".bin"))
+      variants.push_back(name);
+  }
+  DYDIT_CHECK(variants.size() <= 1,
+              "{}: holds variants of the weights alone, {} of them ({}, {}); take the others out",
+              folder.string(), variants.size(), quote(variants[0]), quote(variants[1]));
+  return variants.empty() ? "" : variants[0];
+}
+
 // The weights as they lie in the folder, under diffusers' names.
 void read_weights(const fs::path& folder, DiffusersDiT& result) {
+  const std::string name = find_weights(folder);
+  DYDIT_CHECK(!name.empty(), "{}: has neither {} nor {}, {}; fetch the weights, too", folder.string(),
+              kWeights, kIndex, kTorchWeights);
+  if (name != kWeights && name != kIndex && name != kTorchWeights)
+    result.notes.push_back(fmt::format("read the variant {}", printable(name)));
   const auto take = [&](TensorViews tensors, std::shared_ptr<const MappedFile> file) {
     result.tensors = std::move(tensors);
     result.sha256 = sha256_hex(file->bytes());
-    result.memory = std::move(file);
+    result.files = {std::move(file)};
   };
-  if (fs::exists(folder / kWeights)) {
-    SafetensorsFile file = read_safetensors(folder / kWeights);
+  if (name.ends_with(".safetensors")) {
+    SafetensorsFile file = read_safetensors(folder / name);
     take(std::move(file.tensors), std::move(file.file));
-  } else if (fs::exists(folder / kIndex)) {
-    ShardedSafetensors shards = read_safetensors_shards(folder / kIndex);
+  } else if (name.ends_with(".json")) {
+    ShardedSafetensors shards = read_safetensors_shards(folder / name);
     result.tensors = std::move(shards.tensors);
     result.sha256 = shards.sha256;
-    result.memory = std::make_shared<const decltype(shards.files)>(std::move(shards.files));
+    result.files = std::move(shards.files);
   } else {
-    DYDIT_CHECK(fs::exists(folder / kTorchWeights), "{}: has neither {} nor {}, {}; fetch the weights, too",
-                folder.string(), kWeights, kIndex, kTorchWeights);
-    TorchCheckpoint file = read_torch_checkpoint(folder / kTorchWeights);
-    take(std::move(file.tensors), std::move(file.file));
+    TorchCheckpoint file = read_torch_checkpoint(folder / name);
+    take(preferred_weights(file).tensors, std::move(file.file));
   }
+}
+
+// Its transformer's folder; a pipeline of another model has another class.
+fs::path transformer_of(const fs::path& path) {
+  if (is_there(path / kConfig) && !is_there(path / kPipeline)) return path;
+  const fs::path folder = path / "transformer";
+  if (!is_there(folder / kConfig) && is_there(path / kPipeline)) {
+    const std::string index = (path / kPipeline).string();
+    const Json pipeline = parse_object(MappedFile::open(index)->bytes(), index);
+    const auto kind = pipeline.find("_class_name");
+    DYDIT_CHECK(kind == pipeline.end() || *kind == "DiTPipeline",
+                "{}: is a {} of diffusers; a DiTPipeline is wanted", path.string(), shown(*kind));
+  }
+  DYDIT_CHECK(is_there(folder / kConfig), "{}: has no {}; fetch the folder again", folder.string(), kConfig);
+  return folder;
 }
 
 // Moves tensors from diffusers' names to the original's.
@@ -211,22 +259,18 @@ class Renamer {
 }  // namespace
 
 bool is_diffusers_folder(const fs::path& path) {
-  const auto has = [&](const char* name) { return fs::exists(path / name); };
-  return has("model_index.json") || (has(kConfig) && (has(kWeights) || has(kIndex) || has(kTorchWeights)));
+  return is_there(path / kPipeline) || is_there(path / "transformer" / kConfig) ||
+         (is_there(path / kConfig) && !find_weights(path).empty());
 }
 
 DiffusersDiT read_diffusers_folder(const fs::path& path) {
-  const bool pipeline = fs::exists(path / "model_index.json");
-  const fs::path folder = pipeline ? path / "transformer" : path;
-  DYDIT_CHECK(fs::exists(folder / kConfig), "{}: has no {}; fetch the folder again", folder.string(),
-              kConfig);
+  const fs::path folder = transformer_of(path);
   const std::string config_name = (folder / kConfig).string();
   DiffusersDiT result;
   result.config = std::make_shared<Json>(
       parse_diffusers_config(MappedFile::open(folder / kConfig)->bytes(), config_name));
   const Json& config = *result.config;
-  if (pipeline) {
-    const fs::path index = path / "model_index.json";
+  if (const fs::path index = path / kPipeline; is_there(index)) {
     result.class_names =
         parse_id2label(MappedFile::open(index)->bytes(), config["num_classes"], index.string());
   }
@@ -251,12 +295,13 @@ DiffusersDiT read_diffusers_folder(const fs::path& path) {
     }
   }
   result.tensors = std::move(names).result();
-  result.memory = std::make_shared<const std::pair<std::shared_ptr<const void>, std::shared_ptr<Stacked>>>(
-      result.memory, stacked);
+  result.memory = std::make_shared<const std::pair<decltype(result.files), std::shared_ptr<Stacked>>>(
+      result.files, stacked);
   return result;
 }
 
-void write_diffusers_folder(const fs::path& path, const TensorViews& tensors, const Json& config) {
+void write_diffusers_folder(const fs::path& path, const TensorViews& tensors, const Json& config,
+                            const std::function<void()>& before_commit) {
   TensorViews renamed;
   const auto module = [&](const std::string& to, const std::string& from) {
     for (const char* part : {".weight", ".bias"}) renamed[to + part] = tensors.at(from + part);
@@ -291,10 +336,7 @@ void write_diffusers_folder(const fs::path& path, const TensorViews& tensors, co
                           {"out_channels", config["learn_sigma"] ? 2 * channels : channels},
                           {"patch_size", config["patch_size"]},
                           {"sample_size", config["input_size"]}};
-  std::error_code error;
-  fs::create_directories(path, error);
-  DYDIT_CHECK(!error, "{}: cannot make the folder: {}", path.string(), error.message());
-  write_safetensors(path / kWeights, renamed, {{"format", "pt"}});
+  write_safetensors(path / kWeights, renamed, {{"format", "pt"}}, Durability::Normal, before_commit);
   OutputFile file(path / kConfig);
   file.write(described.dump(2) + "\n");
   file.commit();

@@ -2,7 +2,9 @@
 // and value apart, and the embedders of timestep and label copied into every block.
 #pragma once
 
+#include <array>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -10,24 +12,31 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "dydit/io/file.h"
 #include "dydit/io/tensor_view.h"
 
 namespace dydit {
+
+/// What write_diffusers_folder writes.
+inline constexpr std::array kDiffusersFiles = {"config.json", "diffusion_pytorch_model.safetensors"};
 
 struct DiffusersDiT {
   TensorViews tensors;  // under the original's names; without pos_embed, which is a formula
   std::shared_ptr<nlohmann::json> config;  // as the original names it, with "semantics": "diffusers"
   std::vector<std::string> class_names;    // of the pipeline's id2label; empty without
+  std::vector<std::string> notes;          // lines for whoever reads it: which variant was taken
   std::string sha256;                      // of the weights, as of a file or of several
-  std::shared_ptr<const void> memory;      // keeps the views alive
+  std::vector<std::shared_ptr<const MappedFile>> files;  // of the weights
+  std::shared_ptr<const void> memory;                    // keeps the views alive, the files among it
 };
 
-/// True for a folder with model_index.json (a pipeline), or with config.json and weights under diffusers'
-/// names (its transformer).
+/// True for a folder with model_index.json (a pipeline) or transformer/config.json, or with config.json and
+/// weights under diffusers' names (its transformer).
 bool is_diffusers_folder(const std::filesystem::path& path);
 
 /// Reads a pipeline's folder or its transformer's: DiTTransformer2DModel or, as it was called before,
-/// Transformer2DModel with ada_norm_zero; weights in safetensors (one file or several) or .bin. Throws Error:
+/// Transformer2DModel with ada_norm_zero; weights in safetensors (one file or several) or .bin, those without
+/// a variant first, else the only variant (fp16). Throws Error:
 /// another class or setting, a file or tensor that is missing, blocks whose copies of the embedders differ.
 DiffusersDiT read_diffusers_folder(const std::filesystem::path& path);
 
@@ -41,8 +50,8 @@ std::vector<std::string> parse_id2label(std::span<const std::byte> bytes, int64_
 
 /// Writes the transformer's folder from contiguous views under the original's names (pos_embed is left out)
 /// and the configuration as config_to_json names it. The folder is made where it is missing; config.json
-/// comes last.
+/// comes last. before_commit: see write_safetensors.
 void write_diffusers_folder(const std::filesystem::path& path, const TensorViews& tensors,
-                            const nlohmann::json& config);
+                            const nlohmann::json& config, const std::function<void()>& before_commit = {});
 
 }  // namespace dydit

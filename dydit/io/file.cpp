@@ -377,6 +377,14 @@ std::string sha256_hex(std::span<const std::byte> bytes) {
   return fmt::format("{:02x}", fmt::join(digest.begin(), digest.begin() + length, ""));
 }
 
+namespace {
+
+bool is_text_byte(char c) {
+  return static_cast<unsigned char>(c) >= 0x20 || c == '\n' || c == '\r' || c == '\t';
+}
+
+}  // namespace
+
 FileKind sniff_file_kind(std::span<const std::byte> bytes) {
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   if (text.starts_with("\x89PNG\r\n\x1a\n")) return FileKind::Png;
@@ -388,7 +396,9 @@ FileKind sniff_file_kind(std::span<const std::byte> bytes) {
     return first_member.find('/') != std::string_view::npos ? FileKind::TorchZip : FileKind::Unknown;
   }
   // Before the pickle test: a header length may begin with 0x80 too.
-  if (text.size() >= 9 && text[8] == '{') return FileKind::Safetensors;
+  // A text of JSON may have its '{' there, too, but no header is so long that the eighth byte is one of a
+  // text.
+  if (text.size() >= 9 && text[8] == '{' && !is_text_byte(text[7])) return FileKind::Safetensors;
   if (text.size() >= 2 && text[0] == '\x80' && text[1] >= 2 && text[1] <= 5) return FileKind::TorchLegacy;
   return FileKind::Unknown;
 }

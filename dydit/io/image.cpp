@@ -1,6 +1,5 @@
 #include "dydit/io/image.h"
 
-#include "dydit/base/error.h"
 #include "dydit/io/file.h"
 #include "dydit/io/jpeg.h"
 
@@ -10,11 +9,31 @@ namespace {
 constexpr uint64_t kFreePixelBytes = uint64_t{48} << 20;
 constexpr uint64_t kPixelBytesPerFileByte = 3;
 
+uint64_t pixel_bytes(int64_t width, int64_t height, int channels) {  // sides below 2^17
+  return static_cast<uint64_t>(width) * static_cast<uint64_t>(height) * static_cast<uint64_t>(channels);
+}
+
 }  // namespace
 
-Image decode_image(std::span<const std::byte> bytes, const std::string& name) {
-  if (sniff_file_kind(bytes) == FileKind::Png) return parse_png(bytes, name);
-  if (is_jpeg(bytes)) return parse_jpeg(bytes, name);
+uint64_t usual_pixel_bytes(size_t file_bytes) {
+  return kFreePixelBytes + kPixelBytesPerFileByte * file_bytes;
+}
+
+std::optional<ImageHeader> read_image_header(std::span<const std::byte> bytes) {
+  if (sniff_file_kind(bytes) == FileKind::Png) return parse_png_header(bytes);
+  if (is_jpeg(bytes)) return parse_jpeg_header(bytes);
+  return std::nullopt;
+}
+
+bool is_large(const ImageHeader& header, size_t file_bytes) {
+  return pixel_bytes(header.width, header.height, header.channels) > usual_pixel_bytes(file_bytes);
+}
+
+Image decode_image(std::span<const std::byte> bytes, const std::string& name, int side) {
+  const ImageHeader header = read_image_header(bytes).value_or(ImageHeader{});
+  const DecodeOptions options{header.orientation, side};
+  if (sniff_file_kind(bytes) == FileKind::Png) return parse_png(bytes, name, options);
+  if (is_jpeg(bytes)) return parse_jpeg(bytes, name, options);
   throw Error(fmt::format("{}: is neither PNG nor JPEG inside; convert it or remove it", name));
 }
 
@@ -36,13 +55,15 @@ Image with_channels(Image image, int channels) {
   return out;
 }
 
-void check_image_size(int64_t width, int64_t height, int channels, size_t file_bytes,
+void check_image_size(int64_t width, int64_t height, int channels, size_t file_bytes, bool large,
                       const std::string& name) {
-  const auto pixels = static_cast<uint64_t>(width) * static_cast<uint64_t>(height);  // sides below 2^17
-  DYDIT_CHECK(pixels > 0 && pixels * static_cast<uint64_t>(channels) <=
-                                kFreePixelBytes + kPixelBytesPerFileByte * file_bytes,
-              "{}: an image of {}x{} pixels in a file of {} bytes is not decoded; scale it down first", name,
-              width, height, file_bytes);
+  const uint64_t size = pixel_bytes(width, height, channels);
+  const uint64_t limit = std::max(usual_pixel_bytes(file_bytes), large ? kLargePixelBytes : 0);
+  DYDIT_CHECK(size > 0, "{}: an image of {}x{} pixels has none", name, width, height);
+  if (size <= limit) return;
+  throw TooLarge(
+      fmt::format("{}: an image of {}x{} pixels in a file of {} bytes is not decoded; scale it down first",
+                  name, width, height, file_bytes));
 }
 
 }  // namespace dydit

@@ -12,6 +12,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/io/bytes.h"
+#include "dydit/io/exif.h"
 #include "dydit/io/file.h"
 #include "dydit/io/image.h"
 #include "dydit/io/text.h"
@@ -19,8 +20,6 @@
 namespace dydit {
 namespace {
 
-constexpr int kGridPadding = 2;
-constexpr png_uint_32 kMaxSide = 1 << 16;
 // Together they bound what compressed text chunks can unfold to, and what that takes as UTF-8: 12 and 24 MiB.
 constexpr png_alloc_size_t kMaxChunkBytes = 1 << 20;
 constexpr png_uint_32 kMaxChunks = 12;
@@ -96,7 +95,7 @@ bool encode(Writer& writer, const Image& image, const png_text* texts, int text_
 bool scan(Reader& reader) {
   if (setjmp(png_jmpbuf(reader.png)) != 0) return false;
   png_set_read_fn(reader.png, &reader, take_bytes);
-  png_set_user_limits(reader.png, kMaxSide, kMaxSide);
+  png_set_user_limits(reader.png, kMaxPngSide, kMaxPngSide);
   png_set_chunk_malloc_max(reader.png, kMaxChunkBytes);
   png_set_chunk_cache_max(reader.png, kMaxChunks);
   png_set_crc_action(reader.png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
@@ -116,7 +115,7 @@ bool scan(Reader& reader) {
 bool read_header(Reader& reader) {
   if (setjmp(png_jmpbuf(reader.png)) != 0) return false;
   png_set_read_fn(reader.png, &reader, take_bytes);
-  png_set_user_limits(reader.png, kMaxSide, kMaxSide);
+  png_set_user_limits(reader.png, kMaxPngSide, kMaxPngSide);
   png_set_chunk_malloc_max(reader.png, kMaxChunkBytes);
   png_set_keep_unknown_chunks(reader.png, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
   png_read_info(reader.png, reader.info);
@@ -128,14 +127,54 @@ bool read_header(Reader& reader) {
   return true;
 }
 
-bool read_pixels(Reader& reader, uint8_t* pixels, size_t height, size_t row_bytes) {
+// Rows go to their places at once, or through `row` where the picture is turned: `turn` counts pixels.
+struct Rows {
+  uint8_t* pixels;
+  size_t height, width, channels;
+  const Turn* turn;  // null: as stored
+  uint8_t* row;      // (width, channels), when it is turned
+};
+
+// Moves a row between its place in the turned picture and `rows.row`. A pass of an interlaced file needs what
+// the passes before left.
+template <bool kTake>
+void move_row(const Rows& rows, size_t y) {
+  const auto channels = static_cast<std::ptrdiff_t>(rows.channels);
+  std::ptrdiff_t at = (rows.turn->start + static_cast<std::ptrdiff_t>(y) * rows.turn->down) * channels;
+  uint8_t* own = rows.row;
+  for (size_t x = 0; x < rows.width; ++x, at += rows.turn->right * channels) {
+    for (std::ptrdiff_t c = 0; c < channels; ++c, ++own) {
+      if constexpr (kTake) {
+        *own = rows.pixels[at + c];
+      } else {
+        rows.pixels[at + c] = *own;
+      }
+    }
+  }
+}
+
+bool read_pixels(Reader& reader, const Rows& rows) {
   if (setjmp(png_jmpbuf(reader.png)) != 0) return false;
   const int passes = png_get_interlace_type(reader.png, reader.info) == PNG_INTERLACE_NONE ? 1 : 7;
   for (int pass = 0; pass < passes; ++pass) {
-    for (size_t row = 0; row < height; ++row) png_read_row(reader.png, pixels + row * row_bytes, nullptr);
+    for (size_t y = 0; y < rows.height; ++y) {
+      if (rows.turn == nullptr) {
+        png_read_row(reader.png, rows.pixels + y * rows.width * rows.channels, nullptr);
+        continue;
+      }
+      if (pass > 0) move_row<true>(rows, y);
+      png_read_row(reader.png, rows.row, nullptr);
+      move_row<false>(rows, y);
+    }
   }
   png_read_end(reader.png, nullptr);
   return true;
+}
+
+// tEXt, or iTXt whose flag behind the key says that it is not compressed.
+bool is_plain_text(std::string_view type, std::span<const std::byte> data) {
+  const auto key_end = std::find(data.begin(), data.end(), std::byte{0});
+  return type == "tEXt" || (type == "iTXt" && data.end() - key_end > 1 && key_end[1] == std::byte{0});
 }
 
 // libpng only warns of a chunk that is too large and then allocates what it claims, so sizes are checked
@@ -151,9 +190,12 @@ void check_chunk_sizes(std::span<const std::byte> bytes, const std::string& name
     DYDIT_CHECK(left >= kAround && length <= left - kAround,
                 "{}: broken PNG file: chunk {} of {} bytes passes the end. Fetch or write it again.", name,
                 quote(type), length);
-    DYDIT_CHECK(type == "IDAT" || length <= kMaxChunkBytes,
+    // Plain text takes what the file itself has; libpng allocates no more for it.
+    const size_t limit =
+        is_plain_text(type, bytes.subspan(at + kStart, length)) ? kMaxPngTextBytes : kMaxChunkBytes;
+    DYDIT_CHECK(type == "IDAT" || length <= limit,
                 "{}: PNG chunk {} of {} bytes; at most {} are read. Write it again without.", name,
-                quote(type), length, kMaxChunkBytes);
+                quote(type), length, limit);
     if (type == "IEND") return;  // what follows is not read
     at += kAround + length;
   }
@@ -190,6 +232,9 @@ std::vector<png_text> text_chunks(const PngText& text, const std::string& file) 
                 "{}: PNG text key {}: 1 to {} characters of printable ASCII without outer or double spaces "
                 "are wanted",
                 file, quote(key), kMaxKeyBytes);
+    DYDIT_CHECK(key.size() + value.size() < kMaxPngTextBytes,
+                "{}: PNG text {} of {} bytes; at most {} are read back", file, quote(key), value.size(),
+                kMaxPngTextBytes);
     DYDIT_CHECK(is_utf8(value) && value.find('\0') == value.npos,
                 "{}: PNG text {} has the value {}; UTF-8 without NUL is wanted", file, quote(key),
                 quote(value));
@@ -225,6 +270,9 @@ void write_png(const std::filesystem::path& path, const Image& image, const PngT
   DYDIT_CHECK(image.height > 0 && image.width > 0 && (image.channels == 1 || image.channels == 3),
               "{}: cannot write {}x{} pixels of {} channels as PNG; 1 or 3 channels are wanted", file,
               image.height, image.width, image.channels);
+  DYDIT_CHECK(image.height <= kMaxPngSide && image.width <= kMaxPngSide,
+              "{}: {}x{} pixels; at most {} a side are read back as PNG", file, image.height, image.width,
+              kMaxPngSide);
   const size_t wanted = static_cast<size_t>(image.height) * static_cast<size_t>(image.width) *
                         static_cast<size_t>(image.channels);
   DYDIT_CHECK(image.pixels.size() == wanted, "{}: {}x{}x{} pixels take {} bytes, got {}", file, image.height,
@@ -260,7 +308,31 @@ PngInfo read_png_info(const std::filesystem::path& path) {
   return parse_png_info(MappedFile::open(path)->bytes(), path.string());
 }
 
-Image parse_png(std::span<const std::byte> bytes, const std::string& name) {
+std::optional<ImageHeader> parse_png_header(std::span<const std::byte> bytes) {
+  constexpr size_t kSignature = 8, kAround = 12, kHeaderBytes = 13;  // length, type and checksum
+  const auto number = [&](size_t at) { return __builtin_bswap32(load_little<uint32_t>(bytes.data() + at)); };
+  const auto is = [&](size_t at, const char* type) {
+    return std::memcmp(bytes.data() + at + 4, type, 4) == 0;
+  };
+  if (bytes.size() < kSignature + kAround + kHeaderBytes || !is(kSignature, "IHDR")) return std::nullopt;
+  const uint32_t width = number(kSignature + 8), height = number(kSignature + 12);
+  if (width == 0 || height == 0 || width > kMaxPngSide || height > kMaxPngSide) return std::nullopt;
+  const auto color = std::to_integer<unsigned>(bytes[kSignature + 17]);
+  ImageHeader header{.height = static_cast<int>(height), .width = static_cast<int>(width)};
+  header.channels = (color & (PNG_COLOR_MASK_COLOR | PNG_COLOR_MASK_PALETTE)) == 0 ? 1 : 3;
+  header.alpha = (color & PNG_COLOR_MASK_ALPHA) != 0;
+  for (size_t at = kSignature; bytes.size() - at >= kAround;) {
+    const uint32_t length = number(at);
+    if (length > bytes.size() - at - kAround || is(at, "IEND")) break;
+    if (is(at, "tRNS")) header.alpha = true;
+    if (is(at, "eXIf")) header.orientation = exif_orientation(bytes.subspan(at + 8, length));
+    at += kAround + length;
+  }
+  if (swaps_sides(header.orientation)) std::swap(header.height, header.width);
+  return header;
+}
+
+Image parse_png(std::span<const std::byte> bytes, const std::string& name, const DecodeOptions& options) {
   DYDIT_CHECK(sniff_file_kind(bytes) == FileKind::Png, "{}: is not a PNG file (wrong first bytes)", name);
   Reader reader;
   reader.rest = bytes;
@@ -273,14 +345,19 @@ Image parse_png(std::span<const std::byte> bytes, const std::string& name) {
   const png_uint_32 height = png_get_image_height(reader.png, reader.info);
   const png_uint_32 width = png_get_image_width(reader.png, reader.info);
   const int channels = png_get_channels(reader.png, reader.info);
-  check_image_size(width, height, channels, bytes.size(), name);
+  check_image_size(width, height, channels, bytes.size(), options.side > 0, name);
   const size_t row_bytes = png_get_rowbytes(reader.png, reader.info);
   DYDIT_CHECK((channels == 1 || channels == 3) && row_bytes == width * static_cast<size_t>(channels),
               "{}: PNG of {} channels in {} bytes a row cannot be read; convert it to RGB first", name,
               channels, row_bytes);
   Image image{static_cast<int>(height), static_cast<int>(width), channels,
               std::vector<uint8_t>(row_bytes * height)};
-  check(read_pixels(reader, image.pixels.data(), height, row_bytes));
+  const Turn turn = make_turn(options.orientation, image.height, image.width);
+  const bool turned = options.orientation != 1;
+  std::vector<uint8_t> row(turned ? row_bytes : 0);
+  check(read_pixels(reader, {image.pixels.data(), height, width, static_cast<size_t>(channels),
+                             turned ? &turn : nullptr, row.data()}));
+  if (swaps_sides(options.orientation)) std::swap(image.height, image.width);
   return image;
 }
 

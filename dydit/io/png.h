@@ -1,9 +1,11 @@
 // PNG out (8-bit gray or RGB, with text chunks) and back in, pixels or text, through libpng.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,7 +21,11 @@ struct Image {
 
 using PngText = std::map<std::string, std::string>;
 
-/// Writes `image` with one text chunk an entry (tEXt, or iTXt when the value is not Latin-1), before the
+// What is read and therefore written at most: pixels a side, bytes of an uncompressed text.
+inline constexpr int kMaxPngSide = 1 << 16;
+inline constexpr size_t kMaxPngTextBytes = size_t{32} << 20;
+
+/// Writes `image` with one text chunk an entry (tEXt, or iTXt when the value is not ASCII), before the
 /// pixels.
 void write_png(const std::filesystem::path& path, const Image& image, const PngText& text);
 
@@ -35,12 +41,21 @@ struct PngInfo {
 PngInfo read_png_info(const std::filesystem::path& path);
 PngInfo parse_png_info(std::span<const std::byte> bytes, const std::string& name);
 
-/// The pixels of any PNG as 8-bit gray or RGB: palettes and few bits are expanded, 16 bits cut to the upper
-/// 8, alpha is dropped. Throws Error that names the file: broken, cut short, too large (check_image_size).
-Image parse_png(std::span<const std::byte> bytes, const std::string& name);
+struct DecodeOptions;  // dydit/io/image.h
+struct ImageHeader;
 
-/// torchvision's make_grid on equally sized images: `columns` a row, 2 px of black around each; a single
-/// image is returned as it is. Gray stays gray.
+/// Size, colours, alpha and EXIF orientation (eXIf); nothing when the file does not begin with its header.
+std::optional<ImageHeader> parse_png_header(std::span<const std::byte> bytes);
+
+/// The pixels of any PNG as 8-bit gray or RGB, turned as the options say: palettes and few bits are expanded,
+/// 16 bits cut to the upper 8, alpha is dropped. Throws Error that names the file: broken, cut short, too
+/// large (check_image_size).
+Image parse_png(std::span<const std::byte> bytes, const std::string& name, const DecodeOptions& options);
+
+inline constexpr int kGridPadding = 2;
+
+/// torchvision's make_grid on equally sized images: `columns` a row, kGridPadding of black around each; a
+/// single image is returned as it is. Gray stays gray.
 Image make_grid(std::span<const Image> images, int columns);
 
 }  // namespace dydit

@@ -266,7 +266,8 @@ SafetensorsFile read_safetensors(const std::filesystem::path& path) {
 }
 
 void write_safetensors(const std::filesystem::path& path, const TensorViews& tensors,
-                       const std::map<std::string, std::string>& metadata, Durability durability) {
+                       const std::map<std::string, std::string>& metadata, Durability durability,
+                       const std::function<void()>& before_commit) {
   // Wide dtypes first, then by name: every tensor is then aligned to its element.
   std::vector<const TensorViews::value_type*> order;
   for (const auto& entry : tensors) order.push_back(&entry);
@@ -307,6 +308,7 @@ void write_safetensors(const std::filesystem::path& path, const TensorViews& ten
   OutputFile file(path);
   file.write(length + text);
   for (const std::span<const std::byte> bytes : contents) file.write(bytes);
+  if (before_commit) before_commit();
   file.commit(durability);
 }
 

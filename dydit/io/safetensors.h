@@ -2,6 +2,7 @@
 // header at most 100 MB, no duplicate names, no overlap, no hole, sizes that agree with shape and dtype.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -24,9 +25,11 @@ SafetensorsFile read_safetensors(const std::filesystem::path& path);
 /// Parses a buffer that outlives the result; `name` is used in messages.
 SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, const std::string& name);
 
-/// Writes tensors (contiguous views only) and metadata; temporary name, then rename.
+/// Writes tensors (contiguous views only) and metadata; temporary name, then before_commit, which may throw
+/// and leave the target as it was, then rename.
 void write_safetensors(const std::filesystem::path& path, const TensorViews& tensors,
                        const std::map<std::string, std::string>& metadata,
-                       Durability durability = Durability::Normal);
+                       Durability durability = Durability::Normal,
+                       const std::function<void()>& before_commit = {});
 
 }  // namespace dydit

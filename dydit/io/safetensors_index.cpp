@@ -65,7 +65,8 @@ std::map<std::string, std::string> parse_safetensors_index(std::span<const std::
 }
 
 bool is_safetensors_index(const fs::path& path) {
-  return path.string().ends_with(".index.json") || fs::is_directory(path);
+  std::error_code unreadable;  // is told when it is opened
+  return path.string().ends_with(".index.json") || fs::is_directory(path, unreadable);
 }
 
 ShardedSafetensors read_safetensors_shards(const fs::path& path) {

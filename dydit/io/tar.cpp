@@ -20,7 +20,8 @@ constexpr size_t kBlock = 512;
 struct Field {
   size_t at, length;
 };
-constexpr Field kName{0, 100}, kSize{124, 12}, kChecksum{148, 8}, kMagic{257, 5}, kPrefix{345, 155};
+constexpr Field kName{0, 100}, kSize{124, 12}, kChecksum{148, 8}, kLink{157, 100}, kMagic{257, 5},
+    kPrefix{345, 155};
 constexpr size_t kType = 156;
 
 std::string_view text_of(std::span<const std::byte> bytes) {
@@ -101,11 +102,15 @@ class TarParser {
     const auto bytes = cut(has_bytes(type) ? size : 0, name);
     if (describes) {
       if (type == 'x') read_pax(text_of(bytes));
-      if (type == 'L') path_ = text_of(bytes).substr(0, text_of(bytes).find('\0'));
+      const std::string_view text = text_of(bytes).substr(0, text_of(bytes).find('\0'));
+      if (type == 'L') path_ = text;
+      if (type == 'K') link_ = text;
       return;
     }
+    if (link_.empty()) link_ = field(header, kLink);
     add(std::move(name), type, bytes);
     path_.clear();
+    link_.clear();
     size_.reset();
   }
 
@@ -117,7 +122,12 @@ class TarParser {
     // Archives older than ustar mark a folder by the slash alone.
     const bool folder = type == '5' || (file && name.ends_with('/'));
     const bool link = type == '1' || type == '2';
-    members_.push_back({std::move(name), folder ? Folder : file ? File : link ? Link : Other, bytes});
+    members_.push_back({std::move(name),
+                        folder ? Folder
+                        : file ? File
+                        : link ? Link
+                               : Other,
+                        bytes, link ? std::move(link_) : "", type == '2'});
   }
 
   // Links, devices and folders may state a size without having bytes.
@@ -153,6 +163,7 @@ class TarParser {
       if (equals == record.npos) damaged("a pax header has a record without '='");
       const std::string_view key = record.substr(0, equals), value = record.substr(equals + 1);
       if (key == "path") path_ = value;
+      if (key == "linkpath") link_ = value;
       if (key == "size" && !(size_ = decimal(value))) damaged("a pax header has a size that is no number");
       DYDIT_CHECK(!key.starts_with("GNU.sparse."), "{}: holds sparse files; make the tar without --sparse",
                   file_);
@@ -173,7 +184,7 @@ class TarParser {
   const std::string& file_;
   std::vector<TarMember> members_;
   // What x and L headers said of the next member.
-  std::string path_;
+  std::string path_, link_;
   std::optional<uint64_t> size_;
 };
 

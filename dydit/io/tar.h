@@ -1,5 +1,5 @@
-// tar archives that lie in memory: ustar, GNU long names, pax paths and sizes. Nothing is ever extracted; a
-// member's bytes are a view into the archive.
+// tar archives that lie in memory: ustar, GNU long names, pax paths, links and sizes. Nothing is ever
+// extracted; a member's bytes are a view into the archive.
 #pragma once
 
 #include <cstddef>
@@ -14,6 +14,8 @@ struct TarMember {
   std::string name;  // as the archive has it: may be absolute or hold ".."
   Kind kind = Kind::File;
   std::span<const std::byte> bytes;  // of a file
+  std::string target;  // of a link: a member's name, or where a symbolic one leads from its folder
+  bool symbolic = false;
 };
 
 /// True when the first block is a tar header with a right checksum.

@@ -1,10 +1,14 @@
 // Dtypes and shapes of tensors in files. One table holds what is known of a dtype.
 #include "dydit/io/tensor_view.h"
 
+#include <algorithm>
 #include <array>
+#include <utility>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+
+#include "dydit/base/error.h"
 
 namespace dydit {
 namespace {
@@ -69,6 +73,37 @@ bool is_contiguous(const TensorView& tensor) {
     expected *= tensor.shape[i];
   }
   return true;
+}
+
+size_t extent_bytes(const TensorView& tensor) {
+  const int64_t elements = tensor.numel();
+  if (elements == 0 || tensor.strides.empty())
+    return static_cast<size_t>(elements) * dtype_size(tensor.dtype);
+  int64_t last = 0;
+  for (size_t i = 0; i < tensor.shape.size(); ++i) last += (tensor.shape[i] - 1) * tensor.strides[i];
+  return static_cast<size_t>(last + 1) * dtype_size(tensor.dtype);
+}
+
+void check_covered(const TensorViews& tensors, const std::string& name) {
+  constexpr size_t kAlwaysFine = 16 << 20;
+  size_t written_out = 0, covered = 0;
+  std::vector<std::pair<const std::byte*, const std::byte*>> ranges;
+  for (const auto& [key, view] : tensors) {
+    written_out += static_cast<size_t>(view.numel()) * dtype_size(view.dtype);
+    ranges.emplace_back(view.data, view.data + extent_bytes(view));
+  }
+  std::sort(ranges.begin(), ranges.end());
+  const std::byte* reached = nullptr;
+  for (const auto& [begin, end] : ranges) {
+    const std::byte* from = std::max(begin, reached);
+    if (end > from) covered += static_cast<size_t>(end - from);
+    reached = std::max(reached, end);
+  }
+  DYDIT_CHECK(
+      written_out <= std::max(kAlwaysFine, 2 * covered),
+      "{}: its tensors take {} bytes, but lie in {} bytes of the file, which they share; save each of "
+      "them apart (tensor.clone())",
+      name, written_out, covered);
 }
 
 std::string shape_text(std::span<const int64_t> shape) { return fmt::format("({})", fmt::join(shape, ", ")); }

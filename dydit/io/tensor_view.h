@@ -43,6 +43,14 @@ std::optional<int64_t> checked_numel(std::span<const int64_t> shape);
 /// True when the elements lie row-major without gaps.
 bool is_contiguous(const TensorView& tensor);
 
+/// The bytes from the first to the last element of a view whose bounds were checked.
+size_t extent_bytes(const TensorView& tensor);
+
+/// Throws Error (begins with `name`) when the tensors, each written out, are larger than what they lie in:
+/// views of one storage make a small file a model of any size. Twice the bytes that they cover together, and
+/// 16 MiB in any case, are allowed: weights may be tied.
+void check_covered(const TensorViews& tensors, const std::string& name);
+
 /// "(2, 3)" for messages.
 std::string shape_text(std::span<const int64_t> shape);
 

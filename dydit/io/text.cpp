@@ -60,6 +60,14 @@ bool is_utf8(std::string_view text) {
   return true;
 }
 
+uint32_t take_code_point(std::string_view& text) {
+  const size_t length = utf8_sequence_length(text);
+  const uint32_t code =
+      length == 0 ? 0xDC00u + static_cast<unsigned char>(text[0]) : code_point(text.substr(0, length));
+  text.remove_prefix(std::max<size_t>(1, length));
+  return code;
+}
+
 std::string printable(std::string_view text, size_t longest) {
   std::string out;
   while (!text.empty() && out.size() < longest) {

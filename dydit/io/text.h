@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -9,6 +10,10 @@ namespace dydit {
 
 /// Well-formed UTF-8 (no overlong forms, no surrogates, at most U+10FFFF).
 bool is_utf8(std::string_view text);
+
+/// Takes the first code point off `text`, which is not empty; a byte that is no UTF-8 is U+DC00 and its
+/// value.
+uint32_t take_code_point(std::string_view& text);
 
 /// `text` in double quotes for a message: control characters escaped, cut to one readable line.
 std::string quote(std::string_view text);

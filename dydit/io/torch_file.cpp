@@ -13,6 +13,7 @@
 #include "dydit/io/tar.h"
 #include "dydit/io/text.h"
 #include "dydit/io/torch_legacy.h"
+#include "dydit/io/torch_sets.h"
 #include "dydit/io/torch_tensor.h"
 #include "dydit/io/zip.h"
 
@@ -21,12 +22,9 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr size_t kMaxTensors = 1 << 16;
-constexpr size_t kMaxNameBytes = 1024;
 // Shared lists may make a config that is huge when written out; ours has some hundred bytes.
 constexpr size_t kMaxConfigCost = 1 << 22;
 constexpr int kMaxConfigDepth = 64;
-constexpr const char* kSaveStateDict = "Save plain tensors: torch.save({\"ema\": ema.state_dict()}, file).";
 
 // Storages as members NAME/data/KEY of an archive.
 class ArchiveStorages final : public TorchStorages {
@@ -135,14 +133,15 @@ class ConfigReader {
   size_t cost_ = 0;
 };
 
-Json read_config(const Pickle& pickle, const std::string& file) {
-  for (const char* key : {"cfg", "args"}) {
+// The first of the places for options that is a dict, and its key.
+std::pair<Json, std::string> read_config(const Pickle& pickle, const std::string& file) {
+  for (const char* key : {"cfg", "args", "config"}) {
     const PickleIndex found = pickle.find(pickle.root, key);
     if (found == kNoPickleIndex) continue;
-    const std::optional<Json> config = ConfigReader(pickle, file).read(found);
-    if (config && config->is_object()) return *config;
+    std::optional<Json> config = ConfigReader(pickle, file).read(found);
+    if (config && config->is_object()) return {*std::move(config), key};
   }
-  return Json::object();
+  return {Json::object(), ""};
 }
 
 // What write_torch_file keeps beside the weights: text to text. Anything else under that name is somebody
@@ -165,51 +164,15 @@ std::map<std::string, std::string> read_metadata(const Pickle& pickle, const std
   return metadata;
 }
 
-// The dict that holds the weights, and its key in the file; a bare state dict has none.
-std::pair<PickleIndex, std::string> choose_weights(const Pickle& pickle, const std::string& file) {
-  DYDIT_CHECK(pickle[pickle.root].kind == PickleKind::Dict, "{}: holds a {}, not a dict of tensors. {}", file,
-              pickle.describe(pickle.root), kSaveStateDict);
-  for (const char* key : {"ema", "model", "state_dict"}) {
-    const PickleIndex found = pickle.find(pickle.root, key);
-    if (found == kNoPickleIndex || pickle[found].kind == PickleKind::None) continue;
-    DYDIT_CHECK(pickle[found].kind == PickleKind::Dict, "{}: {} is a {}, not a dict of tensors. {}", file,
-                key, pickle.describe(found), kSaveStateDict);
-    return {found, key};
-  }
-  return {pickle.root, ""};
-}
-
-TensorViews read_tensors(const Pickle& pickle, const TorchStorages& storages, PickleIndex weights,
-                         const std::string& weights_key, const std::string& file) {
-  TensorViews tensors;
-  const std::vector<PickleIndex> items = pickle.items_of(weights);
-  DYDIT_CHECK(items.size() / 2 <= kMaxTensors, "{}: {} has {} entries; at most {} are read. {}", file,
-              weights_key, items.size() / 2, kMaxTensors, kSaveStateDict);
-  for (size_t i = 0; i + 1 < items.size(); i += 2) {
-    const PickleValue& key = pickle[items[i]];
-    DYDIT_CHECK(key.kind == PickleKind::String, "{}: {} has a {} as a key; names are wanted. {}", file,
-                weights_key, pickle.describe(items[i]), kSaveStateDict);
-    const std::string label = fmt::format("{}[{}]", weights_key, quote(key.text()));
-    DYDIT_CHECK(key.text().size() <= kMaxNameBytes, "{}: {}: a name of {} bytes; at most {} are read. {}",
-                file, label, key.text().size(), kMaxNameBytes, kSaveStateDict);
-    DYDIT_CHECK(pickle[items[i + 1]].kind == PickleKind::Tensor,
-                "{}: {} is a {}, not a tensor; every entry of the "
-                "weights must be one. {}",
-                file, label, pickle.describe(items[i + 1]), kSaveStateDict);
-    tensors.insert_or_assign(std::string(key.text()),
-                             read_torch_tensor(pickle, storages, items[i + 1], label, file));
-  }
-  DYDIT_CHECK(!tensors.empty(), "{}: {} holds no tensors. {}", file, weights_key.empty() ? "it" : weights_key,
-              kSaveStateDict);
-  return tensors;
-}
-
 // The folder of the archive's members, "NAME/".
 std::string find_folder(const ZipArchive& archive, const std::string& name) {
   constexpr std::string_view kPickle = "data.pkl";
   std::string folder(archive.find_suffix("/data.pkl"));
-  DYDIT_CHECK(!folder.empty(), "{}: a zip file without a data.pkl; a .pt file of torch.save is wanted.",
-              name);
+  DYDIT_CHECK(
+      !folder.empty(),
+      "{}: a zip file without a data.pkl; a .pt file of torch.save is wanted. If the weights lie in it, "
+      "unzip it.",
+      name);
   folder.resize(folder.size() - kPickle.size());
   return folder;
 }
@@ -225,14 +188,23 @@ void check_byte_order(const ZipArchive& archive, const std::string& folder, cons
 
 TorchCheckpoint make_checkpoint(const Pickle& pickle, const TorchStorages& storages,
                                 const std::string& name) {
-  const auto [weights, weights_key] = choose_weights(pickle, name);
-  return {weights_key, read_tensors(pickle, storages, weights, weights_key, name),
-          std::make_shared<Json>(read_config(pickle, name)), read_metadata(pickle, name), nullptr};
+  TorchCheckpoint result;
+  result.sets = read_torch_sets(pickle, storages, name);
+  auto [config, key] = read_config(pickle, name);
+  result.config = std::make_shared<Json>(std::move(config));
+  result.config_key = std::move(key);
+  result.metadata = read_metadata(pickle, name);
+  return result;
 }
 
 TorchCheckpoint parse_archive(std::span<const std::byte> bytes, const std::string& name) {
   const ZipArchive archive(bytes, name);
   const std::string folder = find_folder(archive, name);
+  DYDIT_CHECK(
+      archive.find_suffix("/constants.pkl").empty(),
+      "{}: is a TorchScript archive (torch.jit.save), not a file of torch.save; load it in PyTorch and "
+      "torch.save its state_dict()",
+      name);
   check_byte_order(archive, folder, name);
   // The zip's checksums are not compared: torch can be told not to write them.
   const Pickle pickle = parse_pickle(*archive.find(folder + "data.pkl"), name);

@@ -156,7 +156,7 @@ class ZipWriter {
     add(name, std::as_bytes(std::span(text.data(), text.size())));
   }
 
-  void commit() {
+  void commit(const std::function<void()>& before) {
     const uint64_t begin = file_.size();
     for (const Member& member : members_) {
       std::string entry;
@@ -170,6 +170,7 @@ class ZipWriter {
       file_.write(entry);
     }
     file_.write(directory_end(begin, file_.size() - begin));
+    if (before) before();
     file_.commit();
   }
 
@@ -234,7 +235,8 @@ class ZipWriter {
 }  // namespace
 
 void write_torch_file(const std::filesystem::path& path, const TensorViews& tensors, const Json& config,
-                      const std::map<std::string, std::string>& metadata) {
+                      const std::map<std::string, std::string>& metadata,
+                      const std::function<void()>& before_commit) {
   PickleWriter pickle;
   pickle.op(kEmptyDict);
   pickle.op(kMark);
@@ -264,7 +266,7 @@ void write_torch_file(const std::filesystem::path& path, const TensorViews& tens
             {view.data, static_cast<size_t>(view.numel()) * dtype_size(view.dtype)});
   }
   zip.add("version", "3\n");
-  zip.commit();
+  zip.commit(before_commit);
 }
 
 }  // namespace dydit

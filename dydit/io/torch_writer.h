@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <string>
 
@@ -13,9 +14,10 @@
 namespace dydit {
 
 /// Writes tensors (contiguous views only) under "ema", each with a storage of its own, `config` (a JSON
-/// object of plain values) under "cfg" and `metadata` under "metadata"; temporary name, then rename. Throws
-/// Error.
+/// object of plain values) under "cfg" and `metadata` under "metadata"; before_commit: see
+/// write_safetensors. Throws Error.
 void write_torch_file(const std::filesystem::path& path, const TensorViews& tensors,
-                      const nlohmann::json& config, const std::map<std::string, std::string>& metadata);
+                      const nlohmann::json& config, const std::map<std::string, std::string>& metadata,
+                      const std::function<void()>& before_commit = {});
 
 }  // namespace dydit

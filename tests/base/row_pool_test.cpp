@@ -73,5 +73,37 @@ TEST(RowPool, OperatorsInsideARowUseOneThread) {
   EXPECT_EQ(most, 1);
 }
 
+int threads_of_a_new_thread() {
+  int threads = 0;
+  std::thread([&] { threads = at::get_num_threads(); }).join();
+  return threads;
+}
+
+TEST(RowPool, ChangesTheThreadsOfNoOther) {
+  const int before = at::get_num_threads();
+  at::set_num_threads(3);  // as a program does
+  {
+    RowPool pool(2);
+    pool.run(8, [&](int) { EXPECT_EQ(at::get_num_threads(), 1); });
+    EXPECT_EQ(at::get_num_threads(), 3);
+    EXPECT_EQ(threads_of_a_new_thread(), 3);
+  }
+  EXPECT_EQ(at::get_num_threads(), 3);
+  EXPECT_EQ(threads_of_a_new_thread(), 3);
+  at::set_num_threads(before);
+}
+
+extern "C" int MKL_Get_Max_Threads() __attribute__((weak));
+
+TEST(RowPool, ChangesMklInNoOtherThread) {
+  if (!MKL_Get_Max_Threads) GTEST_SKIP() << "this LibTorch has no MKL";
+  const int before = at::get_num_threads();
+  at::set_num_threads(3);
+  RowPool pool(2);
+  pool.run(8, [&](int) { EXPECT_EQ(MKL_Get_Max_Threads(), 1); });
+  EXPECT_EQ(MKL_Get_Max_Threads(), 3);
+  at::set_num_threads(before);
+}
+
 }  // namespace
 }  // namespace dydit

@@ -1,16 +1,23 @@
 // What each reader says of each kind of damage: one input a message.
+#include <fstream>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 #include "dydit/io/bytes.h"
+#include "dydit/io/diffusers.h"
+#include "dydit/io/file.h"
+#include "dydit/io/image.h"
 #include "dydit/io/inflate.h"
+#include "dydit/io/jpeg.h"
 #include "dydit/io/npz_reader.h"
 #include "dydit/io/pickle.h"
 #include "dydit/io/safetensors.h"
 #include "dydit/io/tar.h"
+#include "dydit/io/tfevents_format.h"
 #include "dydit/io/tfevents_reader.h"
 #include "dydit/io/torch_file.h"
 #include "dydit/io/zip.h"
@@ -45,7 +52,7 @@ TEST(Damage, OfPickles) {
       Cases{
           {"}.", "it does not begin with a protocol number"},
           {"\x80\x01}.", "pickle protocol 1; 2 to 5 are known"},
-          {body("X\x10"), "4 bytes wanted, 1 left"},
+          {body("X\x10"), "a.pt: damaged pickle at byte 3: 4 bytes wanted, 1 left"},
           {body("ccollections"), "a name without an end"},
           {body("."), "a value wanted, the stack is empty"},
           {body("t."), "a mark wanted, there is none"},
@@ -210,7 +217,57 @@ TEST(Damage, OfTorchFiles) {
            "its cfg or args is nested deeper than 64; save plain options"},
           {test::build_zip({{"m/version", "3\n"}}), "a zip file without a data.pkl"},
       },
+      [](const std::string& bytes) { preferred_weights(parse_torch_checkpoint(bytes_of(bytes), "a.pt")); });
+}
+
+TEST(Damage, OfLegacyTorchStreams) {
+  using namespace pickle;
+  const std::string head =
+      pickle_of("\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19") + pickle_of("M\xe9\x03");
+  const auto system = [](const char* little) { return pickle_of(dict({text("little_endian"), little})); };
+  const std::string weights = pickle_of(dict({text("w"), tensor({})})) + pickle_of(list({text("0")}));
+  expect_each(
+      Cases{
+          {head + system("\x89") + weights,
+           "was saved on a big-endian machine; save it on a little-endian one"},
+          {head + system("\x88") + weights, "ends before storage \"0\""},
+      },
       [](const std::string& bytes) { parse_torch_checkpoint(bytes_of(bytes), "a.pt"); });
+}
+
+TEST(Damage, OfJpegs) {
+  expect_error([] { parse_jpeg(bytes_of("\xff\xd8\xff and nothing more"), "a.jpg", DecodeOptions{}); },
+               "a.jpg: broken JPEG file: ");
+}
+
+TEST(Damage, OfEventRecords) {
+  const std::string no_event = "\x0b";  // the tag of a group, which no event has
+  std::string record;
+  append_little<uint64_t>(record, no_event.size());
+  append_little<uint32_t>(record, tfevents::masked_crc(bytes_of(record)));
+  record += no_event;
+  append_little<uint32_t>(record, tfevents::masked_crc(bytes_of(no_event)));
+  expect_error([&] { summarize_events(bytes_of(record), "events"); },
+               "events: the record at byte 0 is no event");
+}
+
+TEST(Damage, OfConfigurationsOfDiffusers) {
+  const std::string config = R"({"_class_name": "DiTTransformer2DModel", "num_attention_heads": "two"})";
+  expect_error([&] { parse_diffusers_config(bytes_of(config), "config.json"); },
+               "config.json: num_attention_heads is \"two\", expected a size");
+}
+
+TEST(Damage, OfFilesOnDisk) {
+  const test::TemporaryFolder folder;
+  std::ofstream(folder / "empty").flush();
+  expect_error([&] { MappedFile::open(folder / "empty"); },
+               "is empty (0 bytes); was the download cut short?");
+  OutputFile file(folder / "a");
+  file.commit();
+  expect_error([&] { file.commit(); }, "a: is already committed");
+  const FolderLock lock(folder / "");
+  expect_error([&] { FolderLock another(folder / ""); },
+               "another process is at work in this folder; let it end or stop it first");
 }
 
 }  // namespace

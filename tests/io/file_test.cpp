@@ -354,6 +354,7 @@ TEST(Sha256, OfAbcIsThePublishedDigest) {
 TEST(SniffFileKind, TellsKindsByContent) {
   EXPECT_EQ(sniff_file_kind(bytes_of(std::string("\x02\0\0\0\0\0\0\0{}", 10))), FileKind::Safetensors);
   EXPECT_EQ(sniff_file_kind(bytes_of(std::string("\x80\x02\0\0\0\0\0\0{}", 10))), FileKind::Safetensors);
+  EXPECT_EQ(sniff_file_kind(bytes_of("[{},{},\n{}]")), FileKind::Unknown);
   EXPECT_EQ(sniff_file_kind(bytes_of("\x80\x02}.")), FileKind::TorchLegacy);
   EXPECT_EQ(sniff_file_kind(bytes_of("\x89PNG\r\n\x1a\n")), FileKind::Png);
   EXPECT_EQ(sniff_file_kind(bytes_of(test::build_zip({{"m/data.pkl", "x"}}))), FileKind::TorchZip);

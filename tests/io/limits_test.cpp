@@ -76,6 +76,23 @@ TEST(JpegLimits, ClaimedSizeIsJudgedBeforePixelsAreAllocated) {
   EXPECT_LT(peak_of([&] { decode(file); }), kMiB);
 }
 
+TEST(LargeJpeg, IsScaledDownNoFurtherThanTheSideAndTheBound) {
+  for (const bool progressive : {false, true}) {
+    const std::string file = fuzz::jpeg_file({.side = 5001, .progressive = progressive, .flat = true});
+    expect_error([&] { decode(file); }, "an image of 5001x5001 pixels");
+    EXPECT_EQ(decode_image(bytes_of(file), "a", 256).width, 2501);   // half fits
+    EXPECT_EQ(decode_image(bytes_of(file), "a", 2501).width, 2501);  // of this size at least
+    EXPECT_EQ(decode_image(bytes_of(file), "a", 2502).width, 5001);
+    EXPECT_LE(peak_of([&] { decode_image(bytes_of(file), "a", 256); }), (progressive ? 200 : 40) * kMiB);
+  }
+}
+
+TEST(LargeJpeg, IsReadAnEighthOfItsSizeAtLeast) {
+  const std::string file =
+      jpeg("65,500 x 65,500 pixels");  // of which an eighth takes more than the usual bound
+  EXPECT_LT(peak_of([&] { decode_image(bytes_of(file), "a", 256); }), 500 * kMiB);
+}
+
 TEST(PngLimits, SixtyTextsOfAMegabyteStayWithinBounds) {
   const std::string file = png("60 texts that unfold to 1 MiB each");
   expect_within_bounds(file, [&] { info(file); });

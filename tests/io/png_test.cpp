@@ -119,10 +119,35 @@ TEST(Png, ChunkThatClaimsMoreThanTheFileHasIsNamed) {
   expect_error([&] { parse(file); }, "chunk \"tEXt\" of 2130706435 bytes passes the end");
 }
 
-TEST(Png, LargeTextChunkIsRefused) {
+TEST(Png, LargePlainTextIsRead) {
+  const std::string value(3 << 20, 'v'), wide = value + "\xc3\xa9";
+  const PngInfo info = parse(png_of(test_image(2, 2, 3), {{"plain", value}, {"wide", wide}}));
+  EXPECT_EQ(info.text.at("plain"), value);
+  EXPECT_EQ(info.text.at("wide"), wide);
+}
+
+TEST(Png, LargerTextThanIsReadIsNotWritten) {
+  const std::string value(kMaxPngTextBytes, 'v');
+  expect_error([&] { png_of(test_image(2, 2, 3), {{"k", value}}); }, "at most 33554432 are read back");
   std::string file = png_of(test_image(2, 2, 3), {});
-  file.insert(file.size() - 12, chunk("tEXt", std::string("k\0", 2) + std::string(2 << 20, 'v')));
-  expect_error([&] { parse(file); }, "at most 1048576 are read");
+  file.insert(file.size() - 12, chunk("tEXt", std::string("k\0", 2) + value));
+  expect_error([&] { parse(file); }, "at most 33554432 are read");
+}
+
+TEST(Png, LargeCompressedTextChunkIsRefused) {
+  std::string file = png_of(test_image(2, 2, 3), {});
+  for (const std::string& start : {std::string("zTXtk\0\0", 7), std::string("iTXtk\0\1\0\0\0", 10)}) {
+    std::string large = file;
+    large.insert(file.size() - 12, chunk(start.substr(0, 4), start.substr(4) + std::string(2 << 20, 'v')));
+    expect_error([&] { parse(large); }, "at most 1048576 are read");
+  }
+}
+
+TEST(Png, LargerSidesThanAreReadAreNotWritten) {
+  const Image tall{kMaxPngSide + 1, 1, 1, std::vector<uint8_t>(kMaxPngSide + 1)};
+  expect_error([&] { png_of(tall, {}); }, "at most 65536 a side");
+  const Image largest{kMaxPngSide, 1, 1, std::vector<uint8_t>(kMaxPngSide)};
+  EXPECT_EQ(parse(png_of(largest, {})).height, kMaxPngSide);
 }
 
 TEST(Png, SeveralPixelChunksAreRead) {

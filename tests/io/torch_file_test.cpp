@@ -24,7 +24,18 @@ using namespace test::pickle;
 constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
 const std::filesystem::path kGolden = std::filesystem::path(DYDIT_TESTS_DIR) / "golden";
 
-TorchCheckpoint parse(const std::string& file) { return parse_torch_checkpoint(bytes_of(file), "f.pt"); }
+// The preferred set and what stands beside the weights.
+struct Parsed {
+  explicit Parsed(const TorchCheckpoint& file)
+      : weights_key(preferred_weights(file).key),
+        tensors(preferred_weights(file).tensors),
+        config(file.config) {}
+  std::string weights_key;
+  TensorViews tensors;
+  std::shared_ptr<nlohmann::json> config;
+};
+
+Parsed parse(const std::string& file) { return Parsed(parse_torch_checkpoint(bytes_of(file), "f.pt")); }
 
 void expect_refused(const std::string& value, const std::string& part) {
   expect_error([&] { parse(archive_of(value)); }, part);
@@ -52,7 +63,8 @@ float element(const TensorView& view, int64_t index) {
 }
 
 TEST(TorchFile, GoldenEmaIsHalfOfTheSafetensors) {
-  const TorchCheckpoint torch = read_torch_checkpoint(kGolden / "model.pt");
+  const TorchCheckpoint file = read_torch_checkpoint(kGolden / "model.pt");
+  const Parsed torch(file);
   const SafetensorsFile model = read_safetensors(kGolden / "model.safetensors");
   EXPECT_EQ(torch.weights_key, "ema");
   ASSERT_EQ(torch.tensors.size(), model.tensors.size());
@@ -73,7 +85,7 @@ TEST(TorchFile, GoldenConfigComesFromTheNamespace) {
 
 TEST(TorchFile, BareStateDictHasNoWeightsKey) {
   const std::string file = archive_of(ordered_dict({text("x"), tensor({})}));
-  const TorchCheckpoint torch = parse(file);
+  const Parsed torch = parse(file);
   EXPECT_EQ(torch.weights_key, "");
   EXPECT_EQ(element(torch.tensors.at("x"), 3), 4.0f);
   EXPECT_EQ(*torch.config, nlohmann::json::object());
@@ -84,9 +96,90 @@ TEST(TorchFile, ModelIsTakenWhenEmaIsNone) {
   EXPECT_EQ(parse(file).weights_key, "model");
 }
 
+std::vector<std::string> keys_of(const std::string& value) {
+  const std::string file = archive_of(value);
+  std::vector<std::string> keys;
+  for (const TorchWeights& set : parse_torch_checkpoint(bytes_of(file), "f.pt").sets) keys.push_back(set.key);
+  return keys;
+}
+
+using Keys = std::vector<std::string>;
+
+TEST(TorchSets, AveragesComeFirst) {
+  const std::string weights = dict({text("x"), tensor({})});
+  EXPECT_EQ(keys_of(dict({text("model"), weights, text("params_ema"), weights, text("ema"), weights})),
+            (Keys{"ema", "params_ema", "model"}));
+  EXPECT_EQ(keys_of(dict({text("net"), weights, text("my_ema_weights"), weights})),
+            (Keys{"my_ema_weights", "net"}));
+}
+
+TEST(TorchSets, LieOneLevelDeeper) {
+  const std::string weights = dict({text("x"), tensor({})});
+  EXPECT_EQ(keys_of(dict({text("state"), dict({text("model"), weights}), text("epoch"), number(3)})),
+            Keys{"state.model"});
+  EXPECT_EQ(keys_of(dict({text("ema"), dict({text("module"), weights, text("decay"), real(0.5)}),
+                          text("model"), weights})),
+            (Keys{"ema.module", "model"}));
+}
+
+TEST(TorchSets, TheOptimizerIsNone) {
+  const std::string weights = dict({text("x"), tensor({})});
+  const std::string moments = dict({number(0), dict({text("exp_avg"), tensor({})})});
+  EXPECT_EQ(keys_of(dict({text("model"), weights, text("opt"), dict({text("state"), moments})})),
+            Keys{"model"});
+}
+
+TEST(TorchSets, CountersBesideTensorsArePassedOver) {
+  const std::string file = archive_of(
+      dict({text("model"), ordered_dict({text("x"), tensor({}), text("step"), number(9), text("a.n_averaged"),
+                                         "N", text("_metadata"), dict({}), text("b._extra_state"), "N"})}));
+  const TorchCheckpoint torch = parse_torch_checkpoint(bytes_of(file), "f.pt");
+  EXPECT_EQ(torch.sets[0].tensors.size(), 1u);
+  EXPECT_EQ(torch.sets[0].counters, (Keys{"step", "a.n_averaged", "_metadata", "b._extra_state"}));
+}
+
+TEST(TorchSets, AListTakesTheNamesBesideIt) {
+  const std::string x = tensor({.sizes = {4}, .strides = {1}}),
+                    y = tensor({.sizes = {1, 4}, .strides = {4, 1}});
+  const auto file_of = [&](const std::vector<std::string>& averages) {
+    return archive_of(
+        dict({text("model"), ordered_dict({text("pos_embed"), x, text("b"), y, text("a"), x}), text("ema"),
+              dict({text("decay"), real(0.5), text("shadow_params"), list(averages)})}));
+  };
+  for (const auto& averages : {Keys{x, y, x}, Keys{y, x}}) {
+    const std::string file = file_of(averages);
+    const TorchCheckpoint torch = parse_torch_checkpoint(bytes_of(file), "f.pt");
+    EXPECT_EQ(torch.sets[0].key, "ema.shadow_params");
+    EXPECT_EQ(torch.sets[0].fault, "");
+    EXPECT_EQ(torch.sets[0].matched, "model");
+    EXPECT_EQ(torch.sets[0].tensors.at("b").shape, (std::vector<int64_t>{1, 4}));
+    EXPECT_EQ(torch.sets[0].tensors.size(), 3u);
+  }
+  for (const auto& averages : {Keys{x, x, y}, Keys{x}}) {
+    const std::string file = file_of(averages);
+    const TorchCheckpoint torch = parse_torch_checkpoint(bytes_of(file), "f.pt");
+    EXPECT_NE(torch.sets[0].fault.find("tensors without names"), std::string::npos) << torch.sets[0].fault;
+    EXPECT_EQ(torch.sets[1].fault, "");
+  }
+}
+
+TEST(TorchSets, AFaultyOneLeavesTheOthers) {
+  const std::string file =
+      archive_of(dict({text("ema"), os_system_call(), text("model"), dict({text("x"), tensor({})})}));
+  const TorchCheckpoint torch = parse_torch_checkpoint(bytes_of(file), "f.pt");
+  EXPECT_NE(torch.sets[0].fault.find("ema is a os.system object"), std::string::npos);
+  EXPECT_EQ(torch.sets[1].tensors.size(), 1u);
+}
+
+TEST(TorchFile, TorchScriptIsNamed) {
+  auto members = members_of(dict({text("x"), tensor({})}));
+  members.push_back({"m/constants.pkl", "x"});
+  expect_error([&] { parse(test::build_zip(members)); }, "is a TorchScript archive (torch.jit.save)");
+}
+
 TEST(TorchFile, StridesAndOffsetAreKeptAsSaved) {
   const std::string file = archive_of(dict({text("x"), tensor({.sizes = {2}, .strides = {2}, .offset = 1})}));
-  const TorchCheckpoint torch = parse(file);
+  const Parsed torch = parse(file);
   const TensorView& view = torch.tensors.at("x");
   EXPECT_EQ(view.strides, std::vector<int64_t>{2});
   EXPECT_EQ(element(view, 0), 2.0f);

@@ -68,7 +68,9 @@ std::string file_of(const std::string& tensor) {
   return stream_of(dict({text("x"), tensor}), list({text("0")}), floats());
 }
 
-TorchCheckpoint parse(const std::string& file) { return parse_torch_checkpoint(bytes_of(file), "f.th"); }
+TorchWeights parse(const std::string& file) {
+  return preferred_weights(parse_torch_checkpoint(bytes_of(file), "f.th"));
+}
 
 void expect_refused(const std::string& file, const std::string& part) {
   expect_error([&] { parse(file); }, part);
@@ -83,7 +85,7 @@ T element(const TensorView& view, int64_t index) {
 
 TEST(TorchLegacy, TensorIsReadFromItsStorage) {
   const std::string file = file_of(vector_of(stored({}), 1, 3));
-  const TorchCheckpoint torch = parse(file);
+  const TorchWeights torch = parse(file);
   const TensorView& view = torch.tensors.at("x");
   EXPECT_EQ(view.shape, std::vector<int64_t>{3});
   EXPECT_EQ(element<float>(view, 0), 2.0f);
@@ -107,7 +109,7 @@ TEST(TorchLegacy, HalfBfloat16AndLongStoragesAreRead) {
                     text("l"), vector_of(stored({.type = "LongStorage", .key = "c", .numel = 2}), 1, 1)}),
       list({text("c"), text("a"), text("b")}),
       elements<int64_t>({7, -8}) + elements<uint16_t>({0x3C00}) + elements<uint16_t>({1, 0x3F80}));
-  const TorchCheckpoint torch = parse(file);
+  const TorchWeights torch = parse(file);
   EXPECT_EQ(torch.tensors.at("h").dtype, Dtype::F16);
   EXPECT_EQ(element<uint16_t>(torch.tensors.at("h"), 0), 0x3C00);
   EXPECT_EQ(torch.tensors.at("b").dtype, Dtype::BF16);
@@ -128,7 +130,7 @@ TEST(TorchLegacy, StateDictKeyIsFound) {
   const std::string file = stream_of(dict({text("epoch"), number(3), text("state_dict"),
                                            ordered_dict({text("x"), vector_of(stored({}), 0, 4)})}),
                                      list({text("0")}), floats());
-  EXPECT_EQ(parse(file).weights_key, "state_dict");
+  EXPECT_EQ(parse(file).key, "state_dict");
 }
 
 TEST(TorchLegacy, SourceTextOfAWholeModelIsNoStorage) {
@@ -203,7 +205,8 @@ TEST_P(TorchLegacyPublished, TensorsAreThoseThatPyTorchLoads) {
   if (!std::filesystem::exists(path)) {
     GTEST_SKIP() << path << " is not there; set DYDIT_SHARED to the folder that holds data/";
   }
-  const TorchCheckpoint torch = read_torch_checkpoint(path);
+  const TorchCheckpoint checkpoint = read_torch_checkpoint(path);
+  const TorchWeights& torch = preferred_weights(checkpoint);
   EXPECT_EQ(torch.tensors.size(), GetParam().tensors);
   std::string all;
   for (const auto& [name, view] : torch.tensors) {
