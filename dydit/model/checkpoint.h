@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -40,10 +41,21 @@ struct KeepCounts {
 
 using Weights = std::map<std::string, at::Tensor>;
 
+/// One of the sets of weights in a file.
+struct WeightsChoice {
+  std::string key;         // "ema", "state.model", "ema_model"; empty: the file itself is the set
+  size_t tensors = 0;      // counters left out
+  int64_t parameters = 0;  // elements of them
+  std::string fault;       // why it is no state dict; empty: it is one
+};
+
 struct Checkpoint {
   std::filesystem::path path;
-  std::string format;       // "safetensors", "torch zip", "diffusers folder", ...
-  std::string weights_key;  // "ema", "model" or "state_dict" of a training checkpoint, else empty
+  std::string format;                  // "safetensors", "torch zip", "diffusers folder", ...
+  std::string weights_key;             // of the set that was taken
+  std::vector<WeightsChoice> choices;  // the preferred one first
+  std::vector<std::string>
+      read_notes;  // lines for whoever reads it: what was stripped, computed, passed over
   DiTConfig config;
   Weights weights;  // as stored; they may share the file's memory: never write into them
   std::optional<KeepCounts> keep_counts;     // set: the capacity rule decides; else the threshold rule
@@ -51,26 +63,40 @@ struct Checkpoint {
   std::vector<std::string> class_names;      // empty or num_classes entries
   std::map<std::string, std::string> notes;  // what else the file's metadata said; kept in files made of it
   std::string sha256;                        // of the file
-  std::shared_ptr<const MappedFile> file;    // whose memory the weights may share
+  std::vector<std::shared_ptr<const MappedFile>>
+      files;  // that hold the weights, which may share their memory
 
   int64_t num_parameters() const;
+  /// Throws Error when one of the files was written to since it was read: what was made of the weights then
+  /// is not of the file that sha256 tells. Asked before results are handed out.
+  void check_unchanged() const;
 };
 
 struct CheckpointOptions {
-  int num_heads = 0;  // of a static DiT when the file does not say; 0: tell from the file
+  int num_heads = 0;         // of a static DiT when the file does not say; 0: tell from the file
+  std::string weights = "";  // the set of weights to take, by its key; empty: the preferred one
 };
 
 /// Reads a checkpoint (a file, the index or folder of several, or a folder of diffusers, which is computed in
-/// its semantics) and checks it: every tensor present, of the right shape, finite; nothing unknown.
-/// Heads come from the routers, else the metadata's or cfg's num_heads, else `options`, else the published
-/// widths. Throws Error (one line that names the tensor; a missing one with the nearest name present).
+/// its semantics) and checks it: every tensor present, of the right shape, finite; nothing unknown; nothing
+/// that the file says of itself contradicted. Of several sets of weights averages come first, and a set that
+/// lacks tensors is passed over where another one is whole. Heads come from the routers, else the metadata's
+/// or cfg's num_heads, else `options`, else the published widths. Throws Error (one line that names the
+/// tensor; a missing one with the nearest name present).
 Checkpoint load_checkpoint(const std::filesystem::path& path, const CheckpointOptions& options = {});
+
+/// The same for one file in memory; `name` is used in messages. The bytes outlive the result.
+Checkpoint parse_checkpoint(std::span<const std::byte> bytes, const std::string& name,
+                            const CheckpointOptions& options = {});
 
 /// Builds the model in eval mode with the checkpoint's weights in float32 (blocks in `compute_dtype`).
 DiT make_model(const Checkpoint& checkpoint, at::ScalarType compute_dtype = at::kFloat);
 
-/// Writes safetensors with every tensor in `dtype` (float32 or bfloat16), pos_embed always in float32.
+/// Writes safetensors with every tensor in `dtype` (float32 or bfloat16), pos_embed always in float32. This
+/// and the next two leave the target as it was when the checkpoint does not pass check_unchanged().
 void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint, at::ScalarType dtype);
+void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint, at::ScalarType dtype,
+                     Durability durability);
 
 /// The same as a torch zip file: {"ema": state dict, "cfg": configuration, "metadata": what save_checkpoint
 /// puts there}. torch.load(weights_only=True) and load_checkpoint read it.

@@ -26,8 +26,8 @@ void register_at(Module& root, const std::string& path, const Linear& layer) {
 }  // namespace
 
 LinearImpl::LinearImpl(int in_features, int out_features) {
-  weight = register_parameter("weight", at::empty({out_features, in_features}));
-  bias = register_parameter("bias", at::empty({out_features}));
+  weight = register_parameter("weight", at::empty({out_features, in_features}, at::kFloat));
+  bias = register_parameter("bias", at::empty({out_features}, at::kFloat));
 }
 
 at::Tensor LinearImpl::forward(const at::Tensor& x, at::ScalarType dtype) {
@@ -102,15 +102,15 @@ WidthLogits DiTBlockImpl::width_logits(const at::Tensor& t_emb) {
 
 DiTImpl::DiTImpl(const DiTConfig& config) : config(config) {
   const int C = config.hidden_size, p = config.patch_size;
-  pos_embed =
-      register_parameter("pos_embed", at::empty({1, config.num_tokens(), C}), /*requires_grad=*/false);
+  pos_embed = register_parameter("pos_embed", at::empty({1, config.num_tokens(), C}, at::kFloat),
+                                 /*requires_grad=*/false);
   auto patch = register_module("x_embedder", std::make_shared<Module>())
                    ->register_module("proj", std::make_shared<Module>());
-  patch_weight = patch->register_parameter("weight", at::empty({C, config.in_channels, p, p}));
-  patch_bias = patch->register_parameter("bias", at::empty({C}));
+  patch_weight = patch->register_parameter("weight", at::empty({C, config.in_channels, p, p}, at::kFloat));
+  patch_bias = patch->register_parameter("bias", at::empty({C}, at::kFloat));
   auto table = register_module("y_embedder", std::make_shared<Module>())
                    ->register_module("embedding_table", std::make_shared<Module>());
-  label_table = table->register_parameter("weight", at::empty({config.num_classes + 1, C}));
+  label_table = table->register_parameter("weight", at::empty({config.num_classes + 1, C}, at::kFloat));
   t_mlp_in = Linear(kFrequencyEmbeddingSize, C);
   t_mlp_out = Linear(C, C);
   register_at(*this, "t_embedder.mlp.0", t_mlp_in);

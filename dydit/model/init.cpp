@@ -1,14 +1,17 @@
 // Every tensor draws from a generator of its own, so that one more tensor changes no other.
 #include "dydit/model/init.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 
 #include "dydit/base/error.h"
+#include "dydit/base/machine.h"
 #include "dydit/model/dit.h"
 #include "dydit/model/embeddings.h"
+#include "dydit/model/macs.h"
 
 namespace dydit {
 namespace {
@@ -62,6 +65,11 @@ bool is_router_parameter(const std::string& name) {
 }
 
 Checkpoint init_checkpoint(const DiTConfig& config, uint64_t seed) {
+  // pos_embed is made in double, beside its place and its copy in float32.
+  const double pos_embed = static_cast<double>(config.num_tokens()) * config.hidden_size;
+  check_memory(std::max(static_cast<double>(num_parameters(config)) * sizeof(float),
+                        pos_embed * (sizeof(double) + 2 * sizeof(float))),
+               model_name(config), "take a smaller model");
   at::NoGradGuard no_grad;
   Checkpoint checkpoint;
   checkpoint.config = config;

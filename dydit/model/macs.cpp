@@ -29,6 +29,18 @@ int64_t router_macs(const DiTConfig& config) {
   return config.depth * (width + token);
 }
 
+int64_t num_parameters(const DiTConfig& config) {
+  const auto linear = [](int64_t in, int64_t out) { return in * out + out; };
+  const int64_t C = config.hidden_size, F = config.mlp_hidden, R = config.token_router_hidden(),
+                p = config.patch_size;
+  int64_t block = linear(C, 3 * C) + linear(C, C) + linear(C, F) + linear(F, C) + linear(C, 6 * C);
+  if (config.width_routers) block += 2 * linear(C, config.num_heads - 1);
+  if (config.token_routers) block += linear(C, R) + linear(R, 1);
+  return linear(config.patch_values(), C) + (config.num_classes + 1) * C +
+         linear(kFrequencyEmbeddingSize, C) + linear(C, C) + config.depth * block +
+         linear(C, p * p * config.out_channels()) + linear(C, 2 * C);
+}
+
 int64_t static_macs(const DiTConfig& config) {
   return fixed_macs(config) + config.depth * (attention_macs(config, config.num_heads) +
                                               mlp_macs(config, config.num_heads, config.num_tokens()));

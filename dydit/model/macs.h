@@ -17,6 +17,8 @@ int64_t mlp_macs(const DiTConfig& config, int groups, int64_t tokens);
 int64_t fixed_macs(const DiTConfig& config);
 /// Width and token routers of all blocks; 0 for a static DiT.
 int64_t router_macs(const DiTConfig& config);
+/// Parameters, those of routers included; pos_embed, which is not learned, left out as Checkpoint does.
+int64_t num_parameters(const DiTConfig& config);
 /// The complete model without routers: the "static" that shares of work refer to.
 int64_t static_macs(const DiTConfig& config);
 

@@ -79,7 +79,7 @@ struct LayerNormModulate : Function<LayerNormModulate> {
     const at::Tensor x = x_in.contiguous(), shift = shift_in.contiguous(), scale = scale_in.contiguous();
     const int64_t B = x.size(0), N = x.size(1), C = x.size(2);
     const at::Tensor out = at::empty(x.sizes(), x.options().dtype(dtype));
-    const at::Tensor mean = at::empty({B, N}), rstd = at::empty({B, N});
+    const at::Tensor mean = at::empty({B, N}, at::kFloat), rstd = at::empty({B, N}, at::kFloat);
     with_type(dtype, [&](auto* tag) {
       using T = std::remove_pointer_t<decltype(tag)>;
       for_samples(B, [&](int64_t b) {

@@ -36,6 +36,7 @@ constexpr long kHangSeconds = 20;  // then the child is killed; what lies betwee
 constexpr size_t kFreeBytes = size_t{64} << 20;
 constexpr size_t kBytesPerByte = 4;
 constexpr size_t kMaxMessage = 1000;
+constexpr const char* kNotGivenBack = "bytes are not given back";
 constexpr int kMaxFailures = 20;  // of a reader; then it is plain that it is broken
 
 struct Options {
@@ -110,7 +111,7 @@ std::string run_input(const Target& target, const std::string& input, Progress& 
   }
   progress.peak = std::max(progress.peak, peak);
   if (!failure.empty()) return failure;
-  if (live_bytes() > before) return fmt::format("{} bytes are not given back", live_bytes() - before);
+  if (live_bytes() > before) return fmt::format("{} {}", live_bytes() - before, kNotGivenBack);
   if (seconds > kMaxSeconds) return fmt::format("takes {:.2f} s", seconds);
   if (peak > kFreeBytes + kBytesPerByte * input.size())
     return fmt::format("takes {} bytes of memory for {} of input", peak, input.size());
@@ -128,7 +129,8 @@ std::string run_input(const Target& target, const std::string& input, Progress& 
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // no child goes on without its parent
   start_counting();
   // The first error and the first read make tables that stay.
-  for (const std::string& seed : target.seeds) {
+  for (std::string seed : target.seeds) {
+    if (target.finish && target.when == Finish::Always) target.finish(seed);
     for (const std::string& input : {seed, seed.substr(0, seed.size() / 2)}) {
       Progress ignored;
       run_input(target, input, ignored);
@@ -138,7 +140,11 @@ std::string run_input(const Target& target, const std::string& input, Progress& 
     const std::string input = make_input(target, progress.next, options);
     const itimerval limit{{0, 0}, {kHangSeconds, 0}};
     ::setitimer(ITIMER_PROF, &limit, nullptr);
-    const std::string failure = run_input(target, input, progress);
+    std::string failure = run_input(target, input, progress);
+    if (failure.ends_with(kNotGivenBack)) {  // a table that a library makes once stays; a leak comes again
+      Progress ignored = progress;
+      failure = run_input(target, input, ignored);
+    }
     if (!failure.empty()) {
       std::strncpy(progress.failure, failure.c_str(), sizeof(progress.failure) - 1);
       std::exit(3);
@@ -216,7 +222,7 @@ Options parse_options(int argc, char** argv) {
     else if (name == "--first")
       options.first = number();
     else if (name == "--failures")
-      options.failures = value;
+      options.failures = std::filesystem::absolute(value);  // a target may work in a folder of its own
     else
       throw UsageError(fmt::format("{}: known are --inputs, --seed, --first and --failures", name));
   }

@@ -39,6 +39,11 @@ std::string png_file(const PngForm& form, std::string rows) {
          png_chunk("IDAT", deflated(rows, 15)) + png_chunk("IEND", "");
 }
 
+// An EXIF block that turns the picture by a quarter.
+std::string quarter_turn() {
+  return std::string("MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0", 26);
+}
+
 std::vector<std::string> png_seeds() {
   const std::string text = png_chunk("tEXt", std::string("Software\0dydit", 14));
   const std::string packed =
@@ -48,14 +53,18 @@ std::vector<std::string> png_seeds() {
   const std::string international_packed =
       png_chunk("iTXt", std::string("k\0\1\0\0\0", 6) + deflated("text", 15));
   const std::string palette = png_chunk("PLTE", "abcdefghijkl");
-  return {png_file({.chunks = text + international}),
-          png_file({.color = 0, .chunks = packed + international_packed}),
-          png_file({.depth = 2, .color = 3, .chunks = palette + png_chunk("tRNS", "\x80\xff")}),
-          png_file({.depth = 16, .color = 6, .chunks = png_chunk("gAMA", big_endian(45455, 4))}),
-          png_file({.width = 9, .height = 9, .depth = 1, .color = 0, .interlace = 1}),
-          png_file({.width = 9, .height = 9, .color = 2, .interlace = 1}),
-          png_file({.color = 4}),
-          png_file({.depth = 16, .color = 2, .chunks = png_chunk("tRNS", "\0\1\0\2\0\3")})};
+  return {
+      png_file({.chunks = text + international}),
+      png_file({.color = 0, .chunks = packed + international_packed}),
+      png_file({.depth = 2, .color = 3, .chunks = palette + png_chunk("tRNS", "\x80\xff")}),
+      png_file({.depth = 16, .color = 6, .chunks = png_chunk("gAMA", big_endian(45455, 4))}),
+      png_file({.width = 9, .height = 9, .depth = 1, .color = 0, .interlace = 1}),
+      png_file({.width = 9, .height = 9, .color = 2, .interlace = 1}),
+      png_file({.color = 4}),
+      png_file({.chunks = png_chunk("eXIf", quarter_turn())}),
+      png_file(
+          {.width = 9, .height = 5, .color = 2, .interlace = 1, .chunks = png_chunk("eXIf", quarter_turn())}),
+      png_file({.depth = 16, .color = 2, .chunks = png_chunk("tRNS", "\0\1\0\2\0\3")})};
 }
 
 std::string jpeg_file(const JpegForm& form) {
@@ -91,7 +100,11 @@ std::string jpeg_file(const JpegForm& form) {
 }
 
 std::vector<std::string> jpeg_seeds() {
+  const std::string exif = std::string("Exif\0\0", 6) + quarter_turn();
+  const std::string turn = "\xff\xe1" + big_endian(exif.size() + 2, 2) + exif;
   return {jpeg_file({}),
+          jpeg_file({}).insert(2, turn),
+          jpeg_file({.channels = 4}).insert(2, turn),
           jpeg_file({.channels = 1}),
           jpeg_file({.progressive = true}),
           jpeg_file({.side = 17, .restart_interval = 1, .full_chroma = true}),

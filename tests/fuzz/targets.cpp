@@ -66,7 +66,11 @@ void read_diffusers(Bytes bytes) {
 }
 
 void read_torch(Bytes bytes) {
-  for (const auto& [name, view] : parse_torch_checkpoint(bytes, kFile).tensors) touch(view);
+  const TorchCheckpoint file = parse_torch_checkpoint(bytes, kFile);
+  for (const TorchWeights& set : file.sets) {
+    for (const auto& [name, view] : set.tensors) touch(view);
+  }
+  preferred_weights(file);
 }
 
 void read_npz(Bytes bytes) {
@@ -264,8 +268,7 @@ std::vector<Target> all_targets() {
                   "\xff\xc9", "\xff\xca", "\xff\xdb", "\xff\xdd", "\xff\xd0", "\xff\xe0", "\xff\xee",
                   "\xff\xfe", std::string("\xff\x00", 2), std::string("\xff\xdd\0\4\0\1", 6)},
        .hostile = hostile_jpeg(),
-       .read = read_jpeg,
-       .refused_seeds = 1},
+       .read = read_jpeg},
       {.name = "tfevents",
        .seeds = event_seeds(),
        .tokens = {"\x08", "\x10", "\x1a", "\x2a", "\x0d", "\x09", "\x0b",

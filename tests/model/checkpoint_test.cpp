@@ -4,7 +4,6 @@
 #include <fstream>
 #include <functional>
 #include <limits>
-#include <map>
 #include <string>
 #include <vector>
 
@@ -13,9 +12,9 @@
 #include <nlohmann/json.hpp>
 
 #include "dydit/io/safetensors.h"
+#include "tests/support/checkpoint_files.h"
 #include "tests/support/files.h"
 #include "tests/support/golden.h"
-#include "tests/support/pickle_builder.h"
 #include "tests/support/random_model.h"
 
 namespace dydit {
@@ -23,24 +22,15 @@ namespace {
 
 using test::expect_error;
 using test::golden_path;
+using test::load;
+using test::Metadata;
 using test::odd_config;
 using test::one_head_config;
 using test::random_checkpoint;
 using test::static_config;
 using test::TemporaryFolder;
 using test::tiny_config;
-
-using Metadata = std::map<std::string, std::string>;
-
-// Writes any weights and metadata, right or wrong, and loads them.
-Checkpoint load(const Weights& weights, const Metadata& metadata = {},
-                const CheckpointOptions& options = {}) {
-  TemporaryFolder folder;
-  TensorViews views;
-  for (const auto& [name, tensor] : weights) views[name] = to_view(tensor);
-  write_safetensors(folder / "m.safetensors", views, metadata);
-  return load_checkpoint(folder / "m.safetensors", options);
-}
+using test::torch_archive;
 
 Checkpoint round_trip(const Checkpoint& checkpoint, at::ScalarType dtype = at::kFloat) {
   TemporaryFolder folder;
@@ -49,30 +39,6 @@ Checkpoint round_trip(const Checkpoint& checkpoint, at::ScalarType dtype = at::k
 }
 
 Metadata heads_metadata(int heads) { return {{"config", nlohmann::json{{"num_heads", heads}}.dump()}}; }
-
-// A torch archive of the weights with `args` beside them.
-std::string torch_archive(const Weights& weights, const std::string& args) {
-  namespace pickle = test::pickle;
-  std::vector<std::string> items;
-  std::vector<test::ZipMember> members;
-  for (const auto& [name, tensor] : weights) {
-    pickle::TensorSpec spec;
-    spec.sizes = tensor.sizes().vec();
-    spec.strides = tensor.strides().vec();
-    spec.numel = tensor.numel();
-    spec.key = std::to_string(members.size());
-    items.push_back(pickle::text(name));
-    items.push_back(pickle::tensor(spec));
-    members.push_back({"m/data/" + spec.key,
-                       {static_cast<const char*>(tensor.data_ptr()), static_cast<size_t>(tensor.nbytes())}});
-  }
-  members.push_back(
-      {"m/data.pkl", pickle::pickle_of(pickle::dict(
-                         {pickle::text("ema"), pickle::ordered_dict(items), pickle::text("args"), args}))});
-  members.push_back({"m/byteorder", "little"});
-  members.push_back({"m/version", "3\n"});
-  return test::build_zip(members);
-}
 
 TEST(CheckpointConfig, OfADynamicModelComesFromItsTensors) {
   EXPECT_EQ(load(random_checkpoint(tiny_config()).weights).config, tiny_config());
@@ -236,7 +202,8 @@ TEST(CheckpointMetadata, OtherGateRuleIsRefused) {
 TEST(CheckpointMetadata, ClassNamesOfAnotherCountAreRefused) {
   expect_error(
       [] {
-        load(random_checkpoint(tiny_config()).weights, {{"class_names", R"(["a", "b"])"}});
+        load(random_checkpoint(tiny_config()).weights,
+             {{"dydit_format", "1"}, {"class_names", R"(["a", "b"])"}});
       },
       "'class_names' must be a JSON list of 5 strings");
 }
@@ -244,7 +211,8 @@ TEST(CheckpointMetadata, ClassNamesOfAnotherCountAreRefused) {
 TEST(CheckpointMetadata, ClassNamesThatAreNumbersAreRefused) {
   expect_error(
       [] {
-        load(random_checkpoint(tiny_config()).weights, {{"class_names", "[1, 2, 3, 4, 5]"}});
+        load(random_checkpoint(tiny_config()).weights,
+             {{"dydit_format", "1"}, {"class_names", "[1, 2, 3, 4, 5]"}});
       },
       "'class_names' must be a JSON list of 5 strings");
 }
@@ -252,7 +220,7 @@ TEST(CheckpointMetadata, ClassNamesThatAreNumbersAreRefused) {
 TEST(CheckpointMetadata, LambdaThatIsNoNumberIsRefused) {
   expect_error(
       [] {
-        load(random_checkpoint(tiny_config()).weights, {{"lambda", "\"half\""}});
+        load(random_checkpoint(tiny_config()).weights, {{"dydit_format", "1"}, {"lambda", "\"half\""}});
       },
       "'lambda' is not a number");
 }
@@ -268,7 +236,7 @@ TEST(CheckpointMetadata, UnknownSemanticsAreRefused) {
 TEST(CheckpointMetadata, ConfigThatIsNoJsonIsRefused) {
   expect_error(
       [] {
-        load(random_checkpoint(tiny_config()).weights, {{"config", "{depth"}});
+        load(random_checkpoint(tiny_config()).weights, {{"dydit_format", "1"}, {"config", "{depth"}});
       },
       "metadata 'config' is not JSON");
 }
@@ -413,8 +381,7 @@ TEST(CheckpointShards, TensorOutsideTheIndexIsNamed) {
 
 TEST(CheckpointShards, FolderWithoutAnIndexIsRefused) {
   TemporaryFolder folder;
-  expect_error([&] { load_checkpoint(folder / ""); },
-               "is a folder with 0 files that end in .safetensors.index.json");
+  expect_error([&] { load_checkpoint(folder / ""); }, "is an empty folder, not a folder of weights");
 }
 
 TEST(CheckpointTorchFile, EmaIsReadNotModel) {
@@ -448,6 +415,46 @@ TEST(Checkpoint, MisalignedViewsAreCopied) {
   // The transpose of a (3, 2): strides are kept.
   const at::Tensor tensor = to_tensor({Dtype::F32, {2, 3}, {1, 2}, bytes.data() + 1}, nullptr);
   EXPECT_TRUE(at::equal(tensor, at::tensor({1.f, 3.f, 5.f, 2.f, 4.f, 6.f}).view({2, 3})));
+}
+
+TEST(CheckpointTensors, PatchesOfNoModelAreRefused) {
+  Weights weights = random_checkpoint(tiny_config()).weights;
+  weights["x_embedder.proj.weight"] = at::zeros({tiny_config().hidden_size, 1, 2048, 2048});
+  expect_error([&] { load(weights); }, "2048, 2048); no model has such patches");
+}
+
+TEST(CheckpointTensors, SizesOfZeroAreRefused) {
+  Weights weights = random_checkpoint(tiny_config()).weights;
+  weights["y_embedder.embedding_table.weight"] = at::zeros({1, tiny_config().hidden_size});
+  expect_error([&] { load(weights); }, "a tensor has a dimension of size 0");
+}
+
+TEST(CheckpointTensors, PositionsOfAnOddHiddenSizeCannotBeComputed) {
+  Weights weights = random_checkpoint(tiny_config()).weights;
+  weights.erase("pos_embed");
+  weights["x_embedder.proj.weight"] = at::zeros({6, tiny_config().in_channels, 2, 2});
+  expect_error(
+      [&] {
+        load(weights, {{"config", R"({"input_size": 8})"}});
+      },
+      "pos_embed cannot be computed for a hidden size of 6, no multiple of 4");
+}
+
+TEST(CheckpointMetadata, KeepCountsOfThreeQuartersAreRefused) {
+  Checkpoint checkpoint = random_checkpoint(tiny_config());
+  std::vector<std::vector<int>> blocks(static_cast<size_t>(tiny_config().depth), {1, 1, 1});
+  const nlohmann::json counts = {{"heads", blocks}, {"groups", blocks}, {"tokens", blocks}};
+  expect_error(
+      [&] {
+        load(checkpoint.weights,
+             {{"dydit_format", "1"}, {"gate_rule", "capacity"}, {"keep_counts", counts.dump()}});
+      },
+      "'keep_counts' of 'heads' must be lists of 4");
+}
+
+TEST(NamedConfig, OfNoPublishedSizeIsRefused) {
+  expect_error([] { named_config("DiT-Q/2"); },
+               "DiT-Q/2: no such size; expected DiT-S, DiT-B, DiT-L or DiT-XL");
 }
 
 }  // namespace

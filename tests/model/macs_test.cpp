@@ -62,5 +62,19 @@ TEST(ModelName, OfOtherSizesSpellsThemOut) {
   EXPECT_EQ(model_name(static_config()), "DiT (2 blocks, hidden 64, 4 heads, patch 2)");
 }
 
+TEST(NumParameters, AreThoseOfTheModule) {
+  DiTConfig widths = test::tiny_config(), tokens = test::tiny_config();
+  widths.token_routers = false;
+  tokens.width_routers = false;
+  for (const DiTConfig& config :
+       {test::tiny_config(), odd_config(), static_config(), test::one_head_config(), widths, tokens}) {
+    EXPECT_EQ(num_parameters(config), test::random_checkpoint(config).num_parameters()) << model_name(config);
+  }
+}
+
+TEST(NumParameters, OfDiTXL2AreThePapers) {
+  EXPECT_NEAR(1e-6 * static_cast<double>(num_parameters(named_config("DiT-XL/2"))), 675, 1);
+}
+
 }  // namespace
 }  // namespace dydit

@@ -25,6 +25,7 @@ struct TarEntry {
   std::string name;
   std::string bytes;
   char type = '0';
+  std::string target = {};  // of a link
 };
 
 /// A ustar header with a right checksum; `size` is what it claims.
@@ -33,6 +34,7 @@ inline std::string tar_header(const TarEntry& entry, uint64_t size) {
   header.replace(0, std::min<size_t>(entry.name.size(), 100), entry.name, 0, 100);
   header.replace(124, 11, fmt::format("{:011o}", size));
   header[156] = entry.type;
+  header.replace(157, entry.target.size(), entry.target);
   header.replace(257, 8, std::string("ustar\00000", 8));
   header.replace(148, 8, 8, ' ');
   unsigned sum = 0;

@@ -5,7 +5,7 @@
 #include <cerrno>
 #include <cstddef>
 
-void memory_asked(size_t bytes);    // before a block of so many bytes is asked for
+bool memory_asked(size_t bytes);    // before a block of so many bytes is asked for; false: there is none
 void memory_given(void* block);     // a block came, never null
 void memory_returned(void* block);  // a block is about to be freed, never null
 
@@ -26,24 +26,26 @@ inline void* given(void* block) {
 inline void returned(void* block) {
   if (block != nullptr) memory_returned(block);
 }
+inline void* none() {
+  errno = ENOMEM;
+  return nullptr;
+}
 inline void* aligned(size_t alignment, size_t bytes) {
-  memory_asked(bytes);
-  return given(__libc_memalign(alignment, bytes));
+  return memory_asked(bytes) ? given(__libc_memalign(alignment, bytes)) : none();
 }
 
 }  // namespace dydit::test
 
 extern "C" {
 void* malloc(size_t bytes) {
-  memory_asked(bytes);
-  return dydit::test::given(__libc_malloc(bytes));
+  return memory_asked(bytes) ? dydit::test::given(__libc_malloc(bytes)) : dydit::test::none();
 }
 void* calloc(size_t number, size_t bytes) {
-  memory_asked(number * bytes);
-  return dydit::test::given(__libc_calloc(number, bytes));
+  return memory_asked(number * bytes) ? dydit::test::given(__libc_calloc(number, bytes))
+                                      : dydit::test::none();
 }
 void* realloc(void* memory, size_t bytes) {
-  memory_asked(bytes);
+  if (!memory_asked(bytes)) return dydit::test::none();
   dydit::test::returned(memory);
   return dydit::test::given(__libc_realloc(memory, bytes));
 }

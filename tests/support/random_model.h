@@ -62,7 +62,7 @@ inline DiTConfig static_config() {
 
 /// Standard normals times `scale`.
 inline at::Tensor random_tensor(at::IntArrayRef sizes, uint64_t seed, uint64_t index, double scale = 1) {
-  at::Tensor tensor = at::empty(sizes);
+  at::Tensor tensor = at::empty(sizes, at::kFloat);
   fill_normal({tensor.data_ptr<float>(), static_cast<size_t>(tensor.numel())}, seed, index, 0);
   return tensor.mul_(scale);
 }
@@ -108,7 +108,7 @@ struct Inputs {
 };
 
 inline Inputs random_inputs(const DiTConfig& config, int B) {
-  Inputs inputs{at::empty({B, config.in_channels, config.input_size, config.input_size}), {}};
+  Inputs inputs{at::empty({B, config.in_channels, config.input_size, config.input_size}, at::kFloat), {}};
   for (int b = 0; b < B; ++b) {
     inputs.x[b].copy_(random_tensor(inputs.x[b].sizes(), /*seed=*/5, b));
     inputs.y.push_back((3 * b + 2) % (config.num_classes + 1));

@@ -1,0 +1,379 @@
+// The configuration: inferred from names and shapes, and what the file says of itself held against it. The
+// expected names and shapes are those of the module, so that they are written down once, in dit.cpp.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+
+#include <ATen/ATen.h>
+#include <fmt/ranges.h>
+
+#include "dydit/base/nearest.h"
+#include "dydit/io/json.h"
+#include "dydit/io/text.h"
+#include "dydit/model/checkpoint_parts.h"
+#include "dydit/model/dit.h"
+#include "dydit/model/embeddings.h"
+
+namespace dydit {
+namespace {
+
+using nlohmann::json;
+
+// Looks up tensors of a set while the configuration is inferred.
+class Shapes {
+ public:
+  Shapes(const WeightSet& set, const std::string& name) : set_(set), name_(name) {}
+
+  bool has(const std::string& key) const { return set_.tensors.contains(key); }
+
+  const std::vector<int64_t>& of(const std::string& key, size_t rank) const {
+    const auto found = set_.tensors.find(key);
+    if (found == set_.tensors.end()) fail_missing(key);
+    const auto& shape = found->second.shape;
+    DYDIT_CHECK(shape.size() == rank, "{}: {} has {} dimensions {}, expected {}", name_, key, shape.size(),
+                shape_text(shape), rank);
+    for (const int64_t size : shape) {
+      DYDIT_CHECK(size <= kMaxSize, "{}: {} has shape {}; no model is that large", name_, key,
+                  shape_text(shape));
+    }
+    return shape;
+  }
+
+  [[noreturn]] void fail_missing(const std::string& key) const {
+    std::vector<std::string> present;
+    for (const auto& [candidate, view] : set_.tensors) present.push_back(candidate);
+    const std::string nearest = nearest_name(key, present);
+    throw NotWhole(fmt::format(
+        "{}: tensor {} is missing{}. Is this a DiT or DyDiT checkpoint?{}", name_, key,
+        nearest.empty() ? " (the file holds none)" : " (nearest present: " + printable(nearest) + ")",
+        guess_model(set_.tensors)));
+  }
+
+ private:
+  static constexpr int64_t kMaxSize = 1 << 22;  // keeps int arithmetic on sizes far from overflow
+  const WeightSet& set_;
+  const std::string& name_;
+};
+
+int count_blocks(const WeightSet& set) {
+  int depth = 0;
+  while (set.tensors.contains(fmt::format("blocks.{}.attn.qkv.weight", depth))) ++depth;
+  return depth;
+}
+
+int infer_num_heads(const RawCheckpoint& raw, const Shapes& shapes, int hidden_size, int flag) {
+  const std::string router = "blocks.0.attn_rate.router.weight";
+  const int stated = raw.stated.number("num_heads");
+  int heads = 0;
+  if (shapes.has(router)) {
+    heads = static_cast<int>(shapes.of(router, 2)[0]) + 1;
+  } else if (stated) {
+    heads = stated;
+  } else {
+    heads = flag ? flag : known_num_heads(hidden_size);
+  }
+  DYDIT_CHECK(heads,
+              "{}: cannot tell the number of heads of a static DiT with hidden size {}; pass --num-heads",
+              raw.name, hidden_size);
+  for (const int other : {stated, flag}) {
+    DYDIT_CHECK(!other || other == heads,
+                "{}: {} heads by its tensors or metadata, but {} were asked for or stated", raw.name, heads,
+                other);
+  }
+  DYDIT_CHECK(hidden_size % heads == 0, "{}: {} heads do not divide the hidden size {}", raw.name, heads,
+              hidden_size);
+  return heads;
+}
+
+Semantics stated_semantics(const RawCheckpoint& raw) {
+  const auto found = raw.stated.config.find("semantics");
+  if (found == raw.stated.config.end()) return Semantics::Original;
+  for (const Semantics known : {Semantics::Original, Semantics::Diffusers}) {
+    if (*found == semantics_name(known)) return known;
+  }
+  throw Error(fmt::format("{}: semantics {}, but this program knows 'original' and 'diffusers'", raw.name,
+                          printable(json_text(*found), 40)));
+}
+
+// A text of the configuration, or else of the metadata; empty without.
+std::string stated_text(const RawCheckpoint& raw, const char* key) {
+  const auto found = raw.stated.config.find(key);
+  if (found != raw.stated.config.end()) return found->is_string() ? found->get<std::string>() : "";
+  const auto beside = raw.metadata.find(key);
+  return beside == raw.metadata.end() ? "" : beside->second;
+}
+
+std::string lower(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
+  return text;
+}
+
+// "DiT-XL/2" as the scripts of DiT and DyDiT write it, also DiT_XL_2: as named_config takes it; else empty.
+std::string published_name(std::string name) {
+  for (const char* prefix : {"DyDiT", "DiT"}) {
+    if (!name.starts_with(prefix) || name.size() <= std::strlen(prefix)) continue;
+    name.erase(0, std::strlen(prefix) + 1);
+    std::replace(name.begin(), name.end(), '_', '/');
+    std::replace(name.begin(), name.end(), '-', '/');
+    return name;
+  }
+  return "";
+}
+
+void check_named_size(const RawCheckpoint& raw, const DiTConfig& config) {
+  const std::string name = stated_text(raw, "model");
+  DiTConfig named;
+  try {
+    named = named_config(published_name(name));
+  } catch (const UsageError&) {
+    return;  // a name of somebody's own
+  }
+  DYDIT_CHECK(
+      named.depth == config.depth && named.hidden_size == config.hidden_size &&
+          named.patch_size == config.patch_size,
+      "{}: {} says model {} ({} blocks, hidden {}, patch {}), but its tensors are of {} blocks, hidden {}, "
+      "patch {}; one of the two is of another model",
+      raw.name, raw.stated.where.empty() ? "metadata" : raw.stated.where, quote(name), named.depth,
+      named.hidden_size, named.patch_size, config.depth, config.hidden_size, config.patch_size);
+}
+
+void check_stated_classes(const RawCheckpoint& raw, const DiTConfig& config) {
+  const int stated = raw.stated.number("num_classes"), rows = config.num_classes + 1;
+  const auto dropout = raw.stated.config.find("class_dropout_prob");
+  const bool never_dropped =
+      dropout != raw.stated.config.end() && dropout->is_number() && dropout->get<double>() == 0;
+  DYDIT_CHECK(
+      stated != rows && (stated || !never_dropped),
+      "{}: {} says {} and the table of labels has {} rows: all of them are classes and none is the null "
+      "class of guidance, which this program needs. Train with class_dropout_prob above 0",
+      raw.name, raw.stated.where,
+      stated ? fmt::format("{} classes{}", stated, never_dropped ? " and class_dropout_prob 0" : "")
+             : "class_dropout_prob 0",
+      rows);
+  DYDIT_CHECK(!stated || stated == config.num_classes,
+              "{}: {} says {} classes, but the table of labels has {} rows: {} classes and the null class",
+              raw.name, raw.stated.where, stated, rows, config.num_classes);
+}
+
+// image_size counts pixels: of a latent it is a power of two larger than the input.
+void check_stated_size(const RawCheckpoint& raw, const DiTConfig& config) {
+  const int side = raw.stated.number("input_size"), image = raw.stated.number("image_size");
+  DYDIT_CHECK(!side || side == config.input_size, "{}: {} says input_size {}, but pos_embed is for {}",
+              raw.name, raw.stated.where, side, config.input_size);
+  bool fits = false;
+  for (int factor = 1; factor <= 64; factor *= 2) fits |= image == factor * config.input_size;
+  DYDIT_CHECK(!image || fits,
+              "{}: {} says image_size {}, but pos_embed is for {} (or images of {} with the usual latents)",
+              raw.name, raw.stated.where, image, config.input_size, 8 * config.input_size);
+}
+
+// True when no element's exponent, the bits of `exponent`, is all ones.
+template <typename Bits>
+bool exponents_are_finite(const std::byte* data, int64_t count, Bits exponent) {
+  bool broken = false;
+  for (int64_t i = 0; i < count; ++i) {
+    Bits bits;
+    std::memcpy(&bits, data + i * static_cast<int64_t>(sizeof bits), sizeof bits);
+    broken |= (bits & exponent) == exponent;
+  }
+  return !broken;
+}
+
+// Without temporaries: at::isfinite makes several of the tensor's size.
+bool is_finite(const TensorView& view, const at::Tensor& tensor) {
+  if (is_contiguous(view)) {
+    switch (view.dtype) {
+      case Dtype::BF16:
+        return exponents_are_finite<uint16_t>(view.data, view.numel(), 0x7f80);
+      case Dtype::F16:
+        return exponents_are_finite<uint16_t>(view.data, view.numel(), 0x7c00);
+      case Dtype::F32:
+        return exponents_are_finite<uint32_t>(view.data, view.numel(), 0x7f800000);
+      default:
+        break;
+    }
+  }
+  return at::isfinite(tensor).all().item<bool>();
+}
+
+int64_t elements_of(const WeightSet& set) {
+  int64_t elements = 0;
+  for (const auto& [key, view] : set.tensors) elements += view.numel();
+  return elements;
+}
+
+// A few tensors told the configuration; before a model of that size is made, the file must be about as large.
+void check_plausible_size(const RawCheckpoint& raw, const WeightSet& set, const DiTConfig& config) {
+  const double stored = static_cast<double>(elements_of(set));
+  const double C = config.hidden_size, F = config.mlp_hidden;
+  const double expected = config.depth * (4 * C * C + 2 * C * F + 6 * C * C) + C * config.num_tokens() +
+                          C * (config.num_classes + 1.0) + 2.0 * C * config.patch_values();
+  DYDIT_CHECK(expected <= stored,
+              "{}: its shapes speak of {} with at least {:.0f} parameters, but it holds {:.0f}", raw.name,
+              model_name(config), expected, stored);
+}
+
+}  // namespace
+
+int Stated::number(const char* key) const {
+  const auto found = config.find(key);
+  if (found == config.end() || !found->is_number()) return 0;
+  const auto value = found->get<double>();
+  return value > 0 && value < (1 << 24) && value == std::floor(value) ? static_cast<int>(value) : 0;
+}
+
+void check_kind(const RawCheckpoint& raw) {
+  const std::string model = stated_text(raw, "model"), path_type = stated_text(raw, "path_type");
+  std::string prediction = stated_text(raw, "prediction");
+  if (prediction.empty()) prediction = stated_text(raw, "prediction_type");
+  const bool velocity = lower(prediction).starts_with("v") || lower(prediction) == "flow";
+  const bool named = lower(model).starts_with("sit-") || lower(model).starts_with("sit_") ||
+                     lower(model).starts_with("lightningdit");
+  if (!named && !velocity && path_type.empty()) return;
+  std::vector<std::string> marks;
+  if (!model.empty()) marks.push_back("model " + printable(model, 60));
+  if (!path_type.empty()) marks.push_back("path_type " + printable(path_type, 60));
+  if (!prediction.empty()) marks.push_back("prediction " + printable(prediction, 60));
+  throw Error(fmt::format(
+      "{}: is a SiT or another model of flows (velocity prediction), by its {} ({}): its tensors are named "
+      "as a "
+      "DiT's, but it is sampled in another way, which is not supported yet",
+      raw.name, raw.stated.where.empty() ? "metadata" : raw.stated.where, fmt::join(marks, ", ")));
+}
+
+void add_pos_embed(RawCheckpoint& raw, WeightSet& set) {
+  if (set.tensors.contains("pos_embed") || !set.tensors.contains("x_embedder.proj.weight")) return;
+  const auto& patches = Shapes(set, raw.name).of("x_embedder.proj.weight", 4);
+  const int64_t hidden = patches[0], channels = patches[1], patch = patches[2];
+  const int image = raw.stated.number("image_size");
+  constexpr int kLatent = 8;  // pixels of an image for each of its latent
+  int side = raw.stated.number("input_size");
+  if (!side && image) side = channels == 1 || channels == 3 ? image : channels == 4 ? image / kLatent : 0;
+  if (!side) return;  // the error about the missing tensor says what to do
+  DYDIT_CHECK(patch > 0 && side % patch == 0, "{}: patches of {} do not divide a side of {}", raw.name, patch,
+              side);
+  DYDIT_CHECK(hidden > 0 && hidden % 4 == 0,
+              "{}: pos_embed cannot be computed for a hidden size of {}, no multiple of 4", raw.name, hidden);
+  // A small file may claim any size.
+  constexpr int64_t kAlwaysFine = 1 << 21;
+  const int64_t grid = side / patch;
+  const auto elements = checked_numel(std::array{grid, grid, hidden});
+  DYDIT_CHECK(elements && *elements <= std::max(kAlwaysFine, elements_of(set)),
+              "{}: {} x {} patches of hidden size {}; no model is that large", raw.name, grid, grid, hidden);
+  const at::Tensor table = sincos_pos_embed(static_cast<int>(hidden), static_cast<int>(grid)).contiguous();
+  set.tensors["pos_embed"] = to_view(table);
+  raw.memory = std::make_shared<const std::pair<at::Tensor, std::shared_ptr<const void>>>(table, raw.memory);
+  if (raw.format != "diffusers folder")  // no such folder has it
+    set.notes.push_back(
+        fmt::format("pos_embed is not in the file; computed, sin-cos, for {} x {} patches ({} of {})", grid,
+                    grid, raw.stated.number("input_size") ? "input_size" : "image_size", raw.stated.where));
+}
+
+DiTConfig infer_config(const RawCheckpoint& raw, const WeightSet& set, const CheckpointOptions& options) {
+  const std::string& name = raw.name;
+  const Shapes shapes(set, name);
+  DiTConfig config;
+  const auto& patch = shapes.of("x_embedder.proj.weight", 4);
+  config.hidden_size = static_cast<int>(patch[0]);
+  config.in_channels = static_cast<int>(patch[1]);
+  config.patch_size = static_cast<int>(patch[2]);
+  DYDIT_CHECK(patch[2] == patch[3], "{}: x_embedder.proj.weight has shape {}, expected a square patch", name,
+              shape_text(patch));
+  config.depth = count_blocks(set);
+  if (config.depth == 0) shapes.fail_missing("blocks.0.attn.qkv.weight");
+  if (!shapes.has("pos_embed")) {
+    try {
+      shapes.fail_missing("pos_embed");
+    } catch (const NotWhole& missing) {
+      throw NotWhole(
+          fmt::format("{} It is the sin-cos table of the patches, which is computed where args, cfg or "
+                      "config say image_size or input_size",
+                      missing.what()));
+    }
+  }
+  const int64_t tokens = shapes.of("pos_embed", 3)[1];
+  constexpr int64_t kMaxPatchSide = 1 << 10;
+  DYDIT_CHECK(patch[2] <= kMaxPatchSide && patch[1] <= kMaxPatchSide,
+              "{}: x_embedder.proj.weight has shape {}; no model has such patches", name, shape_text(patch));
+  const int grid = static_cast<int>(std::lround(std::sqrt(static_cast<double>(tokens))));
+  DYDIT_CHECK(int64_t{grid} * grid == tokens && grid > 0, "{}: pos_embed holds {} tokens, expected a square",
+              name, tokens);
+  config.input_size = grid * config.patch_size;
+  config.mlp_hidden = static_cast<int>(shapes.of("blocks.0.mlp.fc1.weight", 2)[0]);
+  config.num_classes = static_cast<int>(shapes.of("y_embedder.embedding_table.weight", 2)[0]) - 1;
+  const int64_t outputs = shapes.of("final_layer.linear.weight", 2)[0];
+  DYDIT_CHECK(config.hidden_size > 0 && config.in_channels > 0 && config.patch_size > 0 &&
+                  config.num_classes > 0 && config.mlp_hidden > 0,
+              "{}: a tensor has a dimension of size 0", name);
+  DYDIT_CHECK(outputs == config.patch_values() || outputs == 2 * config.patch_values(),
+              "{}: final_layer.linear.weight has {} rows, expected patch*patch*channels = {} or twice that",
+              name, outputs, config.patch_values());
+  config.learn_sigma = outputs == 2 * config.patch_values();
+  config.width_routers = shapes.has("blocks.0.attn_rate.router.weight");
+  config.token_routers = shapes.has("blocks.0.token_selection.mlp_head.0.weight");
+  config.num_heads = infer_num_heads(raw, shapes, config.hidden_size, options.num_heads);
+  config.semantics = stated_semantics(raw);
+  DYDIT_CHECK(config.mlp_hidden % config.num_heads == 0,
+              "{}: {} MLP channels cannot be cut into {} equal groups", name, config.mlp_hidden,
+              config.num_heads);
+  return config;
+}
+
+void check_stated(const RawCheckpoint& raw, const DiTConfig& config) {
+  const Stated& stated = raw.stated;
+  for (const auto& [key, of_tensors] : {std::pair{"depth", config.depth},
+                                        {"hidden_size", config.hidden_size},
+                                        {"patch_size", config.patch_size},
+                                        {"in_channels", config.in_channels}}) {
+    const int said = stated.number(key);
+    DYDIT_CHECK(!said || said == of_tensors,
+                "{}: {} says {} {}, but its tensors are of {}; one of the two is of "
+                "another model",
+                raw.name, stated.where, key, said, of_tensors);
+  }
+  const auto ratio = stated.config.find("mlp_ratio");
+  if (ratio != stated.config.end() && ratio->is_number()) {
+    DYDIT_CHECK(std::abs(ratio->get<double>() * config.hidden_size - config.mlp_hidden) < 1,
+                "{}: {} says mlp_ratio {}, but the MLPs have {} channels for a hidden size of {}", raw.name,
+                stated.where, ratio->get<double>(), config.mlp_hidden, config.hidden_size);
+  }
+  const auto sigma = stated.config.find("learn_sigma");
+  DYDIT_CHECK(
+      sigma == stated.config.end() || !sigma->is_boolean() || sigma->get<bool>() == config.learn_sigma,
+      "{}: {} says learn_sigma {}, but final_layer.linear.weight has {} outputs a patch, of {} channels",
+      raw.name, stated.where, sigma->get<bool>(),
+      config.patch_size * config.patch_size * config.out_channels(), config.in_channels);
+  check_stated_size(raw, config);
+  check_stated_classes(raw, config);
+  check_named_size(raw, config);
+}
+
+Weights check_weights(const RawCheckpoint& raw, const WeightSet& set, const DiTConfig& config) {
+  const std::string& name = raw.name;
+  check_plausible_size(raw, set, config);
+  const Shapes shapes(set, name);
+  const DiT model = DiT(config);  // uninitialised: only its names and shapes are read
+  Weights weights;
+  for (const auto& expected : model->named_parameters()) {
+    const auto& shape = shapes.of(expected.key(), expected.value().dim());
+    DYDIT_CHECK(expected.value().sizes().equals(shape), "{}: {} has shape {}, expected {} for {}", name,
+                expected.key(), shape_text(shape), shape_text(expected.value().sizes()), model_name(config));
+    const TensorView& view = set.tensors.at(expected.key());
+    const at::Tensor tensor = to_tensor(view, raw.memory);
+    DYDIT_CHECK(at::isFloatingType(tensor.scalar_type()), "{}: {} is {}, expected a floating-point tensor",
+                name, expected.key(), dtype_name(view.dtype));
+    DYDIT_CHECK(is_finite(view, tensor), "{}: {} holds NaN or infinity; the checkpoint is broken", name,
+                expected.key());
+    weights.emplace(expected.key(), tensor);
+  }
+  for (const auto& [key, view] : set.tensors) {
+    if (!weights.contains(key))
+      throw NotWhole(fmt::format("{}: tensor {} belongs to no part of {}.{}", name, printable(key),
+                                 model_name(config), guess_model(set.tensors)));
+  }
+  return weights;
+}
+
+}  // namespace dydit

@@ -1,0 +1,156 @@
+// What stands beside the weights: ours is checked, what other programs put there is noted and kept.
+#include <algorithm>
+#include <array>
+
+#include <nlohmann/json.hpp>
+
+#include "dydit/base/error.h"
+#include "dydit/io/json.h"
+#include "dydit/io/text.h"
+#include "dydit/model/checkpoint_parts.h"
+
+namespace dydit {
+namespace {
+
+using nlohmann::json;
+
+json parse_or_throw(const std::string& where, const std::string& key, const std::string& text) {
+  std::optional<json> value = parse_metadata(text);
+  DYDIT_CHECK(value, "{}: metadata '{}' is not JSON of at most {} levels: {}", where, key, kMetadataDepth,
+              printable(text, 60));
+  return *std::move(value);
+}
+
+// One kind of part: a list of `blocks` lists of four counts within 1..largest.
+std::vector<KeepCounts::PerQuarter> parse_counts(const json& counts, const char* kind, size_t blocks,
+                                                 int largest, const std::string& name) {
+  const auto found = counts.is_object() ? counts.find(kind) : counts.end();
+  DYDIT_CHECK(found != counts.end() && found->is_array() && found->size() == blocks,
+              "{}: metadata 'keep_counts' must hold {} lists of '{}'", name, blocks, kind);
+  std::vector<KeepCounts::PerQuarter> result;
+  for (const json& block : *found) {
+    DYDIT_CHECK(block.is_array() && block.size() == kQuarters,
+                "{}: 'keep_counts' of '{}' must be lists of {}", name, kind, kQuarters);
+    KeepCounts::PerQuarter quarters{};
+    for (int q = 0; q < kQuarters; ++q) {
+      DYDIT_CHECK(block[q].is_number_integer() && block[q] >= 1 && block[q] <= largest,
+                  "{}: 'keep_counts' of '{}' holds {}, expected 1 to {}", name, kind,
+                  printable(json_text(block[q]), 40), largest);
+      quarters[q] = block[q].get<int>();
+    }
+    result.push_back(quarters);
+  }
+  return result;
+}
+
+KeepCounts parse_keep_counts(const json& counts, const DiTConfig& config, const std::string& name) {
+  const size_t width_blocks = config.width_routers ? config.depth : 0,
+               token_blocks = config.token_routers ? config.depth : 0;
+  return {parse_counts(counts, "heads", width_blocks, config.num_heads, name),
+          parse_counts(counts, "groups", width_blocks, config.num_heads, name),
+          parse_counts(counts, "tokens", token_blocks, config.num_tokens(), name)};
+}
+
+// A name becomes a line of a log, a file's text and a word of a command.
+void check_class_names(const std::vector<std::string>& names, const std::string& where) {
+  constexpr size_t kLongest = 1024;
+  for (size_t i = 0; i < names.size(); ++i) {
+    DYDIT_CHECK(
+        names[i].size() <= kLongest && printable(names[i], names[i].npos) == names[i],
+        "{}: the name of class {} is {}; a name is UTF-8 without control characters, of at most {} bytes",
+        where, i, quote(names[i]), kLongest);
+  }
+}
+
+std::vector<std::string> parse_class_names(const std::string& text, int num_classes,
+                                           const std::string& name) {
+  const json names = parse_or_throw(name, "class_names", text);
+  const bool strings = names.is_array() && std::all_of(names.begin(), names.end(),
+                                                       [](const json& entry) { return entry.is_string(); });
+  DYDIT_CHECK(strings && names.size() == static_cast<size_t>(num_classes),
+              "{}: metadata 'class_names' must be a JSON list of {} strings", name, num_classes);
+  auto result = names.get<std::vector<std::string>>();
+  check_class_names(result, name);
+  return result;
+}
+
+double parse_lambda(const std::string& text, const std::string& name) {
+  const json number = parse_or_throw(name, "lambda", text);
+  DYDIT_CHECK(number.is_number(), "{}: metadata 'lambda' is not a number: {}", name, printable(text, 60));
+  return number.get<double>();
+}
+
+// Wrong, it would choose other parts than the model was made for: an error whoever wrote it.
+void read_gate_rule(const RawCheckpoint& raw, const std::string& rule, Checkpoint& checkpoint) {
+  DYDIT_CHECK(rule == kThresholdRule || rule == kCapacityRule,
+              "{}: gate rule '{}', but this program knows '{}' and '{}'", raw.name, printable(rule, 60),
+              kThresholdRule, kCapacityRule);
+  if (rule != kCapacityRule) return;
+  const auto counts = raw.metadata.find("keep_counts");
+  DYDIT_CHECK(counts != raw.metadata.end(), "{}: gate rule 'capacity' without metadata 'keep_counts'",
+              raw.name);
+  checkpoint.keep_counts =
+      parse_keep_counts(parse_or_throw(raw.name, "keep_counts", counts->second), checkpoint.config, raw.name);
+}
+
+// Keys that metadata_of writes; others are notes.
+constexpr std::array kOwnKeys = {"format",    "dydit_format", "config", "parent_sha256",
+                                 "gate_rule", "keep_counts",  "lambda", "class_names"};
+
+}  // namespace
+
+std::optional<json> parse_metadata(const std::string& text) { return parse_json(text, kMetadataDepth); }
+
+bool is_ours(const RawCheckpoint& raw) { return raw.metadata.contains("dydit_format"); }
+
+void check_format(const RawCheckpoint& raw) {
+  const auto found = raw.metadata.find("dydit_format");
+  DYDIT_CHECK(found == raw.metadata.end() || found->second == std::to_string(kDyditFormat),
+              "{}: dydit_format {}, but this program reads {}; use a newer dydit", raw.name,
+              printable(found->second, 60), kDyditFormat);
+}
+
+void read_metadata(const RawCheckpoint& raw, Checkpoint& checkpoint) {
+  const DiTConfig& config = checkpoint.config;
+  check_class_names(raw.class_names, raw.name);
+  checkpoint.class_names = raw.class_names;
+  const auto read = [&](const std::string& key, const std::string& value) {
+    if (key == "gate_rule" && (config.is_dynamic() || is_ours(raw))) read_gate_rule(raw, value, checkpoint);
+    if (key == "lambda") checkpoint.lambda = parse_lambda(value, raw.name);
+    if (key == "class_names") checkpoint.class_names = parse_class_names(value, config.num_classes, raw.name);
+  };
+  for (const auto& [key, value] : raw.metadata) {
+    if (std::find(kOwnKeys.begin(), kOwnKeys.end(), key) == kOwnKeys.end()) {
+      checkpoint.notes[key] = value;
+      continue;
+    }
+    try {
+      read(key, value);
+    } catch (const Error& error) {
+      if (is_ours(raw) || key == "gate_rule") throw;
+      const std::string said(error.what() + raw.name.size() + 2);  // the line names the file itself
+      checkpoint.read_notes.push_back(said + "; passed over, it is of another program");
+    }
+  }
+}
+
+std::map<std::string, std::string> metadata_of(const Checkpoint& checkpoint) {
+  std::map<std::string, std::string> metadata = checkpoint.notes;
+  metadata["format"] = "pt";
+  metadata["dydit_format"] = std::to_string(kDyditFormat);
+  metadata["config"] = config_to_json(checkpoint.config).dump();
+  metadata["parent_sha256"] = checkpoint.sha256;
+  if (checkpoint.config.is_dynamic())
+    metadata["gate_rule"] = checkpoint.keep_counts ? kCapacityRule : kThresholdRule;
+  if (checkpoint.keep_counts) {
+    metadata["keep_counts"] = json({{"heads", checkpoint.keep_counts->heads},
+                                    {"groups", checkpoint.keep_counts->groups},
+                                    {"tokens", checkpoint.keep_counts->tokens}})
+                                  .dump();
+  }
+  if (checkpoint.lambda) metadata["lambda"] = json(*checkpoint.lambda).dump();
+  if (!checkpoint.class_names.empty()) metadata["class_names"] = json(checkpoint.class_names).dump();
+  return metadata;
+}
+
+}  // namespace dydit

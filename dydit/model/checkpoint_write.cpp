@@ -1,0 +1,66 @@
+// Checkpoint -> file: safetensors, a torch file, a folder of diffusers.
+#include <ATen/ATen.h>
+
+#include "dydit/base/error.h"
+#include "dydit/io/diffusers.h"
+#include "dydit/io/safetensors.h"
+#include "dydit/io/torch_writer.h"
+#include "dydit/model/checkpoint_parts.h"
+#include "dydit/model/embeddings.h"
+
+namespace dydit {
+namespace {
+
+// As they go to a file: pos_embed stays float32.
+Weights stored_weights(const Checkpoint& checkpoint, at::ScalarType dtype) {
+  Weights stored;
+  for (const auto& [name, tensor] : checkpoint.weights) {
+    stored[name] = tensor.to(name == "pos_embed" ? at::kFloat : dtype).contiguous();
+  }
+  return stored;
+}
+
+TensorViews views_of(const Weights& weights) {
+  TensorViews views;
+  for (const auto& [name, tensor] : weights) views[name] = to_view(tensor);
+  return views;
+}
+
+}  // namespace
+
+void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint, at::ScalarType dtype) {
+  save_checkpoint(path, checkpoint, dtype, Durability::Normal);
+}
+
+void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint, at::ScalarType dtype,
+                     Durability durability) {
+  const Weights stored = stored_weights(checkpoint, dtype);
+  write_safetensors(path, views_of(stored), metadata_of(checkpoint), durability,
+                    [&] { checkpoint.check_unchanged(); });
+}
+
+void save_torch_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint,
+                           at::ScalarType dtype) {
+  const Weights stored = stored_weights(checkpoint, dtype);
+  write_torch_file(path, views_of(stored), config_to_json(checkpoint.config), metadata_of(checkpoint),
+                   [&] { checkpoint.check_unchanged(); });
+}
+
+void save_diffusers_folder(const std::filesystem::path& path, const Checkpoint& checkpoint,
+                           at::ScalarType dtype) {
+  const DiTConfig& config = checkpoint.config;
+  const std::string from = checkpoint.path.string();
+  DYDIT_USAGE_CHECK(!config.is_dynamic(),
+                    "{}: has routers, which a diffusers folder has no place for; --to static drops them",
+                    from);
+  constexpr double kRounding = 5e-3;  // of a table stored in bfloat16
+  const at::Tensor formula = sincos_pos_embed(config.hidden_size, config.grid());
+  DYDIT_CHECK(
+      (checkpoint.weights.at("pos_embed").to(at::kFloat) - formula).abs().max().item<double>() < kRounding,
+      "{}: its pos_embed is not the sin-cos table, the only one that diffusers' DiT has", from);
+  const Weights stored = stored_weights(checkpoint, dtype);
+  write_diffusers_folder(path, views_of(stored), config_to_json(config),
+                         [&] { checkpoint.check_unchanged(); });
+}
+
+}  // namespace dydit
