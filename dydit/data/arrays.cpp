@@ -17,12 +17,21 @@ namespace {
 constexpr int kCifarSide = 32, kCifarClasses = 10;
 constexpr size_t kCifarPlane = kCifarSide * kCifarSide;
 constexpr size_t kCifarRecord = 1 + 3 * kCifarPlane;
+constexpr size_t kCifar100Record = 2 + 3 * kCifarPlane;
 constexpr int64_t kMaxClasses = 65536;
 
-std::vector<std::string> numbered_names(int count) {
-  std::vector<std::string> names;
-  for (int i = 0; i < count; ++i) names.push_back(std::to_string(i));
-  return names;
+DataClasses numbered_classes(int count) {
+  DataClasses classes{{}, /*named=*/false};
+  for (int i = 0; i < count; ++i) classes.names.push_back(std::to_string(i));
+  return classes;
+}
+
+// Images of one size, one after the other as their bytes are.
+void set_records(ImageSource& source, const ImageHeader& header, std::function<FileBytes(int64_t)> bytes) {
+  source.header = [header](int64_t) { return std::optional(header); };
+  source.name = [](int64_t index) { return std::to_string(index); };
+  source.size = [bytes](int64_t index) { return bytes(index).bytes.size(); };
+  source.bytes = std::move(bytes);
 }
 
 bool is_train_file(std::string_view name) {
@@ -45,16 +54,19 @@ const Folder* cifar_folder(const Folder& root) {
 }
 
 // One name a line; numbers when there are not ten.
-std::vector<std::string> cifar_names(std::string_view text) {
+DataClasses cifar_names(std::string_view text, const std::string& file) {
   std::vector<std::string> names;
+  text = checked_text(text, file);
   while (!text.empty() && names.size() <= size_t{kCifarClasses}) {
     const size_t end = std::min(text.find('\n'), text.size());
     std::string_view line = text.substr(0, end);
     if (line.ends_with('\r')) line.remove_suffix(1);
     if (!line.empty()) names.emplace_back(line);
+    if (!line.empty()) check_class_name(names.back(), fmt::format("{}: the class name", file));
     text.remove_prefix(std::min(end + 1, text.size()));
   }
-  return names.size() == size_t{kCifarClasses} ? names : numbered_names(kCifarClasses);
+  if (names.size() != size_t{kCifarClasses}) return numbered_classes(kCifarClasses);
+  return {std::move(names), /*named=*/true};
 }
 
 Image cifar_image(std::span<const std::byte> record) {
@@ -68,10 +80,17 @@ Image cifar_image(std::span<const std::byte> record) {
 
 // A span of records for each image; the owners keep them alive.
 ImageSource cifar_source(const std::vector<std::pair<FileBytes, std::string>>& files) {
-  ImageSource source{.labels = {}, .class_names = numbered_names(kCifarClasses), .image = {}};
+  ImageSource source;
+  source.classes = numbered_classes(kCifarClasses);
   std::vector<std::span<const std::byte>> records;
   std::vector<std::shared_ptr<const void>> owners;
   for (const auto& [file, name] : files) {
+    DYDIT_CHECK(
+        file.bytes.empty() || file.bytes.size() % kCifarRecord == 0 ||
+            file.bytes.size() % kCifar100Record != 0,
+        "{}: holds records of CIFAR-100, which are not read; put the images of each class into a folder, "
+        "ROOT/CLASS/*.png",
+        name);
     DYDIT_CHECK(
         !file.bytes.empty() && file.bytes.size() % kCifarRecord == 0,
         "{}: {} bytes are no whole number of CIFAR-10 records of {} bytes. Was the download cut short?", name,
@@ -85,9 +104,13 @@ ImageSource cifar_source(const std::vector<std::pair<FileBytes, std::string>>& f
     }
     owners.push_back(file.owner);
   }
-  source.image = [records = std::move(records), owners = std::move(owners)](int64_t index) {
-    return cifar_image(records[static_cast<size_t>(index)]);
-  };
+  const auto record =
+      [records = std::make_shared<const std::vector<std::span<const std::byte>>>(std::move(records)),
+       owners = std::move(owners)](int64_t index) {
+        return FileBytes{(*records)[static_cast<size_t>(index)], nullptr};
+      };
+  source.image = [record](int64_t index, int) { return cifar_image(record(index).bytes); };
+  set_records(source, {.height = kCifarSide, .width = kCifarSide}, record);
   return source;
 }
 
@@ -127,18 +150,20 @@ ImageSource open_cifar(const Tree& tree, const std::string& split, const std::st
               "{}: CIFAR-10 has no split {}; train (data_batch_*.bin) and test (test_batch.bin) are there",
               name, quote(split));
   std::vector<std::pair<FileBytes, std::string>> files;
-  std::vector<std::string> names = numbered_names(kCifarClasses);
+  DataClasses classes = numbered_classes(kCifarClasses);
   for (const TreeFile& file : cifar_folder(tree.root())->files) {
     const bool wanted = split == "test" ? is_test_file(file.name()) : is_train_file(file.name());
     if (wanted) files.emplace_back(tree.read(file), tree.display(file));
     if (file.name() == "batches.meta.txt") {
       const FileBytes text = tree.read(file);
-      names = cifar_names({reinterpret_cast<const char*>(text.bytes.data()), text.bytes.size()});
+      classes = cifar_names({reinterpret_cast<const char*>(text.bytes.data()), text.bytes.size()},
+                            tree.display(file));
     }
   }
   DYDIT_CHECK(!files.empty(), "{}: has no {}", name, split == "test" ? "test_batch.bin" : "data_batch_*.bin");
   ImageSource source = cifar_source(files);
-  source.class_names = std::move(names);
+  source.classes = std::move(classes);
+  source.left_out = tree.left_out();
   return source;
 }
 
@@ -164,15 +189,19 @@ ImageSource open_npz(FileBytes file, const std::string& name) {
     highest = std::max(highest, label);
     source.labels.push_back(static_cast<int>(label));
   }
-  source.class_names = numbered_names(static_cast<int>(highest) + 1);
-  source.image = [images, shape, owner = std::move(file.owner)](int64_t index) {
-    Image image = shape;
+  source.classes = numbered_classes(static_cast<int>(highest) + 1);
+  const auto record = [images, owner = std::move(file.owner)](int64_t index) {
     const size_t size = images.data.size() / static_cast<size_t>(images.shape[0]);
-    const auto* pixels =
-        reinterpret_cast<const uint8_t*>(images.data.data()) + static_cast<size_t>(index) * size;
-    image.pixels.assign(pixels, pixels + size);
+    return FileBytes{images.data.subspan(static_cast<size_t>(index) * size, size), nullptr};
+  };
+  source.image = [shape, record](int64_t index, int) {
+    Image image = shape;
+    const auto bytes = record(index).bytes;
+    const auto* pixels = reinterpret_cast<const uint8_t*>(bytes.data());
+    image.pixels.assign(pixels, pixels + bytes.size());
     return image;
   };
+  set_records(source, {.height = shape.height, .width = shape.width, .channels = shape.channels}, record);
   return source;
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <utility>
 #include <vector>
 
 namespace dydit {
@@ -130,11 +131,16 @@ Image resize(const Image& image, int width, int height, Filter filter, const Win
   return resample_columns(resample_rows(image, across, first, rows), down, first);
 }
 
-Image center_crop(Image image, int side) {
+Image halve(Image image, int side) {
   while (std::min(image.width, image.height) >= 2 * side) {
     const int width = image.width / 2, height = image.height / 2;
     image = resize(image, width, height, Filter::Box, {0, 0, width, height});
   }
+  return image;
+}
+
+Image center_crop(Image image, int side) {
+  image = halve(std::move(image), side);
   // std::nearbyint rounds halves to even, as Python's round does.
   const double scale = static_cast<double>(side) / std::min(image.width, image.height);
   const int width = static_cast<int>(std::nearbyint(image.width * scale));

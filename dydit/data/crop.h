@@ -15,6 +15,9 @@ struct Window {
 /// Image.resize((width, height), filter), of which only `window` is computed.
 Image resize(const Image& image, int width, int height, Filter filter, const Window& window);
 
+/// Halves by box filter while the short side is at least 2 * side: the first half of center_crop.
+Image halve(Image image, int side);
+
 /// Halves by box filter while the short side is at least 2 * side, scales it to `side` by bicubic, cuts the
 /// centre.
 Image center_crop(Image image, int side);

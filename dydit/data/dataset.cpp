@@ -3,24 +3,27 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cassert>
 #include <cstring>
-#include <exception>
 #include <functional>
-#include <mutex>
+#include <map>
+#include <numeric>
 #include <optional>
-#include <thread>
 #include <utility>
+
+#include <fmt/ranges.h>
 
 #include "dydit/base/error.h"
 #include "dydit/data/crop.h"
+#include "dydit/data/parallel.h"
 #include "dydit/data/source.h"
 #include "dydit/io/file.h"
 #include "dydit/io/image.h"
 #include "dydit/io/inflate.h"
+#include "dydit/io/recognize.h"
 #include "dydit/io/tar.h"
 #include "dydit/io/text.h"
+#include "dydit/io/zip.h"
 
 namespace dydit {
 namespace {
@@ -39,33 +42,6 @@ const std::array<float, 256>& signed_levels() {
   return levels;
 }
 
-// fn(i) for i = 0..count-1 on `threads` threads. Rethrows the exception of the lowest i that threw, so that
-// which image is named does not depend on timing.
-void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& fn) {
-  std::atomic<int64_t> next{0}, lowest{count};
-  std::mutex mutex;
-  std::exception_ptr error;
-  const auto work = [&] {
-    for (int64_t i = next++; i < lowest; i = next++) {  // all below the lowest failure are still done
-      try {
-        fn(i);
-      } catch (...) {
-        const std::lock_guard lock(mutex);
-        if (i < lowest) {
-          lowest = i;
-          error = std::current_exception();
-        }
-      }
-    }
-  };
-  {
-    std::vector<std::jthread> helpers;
-    for (int t = 1; t < std::min<int64_t>(threads, count); ++t) helpers.emplace_back(work);
-    work();
-  }
-  if (error) std::rethrow_exception(error);
-}
-
 // (H, W, C) to (C, H, W)
 void write_planes(const Image& image, std::span<uint8_t> out) {
   const auto channels = static_cast<size_t>(image.channels);
@@ -75,12 +51,70 @@ void write_planes(const Image& image, std::span<uint8_t> out) {
   }
 }
 
+// What the headers of a set's images say; of more than kMostHeaders images, of that many evenly spaced ones.
+class Shapes {
+ public:
+  Shapes(const ImageSource& source, int threads) {
+    constexpr int64_t kMostHeaders = int64_t{1} << 16;
+    const auto images = static_cast<int64_t>(source.labels.size());
+    headers_.resize(static_cast<size_t>(std::min(images, kMostHeaders)));
+    const auto count = static_cast<int64_t>(headers_.size());
+    parallel_for(count, threads,
+                 [&](int64_t i) { headers_[static_cast<size_t>(i)] = source.header(i * images / count); });
+    std::erase(headers_, std::nullopt);
+    sampled_ = count < images;
+  }
+
+  bool empty() const { return headers_.empty(); }
+  int64_t count(const std::function<bool(const ImageHeader&)>& is) const {
+    return std::count_if(headers_.begin(), headers_.end(), [&](const auto& header) { return is(*header); });
+  }
+  /// "3 of 12 images", or of the images that were looked at.
+  std::string share(int64_t count) const {
+    return fmt::format("{} of {} images{}", count, headers_.size(), sampled_ ? " looked at" : "");
+  }
+
+  /// 1 when more than half of the images are gray.
+  int channels() const {
+    const int64_t gray = count([](const ImageHeader& header) { return header.channels == 1; });
+    return 2 * gray > static_cast<int64_t>(headers_.size()) ? 1 : 3;
+  }
+
+  /// That of more than half of the images, when it is square. Throws Error that names the sizes.
+  int side(const std::string& name) const {
+    std::map<std::pair<int, int>, int64_t> sizes;
+    for (const auto& header : headers_) ++sizes[{header->width, header->height}];
+    std::vector<std::pair<std::pair<int, int>, int64_t>> sorted(sizes.begin(), sizes.end());
+    std::stable_sort(sorted.begin(), sorted.end(),
+                     [](const auto& a, const auto& b) { return a.second > b.second; });
+    const auto [width, height] = sorted.front().first;
+    if (2 * sorted.front().second > static_cast<int64_t>(headers_.size()) && width == height &&
+        width <= kMaxSide)
+      return width;
+    constexpr size_t kMostListed = 4;
+    std::vector<std::string> parts;
+    for (const auto& [size, images] : sorted) {
+      if (parts.size() == kMostListed) break;
+      parts.push_back(fmt::format("{} of {}x{}", images, size.first, size.second));
+    }
+    throw Error(
+        fmt::format("{}: the images have {}{} pixels; name the side of the square to train on (--image-size)",
+                    name, fmt::join(parts, ", "), sorted.size() > kMostListed ? ", ..." : ""));
+  }
+
+ private:
+  std::vector<std::optional<ImageHeader>> headers_;
+  bool sampled_ = false;
+};
+
 class StoredDataset final : public Dataset {
  public:
   StoredDataset(ImageSource source, const DatasetOptions& options, const std::string& name)
       : source_(std::move(source)) {
-    class_names_ = source_.class_names;
-    choose_size(options, name);
+    left_out_ = source_.left_out;
+    notes_ = source_.notes;
+    match(options, name);
+    choose_shape(options, name);
     const auto count = static_cast<int64_t>(source_.labels.size());
     const bool fits = count <= options.cache_bytes / image_bytes();
     if (fits) cache_.resize(static_cast<size_t>(count * image_bytes()));
@@ -88,13 +122,20 @@ class StoredDataset final : public Dataset {
     std::vector<uint8_t> broken(static_cast<size_t>(count), 0);
     if (fits || options.skip_broken) decode_all(options, broken);
     leave_out(broken);
-    check_classes(name);
-    if (fits) source_.image = nullptr;
+    check_classes(options, name);
+    if (fits) {  // the files themselves are no longer needed
+      ImageSource kept;
+      kept.labels = std::move(source_.labels);
+      kept.classes = std::move(source_.classes);
+      source_ = std::move(kept);
+    }
   }
 
   int64_t size() const override { return static_cast<int64_t>(kept_.size()); }
 
-  int label(int64_t index) const override { return source_.labels[static_cast<size_t>(at(index))]; }
+  int label(int64_t index) const override {
+    return model_labels_[static_cast<size_t>(source_.labels[static_cast<size_t>(at(index))])];
+  }
 
   void read(int64_t index, std::span<uint8_t> out) const override {
     assert(static_cast<int64_t>(out.size()) == image_bytes());
@@ -106,6 +147,21 @@ class StoredDataset final : public Dataset {
     }
   }
 
+  bool decodes() const override { return cache_.empty(); }
+
+  std::string fingerprint(int threads) const override {
+    if (!cache_.empty()) return Dataset::fingerprint(threads);
+    constexpr uint64_t kMostBytes = uint64_t{1} << 30;
+    std::vector<uint64_t> sizes(kept_.size());
+    parallel_for(size(), threads, [&](int64_t i) { sizes[static_cast<size_t>(i)] = source_.size(at(i)); });
+    const uint64_t total = std::accumulate(sizes.begin(), sizes.end(), uint64_t{0});
+    const auto stride = static_cast<int64_t>(total / kMostBytes + 1);
+    return digest_of(threads, [&](int64_t i) {
+      std::string text = fmt::format("{}/{}/", source_.name(at(i)), sizes[static_cast<size_t>(i)]);
+      return i % stride == 0 ? text + sha256_hex(source_.bytes(at(i)).bytes) : text;
+    });
+  }
+
  private:
   int64_t image_bytes() const { return int64_t{side_} * side_ * channels_; }
 
@@ -115,34 +171,56 @@ class StoredDataset final : public Dataset {
   }
 
   void decode(int64_t stored, std::span<uint8_t> out) const {
-    Image image = with_channels(source_.image(stored), channels_);
+    Image image = with_channels(source_.image(stored, side_), channels_);
     if (image.width != side_ || image.height != side_) image = center_crop(std::move(image), side_);
     write_planes(image, out);
   }
 
-  // Sizes that were not given are those of the first image that can be read.
-  void choose_size(const DatasetOptions& options, const std::string& name) {
-    side_ = options.side;
-    channels_ = options.channels;
-    if (side_ > 0 && channels_ > 0) return;
-    const Image first = first_image(options.skip_broken, name);
-    if (channels_ == 0) channels_ = first.channels;
-    if (side_ > 0) return;
-    DYDIT_CHECK(
-        first.width == first.height && first.width <= kMaxSide,
-        "{}: the first image has {}x{} pixels; name the side of the square to train on (--image-size)", name,
-        first.width, first.height);
-    side_ = first.width;
+  void match(const DatasetOptions& options, const std::string& name) {
+    if (!options.model) {
+      note_class_names(source_.classes, notes_, warnings_);
+      class_names_ = source_.classes.names;
+      model_labels_.resize(class_names_.size());
+      std::iota(model_labels_.begin(), model_labels_.end(), 0);
+      return;
+    }
+    ClassMatch found = match_classes(source_.classes, *options.model, name);
+    model_labels_ = std::move(found.labels);
+    class_names_ = std::move(found.names);
+    notes_.insert(notes_.end(), found.notes.begin(), found.notes.end());
+    warnings_.insert(warnings_.end(), found.warnings.begin(), found.warnings.end());
   }
 
-  Image first_image(bool skip_broken, const std::string& name) const {
-    for (size_t i = 0; i < source_.labels.size(); ++i) {
-      try {
-        return source_.image(static_cast<int64_t>(i));
-      } catch (const Error&) {
-        if (!skip_broken) throw;
-      }
+  // Sizes that were not given are those of most images; what is made to fit is told.
+  void choose_shape(const DatasetOptions& options, const std::string& name) {
+    side_ = options.side;
+    channels_ = options.channels;
+    const Shapes shapes(source_, options.threads);
+    if (shapes.empty()) fail_unreadable(options.skip_broken, name);
+    if (channels_ == 0) channels_ = shapes.channels();
+    if (side_ == 0) side_ = shapes.side(name);
+    const auto tell = [&](const char* what, const std::function<bool(const ImageHeader&)>& is) {
+      if (const int64_t n = shapes.count(is); n > 0)
+        notes_.push_back(
+            fmt::format("images   {} {}", shapes.share(n), fmt::format(fmt::runtime(what), side_)));
+    };
+    if (channels_ == 3) tell("are gray, made RGB", [](const ImageHeader& h) { return h.channels == 1; });
+    if (channels_ == 1)
+      tell("are in colour, made gray", [](const ImageHeader& h) { return h.channels == 3; });
+    if (options.side == 0) {
+      tell("have another size, cropped to {0}x{0}",
+           [&](const ImageHeader& h) { return h.width != side_ || h.height != side_; });
     }
+    tell("are smaller than {0}x{0}, enlarged",
+         [&](const ImageHeader& h) { return std::min(h.width, h.height) < side_; });
+    tell("are turned by their EXIF orientation", [](const ImageHeader& h) { return h.orientation != 1; });
+    tell("lose their alpha channel", [](const ImageHeader& h) { return h.alpha; });
+    tell("are CMYK, made RGB", [](const ImageHeader& h) { return h.cmyk; });
+  }
+
+  // No header could be read: decoding says why.
+  [[noreturn]] void fail_unreadable(bool skip_broken, const std::string& name) const {
+    if (!skip_broken) source_.image(0, kMaxSide);
     throw Error(fmt::format("{}: none of {} images can be read", name, source_.labels.size()));
   }
 
@@ -155,6 +233,8 @@ class StoredDataset final : public Dataset {
                                            : std::span(cache_).subspan(static_cast<size_t>(i) * size, size);
       try {
         decode(i, out);
+      } catch (const TooLarge&) {  // nothing is broken
+        throw;
       } catch (const Error&) {
         if (!options.skip_broken) throw;
         broken[static_cast<size_t>(i)] = 1;
@@ -167,25 +247,29 @@ class StoredDataset final : public Dataset {
       if (broken[i] == 0) kept_.push_back(static_cast<int64_t>(i));
     }
     skipped_ = static_cast<int64_t>(broken.size() - kept_.size());
+    if (skipped_ > 0) left_out_.add("broken", skipped_);
   }
 
-  // An npz or CIFAR file may leave numbers unused, but training wants two classes; a class that lost its last
-  // image to skip_broken is an error.
-  void check_classes(const std::string& name) const {
-    std::vector<int64_t> left(class_names_.size()), stored(class_names_.size());
+  // An npz or CIFAR file may leave numbers unused, but a model that begins here wants two classes; a class
+  // that lost its last image to skip_broken is an error.
+  void check_classes(const DatasetOptions& options, const std::string& name) const {
+    const std::vector<std::string>& names = source_.classes.names;
+    std::vector<int64_t> left(names.size()), stored(names.size());
     for (const int label : source_.labels) ++stored[static_cast<size_t>(label)];
     for (const int64_t i : kept_) ++left[static_cast<size_t>(source_.labels[static_cast<size_t>(i)])];
     for (size_t c = 0; c < left.size(); ++c) {
       DYDIT_CHECK(left[c] > 0 || stored[c] == 0, "{}: all {} images of class {} are broken", name, stored[c],
-                  quote(class_names_[c]));
+                  quote(names[c]));
     }
-    DYDIT_CHECK(std::count_if(left.begin(), left.end(), [](int64_t n) { return n > 0; }) > 1,
+    const auto classes = std::count_if(left.begin(), left.end(), [](int64_t n) { return n > 0; });
+    DYDIT_CHECK(classes > (options.model ? 0 : 1),
                 "{}: has images of one class only; at least two classes are wanted", name);
   }
 
   ImageSource source_;
-  std::vector<uint8_t> cache_;  // (stored images, channels, side, side), or empty
-  std::vector<int64_t> kept_;   // index of the stored image
+  std::vector<int> model_labels_;  // by label of the source
+  std::vector<uint8_t> cache_;     // (stored images, channels, side, side), or empty
+  std::vector<int64_t> kept_;      // index of the stored image
 };
 
 FileBytes unpack(const fs::path& path, const MappedFile& file) {
@@ -197,6 +281,13 @@ FileBytes unpack(const fs::path& path, const MappedFile& file) {
 ImageSource open_tree(Tree tree, const std::string& split, const std::string& name) {
   if (has_cifar_files(tree)) return open_cifar(tree, split, name);
   return open_class_folders(std::make_shared<const Tree>(std::move(tree)), split, name);
+}
+
+// A zip that is neither numpy's nor torch's.
+bool is_zip_of_folders(const FileBytes& file, const std::string& name) {
+  const std::string_view text(reinterpret_cast<const char*>(file.bytes.data()), file.bytes.size());
+  if (!text.starts_with("PK\x03\x04") || sniff_file_kind(file.bytes) == FileKind::Npz) return false;
+  return ZipArchive(file.bytes, name).find_suffix("/data.pkl").empty();
 }
 
 }  // namespace
@@ -221,14 +312,37 @@ ImageSource open_source(const fs::path& path, const std::string& split) {
     DYDIT_CHECK(is_tar(file.bytes), "{}: is gzip, but unpacks to no tar", name);
   }
   if (is_tar(file.bytes)) return open_tree(Tree::of_tar(std::move(file), name), split, name);
-  DYDIT_CHECK(split.empty(), "{}: --split {} names a folder in a folder or tar, this is neither", name,
-              quote(split));
-  if (sniff_file_kind(file.bytes) == FileKind::Npz) return open_npz(std::move(file), name);
-  if (path.extension() == ".bin") return open_cifar_file(std::move(file), name);
-  throw Error(
-      fmt::format("{}: is no data set; a folder of class folders, a .tar or .tar.gz of it, an .npz with "
-                  "images and labels, or CIFAR-10's .bin is wanted",
-                  name));
+  if (is_zip_of_folders(file, name)) return open_tree(Tree::of_zip(std::move(file), name), split, name);
+  const bool npz = sniff_file_kind(file.bytes) == FileKind::Npz;
+  if (npz || path.extension() == ".bin") {
+    DYDIT_CHECK(split.empty(), "{}: --split {} names a folder in a folder or archive, this is neither", name,
+                quote(split));
+    return npz ? open_npz(std::move(file), name) : open_cifar_file(std::move(file), name);
+  }
+  refuse_file(file.bytes, path,
+              "not a data set (a folder of class folders, a tar, tar.gz or zip of it, an npz of images and "
+              "labels, or CIFAR-10's .bin)");
+}
+
+std::string Dataset::fingerprint(int threads) const {
+  return digest_of(threads, [&](int64_t i) {
+    std::vector<uint8_t> pixels(static_cast<size_t>(channels_) * static_cast<size_t>(side_ * side_));
+    read(i, pixels);
+    return sha256_hex(std::as_bytes(std::span(pixels)));
+  });
+}
+
+// One digest an image, and one of those in order.
+std::string Dataset::digest_of(int threads, const std::function<std::string(int64_t)>& image) const {
+  std::vector<std::string> digests(static_cast<size_t>(size()));
+  parallel_for(size(), threads, [&](int64_t i) {
+    const std::string text = fmt::format("{}/{}", label(i), image(i));
+    digests[static_cast<size_t>(i)] = sha256_hex(std::as_bytes(std::span(text.data(), text.size())));
+  });
+  std::string all;
+  for (const std::string& name : class_names_) all += fmt::format("{} {}\n", name.size(), name);
+  for (const std::string& digest : digests) all += digest;
+  return sha256_hex(std::as_bytes(std::span(all.data(), all.size())));
 }
 
 void Dataset::read_pixels(int64_t index, bool flip, float* out) const {
@@ -243,9 +357,9 @@ void Dataset::read_pixels(int64_t index, bool flip, float* out) const {
 
 std::unique_ptr<Dataset> Dataset::load(const fs::path& path, const DatasetOptions& options) {
   DYDIT_USAGE_CHECK(options.side >= 0 && options.side <= kMaxSide,
-                    "image side {}: 1 to {} is wanted, or 0 for the first image's", options.side, kMaxSide);
+                    "image side {}: 1 to {} is wanted, or 0 for that of most images", options.side, kMaxSide);
   DYDIT_USAGE_CHECK(options.channels == 0 || options.channels == 1 || options.channels == 3,
-                    "{} channels: 1 (gray) or 3 (RGB) are wanted, or 0 for the first image's",
+                    "{} channels: 1 (gray) or 3 (RGB) are wanted, or 0 for those of most images",
                     options.channels);
   return std::make_unique<StoredDataset>(open_source(path, options.split), options, path.string());
 }

@@ -1,31 +1,38 @@
-// Labelled images for training: ROOT/CLASS/*.png|jpg, a .tar or .tar.gz of it, CIFAR-10 binary files, or an
-// npz of images and labels. Decoded once and kept in memory when they fit, else decoded when asked for.
+// Labelled images for training: ROOT/CLASS/*.png|jpg, a .tar, .tar.gz or .zip of it, CIFAR-10 binary files,
+// or an npz of images and labels. Decoded once and kept in memory when they fit, else decoded when asked for.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "dydit/data/classes.h"
+#include "dydit/data/left_out.h"
+
 namespace dydit {
 
 struct DatasetOptions {
-  std::string split = "";  // folder inside a tar or root above the class folders ("train"); empty: none
-  int side = 0;      // of the square image that read() gives; 0: that of the first image (must be square)
-  int channels = 0;  // 1 or 3; 0: that of the first image
+  std::string split = "";  // folder inside an archive or root above the class folders ("train"); empty: none
+  int side = 0;            // of the square image that read() gives; 0: that of more than half of the images
+  int channels = 0;        // 1 or 3; 0: 3 unless most images are gray
   bool skip_broken = false;                // broken images are left out and counted instead of an Error
   int64_t cache_bytes = int64_t{4} << 30;  // decoded images are kept when all of them need no more
   int threads = 1;                         // for decoding at the start
+  std::optional<ModelClasses> model = {};  // whose labels the images get; none: the data's own
 };
 
 /// Immutable after load; read() may be called from several threads at once.
 class Dataset {
  public:
-  /// Reads the list of images (sorted class names give the labels; dot files are ignored) and decodes them
-  /// when they fit. Throws Error that names the file: nothing there, an empty class folder, a broken image,
-  /// one class only, an image smaller than 1 pixel.
+  /// Reads the list of images (sorted class names give the labels), gives them the labels of options.model
+  /// (match_classes), judges their sizes by their headers and decodes them when they fit. Throws Error that
+  /// names the file: nothing there, an empty class folder, a broken image, names that are no UTF-8, classes
+  /// that are not the model's, one class only (without a model), sizes without a majority.
   static std::unique_ptr<Dataset> load(const std::filesystem::path& path, const DatasetOptions& options);
   virtual ~Dataset() = default;
 
@@ -33,22 +40,40 @@ class Dataset {
   virtual int label(int64_t index) const = 0;
   /// Writes image `index` as planar bytes (channels, side, side): ADM's centre crop (halve by box filter
   /// while the short side is at least twice `side`, bicubic to `side`, cut the centre) where the size
-  /// differs.
+  /// differs. Throws Error that names an image which has changed or gone.
   virtual void read(int64_t index, std::span<uint8_t> out) const = 0;
   /// The same as a model sees it, (channels, side, side) in [-1, 1]: byte / 127.5 - 1; rows reversed when
   /// `flip`.
   void read_pixels(int64_t index, bool flip, float* out) const;
+  /// True when read() decodes each time.
+  virtual bool decodes() const { return false; }
+
+  /// SHA-256 (64 hexadecimal digits) of what training sees: class names, labels and pixels. Where images are
+  /// not kept in memory, of their names, sizes and stored bytes instead: all of them up to 1 GiB, beyond it
+  /// of evenly spaced images with that much together, so that a folder of ImageNet's size takes seconds, too.
+  virtual std::string fingerprint(int threads) const;
 
   int side() const { return side_; }
   int channels() const { return channels_; }
+  /// Of the labels: the model's names where it has some.
   const std::vector<std::string>& class_names() const { return class_names_; }
   /// Broken images left out.
   int64_t skipped() const { return skipped_; }
+  /// Files that are not read, by kind; the broken ones too.
+  const LeftOut& left_out() const { return left_out_; }
+  /// Lines to tell: how images were made to fit, how classes were matched; what may be wrong.
+  const std::vector<std::string>& notes() const { return notes_; }
+  const std::vector<std::string>& warnings() const { return warnings_; }
 
  protected:
+  /// What a fingerprint is made of: class names, labels and `image` of each image.
+  std::string digest_of(int threads, const std::function<std::string(int64_t)>& image) const;
+
   int side_ = 0, channels_ = 0;
   std::vector<std::string> class_names_;
   int64_t skipped_ = 0;
+  LeftOut left_out_;
+  std::vector<std::string> notes_, warnings_;
 };
 
 }  // namespace dydit

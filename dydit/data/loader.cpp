@@ -7,6 +7,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/base/noise.h"
+#include "dydit/data/parallel.h"
 
 namespace dydit {
 namespace {
@@ -87,22 +88,27 @@ Batch Loader::make_batch(uint64_t step) {
   const auto count = static_cast<size_t>(options_.count);
   const auto size = static_cast<uint64_t>(dataset_.size());
   Batch batch{step, std::vector<float>(count * image_size), std::vector<int64_t>(count)};
+  const uint64_t first =
+      step * static_cast<uint64_t>(options_.global_batch) + static_cast<uint64_t>(options_.first);
+  std::vector<int64_t> indices(count);
   for (size_t i = 0; i < count; ++i) {
-    const uint64_t j = static_cast<uint64_t>(options_.first) + i;
-    const uint64_t position = step * static_cast<uint64_t>(options_.global_batch) + j;
-    if (const uint64_t epoch = position / size; order_.empty() || epoch != epoch_) {
+    if (const uint64_t epoch = (first + i) / size; order_.empty() || epoch != epoch_) {
       order_ = epoch_order(dataset_.size(), options_.seed, epoch);
       epoch_ = epoch;
     }
-    const int64_t index = order_[position % size];
+    indices[i] = order_[(first + i) % size];
+    batch.labels[i] = dataset_.label(indices[i]);
+  }
+  parallel_for(options_.count, options_.threads, [&](int64_t i) {
     float uniform = 1;
     if (options_.flip) {
-      fill_uniform({&uniform, 1}, options_.seed, training_sample(step, j),
+      fill_uniform({&uniform, 1}, options_.seed,
+                   training_sample(step, static_cast<uint64_t>(options_.first + i)),
                    static_cast<uint64_t>(TrainingDraw::Flip));
     }
-    dataset_.read_pixels(index, /*flip=*/uniform < 0.5f, batch.images.data() + i * image_size);
-    batch.labels[i] = dataset_.label(index);
-  }
+    dataset_.read_pixels(indices[static_cast<size_t>(i)], /*flip=*/uniform < 0.5f,
+                         batch.images.data() + static_cast<size_t>(i) * image_size);
+  });
   return batch;
 }
 

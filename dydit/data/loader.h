@@ -21,6 +21,7 @@ struct LoaderOptions {
   int count = 256;
   bool flip = true;  // random horizontal flip, one half of the samples
   int prefetch = 4;  // batches decoded ahead
+  int threads = 1;   // that decode a batch
 };
 
 struct Batch {

@@ -6,30 +6,47 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "dydit/data/classes.h"
+#include "dydit/data/left_out.h"
 #include "dydit/data/tree.h"
-#include "dydit/io/png.h"
+#include "dydit/io/image.h"
 
 namespace dydit {
 
 struct ImageSource {
   std::vector<int> labels;  // (images)
-  std::vector<std::string> class_names;
-  /// Decodes one image, gray or RGB of any size. From several threads at once. Throws Error that names it.
-  std::function<Image(int64_t index)> image;
+  DataClasses classes;
+  /// All may be called from several threads at once.
+  /// Size and colours of an image, its pixels unread; nothing where it is broken.
+  std::function<std::optional<ImageHeader>(int64_t index)> header;
+  /// Decodes one image, gray or RGB of any size; of a large one no more than an image of `side` needs. Throws
+  /// Error that names it.
+  std::function<Image(int64_t index, int side)> image;
+  /// Its file's name, or its number.
+  std::function<std::string(int64_t index)> name;
+  /// Its bytes as they are stored, and how many there are. The first throws Error as `image` does.
+  std::function<FileBytes(int64_t index)> bytes;
+  std::function<uint64_t(int64_t index)> size;
+  LeftOut left_out;
+  std::vector<std::string> notes;  // lines to tell
 };
 
 /// Tells the kind of `path` by its content.
 ImageSource open_source(const std::filesystem::path& path, const std::string& split);
 
-/// ROOT/CLASS/*.png|jpg|jpeg in a folder or tar; `name` is the path for messages.
+/// True for the names of files that are read as images: .png, .jpg, .jpeg, .jpe, .jfif.
+bool is_image_name(std::string_view file_name);
+
+/// ROOT/CLASS/*.png|jpg in a folder or archive; `name` is the path for messages.
 ImageSource open_class_folders(std::shared_ptr<const Tree> tree, const std::string& split,
                                const std::string& name);
 
-/// data_batch_*.bin or test_batch.bin of CIFAR-10, in a folder or tar. False when there are none.
+/// data_batch_*.bin or test_batch.bin of CIFAR-10, in a folder or archive. False when there are none.
 bool has_cifar_files(const Tree& tree);
 ImageSource open_cifar(const Tree& tree, const std::string& split, const std::string& name);
 /// One file of records, each a label and 32x32 planar RGB.

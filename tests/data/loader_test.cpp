@@ -2,6 +2,9 @@
 #include "dydit/data/loader.h"
 
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
 #include <numeric>
 #include <set>
 
@@ -154,6 +157,48 @@ TEST(Loader, RethrowsWhatItMetAfterTheGoodBatchesAndEachTime) {
   loader.next();
   test::expect_error([&] { loader.next(); }, "image is broken");
   test::expect_error([&] { loader.next(); }, "image is broken");
+}
+
+TEST(Loader, ThreadsThatDecodeChangeNothing) {
+  const FakeDataset data(50);
+  LoaderOptions options = whole(32);
+  Loader one(data, options, 3);
+  options.threads = 4;
+  Loader four(data, options, 3);
+  for (int step = 0; step < 5; ++step) {
+    const Batch a = one.next(), b = four.next();
+    EXPECT_EQ(a.images, b.images);
+    EXPECT_EQ(a.labels, b.labels);
+  }
+}
+
+TEST(Loader, SeveralThreadsDecodeABatch) {
+  // Two threads are wanted at once: with one, the first image would wait in vain for the second.
+  class Meeting final : public Dataset {
+   public:
+    Meeting() {
+      side_ = 1;
+      channels_ = 1;
+    }
+    int64_t size() const override { return 2; }
+    int label(int64_t) const override { return 0; }
+    void read(int64_t, std::span<uint8_t> out) const override {
+      std::unique_lock lock(mutex_);
+      ++here_;
+      all_here_.notify_all();
+      out[0] = all_here_.wait_for(lock, std::chrono::seconds(20), [&] { return here_ >= 2; }) ? 255 : 0;
+    }
+
+   private:
+    mutable std::mutex mutex_;
+    mutable std::condition_variable all_here_;
+    mutable int here_ = 0;
+  };
+  const Meeting data;
+  LoaderOptions options = whole(2);
+  options.prefetch = 1;
+  options.threads = 2;
+  EXPECT_EQ(Loader(data, options, 0).next().images, (std::vector<float>{1, 1}));
 }
 
 TEST(Loader, EndsWithBatchesLeftOver) {
