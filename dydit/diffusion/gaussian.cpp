@@ -1,14 +1,24 @@
 // Plain loops over floats: one order of operations for every sample, so results do not depend on the batch.
 #include "dydit/diffusion/gaussian.h"
 
+#include <algorithm>
 #include <cassert>
 #include <cmath>
 
+#include "dydit/base/error.h"
 #include "dydit/diffusion/schedule.h"
 
 namespace dydit {
 
 DiffusionTables make_diffusion_tables(std::span<const int> timesteps) {
+  DYDIT_USAGE_CHECK(!timesteps.empty(), "no timestep given; expected 1 to {}", kNumTrainTimesteps);
+  for (size_t i = 0; i < timesteps.size(); ++i) {
+    DYDIT_USAGE_CHECK(timesteps[i] >= 0 && timesteps[i] < kNumTrainTimesteps, "timestep {}: expected 0 to {}",
+                      timesteps[i], kNumTrainTimesteps - 1);
+    DYDIT_USAGE_CHECK(i == 0 || timesteps[i] > timesteps[i - 1],
+                      "timestep {} after {}: expected them ascending, each once", timesteps[i],
+                      timesteps[i - 1]);
+  }
   DiffusionTables tables;
   tables.timesteps.assign(timesteps.begin(), timesteps.end());
   std::vector<double> all_cumprod = linear_betas();
@@ -86,7 +96,9 @@ void ddim_step(const DiffusionTables& tables, int step, float eta, const StepRow
   const float a = static_cast<float>(tables.alphas_cumprod[step]);
   const float a_prev = static_cast<float>(tables.alphas_cumprod_prev[step]);
   const float sigma = eta * std::sqrt((1 - a_prev) / (1 - a)) * std::sqrt(1 - a / a_prev);
-  const float x0_factor = std::sqrt(a_prev), eps_factor = std::sqrt(1 - a_prev - sigma * sigma);
+  // With eta 1 and a' near 1 the difference is nearly 0, and rounding may put it below.
+  const float x0_factor = std::sqrt(a_prev),
+              eps_factor = std::sqrt(std::max(0.0f, 1 - a_prev - sigma * sigma));
   const bool noisy = step > 0 && sigma > 0;
   for (size_t i = 0; i < row.x.size(); ++i) {
     const float x0 = recip * row.x[i] - recipm1 * row.eps[i];

@@ -23,7 +23,7 @@ struct DiffusionTables {
   int num_steps() const { return static_cast<int>(timesteps.size()); }
 };
 
-/// `timesteps` ascending and without repeats, within 0..999.
+/// `timesteps` ascending and without repeats, within 0..999, at least one; else UsageError.
 DiffusionTables make_diffusion_tables(std::span<const int> timesteps);
 
 /// One row (one sample) of a reverse step. All spans hold channels * height * width values.

@@ -29,20 +29,6 @@ struct TokenTrace {
   at::Tensor logits;  // (B, L, N) float32
 };
 
-class Engine {
- public:
-  virtual ~Engine() = default;
-
-  /// x (B, in_channels, side, side) float32, y (B) labels (null class included), `step` an index into the
-  /// plan
-  /// -> (B, out_channels, side, side) float32. Row b's result depends on row b alone, bit for bit.
-  /// Adds row b's multiply-adds to work[b]; `trace` may be null. Steps in descending order, as sampling takes
-  /// them, with the same labels are cheapest: adaLN is computed for several at a time.
-  virtual at::Tensor forward(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
-                             TokenTrace* trace = nullptr) = 0;
-  virtual std::string_view name() const = 0;
-};
-
 /// Parts of a forward whose time the CPU engine can tell apart.
 enum class Operator { Embed, AdaLN, Norm, Qkv, Attention, Proj, Router, Fc1, Fc2, Final };
 inline constexpr int kOperators = 10;
@@ -62,6 +48,34 @@ struct EngineOptions {
   Profile* profile = nullptr;  // L + 1 rows, filled by the CPU engine; null: not measured
 };
 
+class Engine {
+ public:
+  virtual ~Engine() = default;
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  /// x (B, in_channels, side, side) float32 on the CPU, y (B) labels (null class included), `step` an index
+  /// into the plan
+  /// -> (B, out_channels, side, side) float32. Row b's result depends on row b alone, bit for bit.
+  /// Adds row b's multiply-adds to work[b]; `trace` may be null. Steps in descending order, as sampling takes
+  /// them, with the same labels are cheapest: adaLN is computed for several at a time. One forward at a time.
+  /// Throws UsageError for arguments that are not these; after any exception the engine can be used again.
+  at::Tensor forward(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
+                     TokenTrace* trace = nullptr);
+  virtual std::string_view name() const = 0;
+
+ protected:
+  /// Throws UsageError where plan and options do not fit the checkpoint.
+  Engine(const Checkpoint& checkpoint, const WidthPlan& plan, const EngineOptions& options);
+
+  const WidthPlan plan_;
+
+ private:
+  // forward() with arguments that were checked: x is contiguous and has a row or more.
+  virtual at::Tensor compute(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
+                             TokenTrace* trace) = 0;
+};
+
 /// The masked modules: executes the complete model and multiplies by masks. The truth that others are held
 /// to.
 std::unique_ptr<Engine> make_reference_engine(const Checkpoint& checkpoint, const WidthPlan& plan,
@@ -74,6 +88,10 @@ std::unique_ptr<Engine> make_cpu_engine(const Checkpoint& checkpoint, const Widt
 
 std::unique_ptr<Engine> make_engine(EngineKind kind, const Checkpoint& checkpoint, const WidthPlan& plan,
                                     const EngineOptions& options);
+
+/// Bytes that such an engine and its forwards of `rows` rows take at least, beside the checkpoint.
+double least_engine_bytes(EngineKind kind, const Checkpoint& checkpoint, const EngineOptions& options,
+                          int64_t rows);
 
 /// Multiply-adds per second that this processor does at best in `dtype` on `threads` threads with the CPU
 /// engine's instructions: measured for about `seconds`.

@@ -12,7 +12,7 @@ namespace dydit {
 namespace {
 
 at::Tensor mask_tensor(const std::vector<uint8_t>& parts) {
-  const at::Tensor mask = at::empty({1, static_cast<int64_t>(parts.size())});
+  const at::Tensor mask = at::empty({1, static_cast<int64_t>(parts.size())}, at::kFloat);
   std::copy(parts.begin(), parts.end(), mask.data_ptr<float>());
   return mask;
 }
@@ -20,17 +20,21 @@ at::Tensor mask_tensor(const std::vector<uint8_t>& parts) {
 class ReferenceEngine final : public Engine {
  public:
   ReferenceEngine(const Checkpoint& checkpoint, const WidthPlan& plan, const EngineOptions& options)
-      : model_(make_model(checkpoint, options.dtype)), plan_(plan), pool_(options.threads) {}
+      : Engine(checkpoint, plan, options),
+        model_(make_model(checkpoint, options.dtype)),
+        pool_(options.threads) {}
 
   std::string_view name() const override { return engine_name(EngineKind::Reference); }
 
-  at::Tensor forward(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
+ private:
+  at::Tensor compute(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
                      TokenTrace* trace) override {
     const DiTConfig& config = plan_.config;
     const int B = static_cast<int>(x.size(0));
-    const at::Tensor out = at::empty({B, config.out_channels(), config.input_size, config.input_size});
+    const at::Tensor out =
+        at::empty({B, config.out_channels(), config.input_size, config.input_size}, at::kFloat);
     if (trace && plan_.route_tokens) {
-      trace->masks = at::empty({B, config.depth, config.num_tokens()});
+      trace->masks = at::empty({B, config.depth, config.num_tokens()}, at::kFloat);
       trace->logits = at::empty_like(trace->masks);
     }
     pool_.run(B, [&](int row) {
@@ -43,7 +47,6 @@ class ReferenceEngine final : public Engine {
     return out;
   }
 
- private:
   // `tokens` receives how many tokens entered each block's MLP; stays empty when all do.
   at::Tensor forward_row(const at::Tensor& x, int step, int64_t y, int row, std::vector<int>& tokens,
                          TokenTrace* trace) {
@@ -75,7 +78,6 @@ class ReferenceEngine final : public Engine {
   }
 
   DiT model_;
-  const WidthPlan plan_;
   RowPool pool_;
 };
 

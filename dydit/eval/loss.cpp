@@ -7,6 +7,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include "dydit/base/error.h"
+#include "dydit/base/machine.h"
 #include "dydit/base/noise.h"
 #include "dydit/diffusion/losses.h"
 #include "dydit/diffusion/schedule.h"
@@ -32,9 +33,28 @@ void check_data(const Dataset& dataset, const DiTConfig& config, const LossOptio
   DYDIT_USAGE_CHECK(dataset.channels() == config.in_channels && dataset.side() == config.input_size,
                     "images {}x{}x{}: this model takes {}x{}x{}", dataset.channels(), dataset.side(),
                     dataset.side(), config.in_channels, config.input_size, config.input_size);
-  const auto classes = static_cast<int>(dataset.class_names().size());
-  DYDIT_USAGE_CHECK(classes <= config.num_classes, "data of {} classes: this model knows {}", classes,
-                    config.num_classes);
+  for (int64_t i = 0; i < dataset.size(); ++i) {
+    DYDIT_USAGE_CHECK(dataset.label(i) < config.num_classes,
+                      "image {} has label {}: this model has classes 0 to {}", i, dataset.label(i),
+                      config.num_classes - 1);
+  }
+}
+
+// Bytes that batches of `rows` images take at least.
+double least_bytes(const Checkpoint& checkpoint, const LossOptions& options, int64_t rows) {
+  const DiTConfig& config = checkpoint.config;
+  const double images =
+      3.0 * static_cast<double>(rows) * config.in_channels * config.input_size * config.input_size;
+  return least_engine_bytes(options.engine, checkpoint, {.dtype = options.dtype, .threads = options.threads},
+                            rows) +
+         images * sizeof(float);  // x0, noise and x_t
+}
+
+void check_run_memory(const Checkpoint& checkpoint, const LossOptions& options, int64_t total) {
+  check_memory(least_bytes(checkpoint, options, 1), model_name(checkpoint.config), "take a smaller model");
+  const int64_t rows = std::min<int64_t>(options.batch, (total + kGroups - 1) / kGroups);
+  check_memory(least_bytes(checkpoint, options, rows), fmt::format("a batch of {} images", rows),
+               "take a smaller --batch");
 }
 
 // Images of one group, read once.
@@ -50,7 +70,8 @@ EvalBatch read_batch(const Dataset& dataset, int64_t total, int64_t first, int l
   for (int64_t i = first; i < total && static_cast<int>(batch.images.size()) < limit; i += kGroups)
     batch.images.push_back(i * dataset.size() / total);
   batch.x0 = at::empty(
-      {static_cast<int64_t>(batch.images.size()), dataset.channels(), dataset.side(), dataset.side()});
+      {static_cast<int64_t>(batch.images.size()), dataset.channels(), dataset.side(), dataset.side()},
+      at::kFloat);
   float* out = batch.x0.data_ptr<float>();
   for (const int64_t image : batch.images) {
     dataset.read_pixels(image, /*flip=*/false, out);
@@ -133,14 +154,16 @@ LossReport evaluate_loss(const Checkpoint& checkpoint, const Dataset& dataset, c
   check_data(dataset, checkpoint.config, options);
   c10::InferenceMode guard;
   const int64_t total = std::min(options.num_images, dataset.size());
+  check_run_memory(checkpoint, options, total);
   const std::vector<double> none(options.seeds.size());
   std::array<Sums, kDeciles> sums;
   sums.fill({.mse = none, .vb = none});
   int64_t done = 0;
-  for (int group = 0; group < kGroups; ++group) {
+  for (int group = 0; group < std::min<int64_t>(kGroups, total); ++group) {  // others have no image
     const WidthPlan plan = make_width_plan(checkpoint, timesteps_of(group), options.mode);
     const auto engine =
         make_engine(options.engine, checkpoint, plan, {.dtype = options.dtype, .threads = options.threads});
+    checkpoint.check_unchanged();
     for (int64_t first = group; first < total; first += int64_t{kGroups} * options.batch) {
       const EvalBatch batch = read_batch(dataset, total, first, options.batch);
       for (size_t s = 0; s < options.seeds.size(); ++s) {

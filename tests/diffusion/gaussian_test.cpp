@@ -3,11 +3,14 @@
 
 #include <cmath>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
 
+#include "dydit/base/error.h"
 #include "dydit/diffusion/schedule.h"
+#include "tests/support/files.h"
 #include "tests/support/golden.h"
 
 namespace dydit {
@@ -131,6 +134,61 @@ TEST(DdimStep, Step0GivesThePredictedImage) {
   const double a = tables.alphas_cumprod[0];
   const double x0 = std::sqrt(1 / a) * 0.3 - std::sqrt(1 / a - 1) * -0.4;
   EXPECT_NEAR(ddim(tables, 0, 1, {0.3f}, {-0.4f}, {kNaN})[0], x0, 1e-6);
+}
+
+// Every step of any sampler on these timesteps gives a number.
+void expect_finite_steps(const std::vector<int>& timesteps) {
+  const DiffusionTables tables = make_diffusion_tables(timesteps);
+  const int last = tables.num_steps() - 1;
+  for (int step = 0; step <= last; ++step) {
+    std::vector<std::pair<const char*, float>> got;
+    for (const float eta : {0.0f, 0.3f, 0.999f, 1.0f})
+      got.emplace_back("ddim", ddim(tables, step, eta, {0.3f}, {-0.4f}, {1.7f})[0]);
+    got.emplace_back("ddpm, fixed", ddpm(tables, step, {0.3f}, {-0.4f}, {}, {1.7f})[0]);
+    for (const float v : {-1.0f, 1.0f})
+      got.emplace_back("ddpm, learned", ddpm(tables, step, {0.3f}, {-0.4f}, {v}, {1.7f})[0]);
+    std::vector<float> x = {0.3f}, eps = {-0.4f}, x0 = {0.9f};
+    dpm_step(tables, step, {.x = x, .eps = eps, .variance = {}, .noise = {}, .x0 = x0});
+    got.emplace_back("dpm++", x[0]);
+    for (const auto& [name, value] : got)
+      ASSERT_TRUE(std::isfinite(value))
+          << name << ", t " << timesteps[step] << " of " << timesteps[0] << " to " << timesteps[last];
+  }
+}
+
+// With eta 1 what is left beside the noise is nearly nothing, and was below it by rounding for (0, 870) and
+// others.
+TEST(ReverseStep, IsFiniteForEveryPairWithASmallTimestep) {
+  for (int small = 0; small < 12; ++small) {
+    for (int t = small + 1; t < kNumTrainTimesteps; ++t) expect_finite_steps({small, t});
+  }
+}
+
+TEST(ReverseStep, IsFiniteForNeighboursAndForOneTimestep) {
+  for (int t = 0; t < kNumTrainTimesteps; ++t) expect_finite_steps({t});
+  for (int t = 1; t < kNumTrainTimesteps; ++t) expect_finite_steps({t - 1, t});
+  expect_finite_steps({0, 1, 2, 997, 998, 999});
+}
+
+TEST(DdimStep, EtaOneLeavesNothingOfTheNoiseThatWasPredictedAtTheEnd) {
+  const DiffusionTables tables = make_diffusion_tables(std::vector<int>{0, 870});
+  const double a = tables.alphas_cumprod[1], prev = tables.alphas_cumprod[0];
+  const double wanted = std::sqrt(prev) * (std::sqrt(1 / a) * 0.3 - std::sqrt(1 / a - 1) * -0.4) +
+                        std::sqrt(tables.posterior_variance[1]) * 1.7;
+  EXPECT_NEAR(ddim(tables, 1, 1, {0.3f}, {-0.4f}, {1.7f})[0], wanted, 1e-4 * std::abs(wanted));
+}
+
+void expect_refused(const std::vector<int>& timesteps, const std::string& part) {
+  EXPECT_THROW(make_diffusion_tables(timesteps), UsageError) << part;
+  test::expect_error([&] { make_diffusion_tables(timesteps); }, part);
+}
+
+TEST(DiffusionTables, OfAnythingButAscendingTimestepsAreRefused) {
+  expect_refused({}, "no timestep given; expected 1 to 1000");
+  expect_refused({-1, 5}, "timestep -1: expected 0 to 999");
+  expect_refused({5, 1000}, "timestep 1000: expected 0 to 999");
+  expect_refused({5, 3}, "timestep 3 after 5: expected them ascending, each once");
+  expect_refused({3, 5, 5}, "timestep 5 after 5");
 }
 
 TEST(ReverseStep, SingleStepRunIsFinite) {

@@ -2,6 +2,7 @@
 #include "dydit/diffusion/schedule.h"
 
 #include <cmath>
+#include <string>
 #include <vector>
 
 #include <fmt/format.h>
@@ -9,11 +10,13 @@
 
 #include "dydit/base/error.h"
 #include "dydit/diffusion/sampler.h"
+#include "tests/support/files.h"
 #include "tests/support/golden.h"
 
 namespace dydit {
 namespace {
 
+using test::expect_error;
 using test::golden_ints;
 
 TEST(Schedule, BetasRunLinearlyBetweenTheirEnds) {
@@ -67,8 +70,10 @@ TEST(EvenTimesteps, AscendFrom0To999ForEveryCount) {
 }
 
 TEST(EvenTimesteps, CountOutside1To1000IsRefused) {
-  EXPECT_THROW(even_timesteps(0), UsageError);
-  EXPECT_THROW(even_timesteps(1001), UsageError);
+  for (const int steps : {0, 1001}) {
+    EXPECT_THROW(even_timesteps(steps), UsageError);
+    expect_error([&] { even_timesteps(steps); }, fmt::format("--steps {}: expected 1 to 1000", steps));
+  }
 }
 
 TEST(StridedTimesteps, WorkFor62Counts) {
@@ -119,8 +124,10 @@ TEST(LinspaceTimesteps, EndsAt999WithoutZero) {
 
 TEST(LinspaceTimesteps, MoreStepsThanDistinctTimestepsAreRefused) {
   EXPECT_EQ(linspace_timesteps(999).size(), 999u);
-  EXPECT_THROW(linspace_timesteps(1000), UsageError);
-  EXPECT_THROW(linspace_timesteps(0), UsageError);
+  for (const int steps : {1000, 0}) {
+    EXPECT_THROW(linspace_timesteps(steps), UsageError);
+    expect_error([&] { linspace_timesteps(steps); }, fmt::format("--steps {}: dpm++ takes 1 to 999", steps));
+  }
 }
 
 TEST(SortedTimesteps, TakesAnyOrder) {
@@ -128,10 +135,14 @@ TEST(SortedTimesteps, TakesAnyOrder) {
 }
 
 TEST(SortedTimesteps, RefusesWhatNoRunCanVisit) {
-  EXPECT_THROW(sorted_timesteps({}), UsageError);
-  EXPECT_THROW(sorted_timesteps({5, -1}), UsageError);
-  EXPECT_THROW(sorted_timesteps({5, 1000}), UsageError);
-  EXPECT_THROW(sorted_timesteps({5, 7, 5}), UsageError);
+  const auto expect_refused = [](const std::vector<int>& timesteps, const std::string& message) {
+    EXPECT_THROW(sorted_timesteps(timesteps), UsageError);
+    expect_error([&] { sorted_timesteps(timesteps); }, message);
+  };
+  expect_refused({}, "--timesteps: expected at least one");
+  expect_refused({5, -1}, "--timesteps: -1 is outside 0 to 999");
+  expect_refused({5, 1000}, "--timesteps: 1000 is outside 0 to 999");
+  expect_refused({5, 7, 5}, "--timesteps: 5 is given twice");
 }
 
 }  // namespace

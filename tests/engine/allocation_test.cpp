@@ -4,9 +4,13 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
+#include <new>
+#include <numeric>
 #include <unistd.h>
 #include <vector>
 
+#include <ATen/ATen.h>
+#include <c10/util/Exception.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -20,18 +24,22 @@ namespace {
 constexpr size_t kLarge = size_t{64} << 10;
 std::atomic<bool> counting = false;
 std::atomic<int> large = 0;
+std::atomic<size_t> largest = 0;
+std::atomic<int64_t> until_refused = -1;  // blocks that are given before one is refused; below 0: all are
 
 }  // namespace
 
-void memory_asked(size_t bytes) {
+bool memory_asked(size_t bytes) {
   if (counting && bytes >= kLarge) ++large;
+  if (counting && bytes > largest) largest = bytes;
+  return until_refused < 0 || until_refused-- != 0;
 }
 void memory_given(void*) {}
 void memory_returned(void*) {}
 
 extern "C" {
 void* mmap(void* address, size_t bytes, int protection, int flags, int file, off_t offset) {
-  memory_asked(bytes);
+  if (counting && bytes >= kLarge) ++large;
   return reinterpret_cast<void*>(syscall(SYS_mmap, address, bytes, protection, flags, file, offset));
 }
 }
@@ -133,6 +141,58 @@ TEST_P(CpuEngineMemory, AWholeRunAsksForInItsFirstTwoStepsOnly) {
   for (const Checkpoint& checkpoint : {with_counts(), test::random_checkpoint(wide_config())}) {
     EXPECT_EQ(count_large_of_a_run(checkpoint, SamplerKind::Ddpm, GetParam()), 0);
     EXPECT_EQ(count_large_of_a_run(checkpoint, SamplerKind::Ddim, GetParam()), 0);
+  }
+}
+
+// adaLN of all steps and labels would take 262 MB here.
+TEST(CpuEngine, ComputesAdaLNOfNoMoreStepsAheadThanFit64MB) {
+  DiTConfig config = test::static_config();
+  config.hidden_size = 256;
+  config.depth = 1;
+  config.mlp_hidden = 256;
+  config.num_classes = 40;
+  std::vector<int> timesteps(1000);
+  std::iota(timesteps.begin(), timesteps.end(), 0);
+  const test::EngineOf engine(EngineKind::Cpu, test::random_checkpoint(config), {.threads = 2}, Mode::Static,
+                              timesteps);
+  test::Inputs inputs = test::random_inputs(config, 32);
+  std::iota(inputs.y.begin(), inputs.y.end(), 0);
+  std::vector<Work> work(32);
+  largest = 0;
+  counting = true;
+  engine.engine->forward(inputs.x, 999, inputs.y, work);
+  counting = false;
+  EXPECT_GT(largest, size_t{60} << 20);
+  EXPECT_LE(largest, size_t{66} << 20);  // whole large pages
+}
+
+// Memory that runs out at any moment of a forward is an exception, on whichever thread, and the next forward
+// is as if nothing had been.
+TEST(CpuEngine, SurvivesThatMemoryRunsOutAtAnyMoment) {
+  for (const int rows : {1, 5}) {
+    const Checkpoint checkpoint = test::random_checkpoint(test::tiny_config());
+    const test::Inputs inputs = test::random_inputs(checkpoint.config, rows);
+    const at::Tensor wanted =
+        test::EngineOf(EngineKind::Cpu, checkpoint, {.threads = 2}).forward(inputs, 1).out;
+    const test::EngineOf engine(EngineKind::Cpu, checkpoint, {.threads = 2});
+    std::vector<Work> work(rows);
+    int refused = 0;
+    for (int64_t given = 0;; ++given) {
+      bool whole = false;
+      until_refused = given;
+      try {
+        engine.engine->forward(inputs.x, 1, inputs.y, work);
+        whole = until_refused >= 0;
+      } catch (const std::bad_alloc&) {
+      } catch (const c10::Error&) {  // ATen's way to say it
+      }
+      until_refused = -1;
+      if (whole) break;
+      ++refused;
+      if (given % 2 == 0) continue;  // sometimes twice in a row
+      ASSERT_TRUE(at::equal(engine.forward(inputs, 1).out, wanted)) << "after block " << given;
+    }
+    EXPECT_GT(refused, 5) << rows << " rows";
   }
 }
 

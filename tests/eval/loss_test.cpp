@@ -1,12 +1,16 @@
 // The loss by decile of t: what it is a mean of, and what changes none of it.
 #include "dydit/eval/loss.h"
 
+#include <cmath>
+#include <string>
+
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
 #include "dydit/base/error.h"
 #include "dydit/base/noise.h"
 #include "dydit/diffusion/losses.h"
+#include "tests/support/files.h"
 #include "tests/support/noise_images.h"
 #include "tests/support/random_model.h"
 
@@ -98,9 +102,39 @@ TEST(EvaluateLoss, ASeedIsTheSameAloneAndAmongOthers) {
   EXPECT_NE(among[3].mse[0], among[3].mse[1]);
 }
 
+void expect_refused(const Checkpoint& checkpoint, const NoiseImages& images, const LossOptions& options,
+                    const std::string& message) {
+  EXPECT_THROW(evaluate_loss(checkpoint, images, options), UsageError) << message;
+  test::expect_error([&] { evaluate_loss(checkpoint, images, options); }, message);
+}
+
 TEST(EvaluateLoss, RefusesDataOfOtherShapeOrClasses) {
-  EXPECT_THROW(evaluate_loss(test::random_checkpoint(test::tiny_config()), NoiseImages(), {}), UsageError);
-  EXPECT_THROW(evaluate_loss(model(true), NoiseImages(/*classes=*/9), {}), UsageError);
+  expect_refused(test::random_checkpoint(test::tiny_config()), NoiseImages(), {},
+                 "images 3x8x8: this model takes 4x8x8");
+  expect_refused(model(true), NoiseImages(/*classes=*/9), {},
+                 "image 5 has label 5: this model has classes 0 to 4");
+}
+
+TEST(EvaluateLoss, RefusesToMeasureNothing) {
+  expect_refused(model(true), NoiseImages(), {.num_images = 0},
+                 "0 images, batch 64, 1 seeds: expected 1 or more");
+  expect_refused(model(true), NoiseImages(), {.seeds = {}}, "1000 images, batch 64, 0 seeds");
+  expect_refused(model(true), NoiseImages(), {.batch = 0}, "1000 images, batch 0, 1 seeds");
+}
+
+// Ten groups of images have timesteps of their own; of these, seven have none.
+TEST(EvaluateLoss, OfFewImagesIsTheirMean) {
+  const LossReport few = evaluate_loss(model(true), NoiseImages(), {.num_images = 3});
+  for (const DecileLoss& decile : few) EXPECT_TRUE(std::isfinite(decile.mse[0]));
+}
+
+TEST(EvaluateLoss, RefusesAModelThatCannotFit) {
+  Checkpoint huge = model(false);
+  // No memory of its own: one float, 2^50 times.
+  huge.weights["blocks.0.mlp.fc1.weight"] = at::zeros({1}, at::kFloat).expand({int64_t{1} << 50});
+  const std::string message = test::error_of([&] { evaluate_loss(huge, NoiseImages(), {}); });
+  EXPECT_NE(message.find("needs at least 4504 TB of memory"), std::string::npos) << message;
+  EXPECT_TRUE(message.ends_with("; take a smaller model")) << message;
 }
 
 }  // namespace

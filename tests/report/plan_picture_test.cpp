@@ -7,6 +7,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/model/macs.h"
+#include "tests/support/files.h"
 #include "tests/support/random_model.h"
 
 namespace dydit {
@@ -67,6 +68,10 @@ TEST(StepWorkShare, CountsTheTokensThatTheCapacityRuleKeeps) {
   for (BlockWidth& width : plan.steps[0].blocks) width.keep_tokens = 1;
   const double saved = 2.0 * static_cast<double>(mlp_macs(plan.config, 4, plan.config.num_tokens() - 1));
   EXPECT_NEAR(all - step_work_share(plan, 0), saved / static_cast<double>(static_macs(plan.config)), 1e-12);
+}
+
+TEST(PlanSvg, OfNoTimestepsIsRefused) {
+  test::expect_error([] { plan_svg(WidthPlan(), "title"); }, "a plan of no timesteps has no picture");
 }
 
 }  // namespace

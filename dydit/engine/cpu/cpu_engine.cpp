@@ -1,20 +1,17 @@
 // The forward of model/dit.cpp with what is off left out. Read forward_pass() first.
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cmath>
-#include <deque>
-#include <thread>
 #include <utility>
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
-#include "dydit/base/error.h"
 #include "dydit/base/team.h"
 #include "dydit/engine/cpu/kernels.h"
 #include "dydit/engine/cpu/packed_model.h"
 #include "dydit/engine/cpu/product.h"
+#include "dydit/engine/cpu/workspace.h"
 #include "dydit/engine/engine.h"
 #include "dydit/model/embeddings.h"
 #include "dydit/model/macs.h"
@@ -24,8 +21,6 @@ namespace cpu {
 
 namespace {
 
-// Tokens that go through the blocks together, of all threads and of one: bounds memory, fits caches.
-constexpr int kTeamRows = 1024, kOwnRows = 256;
 constexpr int kNormRows = 16, kRouterRows = 24;
 constexpr size_t kModulationBytes = size_t{64} << 20;  // adaLN of as many steps ahead as fit in this
 
@@ -60,10 +55,10 @@ class CpuEngine final : public Engine {
   CpuEngine(const Checkpoint& checkpoint, const WidthPlan& plan, const EngineOptions& options);
 
   std::string_view name() const override { return engine_name(EngineKind::Cpu); }
-  at::Tensor forward(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
-                     TokenTrace* trace) override;
 
  private:
+  at::Tensor compute(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
+                     TokenTrace* trace) override;
   void embed_timesteps();
 
   void prepare_modulation(int step, std::span<const int64_t> y);
@@ -99,12 +94,10 @@ class CpuEngine final : public Engine {
   void read_profile(Workspace& w);
 
   const DiTConfig config_;
-  const WidthPlan plan_;
   const bool bf16_;
   Profile* const profile_;
   const Kernels& kernels_;
-  Team team_;
-  std::deque<Team> alone_;  // each thread of team_ as a team of its own
+  Crew crew_;
   const int N_, C_, L_, H_, D_;
   const int row_;             // elements of a token's row: C padded to a pair
   const int64_t modulation_;  // floats of a label's modulation: L (6C), then the final layer's 2C
@@ -123,12 +116,12 @@ class CpuEngine final : public Engine {
 };
 
 CpuEngine::CpuEngine(const Checkpoint& checkpoint, const WidthPlan& plan, const EngineOptions& options)
-    : config_(checkpoint.config),
-      plan_(plan),
+    : Engine(checkpoint, plan, options),
+      config_(checkpoint.config),
       bf16_(options.dtype == at::kBFloat16),
       profile_(options.profile),
       kernels_(kernels()),
-      team_(options.threads),
+      crew_(options.threads),
       N_(config_.num_tokens()),
       C_(config_.hidden_size),
       L_(config_.depth),
@@ -136,12 +129,11 @@ CpuEngine::CpuEngine(const Checkpoint& checkpoint, const WidthPlan& plan, const 
       D_(config_.head_size()),
       row_(even(C_)),
       modulation_(int64_t{L_} * 6 * C_ + 2 * C_),
-      model_(checkpoint, bf16_, plan.route_tokens, team_),
-      shared_(team_) {
-  for (int thread = 0; thread < team_.threads(); ++thread)
-    own_.emplace_back(alone_.emplace_back(Team::Alone{thread}));
-  scratch_.reserve(team_.threads() * scratch_bytes());
-  if (plan_.route_tokens) router_.reserve(team_.threads() * router_floats() * sizeof(float));
+      model_(checkpoint, bf16_, plan.route_tokens, crew_.together()),
+      shared_(crew_.together()) {
+  for (int thread = 0; thread < crew_.threads(); ++thread) own_.emplace_back(crew_.own(thread));
+  scratch_.reserve(crew_.threads() * scratch_bytes());
+  if (plan_.route_tokens) router_.reserve(crew_.threads() * router_floats() * sizeof(float));
   if (profile_ != nullptr) {
     shared_.profile.assign(L_ + 1, {});
     for (Workspace& w : own_) w.profile = shared_.profile;
@@ -170,55 +162,34 @@ void CpuEngine::embed_timesteps() {
            false);
 }
 
-at::Tensor CpuEngine::forward(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
+at::Tensor CpuEngine::compute(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
                               TokenTrace* trace) {
   const int B = static_cast<int>(x.size(0)), side = config_.input_size;
-  for (const int64_t label : y) {
-    DYDIT_CHECK(label >= 0 && label <= config_.null_class(), "label {}: expected 0 to {}", label,
-                config_.null_class());
-  }
-  const at::Tensor input = x.contiguous();
-  const at::Tensor out = at::empty({B, config_.out_channels(), side, side});
-  if (B == 0) return out;
+  const at::Tensor out = at::empty({B, config_.out_channels(), side, side}, at::kFloat);
   if (trace && plan_.route_tokens) {
-    trace->masks = at::empty({B, L_, N_});
+    trace->masks = at::empty({B, L_, N_}, at::kFloat);
     trace->logits = at::empty_like(trace->masks);
   }
   timed(shared_, L_, Operator::AdaLN, [&] { prepare_modulation(step, y); });
   const auto pass_of = [&](int first, int samples, Workspace& w) {
     const Pass pass = {first, samples, modulation_of_.data() + first, plan_.steps[step], trace, w};
-    forward_pass(pass, input.data_ptr<float>() + first * input.stride(0),
+    forward_pass(pass, x.data_ptr<float>() + first * x.stride(0),
                  out.data_ptr<float>() + first * out.stride(0));
     count_work(pass, step, work);
   };
-  // As many samples as all threads can have the same number of: each thread does its own from end to end, and
-  // waits for no other. One that has done its own helps those that are late, as they are where others use the
-  // processor, too. The few samples that are left go through all threads together.
-  const int threads = team_.threads(), alone = threads > 1 ? B / threads * threads : 0;
-  if (alone > 0) {
-    const int rounds = ceil_div(alone / threads, std::max(1, kOwnRows / N_)), tasks = rounds * threads;
-    const int least = alone / tasks, larger = alone % tasks;
-    for (Workspace& w : own_) reserve(w, ceil_div(alone, tasks));
-    std::atomic<int> next = 0, unfinished = tasks;
-    team_.run(threads, [&](int, int thread) {
-      for (int task = next++; task < tasks; task = next++) {
-        pass_of(task * least + std::min(task, larger), least + (task < larger), own_[thread]);
-        --unfinished;
-      }
-      while (unfinished > 0) {
-        bool helped = false;
-        for (Team& other : alone_) helped |= other.help(thread);
-        if (!helped) std::this_thread::yield();
-      }
+  const Division division = divide(B, N_, crew_.threads());
+  if (division.alone > 0) {
+    for (Workspace& w : own_) reserve(w, division.samples_alone());
+    const int least = division.alone / division.tasks, larger = division.alone % division.tasks;
+    crew_.run_apart(division.tasks, [&](int task, int thread) {
+      pass_of(task * least + std::min(task, larger), least + (task < larger), own_[thread]);
     });
     for (Workspace& w : own_) read_profile(w);
   }
-  if (alone < B) {
-    const int left = B - alone, passes = ceil_div(left, std::max(1, kTeamRows / N_)),
-              samples = ceil_div(left, passes);
-    reserve(shared_, samples);
-    for (int first = alone; first < B; first += samples)
-      pass_of(first, std::min(samples, B - first), shared_);
+  if (division.together > 0) {
+    reserve(shared_, division.samples);
+    for (int first = division.alone; first < B; first += division.samples)
+      pass_of(first, std::min(division.samples, B - first), shared_);
   }
   read_profile(shared_);
   return out;
@@ -237,7 +208,7 @@ void CpuEngine::count_work(const Pass& pass, int step, std::span<Work> work) con
 // Threads that work side by side took the mean of their times.
 void CpuEngine::read_profile(Workspace& w) {
   if (profile_ == nullptr) return;
-  const double share = 1.0 / (team_.threads() / w.team.threads());
+  const double share = 1.0 / (crew_.threads() / w.team.threads());
   for (size_t row = 0; row < w.profile.size(); ++row) {
     for (size_t op = 0; op < w.profile[row].size(); ++op)
       (*profile_)[row][op] += share * std::exchange(w.profile[row][op], 0.0);
@@ -246,19 +217,16 @@ void CpuEngine::read_profile(Workspace& w) {
 
 // All memory of a pass with everything on, so that no later step needs more.
 void CpuEngine::reserve(Workspace& w, int samples) {
-  const size_t rows = static_cast<size_t>(samples) * N_, element = bf16_ ? 2 : 4;
-  w.x.reserve(rows * row_ * sizeof(float));
-  w.rows.reserve(rows * row_ * sizeof(float));  // of the final layer
-  w.qkv.reserve(rows * even(3 * C_) * element);
-  w.heads.reserve(rows * H_ * even(D_) * element);
-  w.hidden.reserve(rows * H_ * even(config_.group_size()) * element);
-  w.patches.reserve(rows *
-                    std::max(even(config_.patch_values()),
-                             config_.patch_size * config_.patch_size * config_.out_channels()) *
-                    sizeof(float));
+  const PassBytes bytes = pass_bytes(config_, bf16_, samples);
+  w.x.reserve(bytes.x);
+  w.rows.reserve(bytes.rows);
+  w.qkv.reserve(bytes.qkv);
+  w.heads.reserve(bytes.heads);
+  w.hidden.reserve(bytes.hidden);
+  w.patches.reserve(bytes.patches);
   if (!plan_.route_tokens) return;
-  w.logits.reserve(rows * sizeof(float));
-  w.gathered.reserve(rows);
+  w.logits.reserve(bytes.logits);
+  w.gathered.reserve(static_cast<size_t>(samples) * N_);
 }
 
 // One screen: some samples through all blocks.
@@ -285,13 +253,14 @@ void CpuEngine::prepare_modulation(int step, std::span<const int64_t> y) {
   const bool held = step >= chunk_first_ && step < chunk_first_ + chunk_steps_ &&
                     std::all_of(y.begin(), y.end(), [&](int64_t label) { return row_of(label) >= 0; });
   if (!held) {
+    chunk_steps_ = 0;  // holds nothing until all of it is computed: memory may run out on the way
     chunk_labels_.assign(y.begin(), y.end());
     std::sort(chunk_labels_.begin(), chunk_labels_.end());
     chunk_labels_.erase(std::unique(chunk_labels_.begin(), chunk_labels_.end()), chunk_labels_.end());
     const size_t labels = chunk_labels_.size(), step_bytes = labels * modulation_ * sizeof(float);
-    chunk_steps_ = std::clamp(static_cast<int>(kModulationBytes / step_bytes), 1, step + 1);
-    chunk_first_ = step - chunk_steps_ + 1;  // sampling walks from the last timestep to the first
-    const int rows = chunk_steps_ * static_cast<int>(labels);
+    const int steps = std::clamp(static_cast<int>(kModulationBytes / step_bytes), 1, step + 1);
+    chunk_first_ = step - steps + 1;  // sampling walks from the last timestep to the first
+    const int rows = steps * static_cast<int>(labels);
     conditions_.reserve(static_cast<size_t>(rows) * row_ * sizeof(float));
     modulations_.reserve(rows * step_bytes / labels);
     auto* conditions = conditions_.as<float>();
@@ -304,6 +273,7 @@ void CpuEngine::prepare_modulation(int step, std::span<const int64_t> y) {
     multiply(shared_, model_.ada.back(),
              {.a = conditions, .lda = row_, .out = modulations_.as<float>(), .ldo = modulation_}, rows,
              false);
+    chunk_steps_ = steps;
   }
   modulation_of_.resize(y.size());
   for (size_t b = 0; b < y.size(); ++b)

@@ -34,13 +34,14 @@ void Arena::Unmap::operator()(void* memory) const { ::munmap(memory, bytes); }
 void* Arena::take(size_t bytes) {
   bytes = round_up(bytes, kLine);
   if (bytes > left_) {
-    left_ = round_up(std::max(bytes, kArenaBlock), kLargePage);
-    const size_t whole = left_ + kLargePage;  // so that it can begin at a large page
+    const size_t size = round_up(std::max(bytes, kArenaBlock), kLargePage),
+                 whole = size + kLargePage;  // so that it can begin at a large page
     void* block =
         ::mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (block == MAP_FAILED) throw std::bad_alloc();
     blocks_.emplace_back(block, Unmap{whole});
     next_ = reinterpret_cast<std::byte*>(round_up(reinterpret_cast<uintptr_t>(block), kLargePage));
+    left_ = size;
     madvise(next_, left_, MADV_HUGEPAGE);  // a wish, as above
   }
   void* piece = next_;

@@ -40,9 +40,10 @@ class Buffer {
  public:
   void reserve(size_t bytes) {
     if (bytes <= bytes_) return;
-    bytes_ = bytes;
+    bytes_ = 0;  // until there is memory: allocate may throw
     memory_.reset();
-    memory_ = allocate(bytes_ + 64);  // rows of an odd size are read one element beyond the last
+    memory_ = allocate(bytes + 64);  // rows of an odd size are read one element beyond the last
+    bytes_ = bytes;
   }
   template <typename T>
   T* as() const {

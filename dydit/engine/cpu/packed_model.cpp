@@ -7,11 +7,22 @@
 #include <fmt/format.h>
 
 namespace dydit::cpu {
+namespace {
+
+// Of a tensor that was copied: else a model would be in memory twice.
+void drop_pages(const Checkpoint& checkpoint, const at::Tensor& weight) {
+  for (const auto& file : checkpoint.files) file->drop_pages(weight.data_ptr(), weight.nbytes());
+}
+
+}  // namespace
 
 PackedModel::PackedModel(const Checkpoint& checkpoint, bool bf16, bool route_tokens, Team& team)
     : config_(checkpoint.config), narrow_values_(bf16 ? kernels().narrow_bf16 : kernels().narrow_float) {
-  const auto floats = [&](const std::string& name) {
-    return checkpoint.weights.at(name).to(at::kFloat).contiguous();
+  const auto floats = [&](const std::string& name) {  // a copy: the file may change once this is packed
+    const at::Tensor& table = checkpoint.weights.at(name);
+    at::Tensor copy = table.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true).contiguous();
+    drop_pages(checkpoint, table);
+    return copy;
   };
   labels = floats("y_embedder.embedding_table.weight");
   pos_embed = floats("pos_embed");
@@ -32,8 +43,7 @@ PackedLinear PackedModel::pack(const Checkpoint& checkpoint, const std::string& 
   const at::Tensor& weight = checkpoint.weights.at(name + ".weight");
   PackedLinear packed(weight.flatten(1), checkpoint.weights.at(name + ".bias"), out_segments, in_segments,
                       bf16, narrow, arena_, team, rows);
-  // Else a model would be in memory twice.
-  if (checkpoint.file) checkpoint.file->drop_pages(weight.data_ptr(), weight.nbytes());
+  drop_pages(checkpoint, weight);
   return packed;
 }
 

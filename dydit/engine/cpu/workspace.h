@@ -1,0 +1,31 @@
+// How a batch is divided among threads, and the memory that its passes work in.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "dydit/model/config.h"
+
+namespace dydit::cpu {
+
+/// As many samples as all threads can have the same number of: each thread does its own from end to end. The
+/// few that are left, and a batch smaller than the threads, go through all threads together.
+struct Division {
+  int alone = 0, tasks = 0;  // the first samples of the batch, in tasks that differ by one sample at most
+  int together = 0, samples = 0;  // the others, so many a pass
+  int samples_alone() const { return tasks > 0 ? (alone + tasks - 1) / tasks : 0; }  // of the largest task
+};
+/// Of B samples of N tokens each.
+Division divide(int B, int N, int threads);
+
+/// Bytes of the buffers of a pass with everything on.
+struct PassBytes {
+  size_t x, rows, qkv, heads, hidden, patches, logits;
+  double sum() const;
+};
+PassBytes pass_bytes(const DiTConfig& config, bool bf16, int samples);
+
+/// Bytes that the passes of `rows` samples take at least, attention's scratch memory included.
+double workspace_bytes(const DiTConfig& config, bool bf16, int64_t rows, int threads);
+
+}  // namespace dydit::cpu
