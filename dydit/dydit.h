@@ -13,7 +13,8 @@
 #pragma once
 
 #include "dydit/base/error.h"          // Error, UsageError, Cancelled
-#include "dydit/base/isa.h"            // physical_cores, active_isa, has_native_bf16, apply_isa_cap
+#include "dydit/base/isa.h"            // active_isa, has_native_bf16, apply_isa_cap
+#include "dydit/base/machine.h"        // default_threads, memory_limit
 #include "dydit/base/noise.h"          // fill_normal: noise as a function of (seed, image, draw)
 #include "dydit/base/progress.h"       // Progress, CancelFlag
 #include "dydit/diffusion/gaussian.h"  // tables of a respaced schedule; single DDPM and DDIM steps
@@ -25,6 +26,7 @@
 #include "dydit/model/checkpoint.h"    // load_checkpoint, save_checkpoint
 #include "dydit/model/config.h"        // DiTConfig
 #include "dydit/model/macs.h"          // multiply-adds of a model
+#include "dydit/pipeline/classes.h"    // resolve_classes: labels and names, as --classes takes them
 #include "dydit/pipeline/generate.h"   // generate
 #include "dydit/pipeline/pixels.h"     // to_image
 #include "dydit/pipeline/record.h"     // kVersion; what is remembered of an image, as PNG text

@@ -10,8 +10,10 @@
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
+#include <fmt/format.h>
 
 #include "dydit/base/error.h"
+#include "dydit/base/machine.h"
 #include "dydit/base/memory_reuse.h"
 #include "dydit/base/noise.h"
 #include "dydit/base/timer.h"
@@ -47,6 +49,15 @@ void check_options(const DiTConfig& config, const GenerateOptions& options) {
   DYDIT_USAGE_CHECK(options.threads >= 1, "{} threads: expected 1 or more", options.threads);
 }
 
+// Before anything is allocated: what cannot fit is refused instead of slowly running out.
+void check_run_memory(const Checkpoint& checkpoint, const GenerateOptions& options) {
+  check_memory(least_generate_bytes(checkpoint, options, 1), model_name(checkpoint.config),
+               "take a smaller model");
+  const int count = std::min(options.batch, options.num_images);
+  check_memory(least_generate_bytes(checkpoint, options, count), fmt::format("a batch of {} images", count),
+               "take a smaller --batch");
+}
+
 // Samples images [first, first + count) together.
 std::vector<GeneratedSample> generate_batch(
     Engine& engine, const WidthPlan& plan, const DiffusionTables& tables, const GenerateOptions& options,
@@ -64,7 +75,8 @@ std::vector<GeneratedSample> generate_batch(
   const auto fill_rows = [&](at::Tensor& noise, int draw) {
     if (stream) {
       // The original draws for both guidance halves in every step and drops the second at the end.
-      at::Tensor all = at::empty({draw == 0 ? count : rows, noise.size(1), noise.size(2), noise.size(3)});
+      at::Tensor all =
+          at::empty({draw == 0 ? count : rows, noise.size(1), noise.size(2), noise.size(3)}, at::kFloat);
       stream->fill({all.data_ptr<float>(), static_cast<size_t>(all.numel())});
       noise.copy_(all.slice(0, 0, count));
       return;
@@ -77,7 +89,7 @@ std::vector<GeneratedSample> generate_batch(
   const bool trace_tokens = options.token_map && plan.route_tokens;
   TokenTrace trace;
   at::Tensor entries;  // (rows, N): how often each token entered an MLP
-  if (trace_tokens) entries = at::zeros({rows, config.num_tokens()});
+  if (trace_tokens) entries = at::zeros({rows, config.num_tokens()}, at::kFloat);
   const auto forward = [&](const at::Tensor& state, int step) {
     at::Tensor out = engine.forward(state, step, labels, work, trace_tokens ? &trace : nullptr);
     if (trace_tokens) entries += trace.masks.sum(1);  // small whole numbers: exact in any order
@@ -90,7 +102,7 @@ std::vector<GeneratedSample> generate_batch(
     return out.slice(0, 0, count);
   };
 
-  at::Tensor x = at::empty({count, config.in_channels, config.input_size, config.input_size});
+  at::Tensor x = at::empty({count, config.in_channels, config.input_size, config.input_size}, at::kFloat);
   fill_rows(x, 0);
   const auto draw_noise = [&](at::Tensor& noise, int draw) { fill_rows(noise, draw + 1); };
   sample(tables, options.sampler, x, denoise, draw_noise, between, /*keep_x0=*/options.preview_every > 0);
@@ -120,6 +132,7 @@ std::vector<GeneratedSample> generate_batch(
 void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
               const GenerateCallbacks& callbacks) {
   check_options(checkpoint.config, options);
+  check_run_memory(checkpoint, options);
   c10::InferenceMode guard;
   std::optional<MemoryReuse> reuse;  // no memory is asked for after the first steps
   if (options.engine == EngineKind::Cpu) reuse.emplace();
@@ -128,11 +141,13 @@ void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
   const DiffusionTables tables = make_diffusion_tables(spacing.timesteps);
   const auto engine =
       make_engine(options.engine, checkpoint, plan, {.dtype = options.dtype, .threads = options.threads});
+  checkpoint.check_unchanged();  // the engine's weights are those whose hash the record names
 
   const int num_steps = options.total_steps();
-  const int batches = (options.num_images + options.batch - 1) / options.batch;
-  for (int b = 0; b < batches; ++b) {
-    const int first = b * options.batch, count = std::min(options.batch, options.num_images - first);
+  const long batches = (int64_t{options.num_images} + options.batch - 1) / options.batch;
+  for (long b = 0; b < batches; ++b) {
+    const int first = static_cast<int>(b * options.batch),
+              count = std::min(options.batch, options.num_images - first);
     const auto between = [&](int done, const at::Tensor& x0) {
       if (callbacks.on_progress) {
         callbacks.on_progress({"steps", b * num_steps + done, batches * num_steps});
@@ -158,6 +173,20 @@ int GenerateOptions::channels_guided(const DiTConfig& config) const {
 Spacing run_spacing(const GenerateOptions& options) {
   if (options.timesteps.empty()) return choose_timesteps(options.sampler.kind, options.num_steps);
   return {sorted_timesteps(options.timesteps), "by hand"};
+}
+
+double least_generate_bytes(const Checkpoint& checkpoint, const GenerateOptions& options, int count) {
+  const DiTConfig& config = checkpoint.config;
+  const int64_t rows = int64_t{count} * (options.guided() ? 2 : 1);
+  const double plane = static_cast<double>(config.input_size) * config.input_size,
+               state =
+                   2.0 * count * config.in_channels * plane,  // x, and the step's noise or predicted image
+      input = options.guided() ? static_cast<double>(rows) * config.in_channels * plane : 0,
+               tokens = static_cast<double>(rows) * config.num_tokens(),
+               traces = options.token_map && config.token_routers ? tokens * (2.0 * config.depth + 1) : 0;
+  return least_engine_bytes(options.engine, checkpoint, {.dtype = options.dtype, .threads = options.threads},
+                            rows) +
+         (state + input + traces) * sizeof(float);
 }
 
 int64_t static_macs_per_sample(const DiTConfig& config, const GenerateOptions& options) {

@@ -74,13 +74,17 @@ struct GenerateCallbacks {
 
 /// Generates all samples. Sample i depends on (weights, label, seed, i, steps, sampler, guidance, dtype,
 /// engine) alone, bit for bit on one processor; with NoiseKind::Torch on the number of images, too. Throws
-/// UsageError for options out of range and Cancelled between steps; samples of finished batches have been
-/// delivered by then.
+/// UsageError for options out of range, Error where the memory cannot suffice, and Cancelled between steps;
+/// samples of finished batches have been delivered by then.
 void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
               const GenerateCallbacks& callbacks);
 
 /// The timesteps of a run: those given by hand, else choose_timesteps'.
 Spacing run_spacing(const GenerateOptions& options);
+
+/// Bytes that a run with batches of `count` images takes at least, beside the checkpoint and what the
+/// callbacks keep.
+double least_generate_bytes(const Checkpoint& checkpoint, const GenerateOptions& options, int count);
 
 /// Multiply-adds that the static model spends on one sample of this run.
 int64_t static_macs_per_sample(const DiTConfig& config, const GenerateOptions& options);

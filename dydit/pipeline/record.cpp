@@ -1,9 +1,14 @@
 // JSON and text of a run.
 #include "dydit/pipeline/record.h"
 
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+
 #include <fmt/ranges.h>
 
 #include "dydit/base/error.h"
+#include "dydit/diffusion/schedule.h"
 #include "dydit/io/json.h"
 #include "dydit/io/text.h"
 
@@ -13,6 +18,80 @@ namespace {
 using nlohmann::json;
 
 constexpr double kGiga = 1e9;
+constexpr int kMost = 1'000'000'000;  // more of anything is no run of ours
+
+// An object of a record that anyone may have written.
+class Foreign {
+ public:
+  explicit Foreign(const json& object) : object_(object) {}
+
+  bool has(const char* key) const { return object_.contains(key); }
+  Foreign at(const char* key) const {
+    if (!has(key) || !object_[key].is_object()) fail(key);
+    return Foreign(object_[key]);
+  }
+  template <typename T>
+  T number(const char* key, T low, T high) const {
+    const json value = get(key);
+    if (std::is_integral_v<T> ? !is_whole(value) : !value.is_number()) fail(key);
+    if constexpr (std::is_integral_v<T>) {
+      const auto wide = value.get<uint64_t>();
+      if (wide < static_cast<uint64_t>(low) || wide > static_cast<uint64_t>(high)) fail(key);
+      return static_cast<T>(wide);
+    } else {
+      const auto wide = value.get<double>();
+      if (!(wide >= low && wide <= high)) fail(key);
+      return static_cast<T>(wide);
+    }
+  }
+  std::vector<int> numbers(const char* key, int high) const {
+    const json values = get(key);
+    if (!values.is_array() || values.empty()) fail(key);
+    std::vector<int> result;
+    for (const json& value : values) {
+      if (!is_whole(value) || value.get<uint64_t>() > static_cast<uint64_t>(high)) fail(key);
+      result.push_back(value.get<int>());
+    }
+    return result;
+  }
+  std::string text(const char* key) const {
+    const json value = get(key);
+    const std::string text = value.is_string() ? value.get<std::string>() : "";
+    if (text.empty() || printable(text, text.npos) != text) fail(key);
+    return text;
+  }
+  std::string choice(const char* key, std::initializer_list<std::string_view> choices) const {
+    const std::string value = text(key);
+    if (std::find(choices.begin(), choices.end(), value) == choices.end()) fail(key);
+    return value;
+  }
+
+ private:
+  static bool is_whole(const json& value) {  // and not negative
+    return value.is_number_unsigned() || (value.is_number_integer() && value.get<int64_t>() >= 0);
+  }
+  json get(const char* key) const { return has(key) ? object_[key] : json(); }
+  [[noreturn]] void fail(const char* key) const {
+    throw Error(fmt::format(
+        "'{}' is {}: no dydit writes that, so no command can be given that makes the images again", key,
+        has(key) ? printable(json_text(object_[key])) : "missing"));
+  }
+
+  const json& object_;
+};
+
+struct Command {
+  std::string text = "dydit generate";
+
+  template <typename T>
+  void add(std::string_view flag, const T& value) {
+    text += fmt::format(" {} {}", flag, shell_quote(fmt::format("{}", value)));
+  }
+  // A name that begins with a dash would be a flag.
+  void add_file(std::string_view flag, const std::string& path) {
+    add(flag, path.starts_with('-') ? "./" + path : path);
+  }
+};
 
 }  // namespace
 
@@ -37,13 +116,13 @@ std::string_view noise_name(NoiseKind kind) { return kind == NoiseKind::Philox ?
 std::string_view dtype_flag(at::ScalarType dtype) { return dtype == at::kFloat ? "f32" : "bf16"; }
 std::string_view mode_name(Mode mode) { return mode == Mode::Dynamic ? "dynamic" : "static"; }
 
-json run_record(const Checkpoint& checkpoint, const GenerateOptions& options) {
+json run_record(const Checkpoint& checkpoint, const GenerateOptions& options, const json& loading) {
   const DiTConfig& config = checkpoint.config;
   const Mode mode = config.is_dynamic() ? options.mode : Mode::Static;
   const Spacing spacing = run_spacing(options);
   json run = {{"version", kVersion},
               {"model",
-               {{"file", checkpoint.path.filename().string()},
+               {{"file", printable(checkpoint.path.filename().string(), std::string::npos)},
                 {"name", model_name(config)},
                 {"sha256", checkpoint.sha256},
                 {"weights", checkpoint.weights_key}}},
@@ -68,7 +147,14 @@ json run_record(const Checkpoint& checkpoint, const GenerateOptions& options) {
   if (!options.timesteps.empty()) {
     run["timesteps"] = std::vector<int>(spacing.timesteps.rbegin(), spacing.timesteps.rend());
   }
+  for (const auto& [key, value] : loading.items())
+    run["loading"][key] =
+        value.is_string() ? json(printable(value.get<std::string>(), std::string::npos)) : value;
   return run;
+}
+
+std::string class_name_of(const Checkpoint& checkpoint, int label) {
+  return checkpoint.class_names.empty() ? "" : printable(checkpoint.class_names[label], std::string::npos);
 }
 
 json image_record(const Checkpoint& checkpoint, const GenerateOptions& options,
@@ -76,10 +162,9 @@ json image_record(const Checkpoint& checkpoint, const GenerateOptions& options,
   const double required = static_cast<double>(sample.work.required),
                executed = static_cast<double>(sample.work.executed),
                complete = static_cast<double>(static_macs_per_sample(checkpoint.config, options));
-  const std::string class_name = checkpoint.class_names.empty() ? "" : checkpoint.class_names[sample.label];
   json record = {{"index", sample.index},
                  {"class", sample.label},
-                 {"class_name", class_name},
+                 {"class_name", class_name_of(checkpoint, sample.label)},
                  {"seconds", sample.seconds},
                  {"required_gmacs", required / kGiga},
                  {"executed_gmacs", executed / kGiga},
@@ -113,24 +198,41 @@ PngText png_text(const json& run, const json& images) {
 }
 
 std::string reproducing_command(const json& run) {
-  const std::string steps =
-      run.contains("timesteps")
-          ? fmt::format("--timesteps {}", fmt::join(run["timesteps"].get<std::vector<int>>(), ","))
-          : fmt::format("--steps {}", run.at("steps").get<int>());
-  std::string command = fmt::format(
-      "dydit generate --model {} --classes {} -n {} --seed {} {} --sampler {} --cfg-scale {} "
-      "--cfg-channels {} --mode {} --dtype {} --engine {}",
-      shell_quote(run.at("model").at("file").get<std::string>()),
-      fmt::join(run.at("classes").get<std::vector<int>>(), ","), run.at("num_images").get<int>(),
-      run.at("seed").get<uint64_t>(), steps, run.at("sampler").get<std::string>(),
-      run.at("cfg_scale").get<float>(), run.at("cfg_channels").get<int>(), run.at("mode").get<std::string>(),
-      run.at("dtype").get<std::string>(), run.at("engine").get<std::string>());
-  if (run.at("eta").get<float>() != 0) command += fmt::format(" --eta {}", run.at("eta").get<float>());
-  if (run.value("noise", "philox") != "philox") {
-    command += fmt::format(" --noise {} --batch {}", run.at("noise").get<std::string>(),
-                           run.at("num_images").get<int>());
+  const Foreign record(run);
+  Command command;
+  command.add_file("--model", record.at("model").text("file"));
+  if (run.contains("loading")) {
+    const Foreign loading = record.at("loading");
+    if (loading.has("num_heads")) command.add("--num-heads", loading.number<int>("num_heads", 1, kMost));
+    if (loading.has("weights")) command.add("--weights", loading.text("weights"));
+    if (loading.has("class_names")) command.add_file("--class-names", loading.text("class_names"));
   }
-  return command;
+  const int num_images = record.number<int>("num_images", 1, kMost);
+  command.add("--classes", fmt::format("{}", fmt::join(record.numbers("classes", kMost), ",")));
+  command.add("-n", num_images);
+  command.add("--seed", record.number<uint64_t>("seed", 0, std::numeric_limits<uint64_t>::max()));
+  if (run.contains("timesteps")) {
+    command.add("--timesteps",
+                fmt::format("{}", fmt::join(record.numbers("timesteps", kNumTrainTimesteps - 1), ",")));
+  } else {
+    command.add("--steps", record.number<int>("steps", 1, kNumTrainTimesteps));
+  }
+  command.add("--sampler", record.choice("sampler", {"ddpm", "ddim", "dpm++"}));
+  const float cfg_scale = record.number<float>("cfg_scale", 0, kMost);
+  command.add("--cfg-scale", cfg_scale);
+  if (cfg_scale > 1) command.add("--cfg-channels", record.number<int>("cfg_channels", 1, kMost));
+  command.add("--mode", record.choice("mode", {"dynamic", "static"}));
+  command.add("--dtype", record.choice("dtype", {"f32", "bf16"}));
+  command.add("--engine", record.choice("engine", {"cpu", "reference"}));
+  if (const float eta = record.number<float>("eta", 0, 1); eta != 0) command.add("--eta", eta);
+  if (run.contains("noise") && record.choice("noise", {"philox", "torch"}) != "philox") {
+    command.add("--noise", "torch");
+    command.add("--batch", num_images);
+  }
+  if (run.contains("preview_step"))
+    command.add("--preview-every", record.number<int>("preview_step", 1, kNumTrainTimesteps - 1));
+  if (run.contains("cost_map")) command.add("--cost-map", "cost-map.png");
+  return command.text;
 }
 
 }  // namespace dydit

@@ -3,6 +3,11 @@
 
 #include <array>
 #include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <limits>
+#include <string>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -50,6 +55,61 @@ void expect_usage_error(const GenerateOptions& options, const std::string& part)
   EXPECT_THROW(samples_of(tiny_config(), options), UsageError);
   expect_error([&] { samples_of(tiny_config(), options); }, part);
 }
+
+// A model of a size that is mapped, in a file that another program writes to.
+class GenerateFromAFileThatChanges : public ::testing::TestWithParam<EngineKind> {
+ protected:
+  GenerateFromAFileThatChanges() : path_(folder_ / "m.safetensors") {
+    DiTConfig config = tiny_config();
+    config.hidden_size = 128;
+    config.mlp_hidden = 512;
+    save_checkpoint(path_, random_checkpoint(config), at::kFloat);
+    EXPECT_GT(std::filesystem::file_size(path_), MappedFile::kCopiedBytes);
+    options_ = few_steps();
+    options_.num_images = 2;
+    options_.batch = 1;
+    options_.engine = GetParam();
+  }
+  // As torch.save and cp do it: into the file itself, here zeros.
+  void overwrite() {
+    const auto size = static_cast<size_t>(std::filesystem::file_size(path_));
+    std::ofstream(path_, std::ios::binary | std::ios::in | std::ios::out) << std::string(size, '\0');
+  }
+  std::vector<at::Tensor> run(const Checkpoint& checkpoint, const std::function<void()>& after_an_image) {
+    std::vector<at::Tensor> samples;
+    generate(checkpoint, options_, {.on_sample = [&](GeneratedSample&& sample) {
+               samples.push_back(sample.sample);
+               after_an_image();
+             }});
+    return samples;
+  }
+
+  test::TemporaryFolder folder_;
+  const std::filesystem::path path_;
+  GenerateOptions options_;
+};
+
+TEST_P(GenerateFromAFileThatChanges, ImagesAreThoseOfTheWeightsThatWereRead) {
+  const auto wanted = run(load_checkpoint(path_), [] {});
+  EXPECT_FALSE(at::equal(wanted[0], wanted[1]));
+  const auto written = run(load_checkpoint(path_), [&] { overwrite(); });
+  for (int i = 0; i < 2; ++i) EXPECT_TRUE(at::equal(wanted[i], written[i])) << i;
+}
+
+TEST_P(GenerateFromAFileThatChanges, CutShortWhileImagesAreMadeItIsNotMissed) {
+  const auto wanted = run(load_checkpoint(path_), [] {});
+  const auto cut = run(load_checkpoint(path_), [&] { std::filesystem::resize_file(path_, 0); });
+  for (int i = 0; i < 2; ++i) EXPECT_TRUE(at::equal(wanted[i], cut[i])) << i;
+}
+
+TEST_P(GenerateFromAFileThatChanges, IsRefusedWhenItChangedBeforeTheEngineTookIt) {
+  const Checkpoint checkpoint = load_checkpoint(path_);
+  overwrite();
+  expect_error([&] { run(checkpoint, [] {}); }, "m.safetensors: changed while it was in use");
+}
+
+INSTANTIATE_TEST_SUITE_P(Engines, GenerateFromAFileThatChanges,
+                         ::testing::Values(EngineKind::Cpu, EngineKind::Reference));
 
 TEST(Generate, ImageDependsNeitherOnBatchNorThreads) {
   for (const DiTConfig& config : {tiny_config(), odd_config()}) {
@@ -99,6 +159,37 @@ TEST(Generate, SamplesAreFinite) {
       EXPECT_TRUE(at::isfinite(sample.sample).all().item<bool>());
     }
   }
+}
+
+// One class's weights are finite, but overflow in the forward: the images of the others are whole.
+TEST(Generate, AnImageThatIsNoNumberIsNamed) {
+  for (const EngineKind engine : {EngineKind::Cpu, EngineKind::Reference}) {
+    Checkpoint checkpoint = random_checkpoint(tiny_config());
+    checkpoint.weights.at("y_embedder.embedding_table.weight")[4].fill_(3e38f);
+    GenerateOptions options = few_steps();  // classes 3, 0, 4, 3
+    options.engine = engine;
+    int delivered = 0;
+    GenerateCallbacks callbacks;
+    callbacks.on_sample = [&](GeneratedSample&&) { ++delivered; };
+    expect_error([&] { generate(checkpoint, options, callbacks); },
+                 "image 2: sampling gave NaN or infinity; try float32, less guidance or more steps");
+    EXPECT_EQ(delivered, 0);
+    options.batch = 2;  // the first batch is whole
+    expect_error([&] { generate(checkpoint, options, callbacks); }, "image 2: ");
+    EXPECT_EQ(delivered, 2);
+  }
+}
+
+TEST(Generate, AnImageThatIsInfiniteIsNamed) {
+  Checkpoint checkpoint = random_checkpoint(tiny_config());
+  checkpoint.weights.at("final_layer.linear.bias").fill_(3e38f);
+  GenerateOptions options = few_steps();
+  options.sampler.kind = SamplerKind::Ddim;
+  expect_error(
+      [&] {
+        generate(checkpoint, options, {[](GeneratedSample&&) {}, {}});
+      },
+      "image 0: sampling gave NaN or infinity");
 }
 
 TEST(Generate, OtherSeedGivesAnotherImage) {
@@ -233,6 +324,63 @@ TEST(Generate, TorchNoiseIsDrawnAsTheOriginalScriptDraws) {
   for (int i = 0; i < 4; ++i) EXPECT_TRUE(at::equal(got[i].sample, x[i])) << i;
 }
 
+// fill_normal's draw of an image.
+at::Tensor normals(const DiTConfig& config, uint64_t seed, int image, int draw) {
+  at::Tensor values = at::empty({1, config.in_channels, config.input_size, config.input_size}, at::kFloat);
+  fill_normal({values.data_ptr<float>(), static_cast<size_t>(values.numel())}, seed, image, draw);
+  return values;
+}
+
+// Image `index` of an unguided run by hand, each draw by its number: 0 the start, k + 1 of the k-th step.
+at::Tensor image_by_hand(const Checkpoint& checkpoint, const GenerateOptions& options, int index) {
+  const DiTConfig& config = checkpoint.config;
+  const std::vector<int> timesteps = run_spacing(options).timesteps;
+  const DiffusionTables tables = make_diffusion_tables(timesteps);
+  const auto engine =
+      make_engine(options.engine, checkpoint, make_width_plan(checkpoint, timesteps, Mode::Dynamic), {});
+  const std::vector<int64_t> labels = {options.label(index)};
+  std::vector<Work> work(1);
+  at::Tensor x = normals(config, options.seed, index, 0), x0 = at::empty_like(x);
+  const int steps = tables.num_steps();
+  for (int k = 0; k < steps; ++k) {
+    const at::Tensor out = engine->forward(x, steps - 1 - k, labels, work);
+    reverse_step(tables, options.sampler, steps - 1 - k, x, out, normals(config, options.seed, index, k + 1),
+                 x0);
+  }
+  return x[0];
+}
+
+TEST(Generate, DrawsEveryNoiseOfAnImageByItsNumber) {
+  const Checkpoint checkpoint = random_checkpoint(tiny_config());
+  for (const SamplerOptions& sampler :
+       {SamplerOptions{SamplerKind::Ddpm, 0}, SamplerOptions{SamplerKind::Ddim, 0},
+        SamplerOptions{SamplerKind::Ddim, 0.7f}, SamplerOptions{SamplerKind::Ddim, 1},
+        SamplerOptions{SamplerKind::Dpm, 0}}) {
+    for (const int preview_every : {0, 2}) {
+      GenerateOptions options = few_steps();
+      options.num_steps = 5;
+      options.batch = 3;  // image 3 is row 0 of its batch
+      options.cfg_scale = 1;
+      options.sampler = sampler;
+      options.preview_every = preview_every;
+      const std::vector<GeneratedSample> got = samples_of(tiny_config(), options);
+      for (int i = 0; i < 4; ++i)
+        EXPECT_TRUE(at::equal(got[i].sample, image_by_hand(checkpoint, options, i)))
+            << "image " << i << ", sampler " << static_cast<int>(sampler.kind) << ", eta " << sampler.eta;
+    }
+  }
+}
+
+TEST(Generate, NoTwoDrawsOfARunAreEqual) {
+  std::vector<at::Tensor> draws;
+  for (const int image : {0, 1, 2}) {
+    for (const int draw : {0, 1, 2, 3}) draws.push_back(normals(tiny_config(), 17, image, draw));
+  }
+  for (size_t a = 0; a < draws.size(); ++a) {
+    for (size_t b = 0; b < a; ++b) EXPECT_FALSE(at::equal(draws[a], draws[b])) << a << " and " << b;
+  }
+}
+
 TEST(Generate, TorchNoiseOverTwoBatchesIsAUsageError) {
   GenerateOptions options = few_steps();
   options.noise = NoiseKind::Torch;
@@ -351,6 +499,49 @@ TEST(Generate, ReportsEveryStepOfEveryBatch) {
   EXPECT_EQ(done, (std::vector<long>{1, 2, 3, 4, 5, 6}));
 }
 
+TEST(Generate, CountsTheStepsOfMoreImagesThanAnIntHolds) {
+  GenerateOptions options = few_steps();
+  options.num_images = std::numeric_limits<int>::max();
+  options.num_steps = 2;
+  for (const int batch : {1, 2}) {
+    options.batch = batch;
+    struct Stop {};
+    long total = 0;
+    GenerateCallbacks callbacks;
+    callbacks.on_progress = [&](const Progress& progress) {
+      total = progress.total;
+      throw Stop();
+    };
+    EXPECT_THROW(generate(random_checkpoint(tiny_config()), options, callbacks), Stop);
+    EXPECT_EQ(total, batch == 1 ? 4294967294L : 2147483648L);
+  }
+}
+
+TEST(Generate, ABatchThatCannotFitIsRefusedBeforeItIsAllocated) {
+  for (const EngineKind engine : {EngineKind::Cpu, EngineKind::Reference}) {
+    GenerateOptions options = few_steps();
+    options.engine = engine;
+    options.num_images = options.batch = std::numeric_limits<int>::max();
+    const std::string message = test::error_of([&] { samples_of(tiny_config(), options); });
+    EXPECT_TRUE(message.starts_with("a batch of 2147483647 images: needs at least ")) << message;
+    EXPECT_TRUE(message.ends_with("; take a smaller --batch")) << message;
+  }
+}
+
+TEST(Generate, MemoryGrowsWithTheBatchAndTheTokenMap) {
+  const Checkpoint checkpoint = random_checkpoint(tiny_config());
+  const auto bytes = [&](const GenerateOptions& options, int count) {
+    return least_generate_bytes(checkpoint, options, count);
+  };
+  GenerateOptions plain = few_steps(), map = few_steps(), unguided = few_steps();
+  map.token_map = true;
+  unguided.cfg_scale = 1;
+  const double rows = 2 * 1000;
+  EXPECT_GE(bytes(plain, 1000) - bytes(plain, 0), rows * (4 + 8) * 8 * 8 * sizeof(float));
+  EXPECT_EQ(bytes(map, 1000) - bytes(plain, 1000), rows * 16 * (2 * 2 + 1) * sizeof(float));
+  EXPECT_LT(bytes(unguided, 1000), bytes(plain, 1000));
+}
+
 // Sets the flag after `stop_at` steps of two batches of two images; returns (delivered, steps done).
 std::pair<int, long> cancelled_after(long stop_at) {
   GenerateOptions options = few_steps();
@@ -382,6 +573,23 @@ TEST(Generate, ClassOutOfRangeIsAUsageError) {
     options.classes = {0, label};
     expect_usage_error(options, fmt::format("class {}: this model has classes 0 to 4", label));
   }
+}
+
+TEST(Generate, NumbersThatCannotBeMeantAreUsageErrors) {
+  GenerateOptions options = few_steps();
+  for (const float eta : {-0.1f, 1.1f, std::numeric_limits<float>::quiet_NaN()}) {
+    options.sampler.eta = eta;
+    expect_usage_error(options, "expected 0 to 1");
+  }
+  options = few_steps();
+  for (const float scale :
+       {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    options.cfg_scale = scale;
+    expect_usage_error(options, "expected a number");
+  }
+  options = few_steps();
+  options.guided_channels = 0;
+  expect_usage_error(options, "0 guided channels: expected 1 or more");
 }
 
 TEST(Generate, NoClassIsAUsageError) {

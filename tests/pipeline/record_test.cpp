@@ -2,6 +2,7 @@
 #include "dydit/pipeline/record.h"
 
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -10,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "dydit/base/error.h"
+#include "dydit/io/text.h"
 #include "dydit/pipeline/pixels.h"
 #include "tests/support/random_model.h"
 
@@ -187,6 +189,89 @@ TEST(ReproducingCommand, NamesTorchNoiseAndItsOneBatch) {
   const json run = run_record(named_checkpoint(), options);
   EXPECT_EQ(run["noise"], "torch");
   EXPECT_TRUE(reproducing_command(run).ends_with(" --noise torch --batch 6"));
+}
+
+TEST(ReproducingCommand, NamesHowTheModelWasLoaded) {
+  const json run = run_record(named_checkpoint(), some_options(),
+                              {{"num_heads", 6}, {"weights", "the ema"}, {"class_names", "-names.txt"}});
+  EXPECT_NE(
+      reproducing_command(run).find(
+          "--model tiny.safetensors --num-heads 6 --weights 'the ema' --class-names ./-names.txt --classes"),
+      std::string::npos);
+}
+
+TEST(ReproducingCommand, NamesGuidedChannelsOnlyWithGuidance) {
+  GenerateOptions options = some_options();
+  options.cfg_scale = 1;
+  EXPECT_EQ(reproducing_command(run_record(named_checkpoint(), options)).find("--cfg-channels"),
+            std::string::npos);
+}
+
+TEST(ReproducingCommand, OfAPreviewAndACostMapMakesThem) {
+  json run = run_record(named_checkpoint(), some_options());
+  run["preview_step"] = 20;
+  run["cost_map"] = {{"min", 0}};
+  EXPECT_TRUE(reproducing_command(run).ends_with(" --preview-every 20 --cost-map cost-map.png"));
+}
+
+TEST(ReproducingCommand, QuotesEveryWord) {
+  Checkpoint checkpoint = named_checkpoint();
+  checkpoint.path = "it's; rm -r $HOME.pt";
+  EXPECT_NE(reproducing_command(run_record(checkpoint, some_options())).find("'it'\\''s; rm -r $HOME.pt'"),
+            std::string::npos);
+}
+
+TEST(ReproducingCommand, IsNotMadeOfWhatNoDyditWrites) {
+  const json run = run_record(named_checkpoint(), some_options());
+  const std::pair<const char*, json> changes[] = {{"sampler", "ddpm; touch owned #"},
+                                                  {"mode", "$(id)"},
+                                                  {"dtype", "f16"},
+                                                  {"engine", "cpu\n"},
+                                                  {"noise", "`id`"},
+                                                  {"classes", json::array()},
+                                                  {"classes", {1, -1}},
+                                                  {"classes", {"1"}},
+                                                  {"classes", "1"},
+                                                  {"num_images", 0},
+                                                  {"num_images", 1.5},
+                                                  {"num_images", "3"},
+                                                  {"seed", -1},
+                                                  {"seed", 1e30},
+                                                  {"steps", 1001},
+                                                  {"timesteps", {1, 1000}},
+                                                  {"timesteps", 3},
+                                                  {"cfg_scale", "4"},
+                                                  {"cfg_scale", -1},
+                                                  {"cfg_channels", 0},
+                                                  {"eta", 2},
+                                                  {"model", "x.pt"},
+                                                  {"model", {{"file", 3}}},
+                                                  {"model", {{"file", "x\x1b[31m"}}},
+                                                  {"loading", {{"weights", 3}}},
+                                                  {"loading", 3},
+                                                  {"preview_step", 0}};
+  for (const auto& [key, value] : changes) {
+    json changed = run;
+    changed[key] = value;
+    EXPECT_THROW(reproducing_command(changed), Error) << key << " " << value;
+  }
+  for (const char* key : {"sampler", "seed", "model", "classes", "eta"}) {
+    json changed = run;
+    changed.erase(key);
+    EXPECT_THROW(reproducing_command(changed), Error) << key;
+  }
+}
+
+TEST(Record, OfNamesThatAreNoTextIsText) {
+  Checkpoint checkpoint = named_checkpoint();
+  checkpoint.path = "caf\xe9\x1b.pt";
+  checkpoint.class_names[4] = "\xff\n";
+  const json image = image_record(checkpoint, some_options(), {1, 4, {}, 0.5, {}});
+  EXPECT_EQ(image["class_name"], "\\xff\\x0a");
+  const PngText text =
+      png_text(run_record(checkpoint, some_options(), {{"class_names", "\xe9.txt"}}), json::array({image}));
+  for (const auto& [key, value] : text) EXPECT_TRUE(is_utf8(value) && value.find('\0') == value.npos) << key;
+  EXPECT_NE(text.at("parameters").find("Model: caf\\xe9\\x1b,"), std::string::npos);
 }
 
 TEST(ReproducingCommand, SurvivesTheJson) {
