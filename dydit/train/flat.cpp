@@ -54,11 +54,11 @@ void adamw(const at::Tensor& values, const at::Tensor& grads, const at::Tensor& 
 
 void move_average(const at::Tensor& average, const at::Tensor& values, double decay) {
   if (!average.is_cpu()) return plain::move_average(average, values, decay);
-  const auto keep = static_cast<float>(decay), take = static_cast<float>(1.0 - decay);
+  const auto take = static_cast<float>(1.0 - decay);
   float* a = average.data_ptr<float>();
   const float* w = values.data_ptr<float>();
   for_blocks(average.numel(), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) a[i] = keep * a[i] + take * w[i];
+    for (int64_t i = begin; i < end; ++i) a[i] += take * (w[i] - a[i]);
   });
 }
 

@@ -20,7 +20,8 @@ struct AdamWFactors {
 void adamw(const at::Tensor& values, const at::Tensor& grads, const at::Tensor& exp_avg,
            const at::Tensor& exp_avg_sq, const AdamWFactors& factors);
 
-/// average <- decay average + (1 - decay) values
+/// average <- average + (1 - decay) (values - average). Written as decay average + (1 - decay) values it
+/// would shrink: in float32 the two factors do not add up to 1.
 void move_average(const at::Tensor& average, const at::Tensor& values, double decay);
 
 /// The same for any device.

@@ -29,7 +29,7 @@ at::Tensor mean_share(const std::vector<at::Tensor>& masks, const at::Tensor& al
 GateNoise draw_gate_noise(const DiTConfig& config, uint64_t seed, uint64_t step, int first, int count) {
   const int H = config.num_heads, N = config.num_tokens(), L = config.depth;
   const int width = config.width_routers ? 2 * L * (H - 1) : 0, tokens = config.token_routers ? L * N : 0;
-  at::Tensor all = at::empty({count, width + tokens});
+  at::Tensor all = at::empty({count, width + tokens}, at::kFloat);
   for (int b = 0; b < count; ++b) {
     fill_uniform({all.data_ptr<float>() + b * all.stride(0), static_cast<size_t>(all.stride(0))}, seed,
                  training_sample(step, first + b), static_cast<uint64_t>(TrainingDraw::Gates));

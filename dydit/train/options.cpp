@@ -39,6 +39,7 @@ nlohmann::json options_to_json(const TrainOptions& options) {
     json["gate-rule"] = options.router.capacity ? "capacity" : "threshold";
     json["router-lr-scale"] = options.router_lr_scale;
   }
+  json.update(options.preparation);
   return json;
 }
 

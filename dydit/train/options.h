@@ -43,6 +43,9 @@ struct TrainOptions {
   at::ScalarType dtype = at::kFloat;
   at::Device device = at::kCPU;  // where the model and its buffers lie; batches and noise are made on the CPU
   uint64_t seed = 0;
+  /// How the start was prepared (importance, router biases), by name: it is in the weights already, and a
+  /// resumed run that asks for another is not the same run.
+  nlohmann::json preparation = nlohmann::json::object();
 };
 
 /// Work ratio to aim at in step `step`: 1 before anneal_start, else 1 - (1 - lambda) min(step, W) / W.

@@ -64,6 +64,10 @@ void ParameterStore::adamw_step(const AdamWOptions& options, int64_t step) {
 
 void ParameterStore::ema_step(double decay) { flat::move_average(ema, values, decay); }
 
+bool ParameterStore::is_finite() const {
+  return std::isfinite(flat::l2_norm(values)) && std::isfinite(flat::l2_norm(ema));
+}
+
 Weights ParameterStore::ema_weights() const {
   Weights weights;
   for (const Slot& slot : slots_) {

@@ -31,6 +31,9 @@ class ParameterStore {
   /// ema <- decay ema + (1 - decay) weights
   void ema_step(double decay);
 
+  /// Whether all weights and their average are finite.
+  bool is_finite() const;
+
   /// The EMA as weights by name, pos_embed included; copies on the CPU.
   Weights ema_weights() const;
 

@@ -11,6 +11,7 @@
 #include "dydit/base/noise.h"
 #include "dydit/diffusion/losses.h"
 #include "dydit/model/dit.h"
+#include "dydit/model/macs.h"
 #include "dydit/train/capacity.h"
 #include "dydit/train/state.h"
 
@@ -133,7 +134,7 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
                             Batch& batch, int64_t begin, int64_t count) {
   const auto in_batch = static_cast<int64_t>(batch.labels.size());
   const at::Tensor images = at::from_blob(
-      batch.images.data(), {in_batch, config.in_channels, config.input_size, config.input_size});
+      batch.images.data(), {in_batch, config.in_channels, config.input_size, config.input_size}, at::kFloat);
   const at::Tensor labels = at::from_blob(batch.labels.data(), {in_batch}, at::kLong);
   return make_step_inputs(config, options, step, first, images.slice(0, begin, begin + count),
                           labels.slice(0, begin, begin + count))
@@ -192,7 +193,7 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
       backward_complete(model, inputs, inputs.y, scale, terms.mse, terms.vb);
       terms.ratio += static_cast<double>(micro);
       terms.inference_ratio += static_cast<double>(micro);
-      const at::Tensor all = at::ones({micro});
+      const at::Tensor all = at::ones({micro}, at::kFloat);
       add_kept(terms, {all, all, all}, first + static_cast<int>(m * micro));
       continue;
     }
@@ -215,6 +216,19 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
   reduce_terms(terms, options.global_batch, processes);
   if (options.dynamic) terms.flops_loss = 2.0 * (mean_ratio - target) * (mean_ratio - target);
   return terms;
+}
+
+double least_training_bytes(const DiTConfig& config, const TrainOptions& options, int processes) {
+  constexpr double kBuffers = 5;  // those of ParameterStore
+  const double micro =
+      static_cast<double>(options.global_batch) / (static_cast<double>(processes) * options.accumulate);
+  const double C = config.hidden_size, F = config.mlp_hidden,
+               element = options.dtype == at::kBFloat16 ? 2 : 4;
+  // A token in a block: its two residuals in float32; the inputs and outputs of the four linears, and the
+  // GELU's.
+  const double token = 2 * C * sizeof(float) + element * (8 * C + 2 * F);
+  return static_cast<double>(num_parameters(config)) * kBuffers * sizeof(float) +
+         micro * config.num_tokens() * config.depth * token;
 }
 
 void apply_update(DiT& model, ParameterStore& store, const TrainOptions& options, double grad_norm,

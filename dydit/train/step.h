@@ -55,6 +55,10 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
                            Communicator& processes, uint64_t step, int first,
                            const std::function<StepInputs(int m)>& inputs_of);
 
+/// Bytes that a process takes at least for its share of a step: weights, gradients, moments and average, and
+/// what a micro-batch keeps for its backward.
+double least_training_bytes(const DiTConfig& config, const TrainOptions& options, int processes);
+
 /// The update of step state.step by the store's gradient, whose norm is given: guard, clip, AdamW. The EMA
 /// moves all the same, and the shares of the capacity rule go onto the next step's target. Counts the step,
 /// and the update or the skip.

@@ -4,11 +4,13 @@
 #include <algorithm>
 #include <cmath>
 #include <future>
+#include <new>
 #include <optional>
 
 #include <torch/torch.h>
 
 #include "dydit/base/error.h"
+#include "dydit/base/machine.h"
 #include "dydit/base/timer.h"
 #include "dydit/io/file.h"
 #include "dydit/model/dit.h"
@@ -23,20 +25,12 @@ DiT make_training_model(const Checkpoint& start, const TrainOptions& options) {
   DiT model = make_model(start);
   model->train();
   if (options.dynamic && options.router.capacity) {
-    model->register_parameter(kKeepShareName, at::ones({3, start.config.depth, kQuarters}));
+    model->register_parameter(kKeepShareName, at::ones({3, start.config.depth, kQuarters}, at::kFloat));
   }
   model->compute_dtype =
       options.dtype;  // weights are converted where they are used, gradients on the way back
   model->to(options.device);
   return model;
-}
-
-// What a resumed run must have in common with the one that was saved.
-nlohmann::json run_identity(const Checkpoint& start, const Dataset& data, const TrainOptions& options) {
-  nlohmann::json identity = options_to_json(options);
-  identity["model"] = config_to_json(start.config);
-  identity["data-images"] = data.size();
-  return identity;
 }
 
 // Means of the terms over the steps of an interval.
@@ -124,6 +118,218 @@ class InputsAhead {
   std::future<StepInputs> ahead_;
 };
 
+// The run cannot go on by its own doing; what there is to save is saved.
+class Diverged : public Error {
+ public:
+  using Error::Error;
+};
+
+// The exception that is being handled, in one line.
+std::string current_reason() {
+  const auto first_line = [](std::string_view text) { return std::string(text.substr(0, text.find('\n'))); };
+  try {
+    throw;
+  } catch (const c10::Error& error) {
+    return first_line(error.what_without_backtrace());
+  } catch (const std::bad_alloc&) {
+    return "out of memory; take a smaller --global-batch-size or more --accumulate";
+  } catch (const std::filesystem::filesystem_error& error) {
+    return fmt::format("{}: {}", error.path1().string(), error.code().message());
+  } catch (const std::exception& error) {
+    return first_line(error.what());
+  }
+}
+
+class Training {
+ public:
+  Training(const Checkpoint& start, const Dataset& data, const TrainOptions& options, const RunOptions& run,
+           Communicator& processes, const TrainCallbacks& callbacks)
+      : start_(start),
+        data_(data),
+        options_(options),
+        run_(run),
+        processes_(processes),
+        callbacks_(callbacks),
+        root_(processes.rank() == 0) {
+    if (root_) alone_.emplace(run.run);
+    model_ = make_training_model(start, options);
+    store_.emplace(model_, options.router_lr_scale);
+    state_.options = run_identity(start, data, options);
+    state_.surroundings = run.surroundings;
+  }
+
+  // Up to where the run was broken off, if it was.
+  void begin() {
+    if (run_.resume) resume();
+    if (root_) watch_.emplace(run_.run, state_.step);
+  }
+
+  int64_t to_the_end() {
+    try {
+      all_steps();
+    } catch (const Cancelled&) {
+      throw;
+    } catch (const Diverged&) {
+      throw;
+    } catch (...) {
+      if (!root_) throw;
+      fail(current_reason());
+    }
+    return state_.step;
+  }
+
+ private:
+  void resume() {
+    if (root_) remove_leftovers(run_.run);
+    const auto saved = load_newest_state(run_.run, *store_, state_.options,
+                                         [&](const std::string& line) { tell(callbacks_.on_warning, line); });
+    DYDIT_CHECK(saved, "{}: no whole checkpoint to resume from", run_.run.string());
+    state_.step = saved->step;
+    state_.updates = saved->updates;
+    state_.skipped = saved->skipped;
+    saved_step_ = saved->step;
+    if (root_ && !saved->model_is_whole) save_model(run_.run, state_.step, ema_checkpoint());
+    if (const std::string others = differing_surroundings(saved->surroundings, run_.surroundings);
+        !others.empty()) {
+      tell(callbacks_.on_warning,
+           fmt::format("{}: was saved with {}; it goes on, but not bit for bit as it would have",
+                       run_.run.string(), others));
+    }
+    tell(callbacks_.on_text, fmt::format("resumed at step {}", state_.step));
+  }
+
+  void all_steps() {
+    const int share = options_.global_batch / processes_.size(), first = processes_.rank() * share;
+    LoaderOptions batches{options_.seed, options_.global_batch, first, share, options_.flip};
+    if (data_.decodes()) batches.threads = at::get_num_threads();  // one thread would starve the model
+    Loader loader(data_, batches, state_.step);
+    InputsAhead ahead(loader, start_.config, options_);
+    const auto step_gradient = [&] {
+      // On the CPU both would share the cores; micro-batches are made one by one, to save memory.
+      if (options_.device.is_cpu() || options_.accumulate > 1) {
+        Batch batch = loader.next();
+        return compute_gradient(model_, *store_, options_, processes_, state_.step, first, batch);
+      }
+      return compute_gradient(model_, *store_, options_, processes_, state_.step, first,
+                              [inputs = ahead.next()](int) { return inputs; });
+    };
+    Interval interval;
+    while (state_.step < options_.total_steps) {
+      const StepTerms terms = step_gradient();
+      check_loss(terms.loss());
+      const double grad_norm = store_->grad_norm();
+      between_steps_ = false;
+      apply_update(model_, *store_, options_, grad_norm, state_);
+      between_steps_ = true;
+      interval.add(terms, grad_norm);
+      if (root_ && (state_.step % run_.log_every == 0 || state_.step == options_.total_steps)) {
+        const LogRow row = interval.finish(options_, state_);
+        watch_->add(row);
+        if (callbacks_.on_row) callbacks_.on_row(row);
+      }
+      if (callbacks_.on_progress) callbacks_.on_progress({"steps", state_.step, options_.total_steps});
+      double stop = callbacks_.cancel && *callbacks_.cancel ? 1 : 0;
+      processes_.sum(std::span<double>(&stop, 1));  // any process's signal stops all of them at the same step
+      if (stop > 0 || state_.step % run_.checkpoint_every == 0 || state_.step == options_.total_steps) save();
+      if (root_ && run_.sample_every > 0 && callbacks_.on_sample && state_.step % run_.sample_every == 0) {
+        callbacks_.on_sample(ema_checkpoint(), state_.step, *watch_);
+      }
+      if (stop > 0 && state_.step < options_.total_steps) {
+        tell(callbacks_.on_text,
+             fmt::format("stopped at step {}; the state is saved, --resume goes on", state_.step));
+        throw Cancelled();
+      }
+    }
+  }
+
+  // What is saved and sampled: the average's weights, and the counts that the shares stand for now.
+  Checkpoint ema_checkpoint() {
+    Checkpoint ema = start_;
+    ema.weights = store_->ema_weights();
+    ema.files.clear();  // these weights lie in none
+    if (const at::Tensor share = keep_share(model_); share.defined()) {
+      const double target = target_ratio(options_.router, state_.step);
+      ema.keep_counts = keep_counts(start_.config, choose_counts(start_.config, share, target));
+    }
+    return ema;
+  }
+
+  void save() {
+    if (!store_->is_finite()) {
+      throw Diverged(
+          fmt::format("step {}: the weights are no longer finite, so they are not saved; is the learning "
+                      "rate too high? {}",
+                      state_.step, newest_checkpoint()));
+    }
+    if (root_) {
+      can_save_ = false;
+      save_state(run_.run, state_, *store_, ema_checkpoint());
+      can_save_ = true;
+      saved_step_ = state_.step;
+      rotate_checkpoints(run_.run, state_.step, run_.keep_last, run_.keep_every);
+    }
+    processes_.barrier();
+  }
+
+  void check_loss(double loss) {
+    if (std::isfinite(loss)) return;
+    const auto folder = run_.run / "nan";
+    if (root_) save_state(folder, state_, *store_, ema_checkpoint());
+    std::string line = fmt::format("step {}: the loss is {}; the state before it is saved in {}", state_.step,
+                                   loss, folder.string());
+    if (!store_->is_finite())
+      line += fmt::format(", but its weights are not finite either: {}", newest_checkpoint());
+    processes_.barrier();
+    throw Diverged(line);
+  }
+
+  std::string newest_checkpoint() const {
+    return saved_step_ ? fmt::format("the newest checkpoint is that of step {}", *saved_step_)
+                       : "there is no checkpoint yet";
+  }
+
+  // Ends a run that something outside of it stopped. Other processes may wait for this one, so it waits for
+  // none.
+  [[noreturn]] void fail(const std::string& reason) {
+    if (!between_steps_ || !can_save_ || state_.step == saved_step_.value_or(0))
+      throw Error(fmt::format("{}; {}", reason, newest_checkpoint()));
+    std::string why_not = "the weights are not finite";
+    try {
+      if (store_->is_finite()) {
+        save_state(run_.run, state_, *store_, ema_checkpoint());
+        why_not.clear();
+      }
+    } catch (const std::exception&) {
+      why_not = current_reason();
+    }
+    if (why_not.empty())
+      throw Error(
+          fmt::format("{}; the state of step {} is saved in {}", reason, state_.step, run_.run.string()));
+    throw Error(fmt::format("{}; the state of step {} could not be saved ({}), {}", reason, state_.step,
+                            why_not, newest_checkpoint()));
+  }
+
+  void tell(const std::function<void(const std::string&)>& callback, const std::string& line) const {
+    if (callback) callback(line);
+  }
+
+  const Checkpoint& start_;
+  const Dataset& data_;
+  const TrainOptions& options_;
+  const RunOptions& run_;
+  Communicator& processes_;
+  const TrainCallbacks& callbacks_;
+  const bool root_;
+  std::optional<FolderLock> alone_;  // two runs in one folder would spoil each other's checkpoints
+  DiT model_{nullptr};
+  std::optional<ParameterStore> store_;
+  RunState state_;
+  std::optional<Watch> watch_;         // of the root
+  std::optional<int64_t> saved_step_;  // of the newest checkpoint
+  bool between_steps_ = true;          // weights, moments and average belong to one step
+  bool can_save_ = true;               // saving has not failed
+};
+
 }  // namespace
 
 void check_training(const Dataset& data, const DiTConfig& config, const TrainOptions& options,
@@ -142,87 +348,35 @@ void check_training(const Dataset& data, const DiTConfig& config, const TrainOpt
     DYDIT_CHECK(data.label(i) < config.num_classes, "image {} has label {}, the model has classes 0 to {}", i,
                 data.label(i), config.num_classes - 1);
   }
+  if (options.device.is_cpu()) {
+    const int micro = options.global_batch / (processes * options.accumulate);
+    TrainOptions none = options;
+    none.global_batch = 0;
+    check_memory(least_training_bytes(config, none, processes), model_name(config), "take a smaller model");
+    check_memory(least_training_bytes(config, options, processes),
+                 fmt::format("a micro-batch of {} images", micro),
+                 "raise --accumulate or take a smaller --global-batch-size");
+  }
 }
 
-void train(const Checkpoint& start, const Dataset& data, const TrainOptions& options, const RunOptions& run,
-           Communicator& processes, const TrainCallbacks& callbacks) {
-  check_training(data, start.config, options, processes.size());
-  const bool root = processes.rank() == 0;
-  const auto tell = [](const auto& callback, const std::string& line) {
-    if (callback) callback(line);
-  };
-  std::optional<FolderLock> alone;  // two runs in one folder would spoil each other's checkpoints
-  if (root) alone.emplace(run.run);
-  DiT model = make_training_model(start, options);
-  ParameterStore store(model, options.router_lr_scale);
-  RunState state;
-  state.options = run_identity(start, data, options);
-  if (run.resume) {
-    if (root) remove_leftovers(run.run);
-    const auto saved = load_newest_state(run.run, store, state.options, [&](const std::string& reason) {
-      tell(callbacks.on_warning, reason);
-    });
-    DYDIT_CHECK(saved, "{}: no whole checkpoint to resume from", run.run.string());
-    state = *saved;
-    tell(callbacks.on_text, fmt::format("resumed at step {}", state.step));
-  }
-  std::unique_ptr<Watch> watch;
-  if (root) watch = std::make_unique<Watch>(run.run, state.step);
-  // What is saved and sampled: the average's weights, and the counts that the shares stand for now.
-  const auto ema_checkpoint = [&] {
-    Checkpoint ema = start;
-    ema.weights = store.ema_weights();
-    if (const at::Tensor share = keep_share(model); share.defined()) {
-      const double target = target_ratio(options.router, state.step);
-      ema.keep_counts = keep_counts(start.config, choose_counts(start.config, share, target));
-    }
-    return ema;
-  };
-  const auto save = [&](const std::filesystem::path& folder) {
-    if (root) save_state(folder, state, store, ema_checkpoint());
-    processes.barrier();
-  };
+nlohmann::json run_identity(const Checkpoint& start, const Dataset& data, const TrainOptions& options) {
+  nlohmann::json identity = options_to_json(options);
+  identity["model"] = config_to_json(start.config);
+  // Empty for weights that were drawn.
+  identity["start"] = start.sha256 + (start.weights_key.empty() ? "" : ", " + start.weights_key);
+  identity["class-names"] = start.class_names;
+  identity["data-classes"] = data.class_names();
+  identity["data-images"] = data.size();
+  identity["data-images-digest"] = data.fingerprint(at::get_num_threads());
+  return identity;
+}
 
-  const int share = options.global_batch / processes.size(), first = processes.rank() * share;
-  Loader loader(data, {options.seed, options.global_batch, first, share, options.flip}, state.step);
-  InputsAhead ahead(loader, start.config, options);
-  const auto step_gradient = [&] {
-    // On the CPU both would share the cores; micro-batches are made one by one, to save memory.
-    if (options.device.is_cpu() || options.accumulate > 1) {
-      Batch batch = loader.next();
-      return compute_gradient(model, store, options, processes, state.step, first, batch);
-    }
-    return compute_gradient(model, store, options, processes, state.step, first,
-                            [inputs = ahead.next()](int) { return inputs; });
-  };
-  Interval interval;
-  while (state.step < options.total_steps) {
-    const StepTerms terms = step_gradient();
-    if (!std::isfinite(terms.loss())) {
-      save(run.run / "nan");
-      throw Error(fmt::format("step {}: the loss is {}; the state before it is saved in {}", state.step,
-                              terms.loss(), (run.run / "nan").string()));
-    }
-    const double grad_norm = store.grad_norm();
-    apply_update(model, store, options, grad_norm, state);
-    interval.add(terms, grad_norm);
-    if (root && (state.step % run.log_every == 0 || state.step == options.total_steps)) {
-      const LogRow row = interval.finish(options, state);
-      watch->add(row);
-      if (callbacks.on_row) callbacks.on_row(row);
-    }
-    if (callbacks.on_progress) callbacks.on_progress({"steps", state.step, options.total_steps});
-    double stop = callbacks.cancel && *callbacks.cancel ? 1 : 0;
-    processes.sum(std::span<double>(&stop, 1));  // any process's signal stops all of them at the same step
-    if (stop > 0 || state.step % run.checkpoint_every == 0 || state.step == options.total_steps) {
-      save(run.run);
-      if (root) rotate_checkpoints(run.run, run.keep_last, run.keep_every);
-    }
-    if (root && run.sample_every > 0 && callbacks.on_sample && state.step % run.sample_every == 0) {
-      callbacks.on_sample(ema_checkpoint(), state.step, *watch);
-    }
-    if (stop > 0 && state.step < options.total_steps) throw Cancelled();
-  }
+int64_t train(const Checkpoint& start, const Dataset& data, const TrainOptions& options,
+              const RunOptions& run, Communicator& processes, const TrainCallbacks& callbacks) {
+  check_training(data, start.config, options, processes.size());
+  Training training(start, data, options, run, processes, callbacks);
+  training.begin();
+  return training.to_the_end();
 }
 
 }  // namespace dydit

@@ -23,11 +23,13 @@ struct RunOptions {
   int64_t keep_every = 0;  // checkpoints at multiples are kept for good; 0: none
   int64_t log_every = 100;
   int64_t sample_every = 0;  // 0: never
+  nlohmann::json surroundings =
+      nlohmann::json::object();  // threads, versions, ...: told when a resumed run has others
 };
 
 struct TrainCallbacks {
   std::function<void(const std::string&)> on_text;     // what happened, a line each
-  std::function<void(const std::string&)> on_warning;  // a broken checkpoint was passed over
+  std::function<void(const std::string&)> on_warning;  // what a resumed run found broken or otherwise
   std::function<void(const LogRow&)> on_row;
   std::function<void(const Checkpoint& ema, int64_t step, Watch& watch)> on_sample;
   ProgressFn on_progress;
@@ -38,9 +40,16 @@ struct TrainCallbacks {
 /// classes.
 void check_training(const Dataset& data, const DiTConfig& config, const TrainOptions& options, int processes);
 
-/// Trains `start` (weights and configuration) on `data` until options.total_steps are done. Throws Cancelled
-/// after saving when asked to stop, and Error when the loss is NaN (the state is saved aside as RUN/nan).
-void train(const Checkpoint& start, const Dataset& data, const TrainOptions& options, const RunOptions& run,
-           Communicator& processes, const TrainCallbacks& callbacks);
+/// What a resumed run must have in common with the one that was saved: the options, the model it started
+/// from, class names and images.
+nlohmann::json run_identity(const Checkpoint& start, const Dataset& data, const TrainOptions& options);
+
+/// Trains `start` (weights and configuration) on `data` until options.total_steps are done, and returns the
+/// steps done: more than that when a resumed run had done more. Throws Cancelled after saving when asked to
+/// stop; Error when the loss is NaN (the state before it is saved aside as RUN/nan), when the weights are not
+/// finite (nothing is saved), and for whatever else ends a run (a full disk, memory): the state is saved
+/// first where it can be, and the error says which checkpoint is there.
+int64_t train(const Checkpoint& start, const Dataset& data, const TrainOptions& options,
+              const RunOptions& run, Communicator& processes, const TrainCallbacks& callbacks);
 
 }  // namespace dydit

@@ -1,11 +1,14 @@
 // One list of named columns feeds both the CSV and the events.
 #include "dydit/train/watch.h"
 
+#include <cerrno>
+#include <charconv>
 #include <fstream>
 #include <sstream>
 #include <vector>
 
 #include <fmt/format.h>
+#include <system_error>
 
 #include "dydit/base/error.h"
 #include "dydit/io/file.h"
@@ -38,20 +41,30 @@ std::vector<std::pair<std::string, double>> columns(const LogRow& row) {
 }
 
 void append(const fs::path& path, const std::string& text) {
+  errno = 0;
   std::ofstream file(path, std::ios::app);
   file << text << std::flush;
-  DYDIT_CHECK(file, "{}: cannot append to it; is the disk full?", path.string());
+  DYDIT_CHECK(file, "{}: cannot append to it: {}", path.string(), std::generic_category().message(errno));
 }
 
-// Keeps the header and the rows of steps up to `last`.
-void truncate_csv(const fs::path& path, int64_t last) {
+// "12,0.5,..." in log.csv, "(step=0000012) Train Loss: ..." in log.txt; other lines, as the header, belong to
+// no step.
+int64_t step_of(std::string_view line) {
+  constexpr std::string_view kPrefix = "(step=";
+  if (line.starts_with(kPrefix)) line.remove_prefix(kPrefix.size());
+  int64_t step = 0;
+  std::from_chars(line.data(), line.data() + line.size(), step);
+  return step;
+}
+
+// Keeps the lines of steps up to `last`.
+void truncate_log(const fs::path& path, int64_t last) {
   std::ifstream in(path);
   if (!in) return;
   std::ostringstream kept;
-  bool header = true;
-  for (std::string line; std::getline(in, line); header = false) {
-    // A row that a kill cut short has no line end; getline gives it with eof set.
-    if (header || (!in.eof() && std::atoll(line.c_str()) <= last)) kept << line << '\n';
+  for (std::string line; std::getline(in, line);) {
+    // A line that a kill cut short has no end; getline gives it with eof set.
+    if (!in.eof() && step_of(line) <= last) kept << line << '\n';
   }
   OutputFile out(path);
   out.write(kept.str());
@@ -73,14 +86,14 @@ std::string log_line(const LogRow& row) {
 }
 
 Watch::Watch(const fs::path& run, int64_t resumed_step) : run_(run) {
-  truncate_csv(run_ / "log.csv", resumed_step);
+  for (const char* name : {"log.csv", "log.txt"}) truncate_log(run_ / name, resumed_step);
   truncate_events(run_, resumed_step);
   events_ = std::make_unique<EventWriter>(run_);
 }
 
 void Watch::add(const LogRow& row) {
   const auto named = columns(row);
-  if (!fs::exists(run_ / "log.csv")) {
+  if (std::error_code missing; fs::file_size(run_ / "log.csv", missing) == 0 || missing) {
     std::string header = "step,seconds";
     for (const auto& [name, value] : named) header += "," + name;
     append(run_ / "log.csv", header + "\n");
@@ -91,13 +104,11 @@ void Watch::add(const LogRow& row) {
     events_->scalar(name, row.step, static_cast<float>(value));
   }
   append(run_ / "log.csv", line + "\n");
-  text(log_line(row));
+  append(run_ / "log.txt", log_line(row) + "\n");
 }
 
 void Watch::add_image(int64_t step, int width, int height, std::span<const std::byte> png) {
   events_->image("samples", step, width, height, png);
 }
-
-void Watch::text(const std::string& line) { append(run_ / "log.txt", line + "\n"); }
 
 }  // namespace dydit

@@ -28,11 +28,10 @@ std::string log_line(const LogRow& row);
 
 class Watch {
  public:
-  /// Appends to the run's files; rows and events beyond `resumed_step` are dropped first.
+  /// Appends to the run's files; rows, lines and events beyond `resumed_step` are dropped first.
   Watch(const std::filesystem::path& run, int64_t resumed_step);
   void add(const LogRow& row);
   void add_image(int64_t step, int width, int height, std::span<const std::byte> png);
-  void text(const std::string& line);
 
  private:
   std::filesystem::path run_;

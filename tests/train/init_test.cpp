@@ -222,5 +222,18 @@ TEST(ReorderByImportance, TheSourceIsNotWrittenTo) {
   for (const auto& [name, weight] : before.weights) EXPECT_TRUE(at::equal(weight, copies.at(name))) << name;
 }
 
+TEST(InitCheckpoint, RefusesAModelThatCannotFit) {
+  DiTConfig wide = static_config(), fine = static_config();
+  wide.hidden_size = 1 << 16;
+  wide.depth = 1024;
+  fine.input_size = 1 << 16;  // 2^30 tokens
+  fine.patch_size = 2;
+  for (const DiTConfig& config : {wide, fine}) {
+    const std::string message = test::error_of([&] { init_checkpoint(config, 1); });
+    EXPECT_TRUE(message.starts_with(model_name(config) + ": needs at least ")) << message;
+    EXPECT_TRUE(message.ends_with("; take a smaller model")) << message;
+  }
+}
+
 }  // namespace
 }  // namespace dydit
