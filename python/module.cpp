@@ -23,6 +23,8 @@
 namespace dydit {
 namespace {
 
+using Class = std::variant<int, std::string>;                   // a label, or a name as --classes takes it
+using Classes = std::variant<std::string, std::vector<Class>>;  // a list in one text, or one by one
 using Numbers = std::variant<at::Tensor, int64_t, std::vector<int64_t>>;  // one for all rows, or one a row
 
 std::vector<int64_t> one_a_row(const Numbers& given, int64_t rows, const char* name) {
@@ -62,6 +64,22 @@ Value choose(const char* what, const std::string& given,
   throw UsageError(fmt::format("{} '{}' is unknown; choose from {}", what, given, known));
 }
 
+std::vector<int> labels_of(const Classes& given, const Checkpoint& checkpoint) {
+  const auto resolve = [&](const std::string& list) {
+    return resolve_classes(list, checkpoint.class_names, checkpoint.config.num_classes);
+  };
+  if (const auto* list = std::get_if<std::string>(&given)) return resolve(*list);
+  std::vector<int> labels;
+  for (const Class& one : std::get<std::vector<Class>>(given)) {
+    if (const int* label = std::get_if<int>(&one)) {
+      labels.push_back(*label);
+    } else {
+      for (const int named : resolve(std::get<std::string>(one))) labels.push_back(named);
+    }
+  }
+  return labels;
+}
+
 EngineKind engine_of(const std::string& name) {
   return choose<EngineKind>("engine", name, {{"cpu", EngineKind::Cpu}, {"reference", EngineKind::Reference}});
 }
@@ -75,7 +93,7 @@ at::ScalarType dtype_of(std::optional<at::ScalarType> given) {
   return dtype;
 }
 int threads_of(std::optional<int> given) {
-  const int threads = given.value_or(physical_cores());
+  const int threads = given.value_or(default_threads());
   DYDIT_USAGE_CHECK(threads >= 1, "{} threads: expected 1 or more", threads);
   return threads;
 }
@@ -83,15 +101,16 @@ int threads_of(std::optional<int> given) {
 // A checkpoint, and the engine of the timesteps that forward() was prepared for.
 class Model {
  public:
-  Model(const std::string& path, int num_heads)
-      : checkpoint_(load_checkpoint(path, {.num_heads = num_heads})) {}
+  Model(const std::string& path, int num_heads, const std::string& weights)
+      : checkpoint_(load_checkpoint(path, {.num_heads = num_heads, .weights = weights})) {}
 
   const Checkpoint& checkpoint() const { return checkpoint_; }
 
-  at::Tensor generate(const std::vector<int>& classes, std::optional<int> num_images, int steps,
+  at::Tensor generate(const Classes& given, std::optional<int> num_images, int steps,
                       const std::string& sampler, float eta, float cfg_scale, uint64_t seed, int batch,
                       std::optional<at::ScalarType> dtype, std::optional<int> threads,
                       const std::string& engine, const std::string& mode, const py::object& progress) {
+    const std::vector<int> classes = labels_of(given, checkpoint_);
     const GenerateOptions options = {.classes = classes,
                                      .num_images = num_images.value_or(static_cast<int>(classes.size())),
                                      .num_steps = steps,
@@ -103,6 +122,10 @@ class Model {
                                      .dtype = dtype_of(dtype),
                                      .engine = engine_of(engine),
                                      .mode = mode_of(mode)};
+    const DiTConfig& config = checkpoint_.config;
+    check_memory(
+        2.0 * options.num_images * config.in_channels * config.input_size * config.input_size * sizeof(float),
+        fmt::format("{} images in one tensor", options.num_images), "make fewer in a call");
     std::vector<at::Tensor> samples;
     GenerateCallbacks callbacks;
     callbacks.on_sample = [&](GeneratedSample&& sample) { samples.push_back(std::move(sample.sample)); };
@@ -151,7 +174,7 @@ class Model {
       make_engine_for(wanted);
     if (wanted.size() == 1) return forward_step(x, *wanted.begin(), labels);
 
-    at::Tensor out = at::empty({rows, config.out_channels(), side, side});
+    at::Tensor out = at::empty({rows, config.out_channels(), side, side}, at::kFloat);
     for (const int timestep : wanted) {  // an engine takes one timestep at a time
       std::vector<int64_t> chosen, chosen_labels;
       for (int64_t row = 0; row < rows; ++row) {
@@ -175,6 +198,7 @@ class Model {
     {
       const py::gil_scoped_release unlocked;
       const WidthPlan plan = make_width_plan(checkpoint_, timesteps, wanted);
+      checkpoint_.check_unchanged();
       for (int s = 0; s < S; ++s) {
         gmacs[s] = static_cast<double>(required_macs(plan, s)) * 1e-9;
         for (int l = 0; l < L; ++l) {
@@ -208,6 +232,7 @@ class Model {
     const WidthPlan plan = make_width_plan(checkpoint_, ascending, setup_->mode);
     engine_ =
         make_engine(setup_->engine, checkpoint_, plan, {.dtype = setup_->dtype, .threads = setup_->threads});
+    checkpoint_.check_unchanged();
     prepared_ = timesteps;
   }
 
@@ -249,10 +274,14 @@ PYBIND11_MODULE(_dydit, m) {
   m.attr("__version__") = std::string(kVersion);
 
   m.def(
-      "load", [](const std::string& path, int num_heads) { return std::make_unique<Model>(path, num_heads); },
-      "path"_a, "num_heads"_a = 0, py::call_guard<py::gil_scoped_release>(),
+      "load",
+      [](const std::string& path, int num_heads, const std::string& weights) {
+        return std::make_unique<Model>(path, num_heads, weights);
+      },
+      "path"_a, "num_heads"_a = 0, "weights"_a = "", py::call_guard<py::gil_scoped_release>(),
       "Loads a checkpoint: safetensors, a torch file or a folder of diffusers. num_heads: of a static DiT "
-      "whose file does not say.");
+      "whose file does not say. weights: the key of one of the file's sets of weights (\"model\"); empty: an "
+      "average, else the model.");
 
   py::class_<Model>(m, "Model")
       .def("generate", &Model::generate, py::kw_only(), "classes"_a = std::vector<int>{0},
@@ -261,7 +290,10 @@ PYBIND11_MODULE(_dydit, m) {
            "threads"_a = py::none(), "engine"_a = "cpu", "mode"_a = "dynamic", "progress"_a = py::none(),
            "Samples (n, C, H, W) float32: latents, or pixels in about [-1, 1]; what dydit generate makes "
            "with the\n"
-           "same options. Image i has class classes[i % len(classes)]. dtype None: bfloat16 where the "
+           "same options. Image i has class classes[i % len(classes)], a label or a name as --classes takes "
+           "it; a "
+           "text\n"
+           "is a list of them. dtype None: bfloat16 where the "
            "processor\n"
            "has it. progress(done, total) is called after each step.")
       .def("prepare", &Model::prepare, "timesteps"_a, py::kw_only(), "dtype"_a = py::none(),
@@ -282,6 +314,8 @@ PYBIND11_MODULE(_dydit, m) {
       .def_property_readonly("config",
                              [](const Model& m) { return to_python(config_to_json(m.checkpoint().config)); })
       .def_property_readonly("name", [](const Model& m) { return model_name(m.checkpoint().config); })
+      .def_property_readonly("weights_key", [](const Model& m) { return m.checkpoint().weights_key; })
+      .def_property_readonly("read_notes", [](const Model& m) { return m.checkpoint().read_notes; })
       .def_property_readonly("class_names", [](const Model& m) { return m.checkpoint().class_names; })
       .def_property_readonly("num_parameters",
                              [](const Model& m) { return m.checkpoint().num_parameters(); });

@@ -22,7 +22,7 @@ void run(const char* checkpoint_path, int label, int steps, const char* png_path
   const dydit::WidthPlan plan = dydit::make_width_plan(checkpoint, timesteps, dydit::Mode::Dynamic);
   const dydit::DiffusionTables tables = dydit::make_diffusion_tables(timesteps);
   const auto engine =
-      dydit::make_engine(dydit::EngineKind::Cpu, checkpoint, plan, {.threads = dydit::physical_cores()});
+      dydit::make_engine(dydit::EngineKind::Cpu, checkpoint, plan, {.threads = dydit::default_threads()});
 
   at::Tensor x = at::empty({1, config.in_channels, config.input_size, config.input_size});
   dydit::fill_normal({x.data_ptr<float>(), static_cast<size_t>(x.numel())}, /*seed=*/7, /*sample=*/0,

@@ -12,6 +12,7 @@
 #include "cli.h"
 #include "dydit/base/error.h"
 #include "dydit/base/isa.h"
+#include "dydit/base/machine.h"
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
 #include "dydit/model/init.h"
@@ -19,6 +20,7 @@
 #include "dydit/pipeline/generate.h"
 #include "dydit/pipeline/record.h"
 #include "model_flags.h"
+#include "targets.h"
 #include "verbs.h"
 
 namespace dydit {
@@ -31,10 +33,11 @@ constexpr int kWarmupLaps = 2;      // kernels load, buffers grow, clocks settle
 
 struct BenchFlags {
   std::string model, size, dtype = "auto", engine = "auto", sampler = "ddim", csv;
-  int num_heads = 0, input_size = 32, batch = 2, threads = 1, steps = 8, repeats = 7;
+  int input_size = 32, batch = 2, threads = 1, steps = 8, repeats = 7;
   double heads = 1, groups = 1, tokens = 1;
   float cfg_scale = 4.0f;
   bool run = false, profile = false;
+  CheckpointOptions checkpoint;
 };
 
 // Medians and quartiles of milliseconds per sample.
@@ -86,7 +89,7 @@ Checkpoint random_model(const std::string& size, int input_size) {
 // The model of the flags; with shares, routers whose capacity counts are those shares.
 Checkpoint make_checkpoint(Cli& cli, const BenchFlags& flags, at::ScalarType dtype) {
   Checkpoint checkpoint = flags.model.empty() ? random_model(flags.size, flags.input_size)
-                                              : load_checkpoint(flags.model, {.num_heads = flags.num_heads});
+                                              : load_model(cli, flags.model, flags.checkpoint);
   const DiTConfig& given = checkpoint.config;
   for (const char* flag : {"--heads", "--groups"})
     cli.needs(flag, given.width_routers || !given.is_dynamic(), "width routers; this DyDiT has none");
@@ -139,10 +142,16 @@ class Contestant {
     options_.sampler.kind = sampler;
     profile_.assign(checkpoint.config.depth + 1, {});
     if (!flags.run) {
+      const double inputs = static_cast<double>(flags.batch) * checkpoint.config.in_channels *
+                            checkpoint.config.input_size * checkpoint.config.input_size * sizeof(float);
+      check_memory(inputs + least_engine_bytes(kind, checkpoint, {.dtype = dtype, .threads = flags.threads},
+                                               flags.batch),
+                   fmt::format("a batch of {} samples", flags.batch),
+                   "take a smaller --batch, --input-size or model");
       engine_ = make_engine(kind, checkpoint, plan_,
                             {.dtype = dtype, .threads = flags.threads, .profile = &profile_});
       const DiTConfig& config = checkpoint.config;
-      x_ = at::randn({flags.batch, config.in_channels, config.input_size, config.input_size});
+      x_ = at::randn({flags.batch, config.in_channels, config.input_size, config.input_size}, at::kFloat);
     }
   }
 
@@ -326,8 +335,7 @@ void add_flags(Cli& cli, BenchFlags& flags) {
                "Instead: a published size with random weights, e.g. DiT-XL/2; DyDiT-XL/2 has random "
                "routers, which decide by the timestep");
   cli.add_number("--input-size", flags.input_size, 2, 4096, "Side of the latent of --size");
-  cli.add_number("--num-heads", flags.num_heads, 1, 4096,
-                 "Heads of a static DiT, where the file does not say");
+  add_checkpoint_options(cli, flags.checkpoint);
   cli.add_number("--batch", flags.batch, 1, 65536, "Samples of a forward; with --run images");
   cli.add_number("--heads", flags.heads, 0, 1, "Share of heads that is on, instead of the routers' own");
   cli.add_number("--groups", flags.groups, 0, 1, "Share of channel groups");
@@ -357,6 +365,7 @@ int run_bench(const Args& args, Isa isa) {
   cli.one_of("--model", "--size");
   cli.needs("--input-size", !flags.size.empty(), "--size; a model has its own");
   cli.needs("--num-heads", !flags.model.empty(), "--model; a --size has its own");
+  cli.needs("--weights", !flags.model.empty(), "--model; a --size has random ones");
   cli.needs("--cfg-scale", flags.run, "--run; a forward has no guidance");
   cli.needs("--profile", !flags.run && flags.engine != "reference",
             "forwards of the cpu engine: leave out --run and --engine reference");
@@ -367,12 +376,14 @@ int run_bench(const Args& args, Isa isa) {
 
   console.info("preparing the model");
   const Checkpoint checkpoint = make_checkpoint(cli, flags, dtype);
+  check_targets(cli, {{"--csv", flags.csv}}, inputs_of(checkpoint));
   const DiTConfig& config = checkpoint.config;
   const double peak = measure_peak_macs(dtype, flags.threads, kPeakSeconds);
   Contestant complete(checkpoint, flags, Mode::Static, dtype, kind);
   std::unique_ptr<Contestant> dynamic;
   if (config.is_dynamic())
     dynamic = std::make_unique<Contestant>(checkpoint, flags, Mode::Dynamic, dtype, kind);
+  checkpoint.check_unchanged();  // the engines have their weights
   std::vector<Contestant*> contestants = {&complete};
   if (dynamic) contestants.push_back(dynamic.get());
   const auto lap = [&] {
@@ -426,12 +437,12 @@ int run_bench(const Args& args, Isa isa) {
     result["realised_share"] = result["speedup"].get<double>() * result["required_share"].get<double>();
   }
   result["peak_rss_mb"] = peak_rss_mb();
-  if (!flags.csv.empty()) write_csv(flags.csv, result);
   if (cli.json) {
     print_out("{}\n", json_text(result));
   } else {
     print_result(result);
   }
+  if (!flags.csv.empty()) write_csv(flags.csv, result);  // after the result is out: it may fail
   return 0;
 }
 

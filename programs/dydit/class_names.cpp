@@ -1,22 +1,65 @@
 // See the header.
 #include "class_names.h"
 
+#include <filesystem>
 #include <fstream>
+#include <map>
+#include <string_view>
+
+#include <fmt/ranges.h>
 
 #include "dydit/base/error.h"
+#include "dydit/io/text.h"
 
 namespace dydit {
+namespace {
 
-std::vector<std::string> read_class_names(const std::string& path, int num_classes) {
+constexpr size_t kMaxBytes = 16 << 20;  // a thousand times what names take
+constexpr size_t kTold = 5;             // names that several classes have
+
+// Of anything that can be read once: a file, a pipe.
+std::string read_text(const std::string& path) {
   std::ifstream file(path);
-  DYDIT_CHECK(file, "{}: cannot read class names", path);
+  DYDIT_CHECK(file && !std::filesystem::is_directory(path), "{}: cannot read class names", path);
+  std::string text(kMaxBytes + 1, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<size_t>(file.gcount()));
+  DYDIT_CHECK(text.size() <= kMaxBytes, "{}: more than {} bytes; a file of class names has one a line", path,
+              kMaxBytes);
+  return text;
+}
+
+void tell_shared_names(const Cli& cli, const std::string& path, const std::vector<std::string>& names) {
+  std::map<std::string, std::vector<size_t>> labels;
+  for (size_t i = 0; i < names.size(); ++i) labels[names[i]].push_back(i);
+  size_t told = 0;
+  for (const auto& [name, classes] : labels) {
+    if (classes.size() == 1 || ++told > kTold) continue;
+    cli.note(fmt::format("{}: classes {} are all called '{}'; choose them by their labels", path,
+                         fmt::join(classes, ", "), name));
+  }
+  if (told > kTold)
+    cli.note(fmt::format("{}: and {} more names that several classes have", path, told - kTold));
+}
+
+}  // namespace
+
+std::vector<std::string> read_class_names(const Cli& cli, const std::string& path, int num_classes) {
+  const std::string text = read_text(path);
   std::vector<std::string> names;
-  for (std::string line; std::getline(file, line);) {
-    if (!line.empty() && line.back() == '\r') line.pop_back();
-    if (!line.empty()) names.push_back(line);
+  size_t number = 0;
+  for (std::string_view rest = checked_text(text, path); !rest.empty();) {
+    ++number;
+    std::string_view line = rest.substr(0, rest.find('\n'));
+    rest.remove_prefix(std::min(line.size() + 1, rest.size()));
+    if (line.ends_with('\r')) line.remove_suffix(1);
+    DYDIT_CHECK(printable(line, line.npos) == line, "{}: line {} holds control characters: {}", path, number,
+                quote(line));
+    if (!line.empty()) names.emplace_back(line);
   }
   DYDIT_CHECK(static_cast<int>(names.size()) == num_classes, "{}: {} class names, the model has {} classes",
               path, names.size(), num_classes);
+  tell_shared_names(cli, path, names);
   return names;
 }
 

@@ -11,7 +11,7 @@
 
 #include "config_file.h"
 #include "dydit/base/error.h"
-#include "dydit/base/isa.h"
+#include "dydit/base/machine.h"
 #include "dydit/base/nearest.h"
 #include "dydit/io/text.h"
 
@@ -295,9 +295,9 @@ CLI::Option* Cli::add_choice(const std::string& names, std::string& value, std::
   });
 }
 
-void Cli::add_threads(int& threads) {
-  threads = physical_cores();
-  add_number("-t,--threads", threads, 1, 1024, "Threads; changes speed, never a result");
+void Cli::add_threads(int& threads, const std::string& effect) {
+  threads = default_threads();
+  add_number("-t,--threads", threads, 1, 1024, "Threads; " + effect);
 }
 
 }  // namespace dydit

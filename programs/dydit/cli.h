@@ -13,6 +13,7 @@
 #include <CLI/CLI.hpp>
 
 #include "console.h"
+#include "dydit/base/error.h"
 
 namespace dydit {
 
@@ -46,8 +47,8 @@ class Cli {
   CLI::Option* add_choice(const std::string& names, std::string& value, std::vector<std::string> choices,
                           const std::string& help, std::vector<std::string> not_yet = {},
                           const std::string& way_out = "");
-  /// --threads, default: the physical cores.
-  void add_threads(int& threads);
+  /// --threads, default: the physical cores. `effect`: what another number changes.
+  void add_threads(int& threads, const std::string& effect = "changes speed, never a result");
   /// Remembers the default of an option that `app` itself added; the functions above do so.
   template <typename T>
   void keep_default(const CLI::Option* option, T& value) {
@@ -66,6 +67,15 @@ class Cli {
   void one_of(const std::string& first, const std::string& second);
   /// How a message calls a flag: "--steps", "DYDIT_STEPS: --steps", "run.toml: --steps".
   std::string named(const std::string& name) const;
+  /// Does `work` with the flag's value; what is wrong with it names the flag first.
+  template <typename Work>
+  void within(const std::string& name, const Work& work) const {
+    try {
+      work();
+    } catch (const UsageError& error) {
+      throw UsageError(named(name) + ": " + error.what());
+    }
+  }
   /// A line on stderr, unless --quiet.
   void note(const std::string& line) const;
 

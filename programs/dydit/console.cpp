@@ -2,7 +2,6 @@
 #include "console.h"
 
 #include <algorithm>
-#include <csignal>
 #include <unistd.h>
 
 #include <fmt/format.h>
@@ -10,26 +9,10 @@
 namespace dydit {
 namespace {
 
-CancelFlag cancel_requested{false};
-
-void on_signal(int signal) {
-  if (cancel_requested.exchange(true)) {
-    std::signal(signal, SIG_DFL);
-    std::raise(signal);
-  }
-}
-
 constexpr double kRedrawSeconds = 0.1;      // on a terminal
 constexpr double kPlainLineSeconds = 10.0;  // elsewhere
 
 }  // namespace
-
-const CancelFlag& install_cancel_handler() {
-  static_assert(CancelFlag::is_always_lock_free, "the signal handler stores to it");
-  std::signal(SIGINT, on_signal);
-  std::signal(SIGTERM, on_signal);
-  return cancel_requested;
-}
 
 Console::~Console() { end_progress_line(); }
 

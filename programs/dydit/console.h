@@ -12,9 +12,6 @@ namespace dydit {
 
 enum class Verbosity { Quiet, Normal, Verbose };
 
-/// Sets `flag` on SIGINT and SIGTERM from now on; a second signal ends the program at once.
-const CancelFlag& install_cancel_handler();
-
 class Console {
  public:
   explicit Console(Verbosity verbosity) : verbosity_(verbosity) {}

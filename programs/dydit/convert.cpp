@@ -6,9 +6,12 @@
 #include "class_names.h"
 #include "cli.h"
 #include "dydit/base/error.h"
+#include "dydit/io/diffusers.h"
 #include "dydit/io/json.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/init.h"
+#include "model_flags.h"
+#include "targets.h"
 #include "verbs.h"
 
 namespace dydit {
@@ -45,6 +48,13 @@ Save writer_of(const std::string& out) {
   return save_diffusers_folder;
 }
 
+std::vector<Target> targets_of(const std::string& out) {
+  if (!out.ends_with("/")) return {{"out", out}};
+  std::vector<Target> targets;
+  for (const char* name : kDiffusersFiles) targets.push_back({"out", out + name});
+  return targets;
+}
+
 // What a reader of one kind of file must know of the other.
 constexpr const char* kDifferences =
     "diffusers computes a DiT differently from the original: timestep frequencies 10000^(-i/127), not "
@@ -58,7 +68,7 @@ int run_convert(const Args& args, Isa isa) {
           "Write a checkpoint (its EMA weights, where it has them) as safetensors, a torch file or a folder "
           "of diffusers.");
   std::string in, out, dtype = "f32", class_names, to = "same", semantics = "same";
-  int num_heads = 0;
+  CheckpointOptions options;
   uint64_t seed = 0;
   cli.app
       .add_option("in", in,
@@ -75,7 +85,7 @@ int run_convert(const Args& args, Isa isa) {
       "--semantics", semantics, {"same", "original", "diffusers"},
       "How the weights are to be computed, stored with them; a folder of diffusers: as diffusers does");
   cli.add_seed("--seed", seed, "Of the added routers' weights");
-  cli.add_number("--num-heads", num_heads, 1, 4096, "Heads of a static DiT, where the file does not say");
+  add_checkpoint_options(cli, options);
   cli.add_text("--class-names", class_names, "File with one class name a line, stored with the weights");
   cli.parse(args);
   const Save save = writer_of(out);
@@ -85,9 +95,10 @@ int run_convert(const Args& args, Isa isa) {
   cli.needs("--semantics", !folder || semantics != "original",
             "a target that ends in .safetensors or .pt: a folder of diffusers is computed as diffusers does");
 
-  Checkpoint checkpoint = load_checkpoint(in, {.num_heads = num_heads});
+  Checkpoint checkpoint = load_model(cli, in, options);
+  check_targets(cli, targets_of(out), inputs_of(checkpoint, {class_names}));
   if (!class_names.empty())
-    checkpoint.class_names = read_class_names(class_names, checkpoint.config.num_classes);
+    checkpoint.class_names = read_class_names(cli, class_names, checkpoint.config.num_classes);
   if (to == "static") checkpoint = drop_routers(std::move(checkpoint));
   if (to == "dynamic") checkpoint = with_routers(checkpoint, seed);
   const Semantics before = checkpoint.config.semantics;

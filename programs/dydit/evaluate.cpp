@@ -7,12 +7,15 @@
 #include <nlohmann/json.hpp>
 
 #include "cli.h"
+#include "data_flags.h"
 #include "dydit/base/error.h"
 #include "dydit/eval/loss.h"
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
 #include "dydit/pipeline/record.h"
 #include "model_flags.h"
+#include "signals.h"
+#include "targets.h"
 #include "verbs.h"
 
 namespace dydit {
@@ -22,7 +25,7 @@ using nlohmann::json;
 
 struct EvaluateFlags {
   ModelFlags model;
-  std::string data_path, csv, mode;
+  std::string data_path, csv, mode, match_classes = "name";
   DatasetOptions data;
   bool loss = false;
   LossOptions options;
@@ -85,11 +88,12 @@ void write_csv(const std::string& path, const LossReport& report) {
 void add_flags(Cli& cli, EvaluateFlags& flags) {
   flags.model.add(cli);
   cli.add_switch("--loss", flags.loss, "mse and vb (in bits) by decile of t, with the gates of inference");
-  cli.add_text(
-         "--data-path,--data_path", flags.data_path,
-         "Held-out images: ROOT/CLASS/*.png|jpg, a .tar or .tar.gz of it, CIFAR-10 binary files, or npz")
+  cli.add_text("--data-path,--data_path", flags.data_path,
+               "Held-out images: ROOT/CLASS/*.png|jpg, a .tar, .tar.gz or .zip of it, CIFAR-10 binary files, "
+               "or npz")
       ->required();
   cli.add_text("--split", flags.data.split, "Folder of the data above the class folders, e.g. test");
+  add_match_classes(cli, flags.match_classes);
   cli.add_number("--images", flags.options.num_images, 1, 1'000'000'000,
                  "Images, spread evenly over the data; each meets ten t");
   cli.add_seed("--seed", flags.seed, "First seed of the noise");
@@ -112,12 +116,16 @@ int run_evaluate(const Args& args, Isa isa) {
   Console console(cli.verbosity);
   const CancelFlag& cancel = install_cancel_handler();
 
-  const Checkpoint checkpoint = flags.model.load();
+  const Checkpoint checkpoint = flags.model.load(cli);
   const bool dynamic = checkpoint.config.is_dynamic();
   cli.needs("--mode", flags.mode != "dynamic" || dynamic,
             fmt::format("routers; {} is a static DiT", flags.model.path));
   if (flags.mode.empty()) flags.mode = dynamic ? "dynamic" : "static";
+  check_targets(cli, {{"--csv", flags.csv}}, inputs_of(checkpoint, {flags.data_path}));
   flags.data.side = checkpoint.config.input_size;
+  const int channels = checkpoint.config.in_channels;
+  flags.data.channels = channels == 1 || channels == 3 ? channels : 0;  // of latents: refused when they meet
+  flags.data.model = {checkpoint.class_names, checkpoint.config.num_classes, match_rule(flags.match_classes)};
   flags.data.threads = flags.model.threads;
   const auto dataset = Dataset::load(flags.data_path, flags.data);
   LossOptions& options = flags.options;
@@ -130,34 +138,39 @@ int run_evaluate(const Args& args, Isa isa) {
   const int64_t images = std::min(options.num_images, dataset->size());
   console.info(
       fmt::format("model    {} ({}), {}", model_name(checkpoint.config), flags.model.path, flags.mode));
-  console.info(fmt::format("data     {} of {} images of {}", images, dataset->size(), flags.data_path));
-  console.info(fmt::format("engine   {}, {}, {} threads, noise seeds {} to {}", engine_name(options.engine),
-                           dtype_flag(options.dtype), options.threads, flags.seed, options.seeds.back()));
+  console.info(fmt::format("data     {} of {} images of {}{}", images, dataset->size(), flags.data_path,
+                           left_out_text(*dataset, cli.verbosity == Verbosity::Verbose)));
+  tell_notes(*dataset, console);
+  console.info(fmt::format("engine   {}, {}, {} threads, batches of {}, noise seeds {} to {}",
+                           engine_name(options.engine), dtype_flag(options.dtype), options.threads,
+                           options.batch, flags.seed, options.seeds.back()));
 
   const LossReport report = evaluate_loss(
       checkpoint, *dataset, options, [&](const Progress& progress) { console.progress(progress); }, &cancel);
-  if (!flags.csv.empty()) write_csv(flags.csv, report);
-  if (!cli.json) {
+  // Printed first: the file may fail.
+  if (cli.json) {
+    auto deciles = nlohmann::ordered_json::array();
+    for (int d = 0; d < kDeciles; ++d) {
+      auto row = decile_row(report[d]);
+      row["t"] = decile_name(d);
+      deciles.push_back(row);
+    }
+    json result = {{"model", flags.model.path},
+                   {"sha256", checkpoint.sha256},
+                   {"data", flags.data_path},
+                   {"images", images},
+                   {"left_out", dataset->left_out().kinds},
+                   {"seeds", options.seeds},
+                   {"mode", flags.mode},
+                   {"dtype", dtype_flag(options.dtype)},
+                   {"engine", engine_name(options.engine)},
+                   {"deciles", deciles},
+                   {"all", decile_row(report[kDeciles])}};
+    print_out("{}\n", json_text(result));
+  } else {
     print_report(report);
-    return 0;
   }
-  auto deciles = nlohmann::ordered_json::array();
-  for (int d = 0; d < kDeciles; ++d) {
-    auto row = decile_row(report[d]);
-    row["t"] = decile_name(d);
-    deciles.push_back(row);
-  }
-  json result = {{"model", flags.model.path},
-                 {"sha256", checkpoint.sha256},
-                 {"data", flags.data_path},
-                 {"images", images},
-                 {"seeds", options.seeds},
-                 {"mode", flags.mode},
-                 {"dtype", dtype_flag(options.dtype)},
-                 {"engine", engine_name(options.engine)},
-                 {"deciles", deciles},
-                 {"all", decile_row(report[kDeciles])}};
-  print_out("{}\n", json_text(result));
+  if (!flags.csv.empty()) write_csv(flags.csv, report);
   return 0;
 }
 

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <charconv>
+#include <exception>
+#include <set>
 
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
@@ -10,11 +12,13 @@
 #include "class_names.h"
 #include "cli.h"
 #include "dydit/base/error.h"
-#include "dydit/base/nearest.h"
 #include "dydit/io/json.h"
+#include "dydit/pipeline/classes.h"
 #include "dydit/pipeline/record.h"
 #include "model_flags.h"
 #include "outputs.h"
+#include "signals.h"
+#include "targets.h"
 #include "verbs.h"
 
 namespace dydit {
@@ -34,11 +38,12 @@ struct GenerateFlags {
 void add_flags(Cli& cli, GenerateFlags& flags) {
   flags.options.num_images = 0;  // one an image class unless -n says otherwise
   flags.model.add(cli);
-  cli.app
-      .add_option("-c,--classes,--class-labels", flags.classes,
-                  "Classes by number or name, comma-separated; taken round-robin (default: all, in order)")
-      ->delimiter(',')
-      ->type_name("LIST");
+  CLI::Option* classes = cli.app.add_option(
+      "-c,--classes,--class-labels", flags.classes,
+      "Classes, comma-separated, taken round-robin (default: all, in order): a number is a label, anything "
+      "else a "
+      "name; name:10 is the class that is called 10, \"a, b\" one whose name holds commas");
+  cli.keep_default(classes->type_name("LIST"), flags.classes);
   cli.add_text("--class-names", flags.class_names_file,
                "File with one class name a line, overriding the model's");
   cli.add_number("-n,--num-images", flags.options.num_images, 1, 100'000'000,
@@ -72,22 +77,6 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
                "FILE.png: each image beside the share of MLPs that its tokens entered");
 }
 
-int parse_class(const std::string& text, const Checkpoint& checkpoint) {
-  const auto& names = checkpoint.class_names;
-  const auto found = std::find(names.begin(), names.end(), text);
-  if (found != names.end()) return static_cast<int>(found - names.begin());
-  int label = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), label);
-  const bool number = error == std::errc() && end == text.data() + text.size();
-  DYDIT_USAGE_CHECK(number || !names.empty(),
-                    "class '{}': this model has no class names; give 0 to {} or a --class-names FILE", text,
-                    checkpoint.config.num_classes - 1);
-  DYDIT_USAGE_CHECK(number, "class '{}' is unknown; nearest: '{}'", text, nearest_name(text, names));
-  DYDIT_USAGE_CHECK(label >= 0 && label < checkpoint.config.num_classes,
-                    "class {}: this model has classes 0 to {}", label, checkpoint.config.num_classes - 1);
-  return label;
-}
-
 // "999,500,0"; CLI11's own lists pass over empty items.
 std::vector<int> parse_timesteps(const std::string& list) {
   std::vector<int> timesteps;
@@ -96,8 +85,7 @@ std::vector<int> parse_timesteps(const std::string& list) {
     int t = -1;
     const auto [end, error] = std::from_chars(list.data() + begin, list.data() + comma, t);
     DYDIT_USAGE_CHECK(error == std::errc() && end == list.data() + comma,
-                      "--timesteps: '{}' is not a whole number from 0 to 999",
-                      list.substr(begin, comma - begin));
+                      "'{}' is not a whole number from 0 to 999", list.substr(begin, comma - begin));
     timesteps.push_back(t);
     begin = comma + 1;
   }
@@ -109,7 +97,8 @@ void resolve(Cli& cli, GenerateFlags& flags, const Checkpoint& checkpoint, Isa i
   GenerateOptions& options = flags.options;
   const DiTConfig& config = checkpoint.config;
   options.sampler.kind = sampler_of(flags.sampler);
-  if (!flags.timesteps.empty()) options.timesteps = parse_timesteps(flags.timesteps);
+  if (!flags.timesteps.empty())
+    cli.within("--timesteps", [&] { options.timesteps = parse_timesteps(flags.timesteps); });
   const std::string model = checkpoint.path.string();
   cli.needs("--mode", flags.mode != "dynamic" || config.is_dynamic(),
             fmt::format("routers; {} is a static DiT, it has none", model));
@@ -127,23 +116,35 @@ void resolve(Cli& cli, GenerateFlags& flags, const Checkpoint& checkpoint, Isa i
     options.guided_channels = config.in_channels;
   } else if (flags.cfg_channels != "auto") {
     int channels = 0;
-    const auto [end, error] = std::from_chars(
-        flags.cfg_channels.data(), flags.cfg_channels.data() + flags.cfg_channels.size(), channels);
-    DYDIT_USAGE_CHECK(error == std::errc() && *end == '\0' && channels >= 1,
-                      "--cfg-channels {}: expected a number of channels, 'all' or 'auto'",
+    const char* last = flags.cfg_channels.data() + flags.cfg_channels.size();
+    const auto [end, error] = std::from_chars(flags.cfg_channels.data(), last, channels);
+    DYDIT_USAGE_CHECK(error == std::errc() && end == last && channels >= 1,
+                      "{} {}: expected a number of channels, 'all' or 'auto'", cli.named("--cfg-channels"),
                       flags.cfg_channels);
     options.guided_channels = channels;
   }
   options.classes.clear();
-  for (const std::string& text : flags.classes) options.classes.push_back(parse_class(text, checkpoint));
+  for (const std::string& list : flags.classes) {
+    cli.within("--classes", [&] {
+      for (const int label : resolve_classes(list, checkpoint.class_names, config.num_classes))
+        options.classes.push_back(label);
+    });
+  }
   if (options.num_images == 0)
     options.num_images = std::max<int>(1, static_cast<int>(options.classes.size()));
+  if (options.classes.size() > static_cast<size_t>(options.num_images))
+    cli.note(fmt::format("passed over: the last {} of {} classes, for there are {} images",
+                         options.classes.size() - static_cast<size_t>(options.num_images),
+                         options.classes.size(), options.num_images));
   if (options.classes.empty()) {
     for (int label = 0; label < config.num_classes; ++label) options.classes.push_back(label);
   }
 }
 
-void print_decisions(Console& console, const json& run, const Checkpoint& checkpoint, Isa isa) {
+constexpr size_t kClassesShown = 8;
+
+// `by_hand`: the classes were given, so what was made of them is told.
+void print_decisions(Console& console, const json& run, const Checkpoint& checkpoint, Isa isa, bool by_hand) {
   console.info(fmt::format("model    {}: {}, {}, sha256 {:.10}", checkpoint.path.string(),
                            model_name(checkpoint.config), run["mode"].get<std::string>(), checkpoint.sha256));
   console.info(fmt::format(
@@ -153,6 +154,16 @@ void print_decisions(Console& console, const json& run, const Checkpoint& checkp
           ? fmt::format("{} on {} channels", run["cfg_scale"].get<float>(), run["cfg_channels"].get<int>())
           : "off",
       run["seed"].get<uint64_t>(), run["num_images"].get<int>(), run["batch"].get<int>()));
+  if (by_hand) {
+    std::vector<std::string> shown;
+    for (const int label : run["classes"].get<std::vector<int>>()) {
+      const std::string name = class_name_of(checkpoint, label);
+      shown.push_back(name.empty() ? fmt::format("{}", label) : fmt::format("{} ({})", label, name));
+      if (shown.size() == kClassesShown) break;
+    }
+    console.info(fmt::format("classes  {}{}", fmt::join(shown, ", "),
+                             run["classes"].size() > kClassesShown ? ", ..." : ""));
+  }
   if (run["noise"] == "torch") {
     console.info("noise    torch.randn's stream over the batch: an image depends on how many are made");
   }
@@ -207,24 +218,43 @@ int run_generate(const Args& args, Isa isa) {
   const CancelFlag& cancel = install_cancel_handler();
 
   const Timer load_timer;
-  Checkpoint checkpoint = flags.model.load();
+  Checkpoint checkpoint = flags.model.load(cli);
   if (!flags.class_names_file.empty()) {
-    checkpoint.class_names = read_class_names(flags.class_names_file, checkpoint.config.num_classes);
+    checkpoint.class_names = read_class_names(cli, flags.class_names_file, checkpoint.config.num_classes);
   }
   resolve(cli, flags, checkpoint, isa);
-  json result = run_record(checkpoint, flags.options);
+  json loading = json::object();
+  if (flags.model.checkpoint.num_heads > 0) loading["num_heads"] = flags.model.checkpoint.num_heads;
+  if (!flags.model.checkpoint.weights.empty()) loading["weights"] = flags.model.checkpoint.weights;
+  if (!flags.class_names_file.empty()) loading["class_names"] = flags.class_names_file;
+  json result = run_record(checkpoint, flags.options, loading);
+  Outputs outputs(cli, flags.outputs, checkpoint, flags.options, result,
+                  inputs_of(checkpoint, {flags.class_names_file}));
   result["load_seconds"] = load_timer.seconds();
-  Outputs outputs(flags.outputs, checkpoint, flags.options);
-  print_decisions(console, result, checkpoint, isa);
+  print_decisions(console, result, checkpoint, isa, /*by_hand=*/!flags.classes.empty());
 
   result["images"] = json::array();
+  // Whatever ended the run, what is made is written as far as that goes, and told.
   const auto finish = [&] {
-    result["files"] = outputs.finish();
+    std::exception_ptr failure;
+    try {
+      outputs.finish();
+    } catch (const Error&) {
+      failure = std::current_exception();
+    }
+    const std::set<std::string> written(outputs.files().begin(), outputs.files().end());
+    for (json& image : result["images"]) {
+      if (image.contains("file") && !written.contains(image["file"].get<std::string>())) image.erase("file");
+    }
+    result["files"] = outputs.files();
+    if ((failure && written.empty()) || (result["images"].empty() && !result.contains("cancelled")))
+      return failure;
     if (cli.json) {
       print_out("{}\n", json_text(result));
     } else {
       print_summary(result, cli.verbosity == Verbosity::Verbose);
     }
+    return failure;
   };
   const Timer timer;
   try {
@@ -237,11 +267,18 @@ int run_generate(const Args& args, Isa isa) {
     console.info(fmt::format("stopped; {} of {} images are finished", result["images"].size(),
                              flags.options.num_images));
     result["cancelled"] = true;
-    finish();
+    if (const auto failure = finish()) std::rethrow_exception(failure);
+    throw;
+  } catch (const Error&) {
+    if (result["images"].empty()) throw;
+    console.info(fmt::format("stopped; {} of {} images are finished", result["images"].size(),
+                             flags.options.num_images));
+    result["failed"] = true;
+    finish();  // a second failure tells less than the first
     throw;
   }
   result["seconds"] = timer.seconds();
-  finish();
+  if (const auto failure = finish()) std::rethrow_exception(failure);
   return 0;
 }
 

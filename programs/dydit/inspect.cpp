@@ -16,6 +16,8 @@
 #include "dydit/plan/width_plan.h"
 #include "dydit/report/plan_picture.h"
 #include "inspect_files.h"
+#include "model_flags.h"
+#include "targets.h"
 #include "verbs.h"
 
 namespace dydit {
@@ -55,6 +57,15 @@ json checkpoint_json(const Checkpoint& checkpoint, const std::optional<WidthPlan
                  {"router_gmacs", static_cast<double>(router_macs(config)) / 1e9},
                  {"class_names", checkpoint.class_names}};
   if (checkpoint.lambda) result["lambda"] = *checkpoint.lambda;
+  if (checkpoint.choices.size() > 1) {
+    result["choices"] = json::array();
+    for (const WeightsChoice& choice : checkpoint.choices) {
+      json entry = {{"key", choice.key}, {"tensors", choice.tensors}, {"parameters", choice.parameters}};
+      if (!choice.fault.empty()) entry["unusable"] = choice.fault;
+      result["choices"].push_back(entry);
+    }
+  }
+  if (!checkpoint.read_notes.empty()) result["notes"] = checkpoint.read_notes;
   if (plan) result["plan"] = plan_json(*plan);
   return result;
 }
@@ -81,6 +92,14 @@ void print_checkpoint(const json& result, const Checkpoint& checkpoint) {
   const double macs = result["static_gmacs"].get<double>();
   print_out("{}: {}{}\n", checkpoint.path.string(), checkpoint.format,
             checkpoint.weights_key.empty() ? "" : fmt::format(", weights '{}'", checkpoint.weights_key));
+  if (checkpoint.choices.size() > 1) {
+    for (const WeightsChoice& choice : checkpoint.choices) {
+      print_out("weights     {:<20} {}\n", choice.key,
+                choice.fault.empty() ? fmt::format("{} tensors, {:.2f} M parameters", choice.tensors,
+                                                   static_cast<double>(choice.parameters) / 1e6)
+                                     : "unusable");
+    }
+  }
   print_out("model       {}\n", result["model"].get<std::string>());
   print_out("blocks      {} x hidden {}, {} heads of {}, MLP {} in {} groups\n", config.depth,
             config.hidden_size, config.num_heads, config.head_size(), config.mlp_hidden, config.num_heads);
@@ -122,9 +141,10 @@ void write_text(const std::string& path, const std::string& content) {
 int run_inspect(const Args& args, Isa isa) {
   Cli cli("inspect", "Say what a checkpoint is and costs, what made images, or what a log holds.");
   std::string path, svg, csv;
-  int num_heads = 0, plan_steps = 20;
+  CheckpointOptions options;
+  int plan_steps = 20;
   cli.app.add_option("file", path, "Checkpoint, PNG, npz or TensorBoard event file")->required();
-  cli.add_number("--num-heads", num_heads, 1, 4096, "Heads of a static DiT, where the file does not say");
+  add_checkpoint_options(cli, options);
   cli.add_number("--plan-steps", plan_steps, 1, 1000,
                  "Timesteps of the width plan shown for a DyDiT, spread over 0..999");
   cli.add_text("--svg", svg, "Also draw the width plan: heads, groups and work over the timesteps");
@@ -138,27 +158,29 @@ int run_inspect(const Args& args, Isa isa) {
     const auto file = MappedFile::open(path);
     const bool other = is_other_file(file->bytes());
     const std::string what = fmt::format("a checkpoint; {} is none", path);
-    cli.needs("--num-heads", !other, what);
+    for (const char* flag : {"--num-heads", "--weights"}) cli.needs(flag, !other, what);
     plan_flags_need(!other, what);
     if (other) {
       inspect_file(path, file->bytes(), cli.json);
       return 0;
     }
   }
-  const Checkpoint checkpoint = load_checkpoint(path, {.num_heads = num_heads});
+  const Checkpoint checkpoint = load_model(cli, path, options);
   plan_flags_need(checkpoint.config.is_dynamic(),
                   fmt::format("a width plan; {} is a static DiT, it has none", path));
+  check_targets(cli, {{"--svg", svg}, {"--csv", csv}}, inputs_of(checkpoint));
   std::optional<WidthPlan> plan;
   if (checkpoint.config.is_dynamic())
     plan = make_width_plan(checkpoint, even_timesteps(plan_steps), Mode::Dynamic);
   const json result = checkpoint_json(checkpoint, plan);
-  if (!svg.empty()) write_text(svg, plan_svg(*plan, plan_title(checkpoint)));
-  if (!csv.empty()) write_text(csv, plan_csv(*plan));
-  if (cli.json) {
+  checkpoint.check_unchanged();
+  if (cli.json) {  // printed first: the files may fail
     print_out("{}\n", json_text(result));
   } else {
     print_checkpoint(result, checkpoint);
   }
+  if (!svg.empty()) write_text(svg, plan_svg(*plan, plan_title(checkpoint)));
+  if (!csv.empty()) write_text(csv, plan_csv(*plan));
   return 0;
 }
 

@@ -60,8 +60,8 @@ void print_record(const json& record, const std::string& where) {
   }
   try {
     print_out("make again    {}\n", reproducing_command(record));
-  } catch (const json::exception& error) {
-    throw Error(fmt::format("{} lacks a parameter: {}", where, error.what()));
+  } catch (const Error& error) {
+    throw Error(fmt::format("{}: {}", where, error.what()));
   }
 }
 

@@ -16,6 +16,7 @@
 #include "dydit/io/json.h"
 #include "dydit/pipeline/record.h"
 #include "dydit_commit.h"
+#include "signals.h"
 #include "streams.h"
 #include "verbs.h"
 
@@ -114,6 +115,7 @@ int run_verb(const std::string& name, const Args& args) {
 // What was printed before an error counts as well: it may be all that is left of the work.
 int run(int argc, char** argv) {
   prepare_streams();
+  install_signal_handlers();
   if (argc < 2) {
     draw_error(usage());
     return kExitUsage;

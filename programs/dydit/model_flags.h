@@ -10,21 +10,27 @@
 
 namespace dydit {
 
+/// --num-heads and --weights.
+void add_checkpoint_options(Cli& cli, CheckpointOptions& options);
+
+/// --model and those.
+void add_model_path(Cli& cli, std::string& path, CheckpointOptions& options);
+
+/// Loads it and notes what was taken, computed or passed over on reading.
+Checkpoint load_model(const Cli& cli, const std::string& path, const CheckpointOptions& options);
+
 struct ModelFlags {
   std::string path;
-  int num_heads = 0;
+  CheckpointOptions checkpoint;
   std::string dtype = "auto", engine = "auto", device = "cpu";
   int threads = 1;
 
   /// `default_dtype` and `default_engine` differ between verbs.
   void add(Cli& cli, const std::string& default_dtype = "auto", const std::string& default_engine = "auto");
-  Checkpoint load() const { return load_checkpoint(path, {.num_heads = num_heads}); }
+  Checkpoint load(const Cli& cli) const { return load_model(cli, path, checkpoint); }
   /// bfloat16 for auto where the processor multiplies it natively.
   at::ScalarType resolve_dtype(Isa isa) const;
   EngineKind resolve_engine() const;
 };
-
-/// --model and --num-heads alone.
-void add_model_path(Cli& cli, std::string& path, int& num_heads);
 
 }  // namespace dydit

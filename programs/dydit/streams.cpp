@@ -1,6 +1,7 @@
 // See the header.
 #include "streams.h"
 
+#include <array>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -17,6 +18,8 @@ namespace dydit {
 namespace {
 
 int lost_results = 0;  // errno of the first result that did not arrive
+bool results_on_stderr = false;
+std::array<bool, 3> was_closed = {};
 
 void remember(bool arrived) {
   if (!arrived && lost_results == 0) lost_results = errno != 0 ? errno : EIO;
@@ -27,11 +30,19 @@ void remember(bool arrived) {
 void prepare_streams() {
   for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
     if (::fcntl(stream, F_GETFD) >= 0) continue;
+    was_closed[static_cast<size_t>(stream)] = true;
     // The lowest free number is this one: those below it are open.
     ::open("/dev/null", stream == STDIN_FILENO ? O_RDONLY : O_WRONLY);
   }
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
 }
+
+bool stream_was_closed(int stream) {
+  return stream >= 0 && stream <= STDERR_FILENO && was_closed[static_cast<size_t>(stream)];
+}
+
+void print_results_on_stderr() { results_on_stderr = true; }
 
 void write_out(std::string_view text) {
   std::string shown;
@@ -41,6 +52,10 @@ void write_out(std::string_view text) {
     if (end == text.npos) break;
     shown += '\n';
     text.remove_prefix(end + 1);
+  }
+  if (results_on_stderr) {
+    draw_error(shown);
+    return;
   }
   errno = 0;
   remember(std::fwrite(shown.data(), 1, shown.size(), stdout) == shown.size());

@@ -10,8 +10,13 @@
 namespace dydit {
 
 /// Called first: streams that are closed are opened on /dev/null (else the next file to be opened would get
-/// their number and what is printed), and a closed pipe becomes a failed write instead of a signal.
+/// their number and what is printed), and a closed pipe or a file that may not grow becomes a failed write
+/// instead of a signal.
 void prepare_streams();
+/// Of 0, 1 and 2: it was closed when the program was started.
+bool stream_was_closed(int stream);
+/// Stdout is wanted for something else: results go to stderr from now on.
+void print_results_on_stderr();
 
 /// A result. Control characters other than line ends are shown, not obeyed.
 void write_out(std::string_view text);

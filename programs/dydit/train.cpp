@@ -1,10 +1,13 @@
 // dydit train and dydit finetune: flags -> a starting checkpoint and options -> the one trainer.
-#include <fstream>
+#include <optional>
 
 #include <ATen/Parallel.h>
 #include <nlohmann/json.hpp>
+#include <torch/headeronly/version.h>
 
+#include "data_flags.h"
 #include "dydit/base/error.h"
+#include "dydit/base/isa.h"
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
 #include "dydit/io/png.h"
@@ -14,6 +17,8 @@
 #include "dydit/pipeline/pixels.h"
 #include "dydit/pipeline/record.h"
 #include "model_flags.h"
+#include "run_folder.h"
+#include "signals.h"
 #include "train_flags.h"
 #include "verbs.h"
 
@@ -24,7 +29,6 @@ constexpr int kSampleImages = 16;
 
 // A grid of the EMA's samples, the same seeds every time, as RUN/samples/STEP.png and in the events.
 void write_sample_grid(const Checkpoint& ema, int64_t step, const TrainFlags& flags, Watch& watch) {
-  if (ema.config.in_channels != 3 && ema.config.in_channels != 1) return;  // latents are not images
   GenerateOptions options;
   options.classes.clear();
   for (int label = 0; label < ema.config.num_classes; ++label) options.classes.push_back(label);
@@ -39,9 +43,7 @@ void write_sample_grid(const Checkpoint& ema, int64_t step, const TrainFlags& fl
   callbacks.on_sample = [&](GeneratedSample&& sample) { images.push_back(to_image(sample.sample)); };
   generate(ema, options, callbacks);
   const Image grid = make_grid(images, 4);
-  const auto folder = flags.run.run / "samples";
-  std::filesystem::create_directories(folder);
-  const std::string path = (folder / fmt::format("{:07}.png", step)).string();
+  const std::string path = (flags.run.run / "samples" / fmt::format("{:07}.png", step)).string();
   write_png(path, grid, {{"Software", "dydit"}});
   watch.add_image(step, grid.width, grid.height, MappedFile::open(path)->bytes());
 }
@@ -57,44 +59,74 @@ std::string folder_name(const DiTConfig& config) {
   return name;
 }
 
-// The last row of the log and where the run lies; one JSON object with --json.
-void print_result(const TrainFlags& flags, const LogRow& row, bool as_json) {
-  const std::string model =
-      (flags.run.run / "checkpoints" / fmt::format("{:07}.safetensors", flags.options.total_steps)).string();
+// What a resumed run is told when it is otherwise: bits depend on it.
+nlohmann::json surroundings_of(const TrainFlags& flags, int processes) {
+  return {{"threads", flags.threads},      {"processes", processes},
+          {"device", flags.device},        {"instructions", isa_name(active_isa())},
+          {"processor", cpu_model_name()}, {"dydit", kVersion},
+          {"libtorch", TORCH_VERSION}};
+}
+
+// The last row of the log and where the run lies; one JSON object with --json. A resumed run that had done
+// what was asked, or more, trained nothing and wrote nothing.
+void print_result(const TrainFlags& flags, const Dataset& dataset, int64_t done,
+                  const std::optional<LogRow>& row, bool as_json) {
+  const std::string model = model_path(flags.run.run, done).string();
   if (!as_json) {
-    print_out("wrote {}\n", model);
+    if (row) {
+      print_out("wrote {}\n", model);
+    } else {
+      print_out("already at step {}, {} asked; nothing to train: {}\n", done, flags.options.total_steps,
+                model);
+    }
     return;
   }
-  print_out("{}\n", json_text(nlohmann::json{{"run", flags.run.run.string()},
-                                             {"checkpoint", model},
-                                             {"steps", flags.options.total_steps},
-                                             {"loss", row.terms.loss()},
-                                             {"mse", row.terms.mse},
-                                             {"vb", row.terms.vb},
-                                             {"ratio_training", row.terms.ratio},
-                                             {"ratio_inference", row.terms.inference_ratio},
-                                             {"grad_norm", row.grad_norm},
-                                             {"skipped", row.skipped},
-                                             {"images_per_second", row.images_per_second},
-                                             {"options", options_to_json(flags.options)}}));
+  nlohmann::json result = {{"run", flags.run.run.string()},
+                           {"checkpoint", model},
+                           {"steps", done},
+                           {"trained", row.has_value()},
+                           {"images", dataset.size()},
+                           {"left_out", dataset.left_out().kinds},
+                           {"options", options_to_json(flags.options)}};
+  const auto add = [&](const char* name, const auto& value_of) {
+    result[name] = row ? nlohmann::json(value_of(*row)) : nlohmann::json();
+  };
+  add("loss", [](const LogRow& r) { return r.terms.loss(); });
+  add("mse", [](const LogRow& r) { return r.terms.mse; });
+  add("vb", [](const LogRow& r) { return r.terms.vb; });
+  add("ratio_training", [](const LogRow& r) { return r.terms.ratio; });
+  add("ratio_inference", [](const LogRow& r) { return r.terms.inference_ratio; });
+  add("grad_norm", [](const LogRow& r) { return r.grad_norm; });
+  add("skipped", [](const LogRow& r) { return r.skipped; });
+  add("images_per_second", [](const LogRow& r) { return r.images_per_second; });
+  print_out("{}\n", json_text(result));
 }
 
 void run_training(const Checkpoint& start, const Dataset& dataset, TrainFlags& flags, Communicator& processes,
-                  Console& console, bool as_json) {
+                  Console& console, bool as_json, bool verbose) {
   check_training(dataset, start.config, flags.options, processes.size());  // before there is a folder
-  flags.run.run =
-      choose_run_folder(flags.results_dir, folder_name(start.config), flags.run.resume, processes);
   const bool root = processes.rank() == 0;
-  const CancelFlag& cancel = install_cancel_handler();
+  if (flags.run.resume) {
+    flags.run.run =
+        find_run_folder(flags.results_dir, flags.resume, run_identity(start, dataset, flags.options),
+                        [&](const std::string& line) {
+                          if (root) console.warning(line);
+                        });
+    processes.barrier();  // nobody changes the folder before all have looked
+  } else {
+    flags.run.run = make_run_folder(flags.results_dir, folder_name(start.config), processes);
+  }
+  flags.run.surroundings = surroundings_of(flags, processes.size());
+  const CancelFlag& cancel = install_cancel_handler(SecondSignal::Waits);
   if (root) {
     console.info(fmt::format("run      {}", flags.run.run.string()));
     console.info(fmt::format("model    {}, {:.2f} M parameters, {:.4g} GMACs a forward",
                              model_name(start.config), static_cast<double>(start.num_parameters()) / 1e6,
                              static_cast<double>(static_macs(start.config)) / 1e9));
-    console.info(
-        fmt::format("data     {}: {} images {}x{}x{}, {} classes{}", flags.data_path, dataset.size(),
-                    dataset.channels(), dataset.side(), dataset.side(), dataset.class_names().size(),
-                    dataset.skipped() ? fmt::format(", {} broken ones left out", dataset.skipped()) : ""));
+    console.info(fmt::format("data     {}: {} images {}x{}x{}, {} classes{}", flags.data_path, dataset.size(),
+                             dataset.channels(), dataset.side(), dataset.side(), start.config.num_classes,
+                             left_out_text(dataset, verbose)));
+    tell_notes(dataset, console);
     console.info(fmt::format("training {} steps of {} images, {} process(es) x {} threads, {}, {}, seed {}",
                              flags.options.total_steps, flags.options.global_batch, processes.size(),
                              flags.threads, flags.device, flags.options.dtype == at::kFloat ? "f32" : "bf16",
@@ -108,7 +140,7 @@ void run_training(const Checkpoint& start, const Dataset& dataset, TrainFlags& f
   callbacks.on_warning = [&](const std::string& line) {
     if (root) console.warning(line);
   };
-  LogRow last;
+  std::optional<LogRow> last;
   callbacks.on_row = [&](const LogRow& row) {
     console.info(log_line(row));
     last = row;
@@ -117,8 +149,8 @@ void run_training(const Checkpoint& start, const Dataset& dataset, TrainFlags& f
     write_sample_grid(ema, step, flags, watch);
   };
   if (root) callbacks.on_progress = [&](const Progress& progress) { console.progress(progress); };
-  train(start, dataset, flags.options, flags.run, processes, callbacks);
-  if (root) print_result(flags, last, as_json);
+  const int64_t done = train(start, dataset, flags.options, flags.run, processes, callbacks);
+  if (root) print_result(flags, dataset, done, last, as_json);
 }
 
 struct SizeFlags {
@@ -157,10 +189,10 @@ int run_train(const Args& args, Isa isa) {
   TrainFlags flags;
   SizeFlags size;
   std::string model;
-  int num_heads = 0;
+  CheckpointOptions checkpoint;
   flags.add(cli);
   cli.add_text("--model,--ckpt", model, "Static checkpoint to start from (fresh optimizer, warm-up again)");
-  cli.add_number("--num-heads", num_heads, 1, 4096, "Heads of --model, where the file does not say");
+  add_checkpoint_options(cli, checkpoint);
   cli.add_text("--size", size.size, "Named size: DiT-S/2 ... DiT-XL/8");
   cli.add_number("--hidden", size.hidden, 4, 1 << 16, "Hidden size");
   cli.add_number("--depth", size.depth, 1, 1024, "Blocks");
@@ -169,7 +201,8 @@ int run_train(const Args& args, Isa isa) {
   cli.parse(args);
   flags.check_needs(cli);
   cli.one_of("--model", "--size");
-  cli.needs("--num-heads", !model.empty(), "--model");
+  for (const char* flag : {"--num-heads", "--weights"}) cli.needs(flag, !model.empty(), "--model");
+  cli.needs("--match-classes", !model.empty(), "--model, whose classes they are");
   for (const char* flag : {"--hidden", "--depth", "--heads", "--patch"})
     cli.needs(flag, model.empty() && size.size.empty(), "a model that neither --model nor --size describes");
   Console console(cli.verbosity);
@@ -178,18 +211,18 @@ int run_train(const Args& args, Isa isa) {
   at::set_num_threads(flags.threads);
   Checkpoint start;
   if (!model.empty()) {
-    start = load_checkpoint(model, {.num_heads = num_heads});
+    start = load_model(cli, model, checkpoint);
     DYDIT_USAGE_CHECK(!start.config.is_dynamic(), "{}: has routers; train makes static models, use finetune",
                       model);
-    flags.take_size_of(start.config);
+    flags.fit_data_to(start);
   }
   flags.data.threads = flags.threads;
   const auto dataset = Dataset::load(flags.data_path, flags.data);
   if (model.empty()) start = init_checkpoint(config_from_flags(size, *dataset), flags.options.seed);
-  const auto& names = dataset->class_names();
+  const auto& names = dataset->class_names();  // the model's own where it has some
   if (static_cast<int>(names.size()) == start.config.num_classes) start.class_names = names;
   flags.resolve(*dataset);
-  run_training(start, *dataset, flags, *processes, console, cli.json);
+  run_training(start, *dataset, flags, *processes, console, cli.json, cli.verbosity == Verbosity::Verbose);
   return 0;
 }
 
@@ -204,9 +237,9 @@ int run_finetune(const Args& args, Isa isa) {
   std::string model, gates = "hard", tdw = "on", sdt = "on", importance = "magnitude", rule = "threshold";
   std::vector<double> biases = {kWidthRouterBias, kTokenRouterBias};
   bool control = false;
-  int num_heads = 0;
+  CheckpointOptions checkpoint;
   flags.add(cli);
-  add_model_path(cli, model, num_heads);
+  add_model_path(cli, model, checkpoint);
   constexpr int kMost = 1 << 30;
   cli.add_number("--lambda,--token_ratio,--token-ratio", router.lambda, 0, 1,
                  "Work ratio to reach, above 0 and below 1");
@@ -239,25 +272,27 @@ int run_finetune(const Args& args, Isa isa) {
   flags.choose_device(isa, processes->size());
   at::set_num_threads(flags.threads);
 
-  Checkpoint start = load_checkpoint(model, {.num_heads = num_heads});
+  Checkpoint start = load_model(cli, model, checkpoint);
   DYDIT_USAGE_CHECK(!start.config.is_dynamic(), "{}: has routers already; finetune starts from a static DiT",
                     model);
-  flags.take_size_of(start.config);
+  flags.fit_data_to(start);
   flags.data.threads = flags.threads;
   const auto dataset = Dataset::load(flags.data_path, flags.data);
   if (importance == "magnitude") start = reorder_by_importance(start);
+  flags.options.preparation["importance"] = importance;
   flags.options.dynamic = !control;
   if (!control) {
     init = {tdw == "on", sdt == "on", biases[0], biases[1]};
     start = add_routers(start, init, flags.options.seed);
     start.lambda = router.lambda;
+    flags.options.preparation["router-bias"] = biases;
     router.capacity = rule == "capacity";
     DYDIT_USAGE_CHECK(!router.capacity || gates == "hard",
                       "--gates soft: the capacity rule has hard gates only");
     router.gates = gates == "soft" ? GateKind::Soft : GateKind::Hard;
   }
   flags.resolve(*dataset);
-  run_training(start, *dataset, flags, *processes, console, cli.json);
+  run_training(start, *dataset, flags, *processes, console, cli.json, cli.verbosity == Verbosity::Verbose);
   return 0;
 }
 

@@ -2,17 +2,15 @@
 #include "train_flags.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 
 #include <ATen/Context.h>
 
+#include "data_flags.h"
 #include "dydit/base/error.h"
 
 namespace dydit {
 namespace {
-
-namespace fs = std::filesystem;
 
 #ifdef DYDIT_CUDA
 constexpr bool kBuiltWithCuda = true;
@@ -20,37 +18,27 @@ constexpr bool kBuiltWithCuda = true;
 constexpr bool kBuiltWithCuda = false;
 #endif
 
-// Numbers of the runs in `results`, with their folders, ascending.
-std::vector<std::pair<int, fs::path>> existing_runs(const fs::path& results) {
-  std::vector<std::pair<int, fs::path>> runs;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(results, error)) {
-    const std::string name = entry.path().filename().string();
-    int number = 0;
-    const auto [end, parse_error] = std::from_chars(name.data(), name.data() + name.size(), number);
-    if (parse_error == std::errc() && *end == '-' && entry.is_directory())
-      runs.emplace_back(number, entry.path());
-  }
-  std::sort(runs.begin(), runs.end());
-  return runs;
-}
-
 }  // namespace
 
 void TrainFlags::add(Cli& cli) {
   constexpr int kMost = 1'000'000'000;
   constexpr double kLarge = 1e12;
   cli.add_text("--data-path,--data_path", data_path,
-               "ROOT/CLASS/*.png|jpg, a .tar or .tar.gz of it, CIFAR-10 binary files, or npz")
+               "ROOT/CLASS/*.png|jpg, a .tar, .tar.gz or .zip of it, CIFAR-10 binary files, or npz")
       ->required();
   cli.add_text("--split", data.split, "Folder of the data above the class folders, e.g. train");
+  add_match_classes(cli, match_classes);
   cli.add_number("--image-size,--image_size", data.side, 1, 4096,
-                 "Side of the square images to train on; default: the model's, or the first image's");
+                 "Side of the square images to train on; default: the model's, or that of most images");
   cli.add_switch("--skip-broken", data.skip_broken,
                  "Leave broken images out and count them instead of stopping");
   cli.add_text("--results-dir,--results_dir", results_dir, "Runs go to DIR/000-NAME, 001-NAME, ...");
-  cli.add_switch("--resume", run.resume,
-                 "Continue the newest run of --results-dir from its newest whole checkpoint");
+  CLI::Option* resumed = cli.app.add_option("--resume", resume,
+                                            "Continue a run of --results-dir from its newest whole "
+                                            "checkpoint: RUN (a folder's name, its number, or "
+                                            "a path), or without one the newest that fits");
+  cli.keep_default(resumed, resume);
+  resumed->expected(0, 1)->type_name("[RUN]");
   cli.add_number("--total-train-steps,--total_train_steps", options.total_steps, 1, kMost, "Steps in all");
   cli.add_number("--epochs", epochs, 1e-6, 1e9, "Passes over the data, instead of steps");
   cli.add_number("--global-batch-size,--global_batch_size", options.global_batch, 1, 1 << 24,
@@ -77,7 +65,7 @@ void TrainFlags::add(Cli& cli) {
                    "built without CUDA; scripts/build cuda builds it with CUDA");
   }
   cli.add_seed("--global-seed,--global_seed,--seed", options.seed, "Seed of everything that is drawn");
-  cli.add_threads(threads);
+  cli.add_threads(threads, "the same number gives the same bits, another one the same up to rounding");
   cli.add_number("--log-every,--log_every", run.log_every, 1, kMost, "Steps a row of the log");
   cli.add_number("--ckpt-every,--ckpt_every", run.checkpoint_every, 1, kMost, "Steps between checkpoints");
   cli.add_number("--keep-last", run.keep_last, 1, kMost, "Checkpoints kept");
@@ -89,18 +77,26 @@ void TrainFlags::add(Cli& cli) {
   cli.add_number("--sample-cfg-scale", sample_cfg_scale, 0, 1000, "Guidance of a sample grid");
 }
 
-void TrainFlags::check_needs(Cli& cli) const {
+void TrainFlags::check_needs(Cli& cli) {
   cli.one_of("--total-train-steps", "--epochs");
   cli.needs("--sample-steps", run.sample_every > 0, "--sample-every above 0");
   cli.needs("--sample-cfg-scale", run.sample_every > 0, "--sample-every above 0");
+  const auto is_one_of = [&](std::initializer_list<std::string_view> words) {
+    return std::find(words.begin(), words.end(), resume) != words.end();
+  };
+  // Without a name it is a switch, which a file or a variable sets in words.
+  run.resume = cli.app.count("--resume") > 0 && !is_one_of({"false", "off", "no"});
+  if (!run.resume || is_one_of({"true", "on", "yes"})) resume.clear();
 }
 
-void TrainFlags::take_size_of(const DiTConfig& config) {
+void TrainFlags::fit_data_to(const Checkpoint& start) {
+  const DiTConfig& config = start.config;
   DYDIT_USAGE_CHECK(data.side == 0 || data.side == config.input_size,
                     "--image-size {}: the model takes {}x{}", data.side, config.input_size,
                     config.input_size);
   data.side = config.input_size;
   data.channels = config.in_channels;
+  data.model = {start.class_names, config.num_classes, match_rule(match_classes)};
 }
 
 void TrainFlags::choose_device(Isa isa, int processes) {
@@ -121,25 +117,6 @@ void TrainFlags::resolve(const Dataset& dataset) {
         static_cast<int64_t>(std::ceil(epochs * static_cast<double>(dataset.size()) / options.global_batch));
   }
   options.flip = flip == "on";
-}
-
-fs::path choose_run_folder(const std::string& results_dir, const std::string& name, bool resume,
-                           Communicator& processes) {
-  const auto runs = existing_runs(results_dir);
-  if (resume) {
-    DYDIT_USAGE_CHECK(!runs.empty(), "--resume: {} holds no run", results_dir);
-    return runs.back().second;
-  }
-  const fs::path run =
-      fs::path(results_dir) / fmt::format("{:03}-{}", runs.empty() ? 0 : runs.back().first + 1, name);
-  processes.barrier();  // nobody makes the folder before all have looked
-  if (processes.rank() == 0) {
-    std::error_code error;
-    fs::create_directories(run / "checkpoints", error);
-    DYDIT_CHECK(!error, "{}: cannot make this folder: {}", run.string(), error.message());
-  }
-  processes.barrier();
-  return run;
 }
 
 }  // namespace dydit

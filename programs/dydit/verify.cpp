@@ -165,7 +165,7 @@ int run_verify(const Args& args, Isa isa) {
   cli.parse(args);
   Console console(cli.verbosity);
 
-  const Checkpoint checkpoint = flags.load();
+  const Checkpoint checkpoint = flags.load(cli);
   const Reference reference(reference_path);
   const VerifyContext context{checkpoint, reference, flags.resolve_dtype(isa), flags.resolve_engine(),
                               flags.threads};
@@ -176,6 +176,7 @@ int run_verify(const Args& args, Isa isa) {
   if (reference.has("x") && reference.has("out")) verify_forward(context, report);
   verify_diffusion(context, report);
   if (reference.has("gumbel.0.attn") || reference.has("complete_mse")) verify_training(context, report);
+  checkpoint.check_unchanged();
   DYDIT_CHECK(
       report.size() > 0,
       "{}: holds nothing that verify can replay; expected forwards (x, t, y, out), tables (betas), single "
