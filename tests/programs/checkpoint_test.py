@@ -54,6 +54,71 @@ class InspectTest(ProgramTest):
         self.assertIn("airplane, automobile", self.run_ok("inspect", CIFAR))
 
 
+class WeightsTest(ProgramTest):
+    """A file with several sets of weights: golden/model.pt has ema and model, of which ema is half."""
+
+    def test_every_verb_has_the_flag(self):
+        for verb in ("generate", "inspect", "verify", "convert", "train", "finetune", "bench", "evaluate"):
+            self.assertIn("--weights", self.run_ok(verb, "--help"), verb)
+
+    def test_inspect_lists_the_choices(self):
+        said = self.run_json("inspect", TINY_PT)
+        self.assertEqual([choice["key"] for choice in said["choices"]], ["ema", "model"])
+        self.assertEqual({(choice["tensors"], choice["parameters"] > 0) for choice in said["choices"]},
+                         {(len(support.load(TINY)[0]), True)})
+        self.assertIn("weights     model", self.run_ok("inspect", TINY_PT))
+        self.assertNotIn("choices", self.run_json("inspect", TINY))
+
+    def test_what_was_taken_is_said(self):
+        said = self.run_program("inspect", TINY_PT).stderr
+        self.assertIn("took the weights 'ema' of 'ema' (", said)
+        self.assertEqual(self.run_program("inspect", TINY).stderr, "")
+
+    def test_the_other_set(self):
+        self.run_ok("convert", TINY_PT, "model.safetensors", "--weights", "model")
+        original, converted = support.load(TINY)[0], support.load(self.work / "model.safetensors")[0]
+        self.assertTrue(all(np.array_equal(original[name], converted[name]) for name in original))
+
+    def test_unknown_key(self):
+        self.expect_error(["inspect", TINY_PT, "--weights", "emma"], 2, "--weights emma", "'ema' (", "'model' (")
+        self.expect_error(["inspect", TINY, "--weights", "ema"], 2, "one set of weights without a name")
+
+    def test_names_behind_prefixes(self):
+        tensors, metadata = support.load(TINY)
+        for prefix in ("module.", "_orig_mod.module."):
+            path = self.work / "wrapped.safetensors"
+            support.save_file({prefix + name: tensor for name, tensor in tensors.items()}, path, metadata)
+            result = self.run_program("inspect", path)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn("names are read without ", result.stderr)
+
+    def test_notes_of_other_programs(self):
+        tensors, _ = support.load(TINY)
+        path = self.work / "foreign.safetensors"
+        support.save_file(tensors, path, {"config": "hidden: 8", "class_names": "cat, dog"})
+        said = self.run_json("inspect", path)
+        self.assertEqual((len(said["notes"]), said["class_names"]), (2, []))
+
+
+class FetchedTest(ProgramTest):
+    """What fetching leaves in place of weights."""
+
+    def test_pointers_and_pages(self):
+        for name, content, what in (("m.pt", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS"),
+                                    ("m.pt", "\n<!DOCTYPE html>\n<html>", "a web page"),
+                                    ("m.gguf", "GGUF\x03", "GGUF")):
+            path = self.write(name, content)
+            for args in (["inspect", path], ["generate", "--model", path], ["convert", path, "x.safetensors"]):
+                self.expect_error(args, 1, what)
+
+    def test_folders(self):
+        (self.work / "empty").mkdir()
+        self.expect_error(["inspect", self.work / "empty"], 1, "is an empty folder")
+        (self.work / "unpacked/archive").mkdir(parents=True)
+        self.write("unpacked/archive/data.pkl", b"x")
+        self.expect_error(["inspect", self.work / "unpacked"], 1, "an unpacked torch file", "zip -0 -r")
+
+
 class ConvertTest(ProgramTest):
     def test_torch_file(self):
         said = self.run_json("convert", TINY_PT, "half.safetensors")
@@ -90,9 +155,8 @@ class ConvertTest(ProgramTest):
     def test_onto_itself(self):
         path = self.work / "model.safetensors"
         path.write_bytes(TINY.read_bytes())
-        self.run_ok("convert", path, path)
-        original, converted = support.load(TINY)[0], support.load(path)[0]
-        self.assertTrue(all(np.array_equal(original[name], converted[name]) for name in original))
+        self.expect_error(["convert", path, path], 2, "is the input", "name another file")
+        self.assertEqual(path.read_bytes(), TINY.read_bytes())
 
     def test_class_names(self):
         names = [f"number {i}" for i in range(10)]

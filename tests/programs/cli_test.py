@@ -232,6 +232,64 @@ class PrecedenceTest(ProgramTest):
         self.assertEqual(run["dtype"], "f32")
 
 
+class VariablesTest(ProgramTest):
+    GENERATE = ["generate", "--model", TINY, "--latents", "x.safetensors", "--cfg-scale", "1", "--dtype", "f32"]
+
+    def test_an_empty_one_is_none(self):
+        empty = {"DYDIT_STEPS": "", "DYDIT_SEED": "", "DYDIT_OUT": "", "DYDIT_QUIET": "", "DYDIT_CONFIG": "", "DYDIT_ISA": ""}
+        run = self.run_json(*self.GENERATE, "--num-sampling-steps", "2", env=empty)
+        self.assertEqual((run["steps"], run["seed"], run["files"]), (2, 0, ["x.safetensors"]))
+
+    def test_its_name_is_told_with_what_is_wrong(self):
+        for name, value, word in (("DYDIT_STEPS", "many", "many"), ("DYDIT_STEPS", "4\n", "\\x0a"), ("DYDIT_SEED", "-1", "-1"),
+                                  ("DYDIT_CLASSES", "cat", "no class names"), ("DYDIT_CFG_CHANNELS", "some", "some"),
+                                  ("DYDIT_ENGINE", "fast", "fast"), ("DYDIT_TIMESTEPS", "1,x", "'x'")):
+            args = [word for word in self.GENERATE if name != "DYDIT_CFG_CHANNELS" or word not in ("--cfg-scale", "1")]
+            self.expect_error(args, USAGE, f"{name}: ", word, env={name: value})
+
+    def test_what_is_no_text_is_refused(self):
+        for value in (b"caf\xe9.npz", b"a\nb.npz", b"\x1b[31m.npz"):
+            self.expect_error(self.GENERATE, USAGE, "DYDIT_NPZ: ", "UTF-8", env={"DYDIT_NPZ": value})
+
+    def test_every_long_name_of_a_flag_has_one(self):
+        run = self.run_json(*self.GENERATE, env={"DYDIT_NUM_SAMPLING_STEPS": "3"})
+        self.assertEqual(run["steps"], 3)
+        self.expect_error(self.GENERATE, USAGE, "DYDIT_STEPS and DYDIT_NUM_SAMPLING_STEPS",
+                          env={"DYDIT_NUM_SAMPLING_STEPS": "3", "DYDIT_STEPS": "3"})
+
+    def test_names_the_config_file(self):
+        path = self.write("run.toml", "steps = 2\n")
+        self.assertEqual(self.run_json(*self.GENERATE, env={"DYDIT_CONFIG": str(path)})["steps"], 2)
+
+    def test_verbose_says_where_values_came_from(self):
+        path = self.write("run.toml", "seed = 3\n")
+        said = self.run_program(*self.GENERATE, "-v", "--config", path, env={"DYDIT_STEPS": "2", "DYDIT_STEPPS": "9"}).stderr
+        for told in ("--steps 2 (DYDIT_STEPS)", f"--seed 3 ({path})", "--cfg-scale 1,", "DYDIT_STEPPS: not read",
+                     "knows DYDIT_STEPS"):
+            self.assertIn(told, said)
+
+    def test_a_wrong_one_does_not_keep_the_help_away(self):
+        result = self.run_program("generate", "--help", env={"DYDIT_STEPS": "many"})
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+
+
+class MissingValueTest(ProgramTest):
+    """The next flag is no value."""
+
+    def test_the_next_flag_is_not_eaten(self):
+        make = ["generate", "--model", TINY]
+        for args in ([*make, "--npz", "--json"], [*make, "--latents", "-n", "2"], [*make, "--npz", "--steps=2"],
+                     ["generate", "--model", "--npz", "x.npz"]):
+            self.expect_error(args, USAGE, "expected a value, got the flag", quiet=False)
+
+    def test_nothing_after_the_sign(self):
+        for flag in ("--npz=", "--steps=", "--classes="):
+            self.expect_error(["generate", "--model", TINY, flag, "--json"], USAGE, flag, "expected a value")
+
+    def test_values_may_look_like_numbers_below_zero(self):
+        self.expect_error(["generate", "--model", TINY, "--steps", "-5"], USAGE, "--steps: -5")
+
+
 class StreamsTest(ProgramTest):
     GENERATE = ["generate", "--model", CIFAR, "--steps", "1", "-n", "2", "--threads", "1", "--dtype", "f32", "--seed", "5"]
 

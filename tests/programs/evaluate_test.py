@@ -39,7 +39,7 @@ class EvaluateTest(ProgramTest):
         self.expect_error(["evaluate", "--loss", "--model", CIFAR], USAGE, "--data-path")
         self.expect_error(["evaluate", "--loss", "--model", TINY, "--data-path", images], USAGE, "this model takes 4x")
         self.expect_error(["evaluate", "--loss", "--model", CIFAR, "--data-path", self.write_images(classes=11)], USAGE,
-                          "11 classes")
+                          "label 10", "classes 0 to 9")
 
 
 if __name__ == "__main__":

@@ -245,7 +245,7 @@ class CostMapTest(GenerateBase):
         latent = ["generate", "--model", TINY, *QUICK, "--latents", "x.safetensors"]
         self.expect_error([*latent, "--mode", "static", "--cost-map", "map.png"], usage, "--mode static", "--mode dynamic")
         self.expect_error([*latent, "--cost-map", "map.jpg"], usage, "--cost-map map.jpg", ".png")
-        self.expect_error([*latent, "--cost-map", ""], usage, "--cost-map", "file name")
+        self.expect_error([*latent, "--cost-map", ""], usage, "--cost-map", "got nothing")
         self.write("none", "a file, not a folder")
         self.expect_error([*latent, "--cost-map", "none/map.png"], 1, "none")
         self.expect_error(["generate", "--model", self.pixel_model(), "--out", "a.png", "--cost-map", "a.png"], usage,

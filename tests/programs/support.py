@@ -260,3 +260,4 @@ def small_disk(test, kilobytes):
         yield disk
     finally:
         subprocess.run(["umount", disk], check=True)
+        disk.rmdir()

@@ -286,8 +286,9 @@ class DynamicTest(TrainBase):
     def test_static_control_sees_the_same_batches(self):
         """With every gate open the first losses are those of the static model."""
         model = self.static_model()
-        flags = ["--total-train-steps", "1", "--router-bias", "100,100"]
-        dynamic, control = rows_of(self.finetune(model, *flags))[0], rows_of(self.finetune(model, *flags, "--static"))[0]
+        flags = ["--total-train-steps", "1"]
+        dynamic = rows_of(self.finetune(model, *flags, "--router-bias", "100,100"))[0]
+        control = rows_of(self.finetune(model, *flags, "--static"))[0]
         for key in ("mse", "vb"):
             self.assertAlmostEqual(dynamic[key], control[key], delta=1e-5 * abs(control[key]))
 
@@ -311,6 +312,99 @@ class DynamicTest(TrainBase):
         self.assertFalse(np.array_equal(moved[name], static[name]))
         importance = np.abs(moved[name]).sum(1) + np.abs(moved["blocks.0.mlp.fc2.weight"]).sum(0)
         self.assertTrue((np.diff(importance) <= 1e-5).all())
+
+
+class DataTest(TrainBase):
+    """What is said of a data set, and how its classes find those of a model."""
+
+    def said(self, *flags, verb="train", shape=SHAPE):
+        result = self.run_program(*self.command(verb, *shape, "--total-train-steps", "1", *flags))
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return result.stderr
+
+    def named_model(self):
+        return ["--model", self.static_model()]
+
+    def rename(self, **names):
+        for old, new in names.items():
+            (self.images / old).rename(self.images / new)
+
+    def test_what_is_left_out_is_said(self):
+        for name in ("red/1.webp", "red/2.webp", "blue/x.bmp", "cover.png", ".DS_Store"):
+            (self.images / name).write_bytes(b"not read")
+        self.assertIn("24 images 3x8x8, 4 classes; left out: 2 .webp, 1 .bmp, 1 beside the class folders\n", self.said())
+        self.assertIn("1 beside the class folders, 1 hidden\n", self.said("-v"))
+        answer = self.run_json(*self.command("train", *SHAPE, "--total-train-steps", "1"))
+        self.assertEqual(answer["left_out"], {".webp": 2, ".bmp": 1, "beside the class folders": 1})
+        report = self.run_json("evaluate", "--loss", *self.named_model(), "--data-path", self.images, "--images", "4",
+                               "--seeds", "1")
+        self.assertEqual(report["left_out"], answer["left_out"])
+
+    def test_a_gray_picture_does_not_decide(self):
+        (self.images / "blue/0.png").write_bytes(png_bytes(image("blue", 0, channels=1)))
+        said = self.said()
+        self.assertIn("24 images 3x8x8", said)
+        self.assertIn("1 of 24 images are gray, made RGB", said)
+        model = self.named_model()
+        report = self.run_program("evaluate", "--loss", *model, "--data-path", self.images, "--images", "4", "--seeds", "1")
+        self.assertEqual(report.returncode, 0, report.stderr)
+        self.assertIn("1 of 24 images are gray, made RGB", report.stderr)
+
+    def test_a_folder_whose_name_is_no_utf8(self):
+        os.rename(bytes(self.images / "red"), bytes(self.images) + b"/caf\xe9")
+        for verb, flags in (("train", SHAPE), ("finetune", self.named_model_of_four())):
+            self.expect_error(self.command(verb, *flags, "--total-train-steps", "1"), FAILED, "images", r'"caf\xe9"',
+                              "not UTF-8")
+
+    def named_model_of_four(self):
+        images, self.images = self.images, write_images(self.work / "named")
+        model = self.named_model()
+        self.images = images
+        return model
+
+    def test_classes_are_matched_by_name(self):
+        model = self.named_model()
+        shutil.rmtree(self.images / "blue")
+        shutil.rmtree(self.images / "green")
+        said = self.said("--lr", "0", verb="finetune", shape=model)
+        self.assertIn("matched by name, 2 of the model's 4", said)
+        self.assertIn('"gray" -> 1 ("gray")', said)
+        self.assertIn('"red" -> 3 ("red")', said)
+        saved = self.newest() / "checkpoints/0000001.safetensors"
+        self.assertEqual(json.loads(support.load(saved)[1]["class_names"]), CLASSES)
+
+    def test_a_label_is_that_of_its_name(self):
+        model = self.named_model()
+        flags = ["evaluate", "--loss", *model, "--data-path", self.images, "--images", "6", "--seeds", "1"]
+        for name in ("gray", "green", "red"):
+            shutil.rmtree(self.images / name)
+        blue = self.run_json(*flags)["all"]["mse"]
+        self.rename(blue="red")
+        red = self.run_json(*flags)["all"]["mse"]
+        self.assertNotEqual(blue, red)  # the same pictures under another label
+        position = self.run_program(*flags, "--match-classes", "position", "--json")
+        self.assertIn('"red" -> 0 ("blue")', position.stderr)
+        self.assertEqual(json.loads(position.stdout)["all"]["mse"], blue)  # the first folder is label 0
+
+    def test_other_classes_are_refused(self):
+        model = self.named_model()
+        self.rename(red="rose")
+        for verb in ("train", "finetune"):
+            self.expect_error(self.command(verb, *model, "--total-train-steps", "1"), FAILED, '"rose"', '"red"',
+                              "--match-classes position")
+        self.expect_error(["evaluate", "--loss", *model, "--data-path", self.images], FAILED, '"rose"', '"red"')
+        said = self.said("--match-classes", "position", verb="finetune", shape=model)
+        self.assertIn("warning: classes are matched by position, whatever their names:", said)
+
+    def test_match_classes_needs_a_model(self):
+        self.expect_error(self.command("train", *SHAPE, "--total-train-steps", "1", "--match-classes", "number"), USAGE,
+                          "--match-classes number", "--model")
+
+    def test_a_zip_is_read_as_the_folder_is(self):
+        folder = self.train("--total-train-steps", "2", results="a")
+        shutil.make_archive(self.work / "images", "zip", self.work, "images")
+        self.images = self.work / "images.zip"
+        self.same_run(folder, self.train("--total-train-steps", "2", results="b"), 2)
 
 
 class WatchTest(TrainBase):
@@ -469,12 +563,168 @@ class ResumeTest(TrainBase):
         self.train("--total-train-steps", "5", "--log-every", "5", "--resume")
         self.assertEqual(self.files(), before)
 
+    def test_fewer_steps_than_are_done_are_told(self):
+        """And as many: nothing is trained, nothing is said to be written, and what is named is there."""
+        run = self.train("--total-train-steps", "6")
+        model = "results/000-DiT-2x32-2/checkpoints/0000006.safetensors"
+        before = self.files()
+        for steps in ("3", "6"):
+            said = self.run_ok(*self.command("train", *SHAPE, "--total-train-steps", steps, "--resume"))
+            self.assertEqual(said, f"already at step 6, {steps} asked; nothing to train: {model}\n")
+            answer = self.run_json(*self.command("train", *SHAPE, "--total-train-steps", steps, "--resume"))
+            self.assertEqual((answer["steps"], answer["trained"], answer["checkpoint"]), (6, False, model))
+            self.assertEqual((answer["loss"], answer["images_per_second"]), (None, None))
+        self.assertEqual(self.files(), before)
+        # A model that was moved away is there again when it is named.
+        (run / "checkpoints/0000006.safetensors").unlink()
+        result = self.run_program(*self.command("train", *SHAPE, "--total-train-steps", "6", "--resume", "-q"))
+        self.assertEqual((result.returncode, self.files()), (0, before), result.stderr)
+        self.assertIn("0000006.safetensors: is missing", result.stderr)
+
+    def test_another_number_of_threads_is_told(self):
+        self.train("--total-train-steps", "2", "--threads", "1")
+        result = self.run_program(*self.command("train", *SHAPE, "--total-train-steps", "4", "--resume", "--threads", "2", "-q"))
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stderr, r"^dydit: warning: \S+: was saved with threads = 1 \(now 2\); it goes on, "
+                         r"but not bit for bit as it would have\n$")
+
+    def test_other_instructions_are_told(self):
+        self.train("--total-train-steps", "2")
+        result = self.run_program(*self.command("train", *SHAPE, "--total-train-steps", "4", "--resume"),
+                                  env={"DYDIT_ISA": "avx2"})
+        self.assertEqual(result.returncode, 0, result.stderr)
+        if "instructions" not in result.stderr:
+            self.skipTest("this processor has no more than avx2: NOT TESTED with other instructions")
+        self.assertIn("(now avx2)", result.stderr)
+
+    def test_a_turned_bit_is_named_and_the_checkpoint_before_it_taken(self):
+        flags = ["--total-train-steps", "9", "--ckpt-every", "3"]
+        whole = self.train(*flags, results="whole")
+        run = self.train("--total-train-steps", "6", "--ckpt-every", "3")
+        newest = run / "checkpoints/0000006.state"
+        content = bytearray(newest.read_bytes())
+        content[-5] ^= 64
+        newest.write_bytes(content)
+        result = self.run_program(*self.command("train", *SHAPE, *flags, "--resume"))
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stderr, r"0000006\.state: tensor '\w+' has changed since it was saved")
+        self.assertIn("resumed at step 3\n", result.stderr)
+        self.same_run(whole, run, 9)
+
+    def test_checkpoints_after_a_broken_one_push_out_no_whole_one(self):
+        """With one checkpoint kept, the broken one of step 8 must not be it when step 6 is saved."""
+        run = self.train("--total-train-steps", "8", "--ckpt-every", "4", "--keep-last", "2")
+        newest = run / "checkpoints/0000008.state"
+        os.truncate(newest, 100)
+        result = self.run_program(*self.command("train", *SHAPE, "--total-train-steps", "6", "--keep-last", "1", "--resume"))
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(steps_of(run), [6, 8])
+
     def test_the_newest_run_is_taken(self):
         self.train("--total-train-steps", "2")
         self.train("--total-train-steps", "3")
         self.train("--total-train-steps", "4", "--resume")
         self.assertEqual(steps_of(self.work / "results/000-DiT-2x32-2"), [2])
         self.assertEqual(steps_of(self.work / "results/001-DiT-2x32-2"), [3, 4])
+
+
+class ChooseRunTest(TrainBase):
+    """Which run --resume takes."""
+
+    NAMES = ["000-DiT-2x32-2", "001-DiT-2x32-2", "002-DiT-2x32-2"]
+
+    def resume(self, *flags, verb="train", shape=SHAPE, env=None, steps="4"):
+        result = self.run_program(*self.command(verb, *shape, "--total-train-steps", steps, *flags), "-q", env=env)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return result.stderr
+
+    def saved(self):
+        return {run.name: steps_of(run) for run in sorted((self.work / "results").iterdir())}
+
+    def three_runs(self):
+        for steps in ("1", "2", "3"):
+            self.train("--total-train-steps", steps)
+
+    def test_empty_newest_runs_are_passed_over_and_told(self):
+        self.train("--total-train-steps", "2")
+        (self.work / "results" / self.NAMES[1] / "checkpoints").mkdir(parents=True)
+        (self.work / "results" / self.NAMES[2]).mkdir()
+        told = self.resume("--resume")
+        for name in self.NAMES[1:]:
+            self.assertIn(f"dydit: warning: passed over: results/{name}: no whole checkpoint", told)
+        self.assertEqual(steps_of(self.work / "results" / self.NAMES[0]), [2, 4])
+
+    def test_by_name_number_and_path(self):
+        self.three_runs()
+        for which, run in (("1", 1), ("000", 0), (self.NAMES[1], 1), (f"results/{self.NAMES[0]}/", 0),
+                           (self.work / "results" / self.NAMES[1], 1)):
+            with self.subTest(which=which):
+                saved = self.saved()
+                steps = saved[self.NAMES[run]][-1] + 1
+                self.assertEqual(self.resume("--resume", which, steps=str(steps)), "")
+                saved[self.NAMES[run]].append(steps)
+                self.assertEqual({name: steps[-1] for name, steps in self.saved().items()},
+                                 {name: steps[-1] for name, steps in saved.items()})
+
+    def test_a_path_needs_no_results_folder(self):
+        run = self.train("--total-train-steps", "2")
+        run.rename(self.work / "elsewhere")
+        shutil.rmtree(self.work / "results")
+        self.resume("--resume", "elsewhere")
+        self.assertEqual(steps_of(self.work / "elsewhere"), [2, 4])
+        self.assertFalse((self.work / "results").exists())
+
+    def test_alone_it_is_a_switch_wherever_it_stands(self):
+        self.three_runs()
+        for steps, flags in enumerate((["--resume", "--quiet"], ["-q", "--resume"], ["--resume", "--log-every", "2"],
+                                       ["--resume=true"]), start=4):
+            with self.subTest(flags=flags):
+                words = [*self.command("train", *SHAPE, "--total-train-steps", str(steps)), *flags]
+                result = self.run_program(*words)
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertEqual(max(self.saved()[self.NAMES[2]]), steps)
+
+    def test_from_a_file_and_from_the_environment(self):
+        self.three_runs()
+        self.resume(env={"DYDIT_RESUME": "true"}, steps="5")
+        self.resume("--config", self.write("run.toml", "resume = true\n"), steps="6")
+        self.assertEqual(self.saved()[self.NAMES[2]][-1], 6)
+        self.resume(env={"DYDIT_RESUME": self.NAMES[0]}, steps="7")
+        self.resume("--config", self.write("run.toml", f'resume = "{self.NAMES[0]}"\n'), steps="8")
+        self.assertEqual(self.saved()[self.NAMES[0]][-1], 8)
+        self.resume(env={"DYDIT_RESUME": "false"}, steps="1")
+        self.assertEqual(len(self.saved()), 4)
+
+    def test_control_and_dynamic_run_side_by_side(self):
+        """The newest run that fits is continued: each verb and configuration finds its own."""
+        model = ["--model", self.static_model()]
+        self.finetune(model[1], "--static", "--total-train-steps", "2")
+        self.finetune(model[1], "--total-train-steps", "3")
+        told = self.resume("--static", "--resume", verb="finetune", shape=model)
+        self.assertRegex(told, r"^dydit: warning: passed over: \S+0000003.state: was saved with [^\n]*\n$")
+        self.assertEqual(self.resume("--resume", verb="finetune", shape=model, steps="5"), "")
+        self.assertEqual(self.saved(), {"000-DiT-2x32-2": [2, 4], "001-DyDiT-2x32-2": [3, 5]})
+
+    def test_a_named_run_that_does_not_fit_is_refused(self):
+        self.three_runs()
+        for which in ("--resume", "--resume=0"):
+            self.expect_error(self.command("train", *SHAPE, "--total-train-steps", "9", which, "--lr", "5e-4"), FAILED,
+                              "was saved with lr = 0.001, this run has 0.0005",
+                              *(["the 2 runs before it do not fit either"] if which == "--resume" else ["000-DiT"]))
+
+    def test_a_run_that_is_not_there(self):
+        words = self.command("train", *SHAPE, "--total-train-steps", "9")
+        self.expect_error([*words, "--resume", "7"], USAGE, '--resume "7": no such run', "results holds no run")
+        self.three_runs()
+        for which in ("7", "003-DiT", "no/where", "0x1"):
+            self.expect_error([*words, "--resume", which], USAGE, f'--resume "{which}": no such run', self.NAMES[2])
+        shutil.copytree(self.work / "results" / self.NAMES[0], self.work / "results/000-copy")
+        self.expect_error([*words, "--resume", "0"], USAGE, "2 runs have this number", "000-copy")
+        self.expect_error([*words, "--resume", "images"], FAILED, "images: no whole checkpoint to resume from")
+
+    def test_a_file_in_the_place_of_the_results(self):
+        self.write("results", "no folder")
+        self.expect_error(self.command("train", *SHAPE, "--total-train-steps", "9", "--resume"), USAGE, "holds no run")
 
 
 class BrokenOffTest(TrainBase):
@@ -527,7 +777,7 @@ class BrokenOffTest(TrainBase):
                 r"\d{7}\.(state|safetensors)", path.name)], [], "a kill's temporary file stays for good")
 
     def test_signals_save_and_exit_with_130(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             code = self.break_off(self.start(*(["--resume"] if self.run_folders() else [])), number, 0.1)
             self.assertEqual(code, CANCELLED)
             self.assertLess(self.newest_step(), self.STEPS)
@@ -544,13 +794,68 @@ class BrokenOffTest(TrainBase):
         run = self.run_folders()[0]
         self.assertEqual(steps_of(run), [rows_of(run)[-1]["step"]])
 
+    def test_many_signals_lose_nothing(self):
+        """A terminal that closes, a shell and a scheduler may all ask at once, in the middle of the save."""
+        process = self.start("--ckpt-every", "100000", "--log-every", "1")
+        deadline = time.monotonic() + 60
+        while not (self.run_folders() and (self.run_folders()[0] / "log.csv").exists()) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        while process.poll() is None and time.monotonic() < deadline:
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                process.send_signal(number)
+            time.sleep(0.0005)
+        self.assertEqual(process.wait(timeout=60), CANCELLED)
+        run = self.run_folders()[0]
+        self.assertEqual(steps_of(run), [rows_of(run)[-1]["step"]])
+
+    def test_a_hangup_that_is_ignored_stays_ignored(self):
+        """As nohup leaves it."""
+        process = subprocess.Popen(["nohup", PROGRAM, *map(str, self.command("train", *SHAPE, *self.FLAGS))], cwd=self.work,
+                                   env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True)
+        self.addCleanup(process.communicate)
+        self.addCleanup(process.kill)
+        self.assertEqual(self.break_off(process, signal.SIGHUP, 0), 0)
+        self.assertEqual(max(steps_of(self.run_folders()[0])), self.STEPS)
+
+    def test_a_log_that_nobody_takes_stops_nothing(self):
+        """stderr on a full device, into a pipe that is closed, and closed: the run goes on to its end."""
+        words = " ".join(map(str, [PROGRAM, *self.command("train", *SHAPE, "--total-train-steps", "20", "--log-every", "1")]))
+        for redirection in ("2>/dev/full", "2> >(exec true)", "2>&-"):
+            with self.subTest(redirection=redirection):
+                done = subprocess.run(["bash", "-c", f"exec {words} {redirection}"], cwd=self.work, env=environment(),
+                                      stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, timeout=support.TIMEOUT)
+                self.assertEqual(done.returncode, 0)
+                self.assertEqual(steps_of(self.newest())[-1], 20)
+                self.assertEqual(len(rows_of(self.newest())), 20)
+
+    def test_a_log_on_a_full_disk_saves_the_state_first(self):
+        """The run's folder has room, its log has none."""
+        with support.small_disk(self, kilobytes=8) as disk:
+            (disk / "filler").write_bytes(b"x" * 4096)
+            run = self.work / "results/000-DiT-2x32-2"
+            process = self.start("--ckpt-every", "100000", "--log-every", "1")
+            deadline = time.monotonic() + 60
+            while not (run / "log.csv").exists() and time.monotonic() < deadline:
+                time.sleep(0.002)
+            (run / "link").symlink_to(disk / "log.txt")
+            (run / "link").rename(run / "log.txt")  # in one step: the run appends meanwhile
+            code = process.wait(timeout=60)
+            said = process.stderr.read().splitlines()[-1]
+        self.assertEqual(code, FAILED, said)
+        match = re.fullmatch(r"dydit: error: \S+/log\.txt: cannot append to it: No space left on device; the state of step "
+                             r"(\d+) is saved in \S+/000-DiT-2x32-2", said)
+        self.assertTrue(match, said)
+        self.assertEqual(steps_of(run), [int(match[1])])
+
     def test_a_full_disk_leaves_the_checkpoints_before(self):
         """Room for one checkpoint of about 1 MB and not for the second."""
         with support.small_disk(self, kilobytes=1700) as disk:
             result = self.run_program(*self.command("train", *SHAPE, "--total-train-steps", "3", "--ckpt-every", "1", "-q",
                                                     results=disk))
             self.assertEqual((result.returncode, result.stdout), (FAILED, ""), result.stderr)
-            self.assertRegex(result.stderr, r"^dydit: error: \S*0000002\.\S+ .*\n$")
+            self.assertRegex(result.stderr, r"^dydit: error: \S*0000002\.\S+ .*No space left on device; the newest "
+                             r"checkpoint is that of step 1\n$")
             run = next(disk.iterdir())
             self.assertEqual(steps_of(run), [1])
             support.load(run / "checkpoints/0000001.state")
@@ -618,6 +923,17 @@ class ProcessesTest(TrainBase):
             self.assertEqual(result.returncode, 0, result.stderr)
         self.same_run(self.newest("whole"), self.newest(), 8)
 
+    def test_gradients_of_several_messages_agree(self):
+        """More parameters than one message holds (2^20)."""
+        flags = ["--hidden", "160", "--depth", "3", "--heads", "4", "--patch", "4", "--total-train-steps", "4"]
+        alone = self.train(*flags, shape=[], results="alone")
+        result = self.mpirun(*self.command("train", *flags))
+        self.assertEqual(result.returncode, 0, result.stderr)
+        both, wanted = (tensors_of(run / "checkpoints/0000004.state")["exp_avg"] for run in (self.newest(), alone))
+        self.assertGreater(wanted.size, 1 << 20)
+        for part in np.array_split(np.arange(wanted.size), 8):  # a message that is not summed halves what it holds
+            self.assertLess(np.linalg.norm(both[part] - wanted[part]), 0.05 * np.linalg.norm(wanted[part]))
+
     def test_an_error_ends_all(self):
         result = self.mpirun(*self.command("train", *SHAPE, "--total-train-steps", "1", "--global-batch-size", "7"))
         self.assertEqual(result.returncode, USAGE, result.stderr)
@@ -649,6 +965,33 @@ class ProcessesTest(TrainBase):
                 self.fail("rank 0 met a full disk and the other rank waits for it for ever")
             self.assertEqual(result.returncode, FAILED, result.stderr)
             self.assertIn("dydit: error: ", result.stderr)
+
+
+class MpiModuleTest(TrainBase):
+    """Started by mpirun, but MPI's module beside the program is missing or another's."""
+
+    def refused_beside(self, module, *fragments):
+        program = pathlib.Path(shutil.copy(PROGRAM, self.work / "dydit"))
+        if module:
+            shutil.copy(module, self.work / "libdydit_mpi.so")
+        result = subprocess.run([program, *map(str, self.command("train", *SHAPE, "--total-train-steps", "1"))], cwd=self.work,
+                                env=environment({"PMI_SIZE": "1"}), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                                timeout=support.TIMEOUT)
+        self.assertEqual((result.returncode, result.stdout), (FAILED, ""), result.stderr)
+        self.assertRegex(result.stderr, r"^dydit: error: [^\n]*\n$")
+        for fragment in ("libdydit_mpi.so", *fragments):
+            self.assertIn(fragment, result.stderr)
+        self.assertFalse((self.work / "results").exists())
+
+    def test_no_module(self):
+        self.refused_beside(None, "cannot be loaded", "build with MPI")
+
+    def test_a_module_without_our_function(self):
+        libraries = [path for path in map(str.split, pathlib.Path("/proc/self/maps").read_text().splitlines())
+                     if len(path) > 5 and re.search(r"/lib(z|m|ffi|expat)[.-]", path[5])]
+        if not libraries:
+            self.skipTest("no small library in this process: NOT TESTED with another module")
+        self.refused_beside(libraries[0][5], "has no dydit_make_mpi_communicator", "another version")
 
 
 class BadTrainingInputTest(TrainBase):
@@ -709,11 +1052,14 @@ class BadTrainingInputTest(TrainBase):
     def test_more_classes_than_the_model_has(self):
         model = self.with_model()
         shutil.copytree(self.images / "red", self.images / "white")
-        self.refused(FAILED, "label 4", "classes 0 to 3", flags=model)
+        self.refused(FAILED, '1 of its 5 classes is no class of the model: "white"', flags=model)
+        self.refused(FAILED, "label 4", "classes 0 to 3", flags=model, more=[*self.ONE, "--match-classes", "position"])
 
-    def test_first_image_is_not_square(self):
-        (self.images / "blue/0.png").write_bytes(png_bytes(image("blue", 0)[:6]))
-        said = self.refused(FAILED, "8x6", "--image-size")
+    def test_images_of_no_common_square(self):
+        for name in CLASSES[:2]:
+            for path in (self.images / name).iterdir():
+                path.write_bytes(png_bytes(image(name, 0)[:6]))
+        said = self.refused(FAILED, "12 of 8x6, 12 of 8x8 pixels", "--image-size")
         self.assertIn("--image-size", self.run_program("train", "--help").stdout, said)
 
     def test_image_size_that_is_not_the_models(self):
@@ -766,11 +1112,47 @@ class BadTrainingInputTest(TrainBase):
         (self.images / "red/0.png").unlink()
         self.refused(FAILED, "was saved with data-images = 24", more=["--total-train-steps", "4", "--resume"])
 
+    def test_resume_with_other_data_of_the_same_size_names_it(self):
+        """One pixel, the name of a class, the class of an image."""
+        self.train("--total-train-steps", "2")
+        mine = self.work / "mine"
+        self.images.rename(mine)
+        for case, change, said in (
+                ("pixel", lambda data: (data / "red/3.png").write_bytes(png_bytes(image("red", 3) ^ 1)), "data-images-digest"),
+                ("names", lambda data: (data / "red").rename(data / "rose"), 'class-names[3] = "red", this run has "rose"'),
+                ("labels", lambda data: (data / "red/3.png").rename(data / "gray/9.png"), "data-images-digest")):
+            with self.subTest(case=case):
+                self.images = shutil.copytree(mine, self.work / case)
+                change(self.images)
+                self.refused(FAILED, "was saved with " + said, more=["--total-train-steps", "4", "--resume"])
+
+    def test_resume_from_another_start_names_it(self):
+        """Of the same shape, so that nothing else tells them apart."""
+        model = self.with_model()[1]
+        other = self.train("--total-train-steps", "1", results="other") / "checkpoints/0000001.safetensors"
+        for verb, train in (("train", lambda: self.train("--model", model, "--total-train-steps", "2", shape=[])),
+                            ("finetune", lambda: self.finetune(model, "--total-train-steps", "2"))):
+            shutil.rmtree(self.work / "results", ignore_errors=True)
+            train()
+            self.refused(FAILED, "was saved with start = ", "--model", verb=verb, flags=["--model", other],
+                         more=["--total-train-steps", "4", "--resume"])
+
     def test_resume_of_a_finetune_with_another_lambda(self):
         model = self.static_model()
         self.finetune(model, "--total-train-steps", "2")
         self.refused(FAILED, "was saved with lambda = 0.5", verb="finetune", flags=["--model", model],
                      more=["--total-train-steps", "4", "--resume", "--lambda", "0.7"])
+
+    def test_resume_of_a_finetune_that_began_otherwise(self):
+        """What has its effect at the start only is no flag without one: it must be that of the start."""
+        model = self.static_model()
+        self.finetune(model, "--total-train-steps", "2", "--router-bias", "3,4")
+        for flags, said in ((["--router-bias", "3,3"], "router-bias[1] = 4.0, this run has 3.0"),
+                            (["--router-bias", "3,4", "--importance", "none"], 'importance = "magnitude", this run has "none"')):
+            with self.subTest(flags=flags):
+                self.refused(FAILED, "was saved with " + said, verb="finetune", flags=["--model", model],
+                             more=["--total-train-steps", "4", "--resume", *flags])
+        self.finetune(model, "--total-train-steps", "4", "--router-bias", "3,4", "--resume")
 
     def test_resume_with_nothing_there(self):
         self.refused(USAGE, "--resume", "results holds no run", more=[*self.ONE, "--resume"])
@@ -783,7 +1165,7 @@ class BadTrainingInputTest(TrainBase):
 
     def test_steps_and_epochs(self):
         self.refused(USAGE, "--total-train-steps or --epochs", more=[])
-        self.refused(USAGE, "--total-train-steps or --epochs", more=[*self.ONE, "--epochs", "1"])
+        self.refused(USAGE, "--total-train-steps and --epochs: one excludes the other", more=[*self.ONE, "--epochs", "1"])
 
     def test_a_batch_that_cannot_be_cut(self):
         self.refused(USAGE, "--global-batch-size 8", "3 micro-batches", more=[*self.ONE, "--accumulate", "3"])

@@ -48,6 +48,11 @@ class DyditTest(unittest.TestCase):
         self.assertEqual((self.cifar.config["input_size"], self.cifar.class_names[3]), (32, "cat"))
         self.assertGreater(self.cifar.num_parameters, 9_000_000)
 
+    def test_classes_are_labels_or_names(self):
+        make = lambda classes: self.cifar.generate(classes=classes, steps=1, cfg_scale=1.0, seed=7)
+        for classes in (["cat", 8], ["cat", "ship"], "cat, ship", ["3,8"]):
+            self.assertTrue(torch.equal(make(classes), make([3, 8])), classes)
+
     def test_generate_is_the_programs(self):
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/x.safetensors"
@@ -102,6 +107,7 @@ class DyditTest(unittest.TestCase):
     def test_errors(self):
         x = torch.zeros(1, 3, 32, 32)
         for error, words, call in (
+            (ValueError, "'frgo' is unknown; nearest: 'frog'", lambda: self.cifar.generate(classes=["frgo"])),
             (ValueError, "class 10", lambda: self.cifar.generate(classes=[10])),
             (ValueError, "no class", lambda: self.cifar.generate(classes=[])),
             (ValueError, "ddpn", lambda: self.cifar.generate(sampler="ddpn")),

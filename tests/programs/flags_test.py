@@ -1,0 +1,395 @@
+"""No flag is accepted and without effect: every flag of every verb, as --help lists them, has a row here, and two runs
+that differ in it alone differ in what they print, write or refuse. And what a flag needs to have an effect is said."""
+
+import concurrent.futures
+import hashlib
+import json
+import pathlib
+import re
+import subprocess
+import tempfile
+
+import numpy as np
+
+import support
+from support import GOLDEN, TINY, ProgramTest
+
+FAILED, USAGE = 1, 2
+# What no two runs have in common.
+TIMES = {"seconds", "load_seconds", "ms_per_sample", "ms_low", "ms_high", "gflops", "peak_share", "peak_gflops", "peak_rss_mb",
+         "speedup", "realised_share", "images_per_second"}
+# Files whose bytes are a function of the flags; of others the name counts.
+EXACT = (".npz", ".safetensors", ".csv", ".svg", ".pt", "samples/0000002.png")
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {key: dict.fromkeys(inner, 0) if key == "all" and "operators" in key else without_times(inner)
+                for key, inner in value.items() if key not in TIMES}
+    return [without_times(inner) for inner in value] if isinstance(value, list) else value
+
+
+def shape_of(operators):
+    """Names of the operators and the number of blocks; the milliseconds differ."""
+    return {key: sorted(value) if isinstance(value, dict) else len(value) for key, value in operators.items()}
+
+
+def row(*given, base=None, env=None, bare=False):
+    """The flag's arguments; `base`: what both runs have instead of the verb's own; `bare`: without --json."""
+    return {"given": [str(word) for word in given], "base": base, "env": env or {}, "bare": bare}
+
+
+def common_rows(quiet_base=None, quiet_env=None):
+    return {"--help": row("--help"), "--config": row("--config", "no.toml"), "--json": row("--json", bare=True),
+            "--verbose": row("--verbose"), "--quiet": row("--quiet", base=quiet_base, env=quiet_env)}
+
+
+class FlagsBase(ProgramTest):
+    def setUp(self):
+        super().setUp()
+        self.accounts = {}
+        self.shared = self.work / "shared"
+        self.shared.mkdir()
+        self.write("shared/no.toml", "no-flag = 1\n")
+        self.names = self.write("shared/names.txt", "".join(f"class {i}\n" for i in range(self.classes)))
+
+    classes = 8
+
+    def listed(self, verb):
+        """The first long name of each flag."""
+        said = self.run_ok(verb, "--help") if verb != "generate" else self.run_program(verb, "--help").stdout
+        names = re.findall(r"^  (-[^ ]+)", said, re.MULTILINE)
+        return {next(name for name in line.split(",") if name.startswith("--")) for line in names}
+
+    def account(self, args, env, bare):
+        """All that a run in an empty folder says and leaves, without times."""
+        with tempfile.TemporaryDirectory(dir=self.work) as folder:
+            words = [*map(str, args), *([] if bare or "--json" in args else ["--json"])]
+            words = [str(self.shared / word) if (self.shared / word).is_file() else word for word in words]
+            done = subprocess.run([support.PROGRAM, *words], cwd=folder, env=support.environment(env),
+                                  stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=support.TIMEOUT)
+            said = done.stdout
+            if said.startswith("{"):
+                told = json.loads(said)
+                for model in ("static", "dynamic"):
+                    if "operators" in told.get(model, {}):
+                        told[model]["operators"] = shape_of(told[model]["operators"])
+                said = without_times(told)
+            else:
+                said = re.sub(r"\d+\.\d+ ?(s|%|images)", "#", said)
+            lines = [re.sub(r"Sec: [\d.]+", "", line) for line in done.stderr.splitlines() if " s left" not in line]
+            files = {}
+            for path in sorted(pathlib.Path(folder).rglob("*")):
+                name = re.sub(r"tfevents.*", "tfevents", str(path.relative_to(folder)))
+                content = path.read_bytes() if path.is_file() and name.endswith(EXACT) else b""
+                if name.endswith("log.csv"):
+                    content = str(content.count(b"\n")).encode()
+                if name.endswith(".safetensors") and content:
+                    content = support.header(path)[1]  # the record beside the tensors has times
+                files[name] = hashlib.sha256(content).hexdigest()
+            return done.returncode, said, lines, files
+
+    def accounts_of(self, runs):
+        """[(args, env, bare)] -> their accounts, each run once, two at a time."""
+        keys = [json.dumps([list(map(str, args)), env, bare]) for args, env, bare in runs]
+        new = {key: run for key, run in zip(keys, runs) if key not in self.accounts}
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            for key, account in zip(new, pool.map(lambda run: self.account(*run), new.values())):
+                self.accounts[key] = account
+        return [self.accounts[key] for key in keys]
+
+    def check(self, verb, base, rows):
+        self.assertEqual(self.listed(verb), set(rows), "a flag of --help without a row here, or a row without a flag")
+        pairs = []
+        for entry in rows.values():
+            start = [verb, *(base if entry["base"] is None else entry["base"])]
+            given = entry["given"]
+            without = start
+            if given and given[0] in start:  # its value differs
+                at = start.index(given[0])
+                without, start = start, start[:at] + start[at + 2:]
+            pairs += [(without, entry["env"], entry["bare"]), ([*start, *given], entry["env"], entry["bare"])]
+        found = self.accounts_of(pairs)
+        for name, before, after in zip(rows, found[::2], found[1::2]):
+            self.assertNotEqual(before, after, f"{verb} {name} has no effect")
+        again = self.account([verb, *base], {}, False)
+        self.assertEqual(self.accounts_of([([verb, *base], {}, False)])[0], again, "two equal runs differ: what is compared?")
+        self.assertEqual(again[0], 0, again)
+
+    def pixel_model(self):
+        """The golden DyDiT cut to three channels."""
+        tensors, metadata = support.load(TINY)
+        config = json.loads(metadata["config"])
+        tensors["x_embedder.proj.weight"] = tensors["x_embedder.proj.weight"][:, :3]
+        for name in ("weight", "bias"):  # rows (p, q, eps and variance of 4 channels)
+            old = tensors[f"final_layer.linear.{name}"]
+            tensors[f"final_layer.linear.{name}"] = old.reshape(4, 2, 4, *old.shape[1:])[:, :, :3].reshape(
+                24, *old.shape[1:]) * np.float32(0.01)
+        self.classes = config["num_classes"]
+        return self.save("shared/pixels.safetensors", tensors, {"config": json.dumps({**config, "in_channels": 3})})
+
+    def static_model(self, model):
+        self.run_ok("convert", model, self.shared / "static.safetensors", "--to", "static")
+        return self.shared / "static.safetensors"
+
+    def images(self, name, side=8, level=40):
+        for index, folder in enumerate(("dark", "light")):
+            (self.shared / name / folder).mkdir(parents=True)
+            for i in range(4):
+                ramp = (np.arange(side * side * 3) * (7 + i) % 200 + level + index * 10).astype(np.uint8)
+                self.write(f"shared/{name}/{folder}/{i}.png", support.png_bytes(ramp.reshape(side, side, 3)))
+        return self.shared / name
+
+
+MODEL = {"--num-heads": row("--num-heads", "4"), "--weights": row("--weights", "none"), "--device": row("--device", "cuda"), "--threads": row("--threads", "2")}
+
+
+class GenerateFlagsTest(FlagsBase):
+    def test_every_flag(self):
+        model = self.pixel_model()
+        names = self.write("shared/names.txt", "".join(f"class {i}\n" for i in range(self.classes)))
+        base = ["--model", model, "--steps", "3", "--dtype", "f32", "--npz", "x.npz"]
+        ddim = [*base, "--sampler", "ddim"]
+        self.check("generate", base, {
+            **common_rows(), **MODEL,
+            "--model": row("--model", self.static_model(model)), "--dtype": row("--dtype", "bf16"),
+            "--engine": row("--engine", "reference"), "--classes": row("--classes", "3"),
+            "--class-names": row("--class-names", names), "--num-images": row("--num-images", "2"),
+            "--steps": row("--steps", "2"), "--timesteps": row("--timesteps", "9,500", base=[*base[:2], *base[4:]]),
+            "--sampler": row("--sampler", "dpm++"), "--eta": row("--eta", "0.5", base=ddim),
+            "--cfg-scale": row("--cfg-scale", "2"), "--cfg-channels": row("--cfg-channels", "1"),
+            "--seed": row("--seed", "1"), "--noise": row("--noise", "torch"), "--batch": row("--batch", "2"),
+            "--mode": row("--mode", "static"), "--out": row("--out", "a.png"), "--npz": row("--npz", "y.npz"),
+            "--latents": row("--latents", "x.safetensors"), "--preview-every": row("--preview-every", "1", base=[*base, "--out", "a.png"]),
+            "--cost-map": row("--cost-map", "map.png")})
+
+
+class ModelFilesFlagsTest(FlagsBase):
+    """inspect, convert and verify."""
+
+    def test_every_flag_of_inspect(self):
+        png = self.write("shared/x.png", support.tiny_png())
+        self.check("inspect", [TINY], {
+            **common_rows(quiet_base=[png], quiet_env={"DYDIT_PLAN_STEPS": "3"}), "--num-heads": row("--num-heads", "4"),
+            "--weights": MODEL["--weights"], "--plan-steps": row("--plan-steps", "3"), "--svg": row("--svg", "a.svg"), "--csv": row("--csv", "a.csv")})
+
+    def test_every_flag_of_convert(self):
+        self.pixel_model()
+        names = self.write("shared/names.txt", "".join(f"class {i}\n" for i in range(self.classes)))
+        static = [self.static_model(TINY), "x.safetensors"]
+        self.check("convert", [TINY, "x.pt"], {
+            **common_rows(quiet_env={"DYDIT_SEED": "3"}), "--num-heads": row("--num-heads", "4"),
+            "--weights": MODEL["--weights"], "--dtype": row("--dtype", "bf16"), "--to": row("--to", "static"), "--semantics": row("--semantics", "diffusers"),
+            "--seed": row("--seed", "1", base=[*static, "--to", "dynamic"]), "--class-names": row("--class-names", names)})
+
+    def test_every_flag_of_verify(self):
+        base = ["--model", TINY, "--reference", GOLDEN / "forward.safetensors"]
+        self.check("verify", base, {
+            **common_rows(), **MODEL, "--model": row("--model", support.CIFAR), "--dtype": row("--dtype", "bf16"),
+            "--engine": row("--engine", "cpu"), "--reference": row("--reference", TINY)})
+
+
+class BenchFlagsTest(FlagsBase):
+    def test_every_flag(self):
+        base = ["--model", TINY, "--steps", "1", "--repeats", "1", "--batch", "1"]
+        size = ["--size", "DiT-S/8", "--steps", "1", "--repeats", "1", "--batch", "1"]
+        self.check("bench", base, {
+            **common_rows(), "--num-heads": MODEL["--num-heads"], "--threads": MODEL["--threads"],
+            "--weights": MODEL["--weights"], "--model": row("--model", self.pixel_model()), "--dtype": row("--dtype", "f32", base=[*base, "--dtype", "bf16"]),
+            "--engine": row("--engine", "reference"), "--size": row("--size", "odd", base=base[2:]),
+            "--input-size": row("--input-size", "16", base=size), "--batch": row("--batch", "2"),
+            "--heads": row("--heads", "0.3"), "--groups": row("--groups", "0.3"), "--tokens": row("--tokens", "0.3"),
+            "--steps": row("--steps", "2"), "--repeats": row("--repeats", "2"), "--run": row("--run"),
+            "--sampler": row("--sampler", "ddpm"), "--cfg-scale": row("--cfg-scale", "1", base=[*base, "--run"]),
+            "--profile": row("--profile"), "--csv": row("--csv", "a.csv")})
+
+
+class EvaluateFlagsTest(FlagsBase):
+    def test_every_flag(self):
+        model, images = self.pixel_model(), self.images("images", side=16)
+        split = self.images("deep/test", side=16).parent
+        self.images("deep/train", side=16)
+        other = self.images("other", side=16, level=20)
+        base = ["--loss", "--model", model, "--data-path", images, "--seeds", "1", "--dtype", "f32"]
+        self.check("evaluate", base, {
+            **common_rows(), **MODEL, "--model": row("--model", self.static_model(model)), "--dtype": row("--dtype", "bf16"),
+            "--engine": row("--engine", "reference"), "--loss": row("--loss", base=base[1:]),
+            "--data-path": row("--data-path", other),
+            "--split": row("--split", "test", base=[*base[:3], "--data-path", split, *base[5:]]),
+            "--match-classes": row("--match-classes", "position", base=[*base[:3], "--data-path", other, *base[5:]]),
+            "--images": row("--images", "2"), "--seed": row("--seed", "1"), "--seeds": row("--seeds", "2"),
+            "--batch": row("--batch", "2"), "--mode": row("--mode", "static"), "--csv": row("--csv", "a.csv")})
+
+
+class TrainFlagsBase(FlagsBase):
+    def data_rows(self, base):
+        """Flags that train and finetune share; `base` has two steps."""
+        broken, split = self.images("broken"), self.images("deep/train").parent
+        self.images("deep/test")
+        self.write("shared/broken/dark/9.png", support.tiny_png()[:40])
+        grids = [*base, "--sample-every", "2", "--lr", "0.1", "--ema-decay", "0"]
+        steps = base.index("--total-train-steps")
+        without_steps = base[:steps] + base[steps + 2:]
+        elsewhere = lambda path: [path if word == self.data else word for word in base]
+        return {
+            **common_rows(), "--device": MODEL["--device"], "--threads": MODEL["--threads"],
+            "--data-path": row("--data-path", self.images("other", level=10)),
+            "--split": row("--split", "train", base=elsewhere(split)), "--image-size": row("--image-size", "4"),
+            "--skip-broken": row("--skip-broken", base=elsewhere(broken)), "--results-dir": row("--results-dir", "there"),
+            "--resume": row("--resume"), "--match-classes": row("--match-classes", "number", base=self.start),
+            "--total-train-steps": row("--total-train-steps", "3"),
+            "--epochs": row("--epochs", "1", base=without_steps), "--global-batch-size": row("--global-batch-size", "8"),
+            "--accumulate": row("--accumulate", "2"), "--lr": row("--lr", "0.01"), "--warmup-step": row("--warmup-step", "5"),
+            "--weight-decay": row("--weight-decay", "0.1"), "--clip-grad": row("--clip-grad", "0.001"),
+            "--skip-norm": row("--skip-norm", "1e-9"), "--ema-decay": row("--ema-decay", "0.5"),
+            "--label-dropout": row("--label-dropout", "0.9"), "--flip": row("--flip", "off"), "--dtype": row("--dtype", "bf16"),
+            "--global-seed": row("--global-seed", "1"), "--log-every": row("--log-every", "1"),
+            "--ckpt-every": row("--ckpt-every", "1"), "--keep-last": row("--keep-last", "1", base=[*base, "--ckpt-every", "1"]),
+            "--keep-every": row("--keep-every", "1", base=[*base, "--ckpt-every", "1", "--keep-last", "1"]),
+            "--sample-every": row("--sample-every", "2"), "--sample-steps": row("--sample-steps", "3", base=grids),
+            "--sample-cfg-scale": row("--sample-cfg-scale", "900", base=grids), "--num-heads": row("--num-heads", "4", base=self.start),
+            "--weights": row("--weights", "none", base=self.start)}
+
+    def prepare(self):
+        self.data = self.images("images")
+        self.options = ["--data-path", self.data, "--total-train-steps", "2", "--global-batch-size", "4", "--dtype", "f32"]
+        self.sizes = ["--hidden", "16", "--depth", "1", "--heads", "2", "--patch", "4"]
+        self.run_ok("train", *self.options, *self.sizes, "--results-dir", self.work / "start")
+        self.model = next((self.work / "start").glob("*/checkpoints/*.safetensors"))
+        self.start = ["--model", self.model, *self.options]
+
+
+class TrainFlagsTest(TrainFlagsBase):
+    def test_every_flag(self):
+        self.prepare()
+        base = [*self.options, *self.sizes]
+        self.check("train", base, {
+            **self.data_rows(base), "--model": row("--model", self.model, base=self.options),
+            "--size": row("--size", "odd", base=self.options), "--hidden": row("--hidden", "32"),
+            "--depth": row("--depth", "2"), "--heads": row("--heads", "4"), "--patch": row("--patch", "2")})
+
+
+class FinetuneFlagsTest(TrainFlagsBase):
+    def test_every_flag(self):
+        self.prepare()
+        other = self.shared / "other.safetensors"
+        self.run_ok("convert", self.model, other, "--dtype", "bf16")
+        base = [*self.start, "--router-bias", "1,1"]
+        self.check("finetune", base, {
+            **self.data_rows(base), "--model": row("--model", other), "--lambda": row("--lambda", "0.3"),
+            "--router-bias": row("--router-bias", "2,2"), "--router-lr-scale": row("--router-lr-scale", "9"),
+            "--importance": row("--importance", "none"), "--anneal-start": row("--anneal-start", "0"),
+            "--anneal-steps": row("--anneal-steps", "2"), "--complete-steps": row("--complete-steps", "2"),
+            "--gates": row("--gates", "soft"), "--tdw": row("--tdw", "off"), "--sdt": row("--sdt", "off"),
+            "--gate-rule": row("--gate-rule", "capacity"), "--static": row("--static", base=self.start)})
+
+
+class VainTest(FlagsBase):
+    """A flag that would have no effect is refused; a variable, which is for many runs, is passed over and told."""
+
+    def test_flags_that_need_others(self):
+        model = self.pixel_model()
+        static = self.static_model(model)
+        png = self.write("x.png", support.tiny_png())
+        np.savez(self.work / "x.npz", arr_0=np.zeros((1, 2, 2, 3), np.uint8))
+        data = self.images("images")
+        make = ["generate", "--model", model, "--steps", "1"]
+        train = ["train", "--data-path", data, "--total-train-steps", "1"]
+        tune = ["finetune", "--static", "--model", static, "--data-path", data, "--total-train-steps", "1"]
+        bench = ["bench", "--steps", "1"]
+        for args, flag, value, what in (
+                (make, "--eta", "0", "--sampler ddim"), ([*make, "--cfg-scale", "1"], "--cfg-channels", "2", "--cfg-scale above 1"),
+                (["generate", "--model", static], "--mode", "dynamic", "static DiT"),
+                (["generate", "--model", static], "--cost-map", "m.png", "token routers"),
+                ([*make, "--mode", "static"], "--cost-map", "m.png", "--mode dynamic"),
+                (["inspect", png], "--svg", "a.svg", "x.png is none"), (["inspect", png], "--csv", "a.csv", "checkpoint"),
+                (["inspect", png], "--num-heads", "2", "checkpoint"), (["inspect", "x.npz"], "--plan-steps", "9", "checkpoint"),
+                (["inspect", static], "--plan-steps", "9", "static DiT"),
+                (["convert", model, "y.safetensors"], "--seed", "1", "--to dynamic"),
+                (["convert", static, "folder/"], "--class-names", "n.txt", ".safetensors"),
+                (["convert", static, "folder/"], "--semantics", "original", "diffusers"),
+                (train, "--num-heads", "2", "--model"), ([*train, "--size", "DiT-S/2"], "--hidden", "8", "--size"),
+                ([*train, "--model", static], "--depth", "1", "--model"), (train, "--sample-steps", "2", "--sample-every"),
+                (train, "--sample-cfg-scale", "2", "--sample-every"), (tune, "--lambda", "0.4", "--static"),
+                (tune, "--gates", "hard", "--static"), (tune, "--gate-rule", "capacity", "--static"),
+                (tune, "--tdw", "on", "--static"), (tune, "--sdt", "on", "--static"), (tune, "--router-bias", "1,1", "--static"),
+                (tune, "--router-lr-scale", "2", "--static"), (tune, "--anneal-start", "1", "--static"),
+                (tune, "--anneal-steps", "2", "--static"), (tune, "--complete-steps", "1", "--static"),
+                ([*bench, "--model", model], "--cfg-scale", "2", "--run"), ([*bench, "--model", model], "--input-size", "8", "--size"),
+                ([*bench, "--size", "DiT-S/8"], "--num-heads", "2", "--model"),
+                (["evaluate", "--loss", "--data-path", data, "--model", static], "--mode", "dynamic", "static DiT")):
+            self.expect_error([*args, flag, value], USAGE, f"{flag} {value}: needs ", what)
+        self.expect_error([*bench, "--model", model, "--run", "--profile"], USAGE, "--profile: needs forwards")
+        self.expect_error([*bench, "--model", model, "--engine", "reference", "--profile"], USAGE, "--profile: needs")
+
+    def test_flags_that_exclude_others(self):
+        data = ["--data-path", self.images("images")]
+        for args in (["generate", "--model", TINY, "--steps", "2", "--timesteps", "5"],
+                     ["generate", "--model", TINY, "--quiet", "--verbose"],
+                     ["bench", "--model", TINY, "--size", "DiT-S/2"], ["train", *data, "--model", TINY, "--size", "DiT-S/2"],
+                     ["train", *data, "--total-train-steps", "2", "--epochs", "1"]):
+            said = self.expect_error(args, USAGE, "give one of them", quiet=False)
+            for flag in args[-4::2] if "--quiet" not in args else args[-2:]:
+                self.assertIn(str(flag), said)
+
+    def test_a_file_counts_as_a_flag(self):
+        path = self.write("run.toml", "eta = 0.5\n")
+        self.expect_error(["generate", "--model", TINY, "--config", path], USAGE, "run.toml: --eta 0.5: needs --sampler ddim")
+
+    def test_a_variable_is_passed_over(self):
+        flags = ["generate", "--model", TINY, "--latents", "x.safetensors", "--steps", "1", "--cfg-scale", "1"]
+        plain = self.run_json(*flags)
+        result = self.run_program(*flags, env={"DYDIT_ETA": "0.5", "DYDIT_CFG_CHANNELS": "1", "DYDIT_TIMESTEPS": "5"})
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for told in ("passed over: --eta 0.5 (DYDIT_ETA): needs --sampler ddim", "--cfg-channels 1 (DYDIT_CFG_CHANNELS)",
+                     "--timesteps 5 (DYDIT_TIMESTEPS): --steps is given"):
+            self.assertIn(told, result.stderr)
+        again = self.run_json(*flags, env={"DYDIT_ETA": "0.5", "DYDIT_CFG_CHANNELS": "1", "DYDIT_TIMESTEPS": "5"})
+        for key in ("eta", "cfg_channels", "steps", "spacing"):
+            self.assertEqual(plain[key], again[key])
+
+    def test_a_variable_yields_to_the_flag_that_excludes_it(self):
+        run = self.run_json("generate", "--model", TINY, "--latents", "x.safetensors", "--timesteps", "9,4", env={"DYDIT_STEPS": "7"})
+        self.assertEqual((run["steps"], run["timesteps"]), (2, [9, 4]))
+
+    def test_more_classes_than_images_are_told(self):
+        said = self.run_program("generate", "--model", TINY, "--latents", "x.safetensors", "--steps", "1", "--classes", "1,2,3", "-n", "1")
+        self.assertIn("passed over: the last 2 of 3 classes", said.stderr)
+
+
+class NumbersTest(FlagsBase):
+    """Every number of every verb goes through one door."""
+
+    WORDS = ("nan", "inf", "-inf", "1e999", "", " 1", "1 ", "1x", "0x1", "1;5", "--5", "1_0", "NaN", "infinity")
+
+    def test_every_number(self):
+        positions = {"inspect": [TINY], "convert": [TINY, "x.safetensors"]}
+        for verb in ("generate", "inspect", "verify", "convert", "train", "finetune", "bench", "evaluate"):
+            said = self.run_program(verb, "--help").stdout
+            numbers = re.findall(r"^  (?:-\w,)?(--[a-z-]+)[^ ]* (INT|FLOAT|UINT)", said, re.MULTILINE)
+            self.assertTrue(numbers, verb)
+            for flag, kind in numbers:
+                own = {"INT": ("1.5", "1e1", "-1.5"), "UINT": ("-1", "99999999999999999999999"), "FLOAT": ("1e-9999",)}[kind]
+                # A word each, another for every flag; NaN is what ranges let through.
+                words = own + self.WORDS
+                for word in {words[sum(map(ord, verb + flag)) % len(words)], "nan" if kind == "FLOAT" else own[0]}:
+                    with self.subTest(verb=verb, flag=flag, word=word):
+                        self.expect_error([verb, *positions.get(verb, []), f"{flag}={word}"], USAGE, flag)
+
+    def test_whole_numbers_are_neither_wrapped_nor_cut(self):
+        evaluate = ["evaluate", "--loss", "--model", TINY, "--data-path", "images"]
+        train = ["train", "--data-path", "images", "--size", "DiT-S/2", "--total-train-steps", "1"]
+        for args, flag in ((["convert", TINY, "x.pt", "--to", "dynamic"], "--seed"), (evaluate, "--seed"), (train, "--seed"),
+                           (["generate", "--model", TINY], "--seed")):
+            for value in ("-1", "18446744073709551616", "1e3"):
+                self.expect_error([*args, f"{flag}={value}"], USAGE, "seed", value, "0 to 18446744073709551615")
+        self.expect_error([*train, "--keep-last=4294967297"], USAGE, "--keep-last", "4294967297")
+
+    def test_leading_zeros_and_signs_are_decimal(self):
+        run = self.run_json("generate", "--model", TINY, "--latents", "x.safetensors", "--steps", "010", "--seed=+7",
+                            "--cfg-scale", "1.50")
+        self.assertEqual((run["steps"], run["seed"], run["cfg_scale"]), (10, 7, 1.5))
+
+
+if __name__ == "__main__":
+    support.main()
