@@ -38,7 +38,7 @@ that is called 10. Images record labels, so the command that `inspect` prints ma
 pixels a side, which is what can be read again.
 
 Decisions and progress go to stderr, results to stdout. Exit status: 0 done, 1 failed, 2 usage, 130 cancelled (a verb that
-cannot stop half-way, and any at the second signal, dies of SIGINT, SIGTERM or SIGHUP itself).
+cannot stop half-way, and any but a training run, which is saving, at the second signal, dies of SIGINT, SIGTERM or SIGHUP itself).
 
 A closed stream is as good as /dev/null, and what stderr does not take is dropped; a result that stdout does not take is
 exit status 1. `--out /dev/stdout` (`--csv`, `--latents`, `/dev/fd/N` likewise) writes to the stream from where it stands and has

@@ -34,8 +34,8 @@ TIMEOUT = 120
 
 
 def environment(extra=None):
-    """Ours without DYDIT_*, one thread (ctest runs tests side by side), and `extra`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("DYDIT_")}
+    """Ours without DYDIT_* but DYDIT_ISA, which caps the whole suite, one thread (tests run side by side), `extra`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DYDIT_") or name == "DYDIT_ISA"}
     return {**kept, "DYDIT_THREADS": "1", **(extra or {})}
 
 
