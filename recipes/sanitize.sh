@@ -53,7 +53,7 @@ for part in "${parts[@]}"; do
       grep ' cancels: ' "$logs/threads.log" || true
       ;;
     memory)
-      build asan io_tests core_tests engine_tests data_tests train_tests cancel_tests
+      build asan io_tests core_tests checkpoint_tests engine_tests data_tests train_tests cancel_tests
       logged memory ctest --preset asan -L unit -E '^(House|program|install|fuzz)\.'
       ;;
     heap)

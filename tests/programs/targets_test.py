@@ -194,6 +194,15 @@ class RunningBase(TargetsBase):
 class SignalTest(RunningBase):
     """A signal in the middle of writing leaves no temporary file and the old target."""
 
+    def is_writing(self):
+        for path in self.temporaries():
+            try:
+                if path.stat().st_size > 0:
+                    return True
+            except FileNotFoundError:  # the one with which the target was tried
+                pass
+        return False
+
     def expect_ended(self, process, *signals):
         for number in signals:
             process.send_signal(number)
@@ -208,7 +217,7 @@ class SignalTest(RunningBase):
             self.write(target, "old")
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 process = self.start("convert", model, target)
-                self.stop_at(process, lambda: any(path.stat().st_size > 0 for path in self.temporaries()))
+                self.stop_at(process, self.is_writing)
                 self.expect_ended(process, number)
                 self.assertEqual((self.work / target).read_text(), "old")
 
