@@ -170,7 +170,7 @@ TEST(CpuEngine, ComputesAdaLNOfNoMoreStepsAheadThanFit64MB) {
 // Memory that runs out at any moment of a forward is an exception, on whichever thread, and the next forward
 // is as if nothing had been.
 TEST(CpuEngine, SurvivesThatMemoryRunsOutAtAnyMoment) {
-  for (const auto [rows, warm] : {std::pair{1, false}, {5, false}, {5, true}}) {
+  for (const auto& [rows, warm] : {std::pair{1, false}, {5, false}, {5, true}}) {
     const Checkpoint checkpoint = test::random_checkpoint(test::tiny_config());
     const test::Inputs inputs = test::random_inputs(checkpoint.config, rows);
     const at::Tensor wanted =
