@@ -22,7 +22,8 @@
 #include "dydit/diffusion/sampler.h"   // choose_timesteps, reverse_step, sample
 #include "dydit/diffusion/schedule.h"  // linear_betas, even_timesteps
 #include "dydit/engine/engine.h"       // make_engine, Engine::forward, Work
-#include "dydit/io/png.h"              // write_png, make_grid
+#include "dydit/io/image.h"            // Image, make_grid
+#include "dydit/io/png.h"              // write_png
 #include "dydit/model/checkpoint.h"    // load_checkpoint, save_checkpoint
 #include "dydit/model/config.h"        // DiTConfig
 #include "dydit/model/macs.h"          // multiply-adds of a model

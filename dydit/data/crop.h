@@ -1,7 +1,7 @@
 // ADM's centre crop, in PIL's integers: the same bytes as guided-diffusion's center_crop_arr.
 #pragma once
 
-#include "dydit/io/png.h"
+#include "dydit/io/image.h"
 
 namespace dydit {
 

@@ -1,5 +1,5 @@
-// Pictures in memory to 8-bit gray or RGB, told by content. The size is judged before the pixels are
-// allocated.
+// The picture in memory, 8-bit gray or RGB: from a file's bytes, told by content, its size judged before the
+// pixels are allocated; channels; grids.
 #pragma once
 
 #include <cstddef>
@@ -7,11 +7,18 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "dydit/base/error.h"
-#include "dydit/io/png.h"
 
 namespace dydit {
+
+struct Image {
+  int height = 0;
+  int width = 0;
+  int channels = 3;             // 1 gray, 3 RGB
+  std::vector<uint8_t> pixels;  // (height, width, channels), row-major
+};
 
 /// What a picture's header says, its pixels unread.
 struct ImageHeader {
@@ -45,6 +52,12 @@ Image decode_image(std::span<const std::byte> bytes, const std::string& name, in
 /// The same with 1 or 3 channels: gray from RGB by ITU-R 601-2 luma in PIL's integers, RGB from gray by
 /// repeating it.
 Image with_channels(Image image, int channels);
+
+inline constexpr int kGridPadding = 2;
+
+/// torchvision's make_grid on equally sized images: `columns` a row, kGridPadding of black around each; a
+/// single image is returned as it is. Gray stays gray.
+Image make_grid(std::span<const Image> images, int columns);
 
 /// How the readers of one kind decode.
 struct DecodeOptions {

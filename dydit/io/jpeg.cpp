@@ -15,7 +15,6 @@
 
 #include "dydit/base/error.h"
 #include "dydit/io/exif.h"
-#include "dydit/io/image.h"
 #include "dydit/io/text.h"
 
 namespace dydit {

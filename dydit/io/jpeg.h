@@ -6,12 +6,9 @@
 #include <span>
 #include <string>
 
-#include "dydit/io/png.h"
+#include "dydit/io/image.h"
 
 namespace dydit {
-
-struct DecodeOptions;  // dydit/io/image.h
-struct ImageHeader;
 
 bool is_jpeg(std::span<const std::byte> bytes);
 

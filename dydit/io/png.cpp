@@ -6,7 +6,6 @@
 #include <array>
 #include <csetjmp>
 #include <cstring>
-#include <limits>
 
 #include <png.h>
 
@@ -14,7 +13,6 @@
 #include "dydit/io/bytes.h"
 #include "dydit/io/exif.h"
 #include "dydit/io/file.h"
-#include "dydit/io/image.h"
 #include "dydit/io/text.h"
 
 namespace dydit {
@@ -359,43 +357,6 @@ Image parse_png(std::span<const std::byte> bytes, const std::string& name, const
                              turned ? &turn : nullptr, row.data()}));
   if (swaps_sides(options.orientation)) std::swap(image.height, image.width);
   return image;
-}
-
-Image make_grid(std::span<const Image> images, int columns) {
-  DYDIT_CHECK(!images.empty() && columns > 0,
-              "grid of {} images in {} columns: at least one of each is wanted", images.size(), columns);
-  const Image& first = images.front();
-  for (const Image& image : images) {
-    const bool same =
-        image.height == first.height && image.width == first.width && image.channels == first.channels;
-    DYDIT_CHECK(same && image.pixels.size() == first.pixels.size(),
-                "grid: images must be of one size, got {}x{}x{} and {}x{}x{}", first.height, first.width,
-                first.channels, image.height, image.width, image.channels);
-  }
-  if (images.size() == 1) return first;
-
-  const size_t across = std::min(images.size(), static_cast<size_t>(columns));
-  const size_t down = (images.size() + across - 1) / across;
-  const size_t cell_width = static_cast<size_t>(first.width) + kGridPadding;
-  const size_t cell_height = static_cast<size_t>(first.height) + kGridPadding;
-  const size_t width = across * cell_width + kGridPadding;
-  const size_t height = down * cell_height + kGridPadding;
-  constexpr size_t kMax = std::numeric_limits<int>::max();
-  DYDIT_CHECK(width <= kMax && height <= kMax, "grid of {}x{} pixels is too large; make it of fewer images",
-              width, height);
-  const auto channels = static_cast<size_t>(first.channels);
-  const size_t row_bytes = static_cast<size_t>(first.width) * channels;
-  Image grid{static_cast<int>(height), static_cast<int>(width), first.channels,
-             std::vector<uint8_t>(width * height * channels, 0)};
-  for (size_t i = 0; i < images.size(); ++i) {
-    const size_t left = i % across * cell_width + kGridPadding;
-    const size_t top = i / across * cell_height + kGridPadding;
-    for (size_t row = 0; row < static_cast<size_t>(first.height); ++row) {
-      std::memcpy(grid.pixels.data() + ((top + row) * width + left) * channels,
-                  images[i].pixels.data() + row * row_bytes, row_bytes);
-    }
-  }
-  return grid;
 }
 
 }  // namespace dydit

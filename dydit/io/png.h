@@ -2,22 +2,15 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <optional>
 #include <span>
 #include <string>
-#include <vector>
+
+#include "dydit/io/image.h"
 
 namespace dydit {
-
-struct Image {
-  int height = 0;
-  int width = 0;
-  int channels = 3;             // 1 gray, 3 RGB
-  std::vector<uint8_t> pixels;  // (height, width, channels), row-major
-};
 
 using PngText = std::map<std::string, std::string>;
 
@@ -41,9 +34,6 @@ struct PngInfo {
 PngInfo read_png_info(const std::filesystem::path& path);
 PngInfo parse_png_info(std::span<const std::byte> bytes, const std::string& name);
 
-struct DecodeOptions;  // dydit/io/image.h
-struct ImageHeader;
-
 /// Size, colours, alpha and EXIF orientation (eXIf); nothing when the file does not begin with its header.
 std::optional<ImageHeader> parse_png_header(std::span<const std::byte> bytes);
 
@@ -51,11 +41,5 @@ std::optional<ImageHeader> parse_png_header(std::span<const std::byte> bytes);
 /// 16 bits cut to the upper 8, alpha is dropped. Throws Error that names the file: broken, cut short, too
 /// large (check_image_size).
 Image parse_png(std::span<const std::byte> bytes, const std::string& name, const DecodeOptions& options);
-
-inline constexpr int kGridPadding = 2;
-
-/// torchvision's make_grid on equally sized images: `columns` a row, kGridPadding of black around each; a
-/// single image is returned as it is. Gray stays gray.
-Image make_grid(std::span<const Image> images, int columns);
 
 }  // namespace dydit

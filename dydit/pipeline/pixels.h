@@ -3,7 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "dydit/io/png.h"
+#include "dydit/io/image.h"
 
 namespace dydit {
 

@@ -1,4 +1,5 @@
-// PNG and JPEG decode to what PIL gives, and what is broken, hostile or of another kind is named.
+// PNG and JPEG decode to what PIL gives, and what is broken, hostile or of another kind is named; grids lie
+// as torchvision lays them.
 #include "dydit/io/image.h"
 
 #include <algorithm>
@@ -219,6 +220,37 @@ TEST(WithChannels, LumaEqualsPil) {
 
 TEST(WithChannels, GrayIsRepeated) {
   EXPECT_EQ(with_channels(Image{1, 2, 1, {3, 9}}, 3).pixels, (std::vector<uint8_t>{3, 3, 3, 9, 9, 9}));
+}
+
+Image numbered_image(int height, int width, int channels) {
+  Image image{height, width, channels, {}};
+  for (int i = 0; i < height * width * channels; ++i) image.pixels.push_back(static_cast<uint8_t>(i * 7));
+  return image;
+}
+
+TEST(MakeGrid, LeavesTwoBlackPixelsAroundEachImage) {
+  const std::vector<Image> images(3, Image{1, 1, 1, {9}});
+  const Image grid = make_grid(images, 2);
+  EXPECT_EQ(grid.width, 8);
+  EXPECT_EQ(grid.height, 8);
+  std::vector<uint8_t> expected(64, 0);
+  expected[2 * 8 + 2] = expected[2 * 8 + 5] = expected[5 * 8 + 2] = 9;
+  EXPECT_EQ(grid.pixels, expected);
+}
+
+TEST(MakeGrid, IsNoWiderThanItsImages) {
+  EXPECT_EQ(make_grid(std::vector<Image>(2, numbered_image(1, 4, 3)), 8).width, 14);
+}
+
+TEST(MakeGrid, SingleImageIsReturnedAsItIs) {
+  const std::vector<Image> images(1, numbered_image(2, 3, 3));
+  EXPECT_EQ(make_grid(images, 4).pixels, images[0].pixels);
+}
+
+TEST(MakeGrid, RefusesNothingAndUnequalSizes) {
+  expect_error([] { make_grid({}, 2); }, "grid of 0 images");
+  const std::vector<Image> images = {numbered_image(1, 1, 3), numbered_image(1, 2, 3)};
+  expect_error([&] { make_grid(images, 2); }, "must be of one size");
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// PNG: pixels and text survive, broken files are refused, grids lie as torchvision lays them.
+// PNG: pixels and text survive, broken files are refused.
 #include "dydit/io/png.h"
 
 #include <cstring>
@@ -216,31 +216,6 @@ TEST(Png, MutatedFilesAreReadOrRefused) {
   const std::string seed = png_of(test_image(3, 3, 3), {{"k", "v"}, {"u", "\xc3\xbc"}});
   const int refused = test::refused_mutations(seed, 5000, parse);
   EXPECT_GT(refused, 4000);
-}
-
-TEST(MakeGrid, LeavesTwoBlackPixelsAroundEachImage) {
-  const std::vector<Image> images(3, Image{1, 1, 1, {9}});
-  const Image grid = make_grid(images, 2);
-  EXPECT_EQ(grid.width, 8);
-  EXPECT_EQ(grid.height, 8);
-  std::vector<uint8_t> expected(64, 0);
-  expected[2 * 8 + 2] = expected[2 * 8 + 5] = expected[5 * 8 + 2] = 9;
-  EXPECT_EQ(grid.pixels, expected);
-}
-
-TEST(MakeGrid, IsNoWiderThanItsImages) {
-  EXPECT_EQ(make_grid(std::vector<Image>(2, test_image(1, 4, 3)), 8).width, 14);
-}
-
-TEST(MakeGrid, SingleImageIsReturnedAsItIs) {
-  const std::vector<Image> images(1, test_image(2, 3, 3));
-  EXPECT_EQ(make_grid(images, 4).pixels, images[0].pixels);
-}
-
-TEST(MakeGrid, RefusesNothingAndUnequalSizes) {
-  expect_error([] { make_grid({}, 2); }, "grid of 0 images");
-  const std::vector<Image> images = {test_image(1, 1, 3), test_image(1, 2, 3)};
-  expect_error([&] { make_grid(images, 2); }, "must be of one size");
 }
 
 }  // namespace
