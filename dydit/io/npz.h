@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <filesystem>
 
-#include "dydit/io/file.h"
-#include "dydit/io/png.h"
+#include "dydit/io/image.h"
+#include "dydit/io/zip_writer.h"
 
 namespace dydit {
 
@@ -19,10 +19,9 @@ class NpzImageWriter {
   void commit();
 
  private:
-  OutputFile file_;
+  ZipWriter zip_;
   int height_, width_, channels_;
   int64_t count_ = 0;
-  uint32_t data_crc_ = 0;
 };
 
 }  // namespace dydit
