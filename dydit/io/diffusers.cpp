@@ -337,9 +337,7 @@ void write_diffusers_folder(const fs::path& path, const TensorViews& tensors, co
                           {"patch_size", config["patch_size"]},
                           {"sample_size", config["input_size"]}};
   write_safetensors(path / kWeights, renamed, {{"format", "pt"}}, Durability::Normal, before_commit);
-  OutputFile file(path / kConfig);
-  file.write(described.dump(2) + "\n");
-  file.commit();
+  write_output_file(path / kConfig, described.dump(2) + "\n");
 }
 
 }  // namespace dydit

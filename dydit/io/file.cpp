@@ -326,6 +326,12 @@ void OutputFile::sync_folders() const {
   }
 }
 
+void write_output_file(const fs::path& target, std::string_view text) {
+  OutputFile file(target);
+  file.write(text);
+  file.commit();
+}
+
 void check_writable(const fs::path& target) {
   std::error_code ignored;
   const fs::file_status status = fs::status(target, ignored);

@@ -93,6 +93,9 @@ class OutputFile {
   uint64_t size_ = 0;
 };
 
+/// `text` as a whole file.
+void write_output_file(const std::filesystem::path& target, std::string_view text);
+
 /// Fails now, with OutputFile's Error, rather than after the work whose result is to be written to `target`.
 /// Leaves nothing behind.
 void check_writable(const std::filesystem::path& target);

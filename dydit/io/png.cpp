@@ -280,9 +280,7 @@ void write_png(const std::filesystem::path& path, const Image& image, const PngT
   DYDIT_CHECK(writer.info != nullptr, "{}: libpng could not be set up; is memory short?", file);
   DYDIT_CHECK(encode(writer, image, chunks.data(), static_cast<int>(chunks.size())),
               "{}: cannot encode PNG: {}", file, printable(writer.complaint.text.data()));
-  OutputFile output(path);
-  output.write(writer.bytes);
-  output.commit();
+  write_output_file(path, writer.bytes);
 }
 
 PngInfo parse_png_info(std::span<const std::byte> bytes, const std::string& name) {

@@ -190,10 +190,7 @@ void truncate_events(const fs::path& folder, int64_t last_step) {
   for (const fs::path& path : files) {
     const auto file = MappedFile::open(path);
     const std::string kept = kept_events(file->bytes(), last_step, path.string());
-    if (kept.size() == file->bytes().size()) continue;
-    OutputFile output(path);
-    output.write(kept);
-    output.commit();
+    if (kept.size() != file->bytes().size()) write_output_file(path, kept);
   }
 }
 

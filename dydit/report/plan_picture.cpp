@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "dydit/base/error.h"
+#include "dydit/io/csv.h"
 #include "dydit/model/macs.h"
 
 namespace dydit {
@@ -156,16 +157,18 @@ std::string plan_svg(const WidthPlan& plan, std::string_view title) {
 }
 
 std::string plan_csv(const WidthPlan& plan) {
-  std::string csv = "timestep,work_share";
+  CsvCells header = {"timestep", "work_share"};
   for (const char* kind : {"heads", "groups"}) {
-    for (int l = 0; l < plan.config.depth; ++l) csv += fmt::format(",{}_{}", kind, l);
+    for (int l = 0; l < plan.config.depth; ++l) header.push_back(fmt::format("{}_{}", kind, l));
   }
-  csv += "\n";
+  std::string csv = csv_line(header);
   for (size_t s = 0; s < plan.steps.size(); ++s) {
-    csv += fmt::format("{},{:.6f}", plan.steps[s].timestep, step_work_share(plan, static_cast<int>(s)));
-    for (const BlockWidth& width : plan.steps[s].blocks) csv += fmt::format(",{}", width.active_heads());
-    for (const BlockWidth& width : plan.steps[s].blocks) csv += fmt::format(",{}", width.active_groups());
-    csv += "\n";
+    const StepPlan& step = plan.steps[s];
+    CsvCells row = {fmt::format("{}", step.timestep),
+                    fmt::format("{:.6f}", step_work_share(plan, static_cast<int>(s)))};
+    for (const BlockWidth& width : step.blocks) row.push_back(fmt::format("{}", width.active_heads()));
+    for (const BlockWidth& width : step.blocks) row.push_back(fmt::format("{}", width.active_groups()));
+    csv += csv_line(row);
   }
   return csv;
 }

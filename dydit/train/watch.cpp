@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include "dydit/base/error.h"
+#include "dydit/io/csv.h"
 #include "dydit/io/file.h"
 
 namespace dydit {
@@ -66,9 +67,7 @@ void truncate_log(const fs::path& path, int64_t last) {
     // A line that a kill cut short has no end; getline gives it with eof set.
     if (!in.eof() && step_of(line) <= last) kept << line << '\n';
   }
-  OutputFile out(path);
-  out.write(kept.str());
-  out.commit();
+  write_output_file(path, kept.str());
 }
 
 }  // namespace
@@ -94,16 +93,16 @@ Watch::Watch(const fs::path& run, int64_t resumed_step) : run_(run) {
 void Watch::add(const LogRow& row) {
   const auto named = columns(row);
   if (std::error_code missing; fs::file_size(run_ / "log.csv", missing) == 0 || missing) {
-    std::string header = "step,seconds";
-    for (const auto& [name, value] : named) header += "," + name;
-    append(run_ / "log.csv", header + "\n");
+    CsvCells header = {"step", "seconds"};
+    for (const auto& [name, value] : named) header.push_back(name);
+    append(run_ / "log.csv", csv_line(header));
   }
-  std::string line = fmt::format("{},{:.3f}", row.step, row.seconds);
+  CsvCells cells = {fmt::format("{}", row.step), fmt::format("{:.3f}", row.seconds)};
   for (const auto& [name, value] : named) {
-    line += fmt::format(",{:.8g}", value);
+    cells.push_back(fmt::format("{:.8g}", value));
     events_->scalar(name, row.step, static_cast<float>(value));
   }
-  append(run_ / "log.csv", line + "\n");
+  append(run_ / "log.csv", csv_line(cells));
   append(run_ / "log.txt", log_line(row) + "\n");
 }
 

@@ -13,6 +13,7 @@
 #include "dydit/base/error.h"
 #include "dydit/base/isa.h"
 #include "dydit/base/machine.h"
+#include "dydit/io/csv.h"
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
 #include "dydit/model/init.h"
@@ -307,23 +308,21 @@ void print_result(const json& result) {
 }
 
 void write_csv(const std::string& path, const json& result) {
-  std::string header = "model,mode,unit,processor,dtype,batch,threads,steps", rows;
+  CsvCells header = {"model", "mode", "unit", "processor", "dtype", "batch", "threads", "steps"};
   const std::vector<std::string> keys = {"ms_per_sample",  "ms_low",         "ms_high",
                                          "gflops",         "peak_share",     "required_gmacs",
                                          "executed_gmacs", "required_share", "executed_share"};
-  for (const std::string& key : keys) header += "," + key;
+  header.insert(header.end(), keys.begin(), keys.end());
+  std::string csv = csv_line(header);
   for (const std::string mode : {"static", "dynamic"}) {
     if (!result.contains(mode)) continue;
-    rows += fmt::format("\"{}\",{},{},\"{}\",{},{},{},{}", result["model"].get<std::string>(), mode,
-                        result["unit"].get<std::string>(), result["processor"].get<std::string>(),
-                        result["dtype"].get<std::string>(), result["batch"].get<int>(),
-                        result["threads"].get<int>(), result["steps"].get<int>());
-    for (const std::string& key : keys) rows += fmt::format(",{}", result[mode][key].get<double>());
-    rows += "\n";
+    CsvCells row = {csv_text(result["model"]), mode, result["unit"], csv_text(result["processor"]),
+                    result["dtype"]};
+    for (const char* key : {"batch", "threads", "steps"}) row.push_back(result[key].dump());
+    for (const std::string& key : keys) row.push_back(fmt::format("{}", result[mode][key].get<double>()));
+    csv += csv_line(row);
   }
-  OutputFile file(path);
-  file.write(header + "\n" + rows);
-  file.commit();
+  write_output_file(path, csv);
 }
 
 void add_flags(Cli& cli, BenchFlags& flags) {

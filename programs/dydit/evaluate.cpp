@@ -10,6 +10,7 @@
 #include "data_flags.h"
 #include "dydit/base/error.h"
 #include "dydit/eval/loss.h"
+#include "dydit/io/csv.h"
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
 #include "dydit/pipeline/record.h"
@@ -72,17 +73,16 @@ void print_report(const LossReport& report) {
 }
 
 void write_csv(const std::string& path, const LossReport& report) {
-  std::string header = "t", rows;
+  CsvCells header = {"t"};
   const auto first = decile_row(report[0]);
-  for (const auto& column : first.items()) header += "," + column.key();
+  for (const auto& column : first.items()) header.push_back(column.key());
+  std::string csv = csv_line(header);
   for (int d = 0; d <= kDeciles; ++d) {
-    rows += decile_name(d);
-    for (const auto& value : decile_row(report[d])) rows += fmt::format(",{:.6g}", value.get<double>());
-    rows += "\n";
+    CsvCells row = {decile_name(d)};
+    for (const auto& value : decile_row(report[d])) row.push_back(fmt::format("{:.6g}", value.get<double>()));
+    csv += csv_line(row);
   }
-  OutputFile file(path);
-  file.write(header + "\n" + rows);
-  file.commit();
+  write_output_file(path, csv);
 }
 
 void add_flags(Cli& cli, EvaluateFlags& flags) {

@@ -130,12 +130,6 @@ std::string plan_title(const Checkpoint& checkpoint) {
                      checkpoint.lambda ? fmt::format(", lambda {}", *checkpoint.lambda) : "");
 }
 
-void write_text(const std::string& path, const std::string& content) {
-  OutputFile file(path);
-  file.write(content);
-  file.commit();
-}
-
 }  // namespace
 
 int run_inspect(const Args& args, Isa isa) {
@@ -179,8 +173,8 @@ int run_inspect(const Args& args, Isa isa) {
   } else {
     print_checkpoint(result, checkpoint);
   }
-  if (!svg.empty()) write_text(svg, plan_svg(*plan, plan_title(checkpoint)));
-  if (!csv.empty()) write_text(csv, plan_csv(*plan));
+  if (!svg.empty()) write_output_file(svg, plan_svg(*plan, plan_title(checkpoint)));
+  if (!csv.empty()) write_output_file(csv, plan_csv(*plan));
   return 0;
 }
 

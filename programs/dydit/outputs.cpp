@@ -285,9 +285,7 @@ void Outputs::write_npz() {
   // An npz has no room for parameters: the ADM evaluator expects arr_0 alone.
   nlohmann::json record = run_;
   record["images"] = records_;
-  OutputFile sidecar(npz_path_ + ".json");
-  sidecar.write(json_text(record) + "\n");
-  sidecar.commit();
+  write_output_file(npz_path_ + ".json", json_text(record) + "\n");
   files_.push_back(npz_path_ + ".json");
 }
 

@@ -1,9 +1,11 @@
-// Text from outside: what is shown of it, what becomes a word of a command, what a person's file may hold.
+// Text from outside: what is shown of it, what becomes a word of a command or a cell of CSV, what a person's
+// file may hold.
 #include "dydit/io/text.h"
 
 #include <gtest/gtest.h>
 
 #include "dydit/base/error.h"
+#include "dydit/io/csv.h"
 #include "dydit/io/json.h"
 
 namespace dydit {
@@ -16,6 +18,10 @@ std::string error_of(const std::string& bytes) {
     return error.what();
   }
   return "";
+}
+
+TEST(Csv, TextWithCommasAndQuotesIsOneCell) {
+  EXPECT_EQ(csv_line({"t", csv_text("a \"b\", c"), csv_text(""), "0.5"}), "t,\"a \"\"b\"\", c\",\"\",0.5\n");
 }
 
 TEST(Printable, EscapesWhatATerminalObeys) {
