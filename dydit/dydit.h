@@ -12,11 +12,13 @@
 // made. Training is not part of this header, since modules take long to compile: dydit/train/trainer.h.
 #pragma once
 
+#include "dydit/base/dtype.h"          // auto_dtype
 #include "dydit/base/error.h"          // Error, UsageError, Cancelled
 #include "dydit/base/isa.h"            // active_isa, has_native_bf16, apply_isa_cap
 #include "dydit/base/machine.h"        // default_threads, memory_limit
 #include "dydit/base/noise.h"          // fill_normal: noise as a function of (seed, image, draw)
 #include "dydit/base/progress.h"       // Progress, CancelFlag
+#include "dydit/base/version.h"        // kVersion
 #include "dydit/diffusion/gaussian.h"  // tables of a respaced schedule; single DDPM and DDIM steps
 #include "dydit/diffusion/guidance.h"  // apply_guidance
 #include "dydit/diffusion/sampler.h"   // choose_timesteps, reverse_step, sample
@@ -30,5 +32,5 @@
 #include "dydit/pipeline/classes.h"    // resolve_classes: labels and names, as --classes takes them
 #include "dydit/pipeline/generate.h"   // generate
 #include "dydit/pipeline/pixels.h"     // to_image
-#include "dydit/pipeline/record.h"     // kVersion; what is remembered of an image, as PNG text
+#include "dydit/pipeline/record.h"     // what is remembered of an image, as PNG text
 #include "dydit/plan/width_plan.h"     // make_width_plan, required_macs

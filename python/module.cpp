@@ -53,17 +53,6 @@ void check_timesteps(const std::vector<Integer>& timesteps) {
   }
 }
 
-template <typename Value>
-Value choose(const char* what, const std::string& given,
-             std::initializer_list<std::pair<const char*, Value>> choices) {
-  std::string known;
-  for (const auto& [name, value] : choices) {
-    if (given == name) return value;
-    known += (known.empty() ? "" : ", ") + std::string(name);
-  }
-  throw UsageError(fmt::format("{} '{}' is unknown; choose from {}", what, given, known));
-}
-
 std::vector<int> labels_of(const Classes& given, const Checkpoint& checkpoint) {
   const auto resolve = [&](const std::string& list) {
     return resolve_classes(list, checkpoint.class_names, checkpoint.config.num_classes);
@@ -80,14 +69,8 @@ std::vector<int> labels_of(const Classes& given, const Checkpoint& checkpoint) {
   return labels;
 }
 
-EngineKind engine_of(const std::string& name) {
-  return choose<EngineKind>("engine", name, {{"cpu", EngineKind::Cpu}, {"reference", EngineKind::Reference}});
-}
-Mode mode_of(const std::string& name) {
-  return choose<Mode>("mode", name, {{"dynamic", Mode::Dynamic}, {"static", Mode::Static}});
-}
-at::ScalarType dtype_of(std::optional<at::ScalarType> given) {
-  const at::ScalarType dtype = given.value_or(has_native_bf16(active_isa()) ? at::kBFloat16 : at::kFloat);
+at::ScalarType dtype_or_auto(std::optional<at::ScalarType> given) {
+  const at::ScalarType dtype = given ? *given : auto_dtype();
   DYDIT_USAGE_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, "dtype {}: expected float32 or bfloat16",
                     c10::toString(dtype));
   return dtype;
@@ -114,14 +97,14 @@ class Model {
     const GenerateOptions options = {.classes = classes,
                                      .num_images = num_images.value_or(static_cast<int>(classes.size())),
                                      .num_steps = steps,
-                                     .sampler = {.kind = sampler_of(sampler), .eta = eta},
+                                     .sampler = {.kind = kSamplerNames.at(sampler), .eta = eta},
                                      .cfg_scale = cfg_scale,
                                      .seed = seed,
                                      .batch = batch,
                                      .threads = threads_of(threads),
-                                     .dtype = dtype_of(dtype),
-                                     .engine = engine_of(engine),
-                                     .mode = mode_of(mode)};
+                                     .dtype = dtype_or_auto(dtype),
+                                     .engine = kEngineNames.at(engine),
+                                     .mode = kModeNames.at(mode)};
     const DiTConfig& config = checkpoint_.config;
     check_memory(
         2.0 * options.num_images * config.in_channels * config.input_size * config.input_size * sizeof(float),
@@ -143,7 +126,8 @@ class Model {
                std::optional<int> threads, const std::string& engine, const std::string& mode) {
     DYDIT_USAGE_CHECK(!timesteps.empty(), "no timestep given");
     check_timesteps(timesteps);
-    const Setup setup = {dtype_of(dtype), threads_of(threads), engine_of(engine), mode_of(mode)};
+    const Setup setup = {dtype_or_auto(dtype), threads_of(threads), kEngineNames.at(engine),
+                         kModeNames.at(mode)};
     const py::gil_scoped_release unlocked;
     const std::lock_guard lock(mutex_);
     setup_ = setup;
@@ -190,7 +174,7 @@ class Model {
 
   py::dict plan(const std::vector<int>& timesteps, const std::string& mode) const {
     const DiTConfig& config = checkpoint_.config;
-    const Mode wanted = mode_of(mode);
+    const Mode wanted = kModeNames.at(mode);
     check_timesteps(timesteps);
     const int S = static_cast<int>(timesteps.size()), L = config.depth, H = config.num_heads;
     at::Tensor heads = at::empty({S, L, H}, at::kBool), groups = at::empty({S, L, H}, at::kBool);
@@ -225,7 +209,7 @@ class Model {
   };
 
   void make_engine_for(const std::set<int>& timesteps) {
-    if (!setup_) setup_ = Setup{dtype_of({}), threads_of({}), EngineKind::Cpu, Mode::Dynamic};
+    if (!setup_) setup_ = Setup{dtype_or_auto({}), threads_of({}), EngineKind::Cpu, Mode::Dynamic};
     const std::vector<int> ascending(timesteps.begin(), timesteps.end());
     prepared_.clear();
     engine_.reset();  // its memory before that of the next

@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "dydit/base/enum_names.h"
+
 namespace dydit {
 
 /// How a class of the data finds its label of the model.
@@ -12,6 +14,9 @@ enum class MatchRule {
   Position,  // the first class is label 0, ...
   Number,    // the name is the label
 };
+inline constexpr EnumNames<MatchRule, 3> kMatchNames = {
+    "match-classes",
+    {{"name", MatchRule::Name}, {"position", MatchRule::Position}, {"number", MatchRule::Number}}};
 
 /// The classes of the model that the data is for.
 struct ModelClasses {

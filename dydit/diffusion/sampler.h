@@ -7,11 +7,14 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "dydit/base/enum_names.h"
 #include "dydit/diffusion/gaussian.h"
 
 namespace dydit {
 
 enum class SamplerKind { Ddpm, Ddim, Dpm };  // Dpm: DPM-Solver++(2M)
+inline constexpr EnumNames<SamplerKind, 3> kSamplerNames = {
+    "sampler", {{"ddpm", SamplerKind::Ddpm}, {"ddim", SamplerKind::Ddim}, {"dpm++", SamplerKind::Dpm}}};
 
 struct SamplerOptions {
   SamplerKind kind = SamplerKind::Ddpm;

@@ -27,8 +27,6 @@ std::string description(const at::Tensor& x) {
 
 }  // namespace
 
-std::string_view engine_name(EngineKind kind) { return kind == EngineKind::Cpu ? "cpu" : "reference"; }
-
 Engine::Engine(const Checkpoint& checkpoint, const WidthPlan& plan, const EngineOptions& options)
     : plan_(plan) {
   DYDIT_USAGE_CHECK(plan.config == checkpoint.config, "the plan is for {}, the weights are of {}",

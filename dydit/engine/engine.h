@@ -11,6 +11,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "dydit/base/dtype.h"
+#include "dydit/base/enum_names.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/plan/width_plan.h"
 
@@ -39,8 +41,8 @@ inline constexpr std::array<std::string_view, kOperators> kOperatorNames = {
 using Profile = std::vector<std::array<double, kOperators>>;
 
 enum class EngineKind { Cpu, Reference };
-/// "cpu", "reference".
-std::string_view engine_name(EngineKind kind);
+inline constexpr EnumNames<EngineKind, 2> kEngineNames = {
+    "engine", {{"cpu", EngineKind::Cpu}, {"reference", EngineKind::Reference}}};
 
 struct EngineOptions {
   at::ScalarType dtype = at::kFloat;  // of qkv, proj, fc1, fc2 and attention: kFloat or kBFloat16

@@ -24,7 +24,7 @@ class ReferenceEngine final : public Engine {
         model_(make_model(checkpoint, options.dtype)),
         pool_(options.threads) {}
 
-  std::string_view name() const override { return engine_name(EngineKind::Reference); }
+  std::string_view name() const override { return kEngineNames[EngineKind::Reference]; }
 
  private:
   at::Tensor compute(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,

@@ -89,11 +89,10 @@ int infer_num_heads(const RawCheckpoint& raw, const Shapes& shapes, int hidden_s
 Semantics stated_semantics(const RawCheckpoint& raw) {
   const auto found = raw.stated.config.find("semantics");
   if (found == raw.stated.config.end()) return Semantics::Original;
-  for (const Semantics known : {Semantics::Original, Semantics::Diffusers}) {
-    if (*found == semantics_name(known)) return known;
-  }
-  throw Error(fmt::format("{}: semantics {}, but this program knows 'original' and 'diffusers'", raw.name,
-                          printable(json_text(*found), 40)));
+  const auto known = kSemanticsNames.find(found->is_string() ? found->get<std::string>() : "");
+  DYDIT_CHECK(known, "{}: semantics {}, but this program knows 'original' and 'diffusers'", raw.name,
+              printable(json_text(*found), 40));
+  return *known;
 }
 
 // A text of the configuration, or else of the metadata; empty without.

@@ -22,10 +22,6 @@ constexpr std::array kNamedSizes = {NamedSize{"S", 12, 384, 6}, NamedSize{"B", 1
 
 }  // namespace
 
-std::string_view semantics_name(Semantics semantics) {
-  return semantics == Semantics::Diffusers ? "diffusers" : "original";
-}
-
 nlohmann::json config_to_json(const DiTConfig& config) {
   nlohmann::json json = {{"input_size", config.input_size},
                          {"patch_size", config.patch_size},
@@ -36,7 +32,7 @@ nlohmann::json config_to_json(const DiTConfig& config) {
                          {"mlp_ratio", static_cast<double>(config.mlp_hidden) / config.hidden_size},
                          {"num_classes", config.num_classes},
                          {"learn_sigma", config.learn_sigma}};
-  if (config.semantics == Semantics::Diffusers) json["semantics"] = semantics_name(config.semantics);
+  if (config.semantics == Semantics::Diffusers) json["semantics"] = kSemanticsNames[config.semantics];
   return json;
 }
 

@@ -2,9 +2,10 @@
 #pragma once
 
 #include <string>
-#include <string_view>
 
 #include <nlohmann/json_fwd.hpp>
+
+#include "dydit/base/enum_names.h"
 
 namespace dydit {
 
@@ -16,6 +17,8 @@ inline constexpr double kDiffusersMlpNormEps = 1e-5;
 /// in the timestep's frequencies, the epsilon of the LayerNorm before the MLP, the channels that are guided
 /// and in that it drops the learned variance (docs/formats.md).
 enum class Semantics { Original, Diffusers };
+inline constexpr EnumNames<Semantics, 2> kSemanticsNames = {
+    "semantics", {{"original", Semantics::Original}, {"diffusers", Semantics::Diffusers}}};
 
 struct DiTConfig {
   int input_size = 32;     // side of the latent or image
@@ -47,9 +50,6 @@ struct DiTConfig {
 
   bool operator==(const DiTConfig&) const = default;
 };
-
-/// "original" or "diffusers".
-std::string_view semantics_name(Semantics semantics);
 
 /// The configuration as DiT's own code names it (input_size, patch_size, ..., learn_sigma, mlp_ratio), and
 /// "semantics" where they are not the original's.

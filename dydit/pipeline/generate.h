@@ -22,6 +22,8 @@ namespace dydit {
 /// starts of all images, then in every step all rows, guidance halves included. One batch, and an image
 /// depends on how many are made.
 enum class NoiseKind { Philox, Torch };
+inline constexpr EnumNames<NoiseKind, 2> kNoiseNames = {
+    "noise", {{"philox", NoiseKind::Philox}, {"torch", NoiseKind::Torch}}};
 
 struct GenerateOptions {
   std::vector<int> classes = {0};  // image i gets classes[i mod size]

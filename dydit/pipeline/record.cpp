@@ -7,7 +7,9 @@
 
 #include <fmt/ranges.h>
 
+#include "dydit/base/dtype.h"
 #include "dydit/base/error.h"
+#include "dydit/base/version.h"
 #include "dydit/diffusion/schedule.h"
 #include "dydit/io/json.h"
 #include "dydit/io/text.h"
@@ -60,9 +62,10 @@ class Foreign {
     if (text.empty() || printable(text, text.npos) != text) fail(key);
     return text;
   }
-  std::string choice(const char* key, std::initializer_list<std::string_view> choices) const {
+  template <typename Names>
+  std::string choice(const char* key, const Names& known) const {
     const std::string value = text(key);
-    if (std::find(choices.begin(), choices.end(), value) == choices.end()) fail(key);
+    if (!known.find(value)) fail(key);
     return value;
   }
 
@@ -95,27 +98,6 @@ struct Command {
 
 }  // namespace
 
-std::string_view sampler_name(SamplerKind kind) {
-  switch (kind) {
-    case SamplerKind::Ddpm:
-      return "ddpm";
-    case SamplerKind::Ddim:
-      return "ddim";
-    case SamplerKind::Dpm:
-      break;
-  }
-  return "dpm++";
-}
-SamplerKind sampler_of(std::string_view name) {
-  for (const SamplerKind kind : {SamplerKind::Ddpm, SamplerKind::Ddim, SamplerKind::Dpm}) {
-    if (name == sampler_name(kind)) return kind;
-  }
-  throw UsageError(fmt::format("sampler '{}' is unknown; choose from ddpm, ddim, dpm++", name));
-}
-std::string_view noise_name(NoiseKind kind) { return kind == NoiseKind::Philox ? "philox" : "torch"; }
-std::string_view dtype_flag(at::ScalarType dtype) { return dtype == at::kFloat ? "f32" : "bf16"; }
-std::string_view mode_name(Mode mode) { return mode == Mode::Dynamic ? "dynamic" : "static"; }
-
 json run_record(const Checkpoint& checkpoint, const GenerateOptions& options, const json& loading) {
   const DiTConfig& config = checkpoint.config;
   const Mode mode = config.is_dynamic() ? options.mode : Mode::Static;
@@ -129,16 +111,16 @@ json run_record(const Checkpoint& checkpoint, const GenerateOptions& options, co
               {"classes", options.classes},
               {"num_images", options.num_images},
               {"seed", options.seed},
-              {"noise", noise_name(options.noise)},
+              {"noise", kNoiseNames[options.noise]},
               {"steps", options.total_steps()},
               {"spacing", spacing.description},
-              {"sampler", sampler_name(options.sampler.kind)},
+              {"sampler", kSamplerNames[options.sampler.kind]},
               {"eta", options.sampler.eta},
               {"cfg_scale", options.cfg_scale},
               {"cfg_channels", options.channels_guided(config)},
-              {"mode", mode_name(mode)},
-              {"dtype", dtype_flag(options.dtype)},
-              {"engine", engine_name(options.engine)},
+              {"mode", kModeNames[mode]},
+              {"dtype", kDtypeNames[options.dtype]},
+              {"engine", kEngineNames[options.engine]},
               {"device", "cpu"},
               {"batch", options.batch},
               {"threads", options.threads},
@@ -217,15 +199,15 @@ std::string reproducing_command(const json& run) {
   } else {
     command.add("--steps", record.number<int>("steps", 1, kNumTrainTimesteps));
   }
-  command.add("--sampler", record.choice("sampler", {"ddpm", "ddim", "dpm++"}));
+  command.add("--sampler", record.choice("sampler", kSamplerNames));
   const float cfg_scale = record.number<float>("cfg_scale", 0, kMost);
   command.add("--cfg-scale", cfg_scale);
   if (cfg_scale > 1) command.add("--cfg-channels", record.number<int>("cfg_channels", 1, kMost));
-  command.add("--mode", record.choice("mode", {"dynamic", "static"}));
-  command.add("--dtype", record.choice("dtype", {"f32", "bf16"}));
-  command.add("--engine", record.choice("engine", {"cpu", "reference"}));
+  command.add("--mode", record.choice("mode", kModeNames));
+  command.add("--dtype", record.choice("dtype", kDtypeNames));
+  command.add("--engine", record.choice("engine", kEngineNames));
   if (const float eta = record.number<float>("eta", 0, 1); eta != 0) command.add("--eta", eta);
-  if (run.contains("noise") && record.choice("noise", {"philox", "torch"}) != "philox") {
+  if (run.contains("noise") && record.choice("noise", kNoiseNames) != "philox") {
     command.add("--noise", "torch");
     command.add("--batch", num_images);
   }

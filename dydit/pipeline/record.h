@@ -11,8 +11,6 @@
 
 namespace dydit {
 
-inline constexpr std::string_view kVersion = DYDIT_VERSION;
-
 /// Key of the JSON record among a PNG's text chunks.
 inline constexpr const char* kRecordKey = "dydit";
 
@@ -39,11 +37,5 @@ PngText png_text(const nlohmann::json& run, const nlohmann::json& images);
 /// map, too. Records come from files of strangers: throws Error when a value is missing or none that dydit
 /// writes.
 std::string reproducing_command(const nlohmann::json& run);
-
-std::string_view sampler_name(SamplerKind kind);    // "ddpm", "ddim", "dpm++"
-SamplerKind sampler_of(std::string_view name);      // UsageError for any other
-std::string_view noise_name(NoiseKind kind);        // "philox", "torch"
-std::string_view dtype_flag(at::ScalarType dtype);  // "f32", "bf16"
-std::string_view mode_name(Mode mode);              // "dynamic", "static"
 
 }  // namespace dydit

@@ -8,11 +8,14 @@
 #include <span>
 #include <vector>
 
+#include "dydit/base/enum_names.h"
 #include "dydit/model/checkpoint.h"
 
 namespace dydit {
 
 enum class Mode { Dynamic, Static };  // Static: the complete model, routers ignored
+inline constexpr EnumNames<Mode, 2> kModeNames = {"mode",
+                                                  {{"dynamic", Mode::Dynamic}, {"static", Mode::Static}}};
 
 /// A part or a token is on iff its router's logit is above this: sigmoid(0) = 0.5.
 inline constexpr float kGateThreshold = 0.0f;

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "dydit/base/dtype.h"
+
 namespace dydit {
 
 double target_ratio(const DynamicOptions& options, int64_t step) {
@@ -28,14 +30,14 @@ nlohmann::json options_to_json(const TrainOptions& options) {
                          {"ema-decay", options.ema_decay},
                          {"label-dropout", options.label_dropout},
                          {"flip", options.flip},
-                         {"dtype", options.dtype == at::kFloat ? "f32" : "bf16"},
+                         {"dtype", kDtypeNames[options.dtype]},
                          {"global-seed", options.seed}};
   if (options.dynamic) {
     json["lambda"] = options.router.lambda;
     json["anneal-start"] = options.router.anneal_start;
     json["anneal-steps"] = options.router.anneal_steps;
     json["complete-steps"] = options.router.complete_steps;
-    json["gates"] = options.router.gates == GateKind::Hard ? "hard" : "soft";
+    json["gates"] = kGateNames[options.router.gates];
     json["gate-rule"] = options.router.capacity ? "capacity" : "threshold";
     json["router-lr-scale"] = options.router_lr_scale;
   }

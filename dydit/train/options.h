@@ -8,12 +8,16 @@
 #include <c10/core/Device.h>
 #include <nlohmann/json.hpp>
 
+#include "dydit/base/enum_names.h"
+
 namespace dydit {
 
 enum class GateKind {
   Hard,  // 0 or 1, straight-through
   Soft,  // the sigmoid itself as factor: a control, nothing could be skipped
 };
+inline constexpr EnumNames<GateKind, 2> kGateNames = {"gates",
+                                                      {{"hard", GateKind::Hard}, {"soft", GateKind::Soft}}};
 
 struct DynamicOptions {
   double lambda = 0.5;      // work ratio to reach

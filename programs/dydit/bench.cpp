@@ -13,13 +13,13 @@
 #include "dydit/base/error.h"
 #include "dydit/base/isa.h"
 #include "dydit/base/machine.h"
+#include "dydit/base/version.h"
 #include "dydit/io/csv.h"
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
 #include "dydit/model/init.h"
 #include "dydit/model/macs.h"
 #include "dydit/pipeline/generate.h"
-#include "dydit/pipeline/record.h"
 #include "model_flags.h"
 #include "targets.h"
 #include "verbs.h"
@@ -131,7 +131,7 @@ class Contestant {
   Contestant(const Checkpoint& checkpoint, const BenchFlags& flags, Mode mode, at::ScalarType dtype,
              EngineKind kind)
       : checkpoint_(checkpoint), flags_(flags) {
-    const SamplerKind sampler = sampler_of(flags.sampler);
+    const SamplerKind sampler = kSamplerNames.at(flags.sampler);
     plan_ = make_width_plan(checkpoint, choose_timesteps(sampler, flags.steps).timesteps, mode);
     options_.num_images = options_.batch = flags.batch;
     options_.num_steps = flags.steps;
@@ -342,11 +342,11 @@ void add_flags(Cli& cli, BenchFlags& flags) {
   cli.add_number("--steps", flags.steps, 1, 1000, "Timesteps of a lap");
   cli.add_number("--repeats", flags.repeats, 1, 10000, "Laps that are timed; the median counts");
   cli.add_switch("--run", flags.run, "Time whole sampling runs instead of forwards");
-  cli.add_choice("--sampler", flags.sampler, {"ddpm", "ddim", "dpm++"}, "Whose timesteps the plan is for");
+  cli.add_choice("--sampler", flags.sampler, kSamplerNames.names(), "Whose timesteps the plan is for");
   cli.add_number("--cfg-scale", flags.cfg_scale, 0, 1000, "Guidance of --run");
-  cli.add_choice("--dtype", flags.dtype, {"auto", "bf16", "f32"},
+  cli.add_choice("--dtype", flags.dtype, kDtypeNames.names({"auto"}),
                  "Arithmetic; auto: bf16 where the processor has it");
-  cli.add_choice("--engine", flags.engine, {"auto", "cpu", "reference"}, "Engine; auto: cpu");
+  cli.add_choice("--engine", flags.engine, kEngineNames.names({"auto"}), "Engine; auto: cpu");
   cli.add_switch("--profile", flags.profile, "Time of every block and operator");
   cli.add_text("--csv", flags.csv, "Also write the rows here");
   cli.add_threads(flags.threads);
@@ -369,9 +369,8 @@ int run_bench(const Args& args, Isa isa) {
   cli.needs("--profile", !flags.run && flags.engine != "reference",
             "forwards of the cpu engine: leave out --run and --engine reference");
   Console console(cli.verbosity);
-  const bool bf16 = flags.dtype == "auto" ? has_native_bf16(isa) : flags.dtype == "bf16";
-  const at::ScalarType dtype = bf16 ? at::kBFloat16 : at::kFloat;
-  const EngineKind kind = flags.engine == "reference" ? EngineKind::Reference : EngineKind::Cpu;
+  const at::ScalarType dtype = dtype_of(flags.dtype);
+  const EngineKind kind = flags.engine == "auto" ? EngineKind::Cpu : kEngineNames.at(flags.engine);
 
   console.info("preparing the model");
   const Checkpoint checkpoint = make_checkpoint(cli, flags, dtype);
@@ -408,8 +407,8 @@ int run_bench(const Args& args, Isa isa) {
   json result = {{"model", fmt::format("{} ({})", model_name(config), checkpoint.path.filename().string())},
                  {"version", kVersion},
                  {"processor", fmt::format("{} ({})", cpu_model_name(), isa_name(isa))},
-                 {"dtype", dtype_flag(dtype)},
-                 {"engine", engine_name(kind)},
+                 {"dtype", kDtypeNames[dtype]},
+                 {"engine", kEngineNames[kind]},
                  {"unit", flags.run ? "sampling runs" : "forwards"},
                  {"batch", flags.batch},
                  {"threads", flags.threads},

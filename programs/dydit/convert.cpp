@@ -5,6 +5,7 @@
 
 #include "class_names.h"
 #include "cli.h"
+#include "dydit/base/dtype.h"
 #include "dydit/base/error.h"
 #include "dydit/io/diffusers.h"
 #include "dydit/io/json.h"
@@ -78,11 +79,12 @@ int run_convert(const Args& args, Isa isa) {
   cli.app
       .add_option("out", out, "Target: .safetensors, .pt, or a name that ends in / for a folder of diffusers")
       ->required();
-  cli.add_choice("--dtype", dtype, {"f32", "bf16"}, "Type of the stored weights (pos_embed stays float32)");
+  cli.add_choice("--dtype", dtype, kDtypeNames.names(),
+                 "Type of the stored weights (pos_embed stays float32)");
   cli.add_choice("--to", to, {"same", "static", "dynamic"},
                  "static: without its routers; dynamic: with the routers that finetune begins with");
   cli.add_choice(
-      "--semantics", semantics, {"same", "original", "diffusers"},
+      "--semantics", semantics, kSemanticsNames.names({"same"}),
       "How the weights are to be computed, stored with them; a folder of diffusers: as diffusers does");
   cli.add_seed("--seed", seed, "Of the added routers' weights");
   add_checkpoint_options(cli, options);
@@ -102,10 +104,10 @@ int run_convert(const Args& args, Isa isa) {
   if (to == "static") checkpoint = drop_routers(std::move(checkpoint));
   if (to == "dynamic") checkpoint = with_routers(checkpoint, seed);
   const Semantics before = checkpoint.config.semantics;
-  if (semantics == "original") checkpoint.config.semantics = Semantics::Original;
-  if (semantics == "diffusers" || folder) checkpoint.config.semantics = Semantics::Diffusers;
+  if (semantics != "same") checkpoint.config.semantics = kSemanticsNames.at(semantics);
+  if (folder) checkpoint.config.semantics = Semantics::Diffusers;
   const Semantics after = checkpoint.config.semantics;
-  save(out, checkpoint, dtype == "bf16" ? at::kBFloat16 : at::kFloat);
+  save(out, checkpoint, kDtypeNames.at(dtype));
   const std::string weights =
       checkpoint.weights_key.empty() ? "" : fmt::format(" ({})", checkpoint.weights_key);
   if (cli.json) {
@@ -114,7 +116,7 @@ int run_convert(const Args& args, Isa isa) {
                                                {"weights", checkpoint.weights_key},
                                                {"model", model_name(checkpoint.config)},
                                                {"dtype", dtype},
-                                               {"semantics", semantics_name(after)},
+                                               {"semantics", kSemanticsNames[after]},
                                                {"parameters", checkpoint.num_parameters()}}));
   } else {
     print_out("{}: {}, {:.2f} M parameters{} -> {} ({})\n", in, model_name(checkpoint.config),

@@ -4,12 +4,8 @@
 namespace dydit {
 
 void add_match_classes(Cli& cli, std::string& rule) {
-  cli.add_choice("--match-classes", rule, {"name", "position", "number"},
+  cli.add_choice("--match-classes", rule, kMatchNames.names(),
                  "How classes of the data find those of the model; number: a folder's name is the label");
-}
-
-MatchRule match_rule(const std::string& name) {
-  return name == "position" ? MatchRule::Position : name == "number" ? MatchRule::Number : MatchRule::Name;
 }
 
 std::string left_out_text(const Dataset& dataset, bool verbose) {

@@ -11,7 +11,6 @@ namespace dydit {
 
 /// --match-classes.
 void add_match_classes(Cli& cli, std::string& rule);
-MatchRule match_rule(const std::string& name);
 
 /// The rest of the data line: "; left out: 7 .webp", or nothing.
 std::string left_out_text(const Dataset& dataset, bool verbose);

@@ -13,7 +13,6 @@
 #include "dydit/io/csv.h"
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
-#include "dydit/pipeline/record.h"
 #include "model_flags.h"
 #include "signals.h"
 #include "targets.h"
@@ -100,7 +99,7 @@ void add_flags(Cli& cli, EvaluateFlags& flags) {
   cli.add_number("--seeds", flags.num_seeds, 1, 1000, "Seeds: the table shows the mean and half the range");
   cli.add_number("--batch", flags.options.batch, 1, 65536,
                  "Images computed together; changes speed, not results");
-  cli.add_choice("--mode", flags.mode, {"dynamic", "static"},
+  cli.add_choice("--mode", flags.mode, kModeNames.names(),
                  "Obey the routers or run the complete model (default: dynamic, of a static DiT static)");
   cli.add_text("--csv", flags.csv, "Also write the table here");
 }
@@ -125,14 +124,15 @@ int run_evaluate(const Args& args, Isa isa) {
   flags.data.side = checkpoint.config.input_size;
   const int channels = checkpoint.config.in_channels;
   flags.data.channels = channels == 1 || channels == 3 ? channels : 0;  // of latents: refused when they meet
-  flags.data.model = {checkpoint.class_names, checkpoint.config.num_classes, match_rule(flags.match_classes)};
+  flags.data.model = {checkpoint.class_names, checkpoint.config.num_classes,
+                      kMatchNames.at(flags.match_classes)};
   flags.data.threads = flags.model.threads;
   const auto dataset = Dataset::load(flags.data_path, flags.data);
   LossOptions& options = flags.options;
   options.threads = flags.model.threads;
-  options.dtype = flags.model.resolve_dtype(isa);
+  options.dtype = dtype_of(flags.model.dtype);
   options.engine = flags.model.resolve_engine();
-  options.mode = flags.mode == "static" ? Mode::Static : Mode::Dynamic;
+  options.mode = kModeNames.at(flags.mode);
   options.seeds.clear();
   for (int s = 0; s < flags.num_seeds; ++s) options.seeds.push_back(flags.seed + s);
   const int64_t images = std::min(options.num_images, dataset->size());
@@ -142,7 +142,7 @@ int run_evaluate(const Args& args, Isa isa) {
                            left_out_text(*dataset, cli.verbosity == Verbosity::Verbose)));
   tell_notes(*dataset, console);
   console.info(fmt::format("engine   {}, {}, {} threads, batches of {}, noise seeds {} to {}",
-                           engine_name(options.engine), dtype_flag(options.dtype), options.threads,
+                           kEngineNames[options.engine], kDtypeNames[options.dtype], options.threads,
                            options.batch, flags.seed, options.seeds.back()));
 
   const LossReport report = evaluate_loss(
@@ -162,8 +162,8 @@ int run_evaluate(const Args& args, Isa isa) {
                    {"left_out", dataset->left_out().kinds},
                    {"seeds", options.seeds},
                    {"mode", flags.mode},
-                   {"dtype", dtype_flag(options.dtype)},
-                   {"engine", engine_name(options.engine)},
+                   {"dtype", kDtypeNames[options.dtype]},
+                   {"engine", kEngineNames[options.engine]},
                    {"deciles", deciles},
                    {"all", decile_row(report[kDeciles])}};
     print_out("{}\n", json_text(result));

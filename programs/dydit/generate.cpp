@@ -53,7 +53,7 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
   cli.add_text("--timesteps", flags.timesteps,
                "The timesteps by hand, instead of --steps: 0 to 999, comma-separated, each once, any order")
       ->type_name("LIST");
-  cli.add_choice("--sampler", flags.sampler, {"ddpm", "ddim", "dpm++"}, "Sampler; dpm++: DPM-Solver++(2M)");
+  cli.add_choice("--sampler", flags.sampler, kSamplerNames.names(), "Sampler; dpm++: DPM-Solver++(2M)");
   cli.add_number("--eta", flags.options.sampler.eta, 0, 1, "DDIM's share of DDPM's noise");
   cli.add_number("--cfg-scale", flags.options.cfg_scale, 0, 1000,
                  "Classifier-free guidance; 4.0 for looks, 1.5 for FID, <= 1 for none");
@@ -61,11 +61,11 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
                "How many of eps's first channels are guided, or 'all'; auto: 3 as the original, all in "
                "diffusers' semantics");
   cli.add_seed("--seed", flags.options.seed, "Seed of the noise");
-  cli.add_choice("--noise", flags.noise, {"philox", "torch"},
+  cli.add_choice("--noise", flags.noise, kNoiseNames.names(),
                  "Noise: a function of seed, image and step; or torch.randn's stream over one batch");
   cli.add_number("--batch", flags.options.batch, 1, 65536,
                  "Images sampled together; changes speed, never a pixel");
-  cli.add_choice("--mode", flags.mode, {"dynamic", "static"}, "Obey the routers or run the complete model");
+  cli.add_choice("--mode", flags.mode, kModeNames.names(), "Obey the routers or run the complete model");
   cli.add_text(
       "-o,--out", flags.outputs.out,
       "FILE.png (a grid when several), a pattern like img_%03d.png, or a folder/ (default: samples.png)");
@@ -93,23 +93,23 @@ std::vector<int> parse_timesteps(const std::string& list) {
 }
 
 // Turns what was typed into options, with the checkpoint at hand.
-void resolve(Cli& cli, GenerateFlags& flags, const Checkpoint& checkpoint, Isa isa) {
+void resolve(Cli& cli, GenerateFlags& flags, const Checkpoint& checkpoint) {
   GenerateOptions& options = flags.options;
   const DiTConfig& config = checkpoint.config;
-  options.sampler.kind = sampler_of(flags.sampler);
+  options.sampler.kind = kSamplerNames.at(flags.sampler);
   if (!flags.timesteps.empty())
     cli.within("--timesteps", [&] { options.timesteps = parse_timesteps(flags.timesteps); });
   const std::string model = checkpoint.path.string();
   cli.needs("--mode", flags.mode != "dynamic" || config.is_dynamic(),
             fmt::format("routers; {} is a static DiT, it has none", model));
-  options.mode = flags.mode == "static" ? Mode::Static : Mode::Dynamic;
-  options.noise = flags.noise == "torch" ? NoiseKind::Torch : NoiseKind::Philox;
+  if (!flags.mode.empty()) options.mode = kModeNames.at(flags.mode);
+  options.noise = kNoiseNames.at(flags.noise);
   cli.needs("--cost-map", config.token_routers,
             fmt::format("token routers; {} has no token routers, all its tokens enter all MLPs", model));
   cli.needs("--cost-map", options.mode == Mode::Dynamic,
             "--mode dynamic; with --mode static all tokens enter all MLPs");
   options.token_map = !flags.outputs.cost_map.empty();
-  options.dtype = flags.model.resolve_dtype(isa);
+  options.dtype = dtype_of(flags.model.dtype);
   options.threads = flags.model.threads;
   options.engine = flags.model.resolve_engine();
   if (flags.cfg_channels == "all") {
@@ -222,7 +222,7 @@ int run_generate(const Args& args, Isa isa) {
   if (!flags.class_names_file.empty()) {
     checkpoint.class_names = read_class_names(cli, flags.class_names_file, checkpoint.config.num_classes);
   }
-  resolve(cli, flags, checkpoint, isa);
+  resolve(cli, flags, checkpoint);
   json loading = json::object();
   if (flags.model.checkpoint.num_heads > 0) loading["num_heads"] = flags.model.checkpoint.num_heads;
   if (!flags.model.checkpoint.weights.empty()) loading["weights"] = flags.model.checkpoint.weights;

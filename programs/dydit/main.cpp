@@ -13,8 +13,9 @@
 
 #include "cli.h"
 #include "dydit/base/error.h"
+#include "dydit/base/isa.h"
+#include "dydit/base/version.h"
 #include "dydit/io/json.h"
-#include "dydit/pipeline/record.h"
 #include "dydit_commit.h"
 #include "signals.h"
 #include "streams.h"

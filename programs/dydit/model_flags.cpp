@@ -32,21 +32,16 @@ void ModelFlags::add(Cli& cli, const std::string& default_dtype, const std::stri
   dtype = default_dtype;
   engine = default_engine;
   add_model_path(cli, path, checkpoint);
-  cli.add_choice("--dtype", dtype, {"auto", "bf16", "f32"},
+  cli.add_choice("--dtype", dtype, kDtypeNames.names({"auto"}),
                  "Arithmetic; auto: bf16 where the processor has it");
-  cli.add_choice("--engine", engine, {"auto", "cpu", "reference"},
+  cli.add_choice("--engine", engine, kEngineNames.names({"auto"}),
                  "Engine; auto: cpu, which skips what is off");
   cli.add_choice("--device", device, {"cpu"}, "Device", {"cuda"});
   cli.add_threads(threads);
 }
 
-at::ScalarType ModelFlags::resolve_dtype(Isa isa) const {
-  if (dtype == "auto") return has_native_bf16(isa) ? at::kBFloat16 : at::kFloat;
-  return dtype == "bf16" ? at::kBFloat16 : at::kFloat;
-}
-
 EngineKind ModelFlags::resolve_engine() const {
-  return engine == "reference" ? EngineKind::Reference : EngineKind::Cpu;
+  return engine == "auto" ? EngineKind::Cpu : kEngineNames.at(engine);
 }
 
 }  // namespace dydit

@@ -4,7 +4,6 @@
 #include <string>
 
 #include "cli.h"
-#include "dydit/base/isa.h"
 #include "dydit/engine/engine.h"
 #include "dydit/model/checkpoint.h"
 
@@ -28,8 +27,6 @@ struct ModelFlags {
   /// `default_dtype` and `default_engine` differ between verbs.
   void add(Cli& cli, const std::string& default_dtype = "auto", const std::string& default_engine = "auto");
   Checkpoint load(const Cli& cli) const { return load_model(cli, path, checkpoint); }
-  /// bfloat16 for auto where the processor multiplies it natively.
-  at::ScalarType resolve_dtype(Isa isa) const;
   EngineKind resolve_engine() const;
 };
 

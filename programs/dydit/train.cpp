@@ -6,8 +6,10 @@
 #include <torch/headeronly/version.h>
 
 #include "data_flags.h"
+#include "dydit/base/dtype.h"
 #include "dydit/base/error.h"
 #include "dydit/base/isa.h"
+#include "dydit/base/version.h"
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
 #include "dydit/io/png.h"
@@ -15,7 +17,6 @@
 #include "dydit/model/macs.h"
 #include "dydit/pipeline/generate.h"
 #include "dydit/pipeline/pixels.h"
-#include "dydit/pipeline/record.h"
 #include "model_flags.h"
 #include "run_folder.h"
 #include "signals.h"
@@ -129,7 +130,7 @@ void run_training(const Checkpoint& start, const Dataset& dataset, TrainFlags& f
     tell_notes(dataset, console);
     console.info(fmt::format("training {} steps of {} images, {} process(es) x {} threads, {}, {}, seed {}",
                              flags.options.total_steps, flags.options.global_batch, processes.size(),
-                             flags.threads, flags.device, flags.options.dtype == at::kFloat ? "f32" : "bf16",
+                             flags.threads, flags.device, kDtypeNames[flags.options.dtype],
                              flags.options.seed));
   }
   TrainCallbacks callbacks;
@@ -207,7 +208,7 @@ int run_train(const Args& args, Isa isa) {
     cli.needs(flag, model.empty() && size.size.empty(), "a model that neither --model nor --size describes");
   Console console(cli.verbosity);
   const auto processes = make_communicator();
-  flags.choose_device(isa, processes->size());
+  flags.choose_device(processes->size());
   at::set_num_threads(flags.threads);
   Checkpoint start;
   if (!model.empty()) {
@@ -252,7 +253,7 @@ int run_finetune(const Args& args, Isa isa) {
   cli.add_number("--anneal-steps", router.anneal_steps, 1, kMost,
                  "W: at step W the target has reached lambda");
   cli.add_number("--complete-steps", router.complete_steps, 0, kMost, "Steps with the complete-model term");
-  cli.add_choice("--gates", gates, {"hard", "soft"},
+  cli.add_choice("--gates", gates, kGateNames.names(),
                  "Gates in training; soft is a control, nothing can be skipped");
   cli.add_choice("--tdw", tdw, {"on", "off"}, "Timestep-wise dynamic width");
   cli.add_choice("--sdt", sdt, {"on", "off"}, "Spatial-wise dynamic tokens");
@@ -269,7 +270,7 @@ int run_finetune(const Args& args, Isa isa) {
   DYDIT_USAGE_CHECK(control || tdw == "on" || sdt == "on",
                     "--tdw off --sdt off: nothing is left to route; use --static");
   const auto processes = make_communicator();
-  flags.choose_device(isa, processes->size());
+  flags.choose_device(processes->size());
   at::set_num_threads(flags.threads);
 
   Checkpoint start = load_model(cli, model, checkpoint);
@@ -289,7 +290,7 @@ int run_finetune(const Args& args, Isa isa) {
     router.capacity = rule == "capacity";
     DYDIT_USAGE_CHECK(!router.capacity || gates == "hard",
                       "--gates soft: the capacity rule has hard gates only");
-    router.gates = gates == "soft" ? GateKind::Soft : GateKind::Hard;
+    router.gates = kGateNames.at(gates);
   }
   flags.resolve(*dataset);
   run_training(start, *dataset, flags, *processes, console, cli.json, cli.verbosity == Verbosity::Verbose);

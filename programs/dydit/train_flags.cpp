@@ -7,6 +7,7 @@
 #include <ATen/Context.h>
 
 #include "data_flags.h"
+#include "dydit/base/dtype.h"
 #include "dydit/base/error.h"
 
 namespace dydit {
@@ -56,7 +57,7 @@ void TrainFlags::add(Cli& cli) {
   cli.add_number("--label-dropout", options.label_dropout, 0, 1,
                  "Share of labels replaced by the null class");
   cli.add_choice("--flip", flip, {"on", "off"}, "Random horizontal flip");
-  cli.add_choice("--dtype", dtype, {"auto", "bf16", "f32"},
+  cli.add_choice("--dtype", dtype, kDtypeNames.names({"auto"}),
                  "Arithmetic of the blocks; master weights are float32");
   if (kBuiltWithCuda) {
     cli.add_choice("--device", device, {"cpu", "cuda"}, "Device");
@@ -96,18 +97,17 @@ void TrainFlags::fit_data_to(const Checkpoint& start) {
                     config.input_size);
   data.side = config.input_size;
   data.channels = config.in_channels;
-  data.model = {start.class_names, config.num_classes, match_rule(match_classes)};
+  data.model = {start.class_names, config.num_classes, kMatchNames.at(match_classes)};
 }
 
-void TrainFlags::choose_device(Isa isa, int processes) {
+void TrainFlags::choose_device(int processes) {
   const bool cuda = device == "cuda";
   DYDIT_USAGE_CHECK(!cuda || processes == 1,
                     "--device cuda: {} processes; one process on one GPU is what there is", processes);
   DYDIT_CHECK(!cuda || at::hasCUDA(),
               "--device cuda: there is no GPU that CUDA can use (see nvidia-smi); train with --device cpu");
   options.device = at::Device(cuda ? at::kCUDA : at::kCPU, cuda ? 0 : -1);
-  const bool bf16 = dtype == "auto" ? cuda || has_native_bf16(isa) : dtype == "bf16";
-  options.dtype = bf16 ? at::kBFloat16 : at::kFloat;
+  options.dtype = dtype_of(dtype, options.device.type());
 }
 
 void TrainFlags::resolve(const Dataset& dataset) {

@@ -4,7 +4,6 @@
 #include <string>
 
 #include "cli.h"
-#include "dydit/base/isa.h"
 #include "dydit/data/dataset.h"
 #include "dydit/train/trainer.h"
 
@@ -29,7 +28,7 @@ struct TrainFlags {
   /// otherwise.
   void fit_data_to(const Checkpoint& start);
   /// Turns device and dtype into options. Throws where there is no such device.
-  void choose_device(Isa isa, int processes);
+  void choose_device(int processes);
   /// Turns epochs and flip into options once the data is known.
   void resolve(const Dataset& dataset);
 };

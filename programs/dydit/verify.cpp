@@ -167,11 +167,11 @@ int run_verify(const Args& args, Isa isa) {
 
   const Checkpoint checkpoint = flags.load(cli);
   const Reference reference(reference_path);
-  const VerifyContext context{checkpoint, reference, flags.resolve_dtype(isa), flags.resolve_engine(),
+  const VerifyContext context{checkpoint, reference, dtype_of(flags.dtype), flags.resolve_engine(),
                               flags.threads};
   console.info(fmt::format("model {} ({}), reference {}, engine {}, {}, cpu ({}), {} threads", flags.path,
-                           model_name(checkpoint.config), reference_path, engine_name(context.engine),
-                           dtype_flag(context.dtype), isa_name(isa), context.threads));
+                           model_name(checkpoint.config), reference_path, kEngineNames[context.engine],
+                           kDtypeNames[context.dtype], isa_name(isa), context.threads));
   VerifyReport report;
   if (reference.has("x") && reference.has("out")) verify_forward(context, report);
   verify_diffusion(context, report);

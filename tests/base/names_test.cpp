@@ -1,9 +1,11 @@
-// Nearest names and the names of instruction sets.
+// Nearest names, the names of enums and of instruction sets, and what "auto" means.
 #include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
 
+#include "dydit/base/dtype.h"
+#include "dydit/base/enum_names.h"
 #include "dydit/base/error.h"
 #include "dydit/base/isa.h"
 #include "dydit/base/nearest.h"
@@ -29,6 +31,34 @@ TEST(NearestName, FirstOfEqualsWins) {
 }
 
 TEST(NearestName, WithoutCandidatesIsEmpty) { EXPECT_EQ(nearest_name("x", {}), ""); }
+
+enum class Fruit { Apple, Pear, Plum };
+constexpr EnumNames<Fruit, 3> kFruitNames = {
+    "fruit", {{"apple", Fruit::Apple}, {"pear", Fruit::Pear}, {"plum", Fruit::Plum}}};
+
+TEST(EnumNames, AreReadBack) {
+  for (const Fruit fruit : {Fruit::Apple, Fruit::Pear, Fruit::Plum})
+    EXPECT_EQ(kFruitNames.at(kFruitNames[fruit]), fruit);
+  EXPECT_EQ(kFruitNames[Fruit::Pear], "pear");
+}
+
+TEST(EnumNames, AnyOtherIsRefusedWithTheKnownOnes) {
+  for (const char* name : {"", "pea", "pears"}) {
+    EXPECT_EQ(kFruitNames.find(name), std::nullopt);
+    EXPECT_THROW(kFruitNames.at(name), UsageError);
+  }
+  expect_error([] { kFruitNames.at("fig"); }, "fruit 'fig' is unknown; choose from apple, pear, plum");
+}
+
+TEST(EnumNames, AreListedAfterWhatElseAFlagTakes) {
+  EXPECT_EQ(kFruitNames.names({"auto"}), (std::vector<std::string>{"auto", "apple", "pear", "plum"}));
+}
+
+TEST(Dtype, AutoIsWhatTheProcessorMultipliesNatively) {
+  EXPECT_EQ(dtype_of("auto"), has_native_bf16(active_isa()) ? at::kBFloat16 : at::kFloat);
+  EXPECT_EQ(dtype_of("auto", at::kCUDA), at::kBFloat16);
+  EXPECT_EQ(dtype_of("f32", at::kCUDA), at::kFloat);
+}
 
 TEST(Isa, NamesAreThoseOfTheFlag) {
   const std::vector<std::string> names = {"sse", "avx2", "avx512", "avx512_bf16", "amx"};

@@ -41,7 +41,7 @@ class EveryEngine : public testing::TestWithParam<EngineKind> {
   const at::Tensor whole_ = engine_.forward(inputs_, 1).out;
 };
 INSTANTIATE_TEST_SUITE_P(Kinds, EveryEngine, testing::Values(EngineKind::Cpu, EngineKind::Reference),
-                         [](const auto& info) { return std::string(engine_name(info.param)); });
+                         [](const auto& info) { return std::string(kEngineNames[info.param]); });
 
 TEST_P(EveryEngine, RefusesAnInputOfAnotherShapeTypeOrDevice) {
   const std::string wanted = "x: expected (rows, 4, 8, 8) in float32 on the CPU, got ";

@@ -29,7 +29,7 @@ struct Case {
 };
 
 std::string name_of(const Case& c) {
-  return fmt::format("{}_{}", engine_name(c.engine), c.dtype == at::kFloat ? "f32" : "bf16");
+  return fmt::format("{}_{}", kEngineNames[c.engine], c.dtype == at::kFloat ? "f32" : "bf16");
 }
 
 struct Outcome {

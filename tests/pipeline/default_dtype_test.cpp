@@ -59,7 +59,7 @@ TEST(DefaultDtype, ChangesNoImageOfALoadedModel) {
           ASSERT_EQ(single.size(), with_double.size());
           for (size_t i = 0; i < single.size(); ++i) {
             EXPECT_EQ(with_double[i].scalar_type(), at::kFloat);
-            EXPECT_TRUE(at::equal(single[i], with_double[i])) << engine_name(engine) << ", tensor " << i;
+            EXPECT_TRUE(at::equal(single[i], with_double[i])) << kEngineNames[engine] << ", tensor " << i;
           }
         }
       }

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "dydit/base/error.h"
+#include "dydit/base/version.h"
 #include "dydit/io/text.h"
 #include "dydit/pipeline/pixels.h"
 #include "tests/support/random_model.h"
@@ -143,16 +144,6 @@ TEST(PngTextOfARun, WithoutClassNamesNumbersThem) {
   const json images = json::array({image_record(checkpoint, some_options(), {0, 3, {}, 0, {}})});
   EXPECT_TRUE(
       png_text(run_record(checkpoint, some_options()), images).at("parameters").starts_with("class 3\n"));
-}
-
-TEST(SamplerNames, AreReadBack) {
-  for (const SamplerKind kind : {SamplerKind::Ddpm, SamplerKind::Ddim, SamplerKind::Dpm})
-    EXPECT_EQ(sampler_of(sampler_name(kind)), kind);
-}
-
-TEST(SamplerNames, AnyOtherIsRefused) {
-  EXPECT_THROW(sampler_of("euler"), UsageError);
-  EXPECT_THROW(sampler_of(""), UsageError);
 }
 
 TEST(ReproducingCommand, SaysEveryParameterThatTheImageDependsOn) {

@@ -54,7 +54,7 @@ class CpuEngine final : public Engine {
  public:
   CpuEngine(const Checkpoint& checkpoint, const WidthPlan& plan, const EngineOptions& options);
 
-  std::string_view name() const override { return engine_name(EngineKind::Cpu); }
+  std::string_view name() const override { return kEngineNames[EngineKind::Cpu]; }
 
  private:
   at::Tensor compute(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
