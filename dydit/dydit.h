@@ -1,11 +1,14 @@
 // The public header: what a program needs to load a (Dy)DiT, plan it, run it and keep what it made.
 //
-//   Checkpoint checkpoint = load_checkpoint("model.safetensors");
-//   generate(checkpoint, {.classes = {3}, .num_steps = 50, .seed = 7},
-//            {.on_sample = [](GeneratedSample&& s) { write_png("out.png", to_image(s.sample), {}); }});
+//   const Checkpoint checkpoint = load_checkpoint("model.safetensors");
+//   const Pipeline pipeline(checkpoint, EngineKind::Cpu, {.threads = default_threads()});
+//   pipeline.generate({.classes = {3}, .num_steps = 50, .seed = 7}, {.threads = default_threads()},
+//                     {.on_sample = [](GeneratedSample&& s) { write_png("out.png", to_image(s.sample), {});
+//                     }});
 //
 // or a loop of your own, as in examples/custom_sampler: choose_timesteps -> make_width_plan -> make_engine,
-// then Engine::forward once a step, from the last to the first.
+// then Engine::forward once a step, from the last to the first. A pipeline and an engine may be used by
+// several threads at the same time, each with a run or a workspace of its own.
 //
 // Errors are exceptions: UsageError (an option that cannot be meant), Cancelled, and Error, their base. The
 // library never prints and never exits. To obey DYDIT_ISA, call apply_isa_cap before the first tensor is
@@ -19,10 +22,11 @@
 #include "dydit/base/noise.h"          // fill_normal: noise as a function of (seed, image, draw)
 #include "dydit/base/progress.h"       // Progress, CancelFlag
 #include "dydit/base/version.h"        // kVersion
-#include "dydit/diffusion/gaussian.h"  // tables of a respaced schedule; single DDPM and DDIM steps
+#include "dydit/diffusion/gaussian.h"  // tables of a respaced schedule
 #include "dydit/diffusion/guidance.h"  // apply_guidance
 #include "dydit/diffusion/sampler.h"   // choose_timesteps, reverse_step, sample
 #include "dydit/diffusion/schedule.h"  // linear_betas, even_timesteps
+#include "dydit/diffusion/solver.h"    // reverse steps of all samplers as coefficients
 #include "dydit/engine/engine.h"       // make_engine, Engine::forward, Work
 #include "dydit/io/image.h"            // Image, make_grid
 #include "dydit/io/png.h"              // write_png
@@ -30,7 +34,7 @@
 #include "dydit/model/config.h"        // DiTConfig
 #include "dydit/model/macs.h"          // multiply-adds of a model
 #include "dydit/pipeline/classes.h"    // resolve_classes: labels and names, as --classes takes them
-#include "dydit/pipeline/generate.h"   // generate
+#include "dydit/pipeline/generate.h"   // Pipeline, generate
 #include "dydit/pipeline/pixels.h"     // to_image
 #include "dydit/pipeline/record.h"     // what is remembered of an image, as PNG text
 #include "dydit/plan/width_plan.h"     // make_width_plan, required_macs

@@ -2,13 +2,14 @@
 // the interpreter's lock is released while the library computes, and taken again for a moment between steps.
 #include <algorithm>
 #include <cstdlib>
-#include <iterator>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <pybind11/stl.h>
 #include <set>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -81,7 +82,7 @@ int threads_of(std::optional<int> given) {
   return threads;
 }
 
-// A checkpoint, and the engine of the timesteps that forward() was prepared for.
+// A checkpoint, and what was made of it: a pipeline for each engine and dtype that was asked for.
 class Model {
  public:
   Model(const std::string& path, int num_heads, const std::string& weights)
@@ -94,21 +95,20 @@ class Model {
                       std::optional<at::ScalarType> dtype, std::optional<int> threads,
                       const std::string& engine, const std::string& mode, const py::object& progress) {
     const std::vector<int> classes = labels_of(given, checkpoint_);
-    const GenerateOptions options = {.classes = classes,
-                                     .num_images = num_images.value_or(static_cast<int>(classes.size())),
-                                     .num_steps = steps,
-                                     .sampler = {.kind = kSamplerNames.at(sampler), .eta = eta},
-                                     .cfg_scale = cfg_scale,
-                                     .seed = seed,
-                                     .batch = batch,
-                                     .threads = threads_of(threads),
-                                     .dtype = dtype_or_auto(dtype),
-                                     .engine = kEngineNames.at(engine),
-                                     .mode = kModeNames.at(mode)};
+    const Request request = {.classes = classes,
+                             .num_images = num_images.value_or(static_cast<int>(classes.size())),
+                             .num_steps = steps,
+                             .sampler = {.kind = kSamplerNames.at(sampler), .eta = eta},
+                             .cfg_scale = cfg_scale,
+                             .seed = seed,
+                             .mode = kModeNames.at(mode)};
+    const SamplingOptions options = {.batch = batch, .threads = threads_of(threads)};
+    const EngineKind kind = kEngineNames.at(engine);
+    const at::ScalarType type = dtype_or_auto(dtype);
     const DiTConfig& config = checkpoint_.config;
     check_memory(
-        2.0 * options.num_images * config.in_channels * config.input_size * config.input_size * sizeof(float),
-        fmt::format("{} images in one tensor", options.num_images), "make fewer in a call");
+        2.0 * request.num_images * config.in_channels * config.input_size * config.input_size * sizeof(float),
+        fmt::format("{} images in one tensor", request.num_images), "make fewer in a call");
     std::vector<at::Tensor> samples;
     GenerateCallbacks callbacks;
     callbacks.on_sample = [&](GeneratedSample&& sample) { samples.push_back(std::move(sample.sample)); };
@@ -118,7 +118,7 @@ class Model {
       if (!progress.is_none()) progress(now.done, now.total);
     };
     const py::gil_scoped_release unlocked;
-    dydit::generate(checkpoint_, options, callbacks);
+    pipeline(kind, type, options.threads)->generate(request, options, callbacks);
     return at::stack(samples);  // outside of inference mode: a tensor that autograd may use
   }
 
@@ -126,12 +126,17 @@ class Model {
                std::optional<int> threads, const std::string& engine, const std::string& mode) {
     DYDIT_USAGE_CHECK(!timesteps.empty(), "no timestep given");
     check_timesteps(timesteps);
-    const Setup setup = {dtype_or_auto(dtype), threads_of(threads), kEngineNames.at(engine),
-                         kModeNames.at(mode)};
+    const int count = threads_of(threads);
+    const EngineKind kind = kEngineNames.at(engine);
+    const at::ScalarType type = dtype_or_auto(dtype);
+    const Mode wanted = kModeNames.at(mode);
     const py::gil_scoped_release unlocked;
+    const auto made = std::make_shared<Prepared>(pipeline(kind, type, count), wanted, count);
+    made->pipeline->plan(timesteps, wanted);
+    const std::set<int> ascending(timesteps.begin(), timesteps.end());
+    made->workspace->prepare({ascending.rbegin(), ascending.rend()});
     const std::lock_guard lock(mutex_);
-    setup_ = setup;
-    make_engine_for({timesteps.begin(), timesteps.end()});
+    prepared_ = made;
   }
 
   at::Tensor forward(const at::Tensor& x, const Numbers& t, const Numbers& y) {
@@ -150,26 +155,18 @@ class Model {
                         config.null_class());
     }
     check_timesteps(timesteps);
-    const std::set<int> wanted(timesteps.begin(), timesteps.end());
     const py::gil_scoped_release unlocked;
-    const std::lock_guard lock(mutex_);
+    const std::shared_ptr<Prepared> prepared = prepared_or_default();
+    const std::lock_guard one_at_a_time(prepared->mutex);
     const at::NoGradGuard no_grad;
-    if (!std::includes(prepared_.begin(), prepared_.end(), wanted.begin(), wanted.end()))
-      make_engine_for(wanted);
-    if (wanted.size() == 1) return forward_step(x, *wanted.begin(), labels);
-
-    at::Tensor out = at::empty({rows, config.out_channels(), side, side}, at::kFloat);
-    for (const int timestep : wanted) {  // an engine takes one timestep at a time
-      std::vector<int64_t> chosen, chosen_labels;
-      for (int64_t row = 0; row < rows; ++row) {
-        if (timesteps[row] != timestep) continue;
-        chosen.push_back(row);
-        chosen_labels.push_back(labels[row]);
-      }
-      const at::Tensor index = at::tensor(chosen, at::kLong);
-      out.index_copy_(0, index, forward_step(x.index_select(0, index), timestep, chosen_labels));
-    }
-    return out;
+    const WidthPlan plan =
+        prepared->pipeline->plan(std::vector<int>(timesteps.begin(), timesteps.end()), prepared->mode);
+    std::vector<Row> described;
+    for (int64_t row = 0; row < rows; ++row) described.push_back({&plan.steps[row], labels[row]});
+    std::vector<Work> work(described.size());
+    ForwardOutputs outputs{.work = work};
+    prepared->pipeline->engine().forward(x, described, *prepared->workspace, outputs);
+    return outputs.out;
   }
 
   py::dict plan(const std::vector<int>& timesteps, const std::string& mode) const {
@@ -184,7 +181,7 @@ class Model {
       const WidthPlan plan = make_width_plan(checkpoint_, timesteps, wanted);
       checkpoint_.check_unchanged();
       for (int s = 0; s < S; ++s) {
-        gmacs[s] = static_cast<double>(required_macs(plan, s)) * 1e-9;
+        gmacs[s] = static_cast<double>(required_macs(config, plan.steps[s])) * 1e-9;
         for (int l = 0; l < L; ++l) {
           const BlockWidth& block = plan.steps[s].blocks[l];
           std::copy(block.heads.begin(), block.heads.end(), heads.data_ptr<bool>() + (s * L + l) * H);
@@ -201,36 +198,45 @@ class Model {
   }
 
  private:
-  struct Setup {
-    at::ScalarType dtype;
-    int threads;
-    EngineKind engine;
-    Mode mode;
+  // What forward() runs on; a workspace is in one forward at a time.
+  struct Prepared {
+    Prepared(std::shared_ptr<const Pipeline> pipeline, Mode mode, int threads)
+        : pipeline(std::move(pipeline)),
+          mode(mode),
+          workspace(this->pipeline->engine().make_workspace({.threads = threads})) {}
+    const std::shared_ptr<const Pipeline> pipeline;
+    const Mode mode;
+    const std::unique_ptr<Workspace> workspace;
+    std::mutex mutex;
   };
 
-  void make_engine_for(const std::set<int>& timesteps) {
-    if (!setup_) setup_ = Setup{dtype_or_auto({}), threads_of({}), EngineKind::Cpu, Mode::Dynamic};
-    const std::vector<int> ascending(timesteps.begin(), timesteps.end());
-    prepared_.clear();
-    engine_.reset();  // its memory before that of the next
-    const WidthPlan plan = make_width_plan(checkpoint_, ascending, setup_->mode);
-    engine_ =
-        make_engine(setup_->engine, checkpoint_, plan, {.dtype = setup_->dtype, .threads = setup_->threads});
-    checkpoint_.check_unchanged();
-    prepared_ = timesteps;
+  // Packs the weights once; `threads` pack them.
+  std::shared_ptr<const Pipeline> pipeline(EngineKind kind, at::ScalarType dtype, int threads) {
+    const std::lock_guard lock(mutex_);
+    std::shared_ptr<const Pipeline>& made = pipelines_[{kind, dtype}];
+    if (!made) {
+      made = std::make_shared<Pipeline>(checkpoint_, kind, EngineOptions{.dtype = dtype, .threads = threads});
+    }
+    return made;
   }
 
-  at::Tensor forward_step(const at::Tensor& x, int timestep, const std::vector<int64_t>& labels) {
-    const auto step = std::distance(prepared_.begin(), prepared_.find(timestep));
-    std::vector<Work> work(labels.size());
-    return engine_->forward(x.contiguous(), static_cast<int>(step), labels, work);
+  std::shared_ptr<Prepared> prepared_or_default() {
+    {
+      const std::lock_guard lock(mutex_);
+      if (prepared_) return prepared_;
+    }
+    const int threads = threads_of({});
+    const auto made =
+        std::make_shared<Prepared>(pipeline(EngineKind::Cpu, dtype_or_auto({}), threads), Mode::Dynamic, threads);
+    const std::lock_guard lock(mutex_);
+    if (!prepared_) prepared_ = made;
+    return prepared_;
   }
 
   const Checkpoint checkpoint_;
-  std::mutex mutex_;  // an engine has scratch memory: one forward at a time
-  std::optional<Setup> setup_;
-  std::unique_ptr<Engine> engine_;
-  std::set<int> prepared_;  // the engine's timesteps
+  std::mutex mutex_;  // of what follows
+  std::map<std::pair<EngineKind, at::ScalarType>, std::shared_ptr<const Pipeline>> pipelines_;
+  std::shared_ptr<Prepared> prepared_;
 };
 
 void translate(std::exception_ptr thrown) {
@@ -282,15 +288,14 @@ PYBIND11_MODULE(_dydit, m) {
            "has it. progress(done, total) is called after each step.")
       .def("prepare", &Model::prepare, "timesteps"_a, py::kw_only(), "dtype"_a = py::none(),
            "threads"_a = py::none(), "engine"_a = "cpu", "mode"_a = "dynamic",
-           "Plans these timesteps and packs the weights for them, so that forward need not. forward is "
-           "fastest\n"
-           "when it goes from the largest to the smallest.")
+           "Plans these timesteps and packs the weights, so that forward need not, and says how forward "
+           "computes.\n"
+           "forward is fastest when it goes from the largest to the smallest.")
       .def("forward", &Model::forward, "x"_a, "t"_a, "y"_a,
            "The model's output (rows, C or 2C, H, W) for x (rows, C, H, W), timesteps t in 0..999 and "
            "classes y\n"
-           "(num_classes: none); t and y are numbers, lists or tensors. No gradient. Prepares itself for "
-           "timesteps\n"
-           "that prepare() was not called with.")
+           "(num_classes: none); t and y are numbers, lists or tensors, rows of any timesteps. No gradient.\n"
+           "Weights are packed once, whatever the timesteps.")
       .def("plan", &Model::plan, "timesteps"_a, py::kw_only(), "mode"_a = "dynamic",
            "Which heads and channel groups are on: {timesteps, heads (S, L, H) bool, groups (S, L, H) bool, "
            "gmacs\n"

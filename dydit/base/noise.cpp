@@ -2,6 +2,7 @@
 #include "dydit/base/noise.h"
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
 #include <numbers>
 
@@ -9,8 +10,9 @@
 
 namespace dydit {
 
-void fill_normal(std::span<float> out, uint64_t seed, uint64_t sample, uint64_t draw) {
-  at::philox_engine engine(seed, sample, draw << 32);
+void fill_normal(std::span<float> out, uint64_t seed, uint64_t sample, uint64_t draw, uint64_t first) {
+  assert(first % 4 == 0);  // a counter gives four numbers
+  at::philox_engine engine(seed, sample, (draw << 32) + first / 4);
   for (size_t i = 0; i < out.size(); i += 2) {
     // (0, 1]: the logarithm never sees 0.
     const double u1 = (static_cast<double>(engine()) + 1.0) * 0x1p-32;

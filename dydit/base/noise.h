@@ -8,8 +8,9 @@ namespace dydit {
 
 /// Fills `out` with standard normals that depend on (seed, sample, draw) and the position alone.
 /// Philox 4x32-10 keyed by `seed`, subsequence `sample`, counter `draw` * 2^32; Box-Muller in double.
-/// `draw` numbers the noises of one sample: 0 the start, k the noise of the loop's k-th step.
-void fill_normal(std::span<float> out, uint64_t seed, uint64_t sample, uint64_t draw);
+/// `draw` numbers the noises of one sample: 0 the start, k the noise of the loop's k-th step. `first`, a
+/// multiple of 4, is the position of out[0], so that parts of a draw can be filled apart.
+void fill_normal(std::span<float> out, uint64_t seed, uint64_t sample, uint64_t draw, uint64_t first = 0);
 
 /// A number in the open interval (0, 1) from the upper 24 of 32 random bits.
 float open_uniform(uint32_t bits);

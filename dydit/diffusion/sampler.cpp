@@ -10,15 +10,6 @@
 #include "dydit/diffusion/schedule.h"
 
 namespace dydit {
-namespace {
-
-bool needs_noise(const SamplerOptions& options, int step) {
-  return step > 0 &&
-         (options.kind == SamplerKind::Ddpm || (options.kind == SamplerKind::Ddim && options.eta > 0));
-}
-
-}  // namespace
-
 Spacing choose_timesteps(SamplerKind kind, int steps) {
   if (kind == SamplerKind::Ddim) {
     std::vector<int> timesteps = strided_timesteps(steps);
@@ -32,8 +23,8 @@ Spacing choose_timesteps(SamplerKind kind, int steps) {
   return {even_timesteps(steps), "even sections"};
 }
 
-void reverse_step(const DiffusionTables& tables, const SamplerOptions& options, int step, at::Tensor& x,
-                  const at::Tensor& output, const at::Tensor& noise, const at::Tensor& x0) {
+void reverse_step(const SolverStep& step, at::Tensor& x, const at::Tensor& output, const at::Tensor& noise,
+                  const at::Tensor& x0) {
   assert(x.is_contiguous() && output.is_contiguous() && output.size(0) == x.size(0));
   // Not by the strides: of a single row they may be those of a larger tensor that it was cut from.
   const auto row_size = [](const at::Tensor& rows) {
@@ -43,38 +34,27 @@ void reverse_step(const DiffusionTables& tables, const SamplerOptions& options, 
   const bool learned = output_size == 2 * size;
   for (int64_t row = 0; row < x.size(0); ++row) {
     const float* out = output.data_ptr<float>() + row * output_size;
-    const StepRow values{
-        .x = {x.data_ptr<float>() + row * size, size},
-        .eps = {out, size},
-        .variance = {out + size, learned ? size : 0},
-        .noise = {noise.defined() ? noise.data_ptr<float>() + row * size : nullptr,
-                  noise.defined() ? size : 0},
-        .x0 = {x0.defined() ? x0.data_ptr<float>() + row * size : nullptr, x0.defined() ? size : 0}};
-    switch (options.kind) {
-      case SamplerKind::Ddpm:
-        ddpm_step(tables, step, values);
-        break;
-      case SamplerKind::Ddim:
-        ddim_step(tables, step, options.eta, values);
-        break;
-      case SamplerKind::Dpm:
-        dpm_step(tables, step, values);
-        break;
-    }
+    apply_step(step,
+               {.x = {x.data_ptr<float>() + row * size, size},
+                .eps = {out, size},
+                .variance = {out + size, learned ? size : 0},
+                .noise = {noise.defined() ? noise.data_ptr<float>() + row * size : nullptr,
+                          noise.defined() ? size : 0},
+                .x0 = {x0.defined() ? x0.data_ptr<float>() + row * size : nullptr, x0.defined() ? size : 0}});
   }
 }
 
 void sample(const DiffusionTables& tables, const SamplerOptions& options, at::Tensor& x,
             const Denoiser& denoise, const NoiseSource& draw_noise,
-            const std::function<void(int done, const at::Tensor& x0)>& between, bool keep_x0) {
-  at::Tensor noise = at::empty_like(x), x0;
-  if (keep_x0 || options.kind == SamplerKind::Dpm) x0 = at::empty_like(x);
+            const std::function<void(int done, const at::Tensor& x0)>& between) {
+  at::Tensor noise = at::empty_like(x), x0 = at::empty_like(x);
   const int num_steps = tables.num_steps();
   for (int draw = 0; draw < num_steps; ++draw) {
-    const int step = num_steps - 1 - draw;
-    const at::Tensor output = denoise(x, step);
-    if (needs_noise(options, step)) draw_noise(noise, draw);
-    reverse_step(tables, options, step, x, output, noise, x0);
+    const int index = num_steps - 1 - draw;
+    const SolverStep step = make_solver_step(tables, options, index);
+    const at::Tensor output = denoise(x, index);
+    if (step.noisy) draw_noise(noise, draw);
+    reverse_step(step, x, output, noise, x0);
     if (between) between(draw + 1, x0);
   }
 }

@@ -7,19 +7,9 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "dydit/base/enum_names.h"
-#include "dydit/diffusion/gaussian.h"
+#include "dydit/diffusion/solver.h"
 
 namespace dydit {
-
-enum class SamplerKind { Ddpm, Ddim, Dpm };  // Dpm: DPM-Solver++(2M)
-inline constexpr EnumNames<SamplerKind, 3> kSamplerNames = {
-    "sampler", {{"ddpm", SamplerKind::Ddpm}, {"ddim", SamplerKind::Ddim}, {"dpm++", SamplerKind::Dpm}}};
-
-struct SamplerOptions {
-  SamplerKind kind = SamplerKind::Ddpm;
-  float eta = 0;  // DDIM's share of DDPM's noise
-};
 
 /// The timesteps of a run of `steps` (ascending) and how they were chosen, for the log.
 struct Spacing {
@@ -40,17 +30,16 @@ using Denoiser = std::function<at::Tensor(const at::Tensor& x, int step)>;
 using NoiseSource = std::function<void(at::Tensor& noise, int draw)>;
 
 /// Moves x one step: x (rows, channels, side, side) and `output` contiguous float32; `noise` may be undefined
-/// at step 0, for DDIM with eta 0 and for DPM-Solver++. A second half of output's channels is the learned
-/// variance. `x0`, of x's shape, takes the predicted image; undefined: not wanted. DPM-Solver++ needs it,
-/// with what the step before left there.
-void reverse_step(const DiffusionTables& tables, const SamplerOptions& options, int step, at::Tensor& x,
-                  const at::Tensor& output, const at::Tensor& noise, const at::Tensor& x0 = {});
+/// where the step is not noisy. A second half of output's channels is the learned variance. `x0`, of x's
+/// shape, takes the predicted image; undefined: not wanted. Where the step's slope is not 0 it holds what the
+/// step before left there.
+void reverse_step(const SolverStep& step, at::Tensor& x, const at::Tensor& output, const at::Tensor& noise,
+                  const at::Tensor& x0 = {});
 
 /// Runs all steps on x in place. `between(done, x0)` is called after each step and may throw to stop; x0 is
-/// the image predicted in that step when `keep_x0`, else undefined.
+/// the image predicted in that step.
 void sample(const DiffusionTables& tables, const SamplerOptions& options, at::Tensor& x,
             const Denoiser& denoise, const NoiseSource& draw_noise,
-            const std::function<void(int done, const at::Tensor& x0)>& between = nullptr,
-            bool keep_x0 = false);
+            const std::function<void(int done, const at::Tensor& x0)>& between = nullptr);
 
 }  // namespace dydit

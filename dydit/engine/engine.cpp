@@ -25,45 +25,90 @@ std::string description(const at::Tensor& x) {
                      x.device().str());
 }
 
+// A plan may be of another model, or made by hand.
+void check_step(const StepPlan* step, const DiTConfig& config) {
+  DYDIT_USAGE_CHECK(step != nullptr, "a row without a step");
+  DYDIT_USAGE_CHECK(step->timestep >= 0 && step->timestep < kQuarters * kQuarterLength,
+                    "timestep {}: expected 0 to {}", step->timestep, kQuarters * kQuarterLength - 1);
+  const auto H = static_cast<size_t>(config.num_heads);
+  const auto fits = [&](const BlockWidth& block) {
+    return block.heads.size() == H && block.groups.size() == H && block.active_heads() > 0 &&
+           block.active_groups() > 0 && block.keep_tokens <= config.num_tokens();
+  };
+  DYDIT_USAGE_CHECK((step->mode == Mode::Static || config.is_dynamic()) &&
+                        step->blocks.size() == static_cast<size_t>(config.depth) &&
+                        std::all_of(step->blocks.begin(), step->blocks.end(), fits),
+                    "the plan of timestep {} does not fit {}", step->timestep, model_name(config));
+}
+
+// Tensors for the decisions of these rows, those that are there where they fit; none where no row routes.
+void make_trace(std::span<const Row> rows, const DiTConfig& config, TokenTrace& trace) {
+  const auto routes = [&](const Row& row) { return row.step->routes_tokens(config); };
+  const std::vector<int64_t> shape = {static_cast<int64_t>(rows.size()), config.depth, config.num_tokens()};
+  if (std::none_of(rows.begin(), rows.end(), routes)) {
+    trace = {};
+  } else if (!trace.masks.defined() || trace.masks.sizes() != shape) {
+    trace = {at::empty(shape, at::kFloat), at::empty(shape, at::kFloat)};
+  }
+  for (size_t b = 0; trace.masks.defined() && b < rows.size(); ++b) {
+    if (routes(rows[b])) continue;
+    trace.masks[static_cast<int64_t>(b)].fill_(1);
+    trace.logits[static_cast<int64_t>(b)].zero_();
+  }
+}
+
 }  // namespace
 
-Engine::Engine(const Checkpoint& checkpoint, const WidthPlan& plan, const EngineOptions& options)
-    : plan_(plan) {
-  DYDIT_USAGE_CHECK(plan.config == checkpoint.config, "the plan is for {}, the weights are of {}",
-                    model_name(plan.config), model_name(checkpoint.config));
+Engine::Engine(const DiTConfig& config, const EngineOptions& options) : config_(config) {
   DYDIT_USAGE_CHECK(options.dtype == at::kFloat || options.dtype == at::kBFloat16,
                     "dtype {}: expected float32 or bfloat16", c10::toString(options.dtype));
   DYDIT_USAGE_CHECK(options.threads >= 1, "{} threads: expected 1 or more", options.threads);
-  DYDIT_USAGE_CHECK(
-      options.profile == nullptr || static_cast<int>(options.profile->size()) == plan.config.depth + 1,
-      "a profile of {} rows: expected {}, one a block and one more", options.profile->size(),
-      plan.config.depth + 1);
 }
 
-at::Tensor Engine::forward(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
-                           TokenTrace* trace) {
-  const DiTConfig& config = plan_.config;
-  const int side = config.input_size, S = static_cast<int>(plan_.steps.size());
+std::unique_ptr<Workspace> Engine::make_workspace(const WorkspaceOptions& options) const {
+  DYDIT_USAGE_CHECK(options.threads >= 1, "{} threads: expected 1 or more", options.threads);
+  DYDIT_USAGE_CHECK(
+      options.profile == nullptr || static_cast<int>(options.profile->size()) == config_.depth + 1,
+      "a profile of {} rows: expected {}, one a block and one more", options.profile->size(),
+      config_.depth + 1);
+  return new_workspace(options);
+}
+
+void Engine::forward(const at::Tensor& x, std::span<const Row> rows, Workspace& workspace,
+                     ForwardOutputs& outputs) const {
+  const int side = config_.input_size;
   DYDIT_USAGE_CHECK(x.defined() && x.device().is_cpu() && x.scalar_type() == at::kFloat && x.dim() == 4 &&
-                        x.size(1) == config.in_channels && x.size(2) == side && x.size(3) == side,
-                    "x: expected (rows, {}, {}, {}) in float32 on the CPU, got {}", config.in_channels, side,
+                        x.size(1) == config_.in_channels && x.size(2) == side && x.size(3) == side,
+                    "x: expected (rows, {}, {}, {}) in float32 on the CPU, got {}", config_.in_channels, side,
                     side, description(x));
   const auto B = static_cast<size_t>(x.size(0));
-  DYDIT_USAGE_CHECK(step >= 0 && step < S, "step {}: the plan has steps 0 to {}", step, S - 1);
-  DYDIT_USAGE_CHECK(y.size() == B, "{} labels for {} rows of x", y.size(), B);
-  DYDIT_USAGE_CHECK(work.size() == B, "work for {} rows, x has {}", work.size(), B);
-  for (const int64_t label : y) {
-    DYDIT_USAGE_CHECK(label >= 0 && label <= config.null_class(), "label {}: expected 0 to {}", label,
-                      config.null_class());
+  DYDIT_USAGE_CHECK(rows.size() == B, "{} rows are described, x has {}", rows.size(), B);
+  DYDIT_USAGE_CHECK(outputs.work.size() == B, "work for {} rows, x has {}", outputs.work.size(), B);
+  DYDIT_USAGE_CHECK(owns(workspace), "the workspace is of another engine");
+  const StepPlan* checked = nullptr;
+  for (const Row& row : rows) {
+    DYDIT_USAGE_CHECK(row.label >= 0 && row.label <= config_.null_class(), "label {}: expected 0 to {}",
+                      row.label, config_.null_class());
+    if (row.step != checked || checked == nullptr) check_step(row.step, config_);
+    checked = row.step;
   }
-  if (B == 0) return at::empty({0, config.out_channels(), side, side}, at::kFloat);
-  return compute(x.contiguous(), step, y, work, trace);
+  const std::vector<int64_t> shape = {x.size(0), config_.out_channels(), side, side};
+  if (!outputs.out.defined()) outputs.out = at::empty(shape, at::kFloat);
+  DYDIT_USAGE_CHECK(outputs.out.sizes() == shape && outputs.out.scalar_type() == at::kFloat &&
+                        outputs.out.device().is_cpu() && outputs.out.is_contiguous(),
+                    "out: expected ({}), contiguous in float32 on the CPU, got {}", fmt::join(shape, ", "),
+                    description(outputs.out));
+  if (B == 0) return;
+  ForwardOutputs wanted = outputs;
+  if (outputs.trace != nullptr) make_trace(rows, config_, *outputs.trace);
+  if (outputs.trace != nullptr && !outputs.trace->masks.defined()) wanted.trace = nullptr;
+  compute(x.contiguous(), rows, workspace, wanted);
 }
 
-std::unique_ptr<Engine> make_engine(EngineKind kind, const Checkpoint& checkpoint, const WidthPlan& plan,
+std::unique_ptr<Engine> make_engine(EngineKind kind, const Checkpoint& checkpoint,
                                     const EngineOptions& options) {
-  return kind == EngineKind::Cpu ? make_cpu_engine(checkpoint, plan, options)
-                                 : make_reference_engine(checkpoint, plan, options);
+  return kind == EngineKind::Cpu ? make_cpu_engine(checkpoint, options)
+                                 : make_reference_engine(checkpoint, options);
 }
 
 double least_engine_bytes(EngineKind kind, const Checkpoint& checkpoint, const EngineOptions& options,

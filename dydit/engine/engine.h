@@ -1,5 +1,5 @@
-// Engines compute the model's forward for one step of a width plan. All of them decide alike: widths come
-// from the plan, tokens from the routers; they differ in what they really multiply.
+// Engines compute the model's forward. All of them decide alike: widths come from the plan, tokens from the
+// routers; they differ in what they really multiply.
 #pragma once
 
 #include <array>
@@ -13,6 +13,7 @@
 
 #include "dydit/base/dtype.h"
 #include "dydit/base/enum_names.h"
+#include "dydit/base/team.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/plan/width_plan.h"
 
@@ -25,10 +26,24 @@ struct Work {
   int64_t executed = 0;
 };
 
-/// Token decisions of a forward, for verification. Filled only when the plan routes tokens.
+/// Token decisions of a forward, for verification. Filled only where a row routes tokens; of a row that
+/// routes none, all are on.
 struct TokenTrace {
   at::Tensor masks;   // (B, L, N) float32, 1 = on
   at::Tensor logits;  // (B, L, N) float32
+};
+
+/// A row of a forward: rows may be of different samples, at different steps of different plans.
+struct Row {
+  const StepPlan* step = nullptr;
+  int64_t label = 0;  // null class included
+};
+
+/// What a forward gives.
+struct ForwardOutputs {
+  at::Tensor out = {};          // (B, out_channels, side, side) float32; undefined: made by the forward
+  std::span<Work> work = {};    // (B): each row's multiply-adds are added
+  TokenTrace* trace = nullptr;  // null: not wanted
 };
 
 /// Parts of a forward whose time the CPU engine can tell apart.
@@ -46,52 +61,81 @@ inline constexpr EnumNames<EngineKind, 2> kEngineNames = {
 
 struct EngineOptions {
   at::ScalarType dtype = at::kFloat;  // of qkv, proj, fc1, fc2 and attention: kFloat or kBFloat16
+  int threads = 1;                    // that pack the weights
+};
+
+struct WorkspaceOptions {
   int threads = 1;
   Profile* profile = nullptr;  // L + 1 rows, filled by the CPU engine; null: not measured
 };
 
+/// The threads and the memory of one run: forwards that go on at the same time have one each. Outlived by its
+/// engine.
+class Workspace {
+ public:
+  virtual ~Workspace() = default;
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  /// A hint: rows will visit these timesteps in this order, so that what depends on timestep and label alone
+  /// can be computed for several steps at a time. Changes speed, never a result.
+  virtual void prepare(std::vector<int> /*timesteps*/) {}
+  /// The run's threads, for work between two forwards.
+  Team& team() { return crew_.together(); }
+
+ protected:
+  explicit Workspace(int threads) : crew_(threads) {}
+  Crew crew_;
+};
+
+/// A model's weights, packed once; any number of runs may share them.
 class Engine {
  public:
   virtual ~Engine() = default;
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  /// x (B, in_channels, side, side) float32 on the CPU, y (B) labels (null class included), `step` an index
-  /// into the plan
-  /// -> (B, out_channels, side, side) float32. Row b's result depends on row b alone, bit for bit.
-  /// Adds row b's multiply-adds to work[b]; `trace` may be null. Steps in descending order, as sampling takes
-  /// them, with the same labels are cheapest: adaLN is computed for several at a time. One forward at a time.
-  /// Throws UsageError for arguments that are not these; after any exception the engine can be used again.
-  at::Tensor forward(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
-                     TokenTrace* trace = nullptr);
+  /// Throws UsageError for options out of range, Error where the system gives no more threads.
+  std::unique_ptr<Workspace> make_workspace(const WorkspaceOptions& options) const;
+
+  /// x (B, in_channels, side, side) float32 on the CPU and B rows -> outputs. Row b's result depends on row b
+  /// alone, bit for bit. Rows whose plans are equal but for the timestep are computed together. `workspace`
+  /// is of this engine, and in one forward at a time. Throws UsageError for arguments that are not these;
+  /// after any exception engine and workspace can be used again.
+  void forward(const at::Tensor& x, std::span<const Row> rows, Workspace& workspace,
+               ForwardOutputs& outputs) const;
+
+  const DiTConfig& config() const { return config_; }
   virtual std::string_view name() const = 0;
 
  protected:
-  /// Throws UsageError where plan and options do not fit the checkpoint.
-  Engine(const Checkpoint& checkpoint, const WidthPlan& plan, const EngineOptions& options);
+  /// Throws UsageError where the options do not fit.
+  Engine(const DiTConfig& config, const EngineOptions& options);
 
-  const WidthPlan plan_;
+  const DiTConfig config_;
 
  private:
-  // forward() with arguments that were checked: x is contiguous and has a row or more.
-  virtual at::Tensor compute(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
-                             TokenTrace* trace) = 0;
+  virtual std::unique_ptr<Workspace> new_workspace(const WorkspaceOptions& options) const = 0;
+  virtual bool owns(const Workspace& workspace) const = 0;
+  // forward() with arguments that were checked: x and out are contiguous and have a row or more, a trace that
+  // is not null has tensors.
+  virtual void compute(const at::Tensor& x, std::span<const Row> rows, Workspace& workspace,
+                       const ForwardOutputs& outputs) const = 0;
 };
 
 /// The masked modules: executes the complete model and multiplies by masks. The truth that others are held
 /// to.
-std::unique_ptr<Engine> make_reference_engine(const Checkpoint& checkpoint, const WidthPlan& plan,
-                                              const EngineOptions& options);
+std::unique_ptr<Engine> make_reference_engine(const Checkpoint& checkpoint, const EngineOptions& options);
 
 /// Executes what the plan and the token routers leave on: weights packed once in pieces that no head or
 /// channel group shares, gathered tokens, fused kernels for this processor (engine/cpu/kernels.h).
-std::unique_ptr<Engine> make_cpu_engine(const Checkpoint& checkpoint, const WidthPlan& plan,
-                                        const EngineOptions& options);
+std::unique_ptr<Engine> make_cpu_engine(const Checkpoint& checkpoint, const EngineOptions& options);
 
-std::unique_ptr<Engine> make_engine(EngineKind kind, const Checkpoint& checkpoint, const WidthPlan& plan,
+std::unique_ptr<Engine> make_engine(EngineKind kind, const Checkpoint& checkpoint,
                                     const EngineOptions& options);
 
-/// Bytes that such an engine and its forwards of `rows` rows take at least, beside the checkpoint.
+/// Bytes that such an engine and its forwards of `rows` rows on options.threads threads take at least, beside
+/// the checkpoint.
 double least_engine_bytes(EngineKind kind, const Checkpoint& checkpoint, const EngineOptions& options,
                           int64_t rows);
 

@@ -117,10 +117,10 @@ DecileLoss mean_of(const Sums& sums, const DiTConfig& config) {
   return mean;
 }
 
-// Adds the forward of `batch` at the plan's step with the noise of seed number s.
-void add_forward(Sums& sums, Engine& engine, const WidthPlan& plan, int step, const EvalBatch& batch,
-                 uint64_t seed, size_t s) {
-  const int t = plan.steps[step].timestep;
+// Adds the forward of `batch` at a step with the noise of seed number s.
+void add_forward(Sums& sums, const Engine& engine, Workspace& workspace, const StepPlan& step,
+                 const EvalBatch& batch, uint64_t seed, size_t s) {
+  const int t = step.timestep;
   const int64_t count = batch.x0.size(0);
   at::Tensor noise = at::empty_like(batch.x0);
   const auto pixels = static_cast<size_t>(noise.stride(0));
@@ -128,14 +128,17 @@ void add_forward(Sums& sums, Engine& engine, const WidthPlan& plan, int step, co
     fill_normal({noise.data_ptr<float>() + b * pixels, pixels}, seed, batch.images[b], t);
   const at::Tensor ts = at::full({count}, t, at::kLong), x_t = q_sample(batch.x0, ts, noise);
   std::vector<Work> work(count);
+  std::vector<Row> described;
+  for (const int64_t label : batch.labels) described.push_back({&step, label});
   TokenTrace trace;
-  const DiffusionLoss loss =
-      diffusion_loss(engine.forward(x_t, step, batch.labels, work, &trace), batch.x0, x_t, ts, noise);
+  ForwardOutputs outputs{{}, work, &trace};
+  engine.forward(x_t, described, workspace, outputs);
+  const DiffusionLoss loss = diffusion_loss(outputs.out, batch.x0, x_t, ts, noise);
   const auto rows = static_cast<double>(count),
-             parts = static_cast<double>(plan.config.num_heads * plan.config.depth);
+             parts = static_cast<double>(engine.config().num_heads * engine.config().depth);
   sums.mse[s] += loss.mse.sum().item<double>();
   sums.vb[s] += loss.vb.sum().item<double>();
-  for (const BlockWidth& block : plan.steps[step].blocks) {
+  for (const BlockWidth& block : step.blocks) {
     sums.heads += rows * block.active_heads() / parts;
     sums.groups += rows * block.active_groups() / parts;
   }
@@ -159,17 +162,20 @@ LossReport evaluate_loss(const Checkpoint& checkpoint, const Dataset& dataset, c
   std::array<Sums, kDeciles> sums;
   sums.fill({.mse = none, .vb = none});
   int64_t done = 0;
+  const auto engine =
+      make_engine(options.engine, checkpoint, {.dtype = options.dtype, .threads = options.threads});
+  const auto workspace = engine->make_workspace({.threads = options.threads});
   for (int group = 0; group < std::min<int64_t>(kGroups, total); ++group) {  // others have no image
-    const WidthPlan plan = make_width_plan(checkpoint, timesteps_of(group), options.mode);
-    const auto engine =
-        make_engine(options.engine, checkpoint, plan, {.dtype = options.dtype, .threads = options.threads});
+    const std::vector<int> timesteps = timesteps_of(group);
+    const WidthPlan plan = make_width_plan(checkpoint, timesteps, options.mode);
     checkpoint.check_unchanged();
+    workspace->prepare({timesteps.rbegin(), timesteps.rend()});
     for (int64_t first = group; first < total; first += int64_t{kGroups} * options.batch) {
       const EvalBatch batch = read_batch(dataset, total, first, options.batch);
       for (size_t s = 0; s < options.seeds.size(); ++s) {
         for (int d = kDeciles - 1; d >= 0; --d) {
           if (cancel && *cancel) throw Cancelled();
-          add_forward(sums[d], *engine, plan, d, batch, options.seeds[s], s);
+          add_forward(sums[d], *engine, *workspace, plan.steps[d], batch, options.seeds[s], s);
         }
       }
       done += batch.x0.size(0);

@@ -1,61 +1,37 @@
-// The main path: checkpoint -> width plan -> engine -> sampler -> samples.
+// The main path: checkpoint -> engine and plans -> requests -> samples.
 #pragma once
 
 #include <cstdint>
 #include <functional>
-#include <optional>
-#include <string>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 
 #include "dydit/base/progress.h"
-#include "dydit/diffusion/guidance.h"
-#include "dydit/diffusion/sampler.h"
 #include "dydit/engine/engine.h"
 #include "dydit/model/checkpoint.h"
+#include "dydit/pipeline/request.h"
+#include "dydit/pipeline/scheduler.h"
 #include "dydit/plan/width_plan.h"
 
 namespace dydit {
 
-/// Philox: a function of (seed, image, step). Torch: torch.randn's stream, as the original script draws: the
-/// starts of all images, then in every step all rows, guidance halves included. One batch, and an image
-/// depends on how many are made.
-enum class NoiseKind { Philox, Torch };
-inline constexpr EnumNames<NoiseKind, 2> kNoiseNames = {
-    "noise", {{"philox", NoiseKind::Philox}, {"torch", NoiseKind::Torch}}};
-
-struct GenerateOptions {
-  std::vector<int> classes = {0};  // image i gets classes[i mod size]
-  int num_images = 1;
-  int num_steps = 250;
-  std::vector<int> timesteps = {};  // by hand, in any order, instead of num_steps; empty: chosen
-  SamplerOptions sampler;
-  float cfg_scale = 4.0f;  // <= 1: no guidance, one row an image
-  // First channels of eps that are guided, never more than there are; unset: kGuidedChannels, in diffusers'
-  // semantics all.
-  std::optional<int> guided_channels = {};
-  uint64_t seed = 0;
-  NoiseKind noise = NoiseKind::Philox;
-  int batch = 16;  // images sampled together; changes speed and memory, never a pixel
-  int threads = 1;
+/// A request, how it is run, and the engine that it is run on.
+struct GenerateOptions : Request, SamplingOptions {
   at::ScalarType dtype = at::kFloat;
   EngineKind engine = EngineKind::Cpu;
-  Mode mode = Mode::Dynamic;
-  int preview_every = 0;   // steps from one on_preview to the next; 0: none
-  bool token_map = false;  // also fill GeneratedSample::token_share
-
-  bool guided() const { return cfg_scale > 1.0f; }
-  int channels_guided(const DiTConfig& config) const;
-  int total_steps() const { return timesteps.empty() ? num_steps : static_cast<int>(timesteps.size()); }
-  int label(int index) const { return classes[index % classes.size()]; }
 };
 
 struct GeneratedSample {
   int index = 0;  // of the run, from 0; keys the noise
   int label = 0;
   at::Tensor sample;            // (in_channels, side, side) float32: a latent, or pixels in about [-1, 1]
-  double seconds = 0;           // its batch's sampling time / images of the batch
+  double seconds = 0;           // its share of the time of its forwards
   Work work;                    // summed over steps and guidance halves
   at::Tensor token_share = {};  // (N) float32, of the (step, block, guidance half) in which a token entered
                                 // the MLP; undefined unless asked for and the run routes tokens
@@ -64,14 +40,37 @@ struct GeneratedSample {
 struct Preview {
   int first = 0;  // index of its first image
   int step = 0;   // steps done, from 1
-  at::Tensor x0;  // (images, in_channels, side, side) float32, predicted in that step; valid during the call
+  at::Tensor x0;  // (images, in_channels, side, side) float32, predicted in that step
 };
 
 struct GenerateCallbacks {
-  std::function<void(GeneratedSample&&)> on_sample;          // in order of index, as batches finish
-  ProgressFn on_progress;                                    // after each sampling step
-  std::function<void(const Preview&)> on_preview = nullptr;  // not after the last step: that is the image
-  const CancelFlag* cancel = nullptr;                        // looked at between steps
+  std::function<void(GeneratedSample&&)> on_sample = nullptr;  // in order of index, as batches finish
+  ProgressFn on_progress = nullptr;                            // after each sampling step
+  std::function<void(const Preview&)> on_preview = nullptr;    // not after the last step: that is the image
+  const CancelFlag* cancel = nullptr;                          // looked at between steps
+};
+
+/// A checkpoint that is ready: its weights packed once, its plans made once. All of it may be used by any
+/// number of threads at the same time.
+class Pipeline {
+ public:
+  /// The checkpoint outlives it. Throws Error when its file was written to since it was read.
+  Pipeline(const Checkpoint& checkpoint, EngineKind kind, const EngineOptions& options);
+
+  const Engine& engine() const { return *engine_; }
+  /// The plan of these timesteps. Throws as make_width_plan does.
+  WidthPlan plan(std::span<const int> timesteps, Mode mode) const;
+  /// Makes the images of a request. Throws as the function below does.
+  void generate(const Request& request, const SamplingOptions& options,
+                const GenerateCallbacks& callbacks) const;
+
+ private:
+  const Checkpoint& checkpoint_;
+  const EngineKind kind_;
+  const at::ScalarType dtype_;
+  const std::unique_ptr<const Engine> engine_;
+  mutable std::mutex mutex_;
+  mutable std::map<std::pair<Mode, int>, StepPlan> steps_;  // by mode and timestep
 };
 
 /// Generates all samples. Sample i depends on (weights, label, seed, i, steps, sampler, guidance, dtype,
@@ -81,14 +80,8 @@ struct GenerateCallbacks {
 void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
               const GenerateCallbacks& callbacks);
 
-/// The timesteps of a run: those given by hand, else choose_timesteps'.
-Spacing run_spacing(const GenerateOptions& options);
-
 /// Bytes that a run with batches of `count` images takes at least, beside the checkpoint and what the
 /// callbacks keep.
 double least_generate_bytes(const Checkpoint& checkpoint, const GenerateOptions& options, int count);
-
-/// Multiply-adds that the static model spends on one sample of this run.
-int64_t static_macs_per_sample(const DiTConfig& config, const GenerateOptions& options);
 
 }  // namespace dydit

@@ -118,13 +118,12 @@ WidthPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> tim
   WidthPlan plan;
   plan.config = config;
   plan.mode = config.is_dynamic() ? mode : Mode::Static;
-  plan.route_tokens = plan.mode == Mode::Dynamic && config.token_routers;
   const std::vector<uint8_t> all(config.num_heads, 1);
   for (const int t : timesteps) {
     DYDIT_CHECK(t >= 0 && t < kQuarters * kQuarterLength, "timestep {}: expected 0 to {}", t,
                 kQuarters * kQuarterLength - 1);
-    StepPlan step{t, std::vector<BlockWidth>(config.depth, BlockWidth{all, all})};
-    for (int b = 0; plan.route_tokens && checkpoint.keep_counts && b < config.depth; ++b) {
+    StepPlan step{t, plan.mode, std::vector<BlockWidth>(config.depth, BlockWidth{all, all})};
+    for (int b = 0; step.routes_tokens(config) && checkpoint.keep_counts && b < config.depth; ++b) {
       step.blocks[b].keep_tokens = checkpoint.keep_counts->tokens[b][t / kQuarterLength];
     }
     plan.steps.push_back(std::move(step));
@@ -137,14 +136,13 @@ WidthPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> tim
   return plan;
 }
 
-int64_t required_macs(const WidthPlan& plan, int step, std::span<const int> tokens) {
-  int64_t macs = fixed_macs(plan.config);
-  if (plan.mode == Mode::Dynamic) macs += router_macs(plan.config);
-  for (int b = 0; b < plan.config.depth; ++b) {
-    const BlockWidth& width = plan.steps[step].blocks[b];
-    macs += attention_macs(plan.config, width.active_heads());
-    macs +=
-        mlp_macs(plan.config, width.active_groups(), tokens.empty() ? plan.config.num_tokens() : tokens[b]);
+int64_t required_macs(const DiTConfig& config, const StepPlan& step, std::span<const int> tokens) {
+  int64_t macs = fixed_macs(config);
+  if (step.mode == Mode::Dynamic) macs += router_macs(config);
+  for (int b = 0; b < config.depth; ++b) {
+    const BlockWidth& width = step.blocks[b];
+    macs += attention_macs(config, width.active_heads());
+    macs += mlp_macs(config, width.active_groups(), tokens.empty() ? config.num_tokens() : tokens[b]);
   }
   return macs;
 }

@@ -30,16 +30,22 @@ struct BlockWidth {
   bool operator==(const BlockWidth&) const = default;
 };
 
+/// All that an engine is told of a step.
 struct StepPlan {
   int timestep = 0;  // original timestep, 0..999
+  Mode mode = Mode::Static;
   std::vector<BlockWidth> blocks;
   float margin = std::numeric_limits<float>::infinity();  // the smallest decision_margin of its routers
+
+  /// Whether the token routers decide who enters the MLP.
+  bool routes_tokens(const DiTConfig& config) const { return mode == Mode::Dynamic && config.token_routers; }
+  /// Whether a forward does the same at both steps, but for the timestep.
+  bool same_work(const StepPlan& other) const { return mode == other.mode && blocks == other.blocks; }
 };
 
 struct WidthPlan {
   DiTConfig config;
-  Mode mode = Mode::Static;
-  bool route_tokens = false;    // the token routers decide who enters the MLP
+  Mode mode = Mode::Static;     // of all steps
   std::vector<StepPlan> steps;  // in the order of the timesteps given
 };
 
@@ -48,9 +54,9 @@ struct WidthPlan {
 /// thread count nor on the other timesteps.
 WidthPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> timesteps, Mode mode);
 
-/// Multiply-adds that the plan's step needs for one sample, `tokens` (L) of them entering each block's MLP
-/// (empty: all N). Routers are counted when the plan is dynamic.
-int64_t required_macs(const WidthPlan& plan, int step, std::span<const int> tokens = {});
+/// Multiply-adds that a step needs for one sample, `tokens` (L) of them entering each block's MLP (empty: all
+/// N). Routers are counted when the step is dynamic.
+int64_t required_macs(const DiTConfig& config, const StepPlan& step, std::span<const int> tokens = {});
 
 /// Which tokens enter the MLP: those above the threshold, or the `keep_tokens` largest (first of equals) when
 /// that is not negative. logits (N) -> (N) of 0 and 1. Every engine decides by this.

@@ -148,7 +148,8 @@ double step_work_share(const WidthPlan& plan, int step) {
   for (const BlockWidth& width : plan.steps.at(step).blocks) {
     kept.push_back(width.keep_tokens >= 0 ? width.keep_tokens : plan.config.num_tokens());
   }
-  return static_cast<double>(required_macs(plan, step, kept)) / static_cast<double>(static_macs(plan.config));
+  return static_cast<double>(required_macs(plan.config, plan.steps[step], kept)) /
+         static_cast<double>(static_macs(plan.config));
 }
 
 std::string plan_svg(const WidthPlan& plan, std::string_view title) {

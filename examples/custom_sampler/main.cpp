@@ -21,17 +21,20 @@ void run(const char* checkpoint_path, int label, int steps, const char* png_path
   const auto timesteps = dydit::choose_timesteps(dydit::SamplerKind::Ddim, steps).timesteps;
   const dydit::WidthPlan plan = dydit::make_width_plan(checkpoint, timesteps, dydit::Mode::Dynamic);
   const dydit::DiffusionTables tables = dydit::make_diffusion_tables(timesteps);
-  const auto engine =
-      dydit::make_engine(dydit::EngineKind::Cpu, checkpoint, plan, {.threads = dydit::default_threads()});
+  const int threads = dydit::default_threads();
+  const auto engine = dydit::make_engine(dydit::EngineKind::Cpu, checkpoint, {.threads = threads});
+  const auto workspace = engine->make_workspace({.threads = threads});
+  workspace->prepare({timesteps.rbegin(), timesteps.rend()});
 
   at::Tensor x = at::empty({1, config.in_channels, config.input_size, config.input_size});
   dydit::fill_normal({x.data_ptr<float>(), static_cast<size_t>(x.numel())}, /*seed=*/7, /*sample=*/0,
                      /*draw=*/0);
-  const std::vector<int64_t> labels = {label};
   std::vector<dydit::Work> work(1);
+  dydit::ForwardOutputs outputs{.work = work};
   for (int step = steps - 1; step >= 0; --step) {
     // The second half of the channels, where there is one, is the learned variance: a flow needs none.
-    const at::Tensor eps = engine->forward(x, step, labels, work).slice(/*dim=*/1, 0, config.in_channels);
+    engine->forward(x, std::vector<dydit::Row>{{&plan.steps[step], label}}, *workspace, outputs);
+    const at::Tensor eps = outputs.out.slice(/*dim=*/1, 0, config.in_channels);
     const double a = tables.alphas_cumprod[step], a_next = tables.alphas_cumprod_prev[step];
     x = (x / std::sqrt(a) + (sigma(a_next) - sigma(a)) * eps) * std::sqrt(a_next);
   }

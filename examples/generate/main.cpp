@@ -10,8 +10,11 @@ dydit::CancelFlag cancelled{false};  // an atomic without a lock, so that a sign
 
 void run(const char* checkpoint_path, int label, int steps, const char* png_path) {
   const dydit::Checkpoint checkpoint = dydit::load_checkpoint(checkpoint_path);
-  const dydit::GenerateOptions options = {
-      .classes = {label}, .num_steps = steps, .seed = 7, .threads = dydit::default_threads()};
+  dydit::GenerateOptions options;
+  options.classes = {label};
+  options.num_steps = steps;
+  options.seed = 7;
+  options.threads = dydit::default_threads();
   const auto write = [&](dydit::GeneratedSample&& sample) {
     const auto record = nlohmann::json::array({dydit::image_record(checkpoint, options, sample)});
     dydit::write_png(png_path, dydit::to_image(sample.sample),

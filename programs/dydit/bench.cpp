@@ -130,46 +130,43 @@ class Contestant {
  public:
   Contestant(const Checkpoint& checkpoint, const BenchFlags& flags, Mode mode, at::ScalarType dtype,
              EngineKind kind)
-      : checkpoint_(checkpoint), flags_(flags) {
+      : flags_(flags),
+        config_(checkpoint.config),
+        profile_(config_.depth + 1),
+        pipeline_(checkpoint, kind, {.dtype = dtype, .threads = flags.threads}) {
     const SamplerKind sampler = kSamplerNames.at(flags.sampler);
-    plan_ = make_width_plan(checkpoint, choose_timesteps(sampler, flags.steps).timesteps, mode);
+    const std::vector<int> timesteps = choose_timesteps(sampler, flags.steps).timesteps;
+    plan_ = pipeline_.plan(timesteps, mode);
     options_.num_images = options_.batch = flags.batch;
     options_.num_steps = flags.steps;
     options_.cfg_scale = flags.cfg_scale;
     options_.threads = flags.threads;
-    options_.dtype = dtype;
-    options_.engine = kind;
     options_.mode = mode;
     options_.sampler.kind = sampler;
-    profile_.assign(checkpoint.config.depth + 1, {});
     if (!flags.run) {
-      const double inputs = static_cast<double>(flags.batch) * checkpoint.config.in_channels *
-                            checkpoint.config.input_size * checkpoint.config.input_size * sizeof(float);
-      check_memory(inputs + least_engine_bytes(kind, checkpoint, {.dtype = dtype, .threads = flags.threads},
-                                               flags.batch),
-                   fmt::format("a batch of {} samples", flags.batch),
-                   "take a smaller --batch, --input-size or model");
-      engine_ = make_engine(kind, checkpoint, plan_,
-                            {.dtype = dtype, .threads = flags.threads, .profile = &profile_});
-      const DiTConfig& config = checkpoint.config;
-      x_ = at::randn({flags.batch, config.in_channels, config.input_size, config.input_size}, at::kFloat);
+      workspace_ = pipeline_.engine().make_workspace({.threads = flags.threads, .profile = &profile_});
+      workspace_->prepare({timesteps.rbegin(), timesteps.rend()});
+      x_ = at::randn({flags.batch, config_.in_channels, config_.input_size, config_.input_size}, at::kFloat);
+      outputs_.out = at::empty({flags.batch, config_.out_channels(), config_.input_size, config_.input_size},
+                               at::kFloat);
     }
   }
 
   // A lap of forwards: every step of the plan once, adaLN included; labels alternate, so that no lap finds it
   // computed.
   void start_lap() {
-    const DiTConfig& config = checkpoint_.config;
-    labels_.assign(flags_.batch, config.null_class());
-    for (int b = 0; b < (flags_.batch + 1) / 2; ++b) labels_[b] = (lap_ + b) % config.num_classes;
+    rows_.assign(flags_.batch, {.label = config_.null_class()});
+    for (int b = 0; b < (flags_.batch + 1) / 2; ++b) rows_[b].label = (lap_ + b) % config_.num_classes;
     ++lap_;
     work_.assign(flags_.batch, {});
+    outputs_.work = work_;
     lap_seconds_ = 0;
   }
   void forward(int step) {
     c10::InferenceMode guard;
+    for (Row& row : rows_) row.step = &plan_.steps[step];
     const Timer timer;
-    engine_->forward(x_, step, labels_, work_);
+    pipeline_.engine().forward(x_, rows_, *workspace_, outputs_);
     lap_seconds_ += timer.seconds();
   }
   void finish_lap() {
@@ -190,7 +187,7 @@ class Contestant {
       laps_work_.required += sample.work.required / flags_.batch;
       laps_work_.executed += sample.work.executed / flags_.batch;
     };
-    generate(checkpoint_, options_, callbacks);
+    pipeline_.generate(options_, options_, callbacks);
     seconds_.push_back(seconds);
   }
   void forget() {  // the warm-up
@@ -212,15 +209,17 @@ class Contestant {
   }
 
  private:
-  const Checkpoint& checkpoint_;
   const BenchFlags& flags_;
+  const DiTConfig& config_;
+  Profile profile_;
+  const Pipeline pipeline_;
   WidthPlan plan_;
   GenerateOptions options_;
-  Profile profile_;
-  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Workspace> workspace_;
   at::Tensor x_;
-  std::vector<int64_t> labels_;  // of the lap, and what it did
+  std::vector<Row> rows_;  // of the lap, and what it did
   std::vector<Work> work_;
+  ForwardOutputs outputs_;
   double lap_seconds_ = 0;
   std::vector<double> seconds_;
   Work laps_work_;
@@ -377,6 +376,10 @@ int run_bench(const Args& args, Isa isa) {
   check_targets(cli, {{"--csv", flags.csv}}, inputs_of(checkpoint));
   const DiTConfig& config = checkpoint.config;
   const double peak = measure_peak_macs(dtype, flags.threads, kPeakSeconds);
+  const EngineOptions options = {.dtype = dtype, .threads = flags.threads};
+  check_memory(least_engine_bytes(kind, checkpoint, options, flags.batch),
+               fmt::format("a batch of {} samples", flags.batch),
+               "take a smaller --batch, --input-size or model");
   Contestant complete(checkpoint, flags, Mode::Static, dtype, kind);
   std::unique_ptr<Contestant> dynamic;
   if (config.is_dynamic())

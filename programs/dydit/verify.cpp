@@ -59,12 +59,12 @@ void VerifyReport::error(const std::string& name, double error, double limit, co
             "another start or noise");
 }
 
-void Margin::add(const StepPlan& step, const TokenTrace& trace) {
+void Margin::add(const WidthPlan& plan, const TokenTrace& trace) {
   const auto add = [this](float margin, float largest) {
     smallest_ = std::min(smallest_, margin);
     smallest_share_ = std::min(smallest_share_, margin / largest);
   };
-  add(step.margin, 1);  // the logits of width routers are of that order
+  for (const StepPlan& step : plan.steps) add(step.margin, 1);  // their logits are of that order
   if (!trace.logits.defined()) return;
   const at::Tensor logits = trace.logits.contiguous();  // (B, L, N)
   const int64_t B = logits.size(0), L = logits.size(1), N = logits.size(2);
@@ -72,7 +72,8 @@ void Margin::add(const StepPlan& step, const TokenTrace& trace) {
     const std::span values(logits.data_ptr<float>() + row * N, static_cast<size_t>(N));
     const auto largest = std::max_element(values.begin(), values.end(),
                                           [](float a, float b) { return std::abs(a) < std::abs(b); });
-    add(decision_margin(values, step.blocks[row % L].keep_tokens), std::max(1.0f, std::abs(*largest)));
+    add(decision_margin(values, plan.steps[row / L].blocks[row % L].keep_tokens),
+        std::max(1.0f, std::abs(*largest)));
   }
 }
 
@@ -108,13 +109,21 @@ std::vector<std::string> Reference::names() const {
   return names;
 }
 
-PlannedEngine make_planned_engine(const VerifyContext& context, std::span<const int> timesteps, Mode mode,
-                                  EngineKind kind, at::ScalarType dtype) {
-  PlannedEngine planned;
-  planned.plan = make_width_plan(context.checkpoint, timesteps, mode);
-  planned.engine =
-      make_engine(kind, context.checkpoint, planned.plan, {.dtype = dtype, .threads = context.threads});
-  return planned;
+Replay::Replay(const VerifyContext& context, EngineKind kind, at::ScalarType dtype)
+    : checkpoint_(context.checkpoint),
+      engine_(make_engine(kind, checkpoint_, {.dtype = dtype, .threads = context.threads})),
+      workspace_(engine_->make_workspace({.threads = context.threads})) {}
+
+at::Tensor Replay::forward(const at::Tensor& x, std::span<const int> t, std::span<const int64_t> y, Mode mode,
+                           TokenTrace& trace) {
+  plan_ = make_width_plan(checkpoint_, t, mode);
+  std::vector<Row> rows;
+  for (size_t row = 0; row < t.size(); ++row) rows.push_back({&plan_.steps[row], y[row]});
+  std::vector<Work> work(rows.size());
+  ForwardOutputs outputs{{}, work, &trace};
+  engine_->forward(x, rows, *workspace_, outputs);
+  margin_.add(plan_, trace);
+  return outputs.out;
 }
 
 std::vector<int64_t> checked_labels(const VerifyContext& context, const std::string& name, int64_t rows) {

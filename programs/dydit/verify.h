@@ -27,8 +27,8 @@ inline constexpr double kBf16TokenFlipShare = 5e-3;  // bf16 token decisions tha
 /// processors, moves a logit by about kForwardTolerance of the largest of its router.
 class Margin {
  public:
-  /// Of a step's width routers, and of its token routers where `trace` has them.
-  void add(const StepPlan& step, const TokenTrace& trace);
+  /// Of the width routers at the plan's steps, one a row, and of the token routers where `trace` has them.
+  void add(const WidthPlan& plan, const TokenTrace& trace);
 
   double smallest() const { return smallest_; }
   bool within_rounding() const { return smallest_share_ <= kForwardTolerance; }
@@ -98,13 +98,25 @@ void verify_diffusion(const VerifyContext& context, VerifyReport& report);
 /// A recorded training step: x0, t, y, noise, gumbel.* -> loss terms and grad.*.
 void verify_training(const VerifyContext& context, VerifyReport& report);
 
-/// An engine with a plan for `timesteps`.
-struct PlannedEngine {
-  WidthPlan plan;
-  std::unique_ptr<Engine> engine;
+/// Forwards of an engine, and the decisions behind them.
+class Replay {
+ public:
+  Replay(const VerifyContext& context, EngineKind kind, at::ScalarType dtype);
+  /// x, its rows' timesteps and labels -> output; `trace` receives the token decisions.
+  at::Tensor forward(const at::Tensor& x, std::span<const int> t, std::span<const int64_t> y, Mode mode,
+                     TokenTrace& trace);
+  /// Of the last forward: one step of the plan a row.
+  const WidthPlan& plan() const { return plan_; }
+  /// Of all decisions so far.
+  const Margin& margin() const { return margin_; }
+
+ private:
+  const Checkpoint& checkpoint_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Workspace> workspace_;
+  WidthPlan plan_;
+  Margin margin_;
 };
-PlannedEngine make_planned_engine(const VerifyContext& context, std::span<const int> timesteps, Mode mode,
-                                  EngineKind kind, at::ScalarType dtype);
 
 /// Labels of a recorded batch, checked against the model (the null class is allowed).
 std::vector<int64_t> checked_labels(const VerifyContext& context, const std::string& name, int64_t rows);

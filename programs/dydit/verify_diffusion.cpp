@@ -70,25 +70,23 @@ class RecordedRun {
   RecordedRun(const VerifyContext& context, const std::string& prefix)
       : context_(context),
         tables_(make_diffusion_tables(checked_timesteps(context.reference, prefix + "_timesteps"))),
-        planned_(make_planned_engine(context, tables_.timesteps, Mode::Dynamic, context.engine, at::kFloat)),
+        replay_(context, context.engine, at::kFloat),
         scale_(context.reference.at(prefix + "_cfg_scale").item<float>()),
         labels_(checked_labels(context, prefix + "_y", context.reference.at(prefix + "_y").numel())) {}
 
   const DiffusionTables& tables() const { return tables_; }
   // Of all decisions since the start.
-  const Margin& margin() const { return margin_; }
+  const Margin& margin() const { return replay_.margin(); }
 
   // As the original: the guided input is the first half twice, and both halves come back.
   at::Tensor denoise(const at::Tensor& x, int step) {
     DYDIT_CHECK(x.size(0) == static_cast<int64_t>(labels_.size()), "{}: {} rows, {} labels",
                 context_.reference.path(), x.size(0), labels_.size());
-    std::vector<Work> work(labels_.size());
     const bool guided = scale_ > 1.0f;
     const at::Tensor half = x.slice(0, 0, x.size(0) / 2);
+    const std::vector<int> t(labels_.size(), tables_.timesteps[step]);
     TokenTrace trace;
-    at::Tensor out =
-        planned_.engine->forward(guided ? at::cat({half, half}) : x, step, labels_, work, &trace);
-    margin_.add(planned_.plan.steps[step], trace);
+    at::Tensor out = replay_.forward(guided ? at::cat({half, half}) : x, t, labels_, Mode::Dynamic, trace);
     if (!guided) return out;
     apply_guidance(out, scale_, std::min(kGuidedChannels, context_.checkpoint.config.in_channels));
     return out;
@@ -97,10 +95,9 @@ class RecordedRun {
  private:
   const VerifyContext& context_;
   DiffusionTables tables_;
-  PlannedEngine planned_;
+  Replay replay_;
   float scale_;
   std::vector<int64_t> labels_;
-  Margin margin_;
 };
 
 SamplerOptions named_sampler(const std::string& name) {
@@ -118,7 +115,7 @@ void verify_step(const VerifyContext& context, RecordedRun& run, int step, Verif
   for (const char* kind : {"p_out", "ddim_eta0_out", "ddim_eta1_out"}) {
     if (!reference.has(prefix + kind)) continue;
     at::Tensor next = x.clone();
-    reverse_step(run.tables(), named_sampler(kind), step, next, output, noise);
+    reverse_step(make_solver_step(run.tables(), named_sampler(kind), step), next, output, noise);
     report.compare(prefix + kind, next, reference.at(prefix + kind), kForwardTolerance);
   }
 }

@@ -1,7 +1,6 @@
 // Recorded forwards. In bf16 a token near its threshold may flip; its patch is then left out of the
 // comparison.
 #include <algorithm>
-#include <set>
 
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>
@@ -25,51 +24,27 @@ struct ForwardResult {
   Margin margin;
 };
 
-at::Tensor plan_masks(const StepPlan& step, std::vector<uint8_t> BlockWidth::*parts) {
-  std::vector<at::Tensor> rows;
-  for (const BlockWidth& width : step.blocks) {
-    rows.push_back(at::tensor(std::vector<int64_t>((width.*parts).begin(), (width.*parts).end())));
+// (B, L, H)
+at::Tensor plan_masks(const WidthPlan& plan, std::vector<uint8_t> BlockWidth::*parts) {
+  const DiTConfig& config = plan.config;
+  const at::Tensor masks =
+      at::empty({static_cast<int64_t>(plan.steps.size()), config.depth, config.num_heads}, at::kFloat);
+  float* mask = masks.data_ptr<float>();
+  for (const StepPlan& step : plan.steps) {
+    for (const BlockWidth& width : step.blocks)
+      mask = std::copy((width.*parts).begin(), (width.*parts).end(), mask);
   }
-  return at::stack(rows).to(at::kFloat);
+  return masks;
 }
 
-// Rows with the same timestep share a step of the plan and go through the engine together.
 ForwardResult run_forward(const VerifyContext& context, const at::Tensor& x, const std::vector<int>& t,
                           const std::vector<int64_t>& y, Mode mode, EngineKind kind, at::ScalarType dtype) {
-  const DiTConfig& config = context.checkpoint.config;
-  const std::set<int> sorted(t.begin(), t.end());
-  const std::vector<int> timesteps(sorted.begin(), sorted.end());
-  const PlannedEngine planned = make_planned_engine(context, timesteps, mode, kind, dtype);
-  const int64_t B = x.size(0), L = config.depth, N = config.num_tokens(), H = config.num_heads;
-  ForwardResult result{at::empty({B, config.out_channels(), config.input_size, config.input_size}),
-                       at::empty({B, L, H}),
-                       at::empty({B, L, H}),
-                       {},
-                       {}};
-  if (planned.plan.route_tokens) result.tokens = {at::empty({B, L, N}), at::empty({B, L, N})};
-  for (size_t step = 0; step < timesteps.size(); ++step) {
-    std::vector<int64_t> rows, labels;
-    for (int64_t row = 0; row < B; ++row) {
-      if (t[row] != timesteps[step]) continue;
-      rows.push_back(row);
-      labels.push_back(y[row]);
-    }
-    const at::Tensor index = at::tensor(rows);
-    std::vector<Work> work(rows.size());
-    TokenTrace trace;
-    const at::Tensor out =
-        planned.engine->forward(x.index_select(0, index), static_cast<int>(step), labels, work, &trace);
-    result.margin.add(planned.plan.steps[step], trace);
-    result.out.index_copy_(0, index, out);
-    for (const int64_t row : rows) {
-      result.heads[row].copy_(plan_masks(planned.plan.steps[step], &BlockWidth::heads));
-      result.groups[row].copy_(plan_masks(planned.plan.steps[step], &BlockWidth::groups));
-    }
-    if (planned.plan.route_tokens) {
-      result.tokens.masks.index_copy_(0, index, trace.masks);
-      result.tokens.logits.index_copy_(0, index, trace.logits);
-    }
-  }
+  Replay replay(context, kind, dtype);
+  ForwardResult result;
+  result.out = replay.forward(x, t, y, mode, result.tokens);
+  result.heads = plan_masks(replay.plan(), &BlockWidth::heads);
+  result.groups = plan_masks(replay.plan(), &BlockWidth::groups);
+  result.margin = replay.margin();
   return result;
 }
 

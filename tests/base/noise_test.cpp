@@ -36,6 +36,16 @@ TEST(FillNormal, ShorterSpanIsAPrefix) {
   }
 }
 
+TEST(FillNormal, PartsMakeTheWhole) {
+  const std::vector<float> whole = normals(103, 3, 2, 5);
+  std::vector<float> parts(103);
+  for (size_t first : {64, 0, 100, 12}) {
+    const size_t end = first == 0 ? 12 : first == 12 ? 64 : first == 64 ? 100 : 103;
+    fill_normal({parts.data() + first, end - first}, 3, 2, 5, first);
+  }
+  EXPECT_EQ(parts, whole);
+}
+
 TEST(FillNormal, OtherSeedGivesOtherValues) { EXPECT_NE(normals(4, 1, 0, 0)[0], normals(4, 2, 0, 0)[0]); }
 TEST(FillNormal, OtherSampleGivesOtherValues) { EXPECT_NE(normals(4, 1, 0, 0)[0], normals(4, 1, 1, 0)[0]); }
 TEST(FillNormal, OtherDrawGivesOtherValues) { EXPECT_NE(normals(4, 1, 0, 0)[0], normals(4, 1, 0, 1)[0]); }

@@ -1,6 +1,4 @@
 // Tables and single reverse steps, against the golden tables and the equations written out by hand.
-#include "dydit/diffusion/gaussian.h"
-
 #include <cmath>
 #include <limits>
 #include <string>
@@ -10,6 +8,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/diffusion/schedule.h"
+#include "dydit/diffusion/solver.h"
 #include "tests/support/files.h"
 #include "tests/support/golden.h"
 
@@ -35,13 +34,13 @@ DiffusionTables tables_of(int steps) { return make_diffusion_tables(even_timeste
 std::vector<float> ddpm(const DiffusionTables& tables, int step, std::vector<float> x,
                         const std::vector<float>& eps, const std::vector<float>& variance,
                         const std::vector<float>& noise) {
-  ddpm_step(tables, step, {x, eps, variance, noise});
+  apply_step(make_solver_step(tables, {SamplerKind::Ddpm, 0}, step), {x, eps, variance, noise});
   return x;
 }
 
 std::vector<float> ddim(const DiffusionTables& tables, int step, float eta, std::vector<float> x,
                         const std::vector<float>& eps, const std::vector<float>& noise) {
-  ddim_step(tables, step, eta, {x, eps, {}, noise});
+  apply_step(make_solver_step(tables, {SamplerKind::Ddim, eta}, step), {x, eps, {}, noise});
   return x;
 }
 
@@ -148,7 +147,8 @@ void expect_finite_steps(const std::vector<int>& timesteps) {
     for (const float v : {-1.0f, 1.0f})
       got.emplace_back("ddpm, learned", ddpm(tables, step, {0.3f}, {-0.4f}, {v}, {1.7f})[0]);
     std::vector<float> x = {0.3f}, eps = {-0.4f}, x0 = {0.9f};
-    dpm_step(tables, step, {.x = x, .eps = eps, .variance = {}, .noise = {}, .x0 = x0});
+    apply_step(make_solver_step(tables, {SamplerKind::Dpm, 0}, step),
+               {.x = x, .eps = eps, .variance = {}, .noise = {}, .x0 = x0});
     got.emplace_back("dpm++", x[0]);
     for (const auto& [name, value] : got)
       ASSERT_TRUE(std::isfinite(value))

@@ -75,8 +75,7 @@ TEST(Sampler, GivesThePredictedImageOfEveryStepWhenAskedTo) {
       EXPECT_LT(relative_difference(x0, wanted), 1e-5);
     };
     sample(
-        tables, {kind, 0}, x, denoise, [](at::Tensor& noise, int) { noise.zero_(); }, compare,
-        /*keep_x0=*/true);
+        tables, {kind, 0}, x, denoise, [](at::Tensor& noise, int) { noise.zero_(); }, compare);
     EXPECT_EQ(steps, 4);
     EXPECT_LT(relative_difference(x, wanted), 1e-5);  // the last prediction is the image
   }

@@ -84,9 +84,10 @@ Counted count_large(const Checkpoint& checkpoint, at::ScalarType dtype, int rows
     const int step = steps - 1 - done;  // the order of sampling
     large = 0;
     counting = true;
-    const at::Tensor out = engine.engine->forward(inputs.x, step, inputs.y, work);
+    ForwardOutputs outputs{.work = work};
+    engine.forward(inputs.x, step, inputs.y, outputs);
     counting = false;
-    const bool large_result = out.nbytes() >= kLarge;
+    const bool large_result = outputs.out.nbytes() >= kLarge;
     if (done == 0) counted.first_step = large;
     if (done >= 2) {
       counted.results += large_result;
@@ -161,7 +162,8 @@ TEST(CpuEngine, ComputesAdaLNOfNoMoreStepsAheadThanFit64MB) {
   std::vector<Work> work(32);
   largest = 0;
   counting = true;
-  engine.engine->forward(inputs.x, 999, inputs.y, work);
+  ForwardOutputs outputs{.work = work};
+  engine.forward(inputs.x, 999, inputs.y, outputs);
   counting = false;
   EXPECT_GT(largest, size_t{60} << 20);
   EXPECT_LE(largest, size_t{66} << 20);  // whole large pages
@@ -181,9 +183,11 @@ TEST(CpuEngine, SurvivesThatMemoryRunsOutAtAnyMoment) {
       if (warm)
         engine.forward(test::rows_of(inputs, 0, 1), 1);  // its adaLN must not pass for that of all rows
       std::vector<Work> work(rows);
+      const std::vector<Row> described = engine.rows(1, inputs.y);
+      ForwardOutputs outputs{.work = work};
       until_refused = refused;
       try {
-        engine.engine->forward(inputs.x, 1, inputs.y, work);
+        engine.engine->forward(inputs.x, described, *engine.workspace, outputs);
         whole = until_refused >= 0;
       } catch (const std::bad_alloc&) {
       } catch (const c10::Error&) {  // ATen's way to say it

@@ -312,9 +312,10 @@ TEST(CpuEngine, AddsToTheWorkItIsGiven) {
   const EngineOf engine(EngineKind::Cpu, random_checkpoint(tiny_config()));
   const Inputs inputs = random_inputs(tiny_config(), 1);
   std::vector<Work> work(1);
-  engine.engine->forward(inputs.x, 0, inputs.y, work);
+  ForwardOutputs outputs{.work = work};
+  engine.forward(inputs.x, 0, inputs.y, outputs);
   const Work once = work[0];
-  engine.engine->forward(inputs.x, 0, inputs.y, work);
+  engine.forward(inputs.x, 0, inputs.y, outputs);
   EXPECT_EQ(work[0].required, 2 * once.required);
   EXPECT_EQ(work[0].executed, 2 * once.executed);
 }
@@ -322,7 +323,7 @@ TEST(CpuEngine, AddsToTheWorkItIsGiven) {
 TEST(CpuEngine, ProfileHoldsTheTimeOfEveryOperator) {
   const DiTConfig config = tiny_config();
   Profile profile(config.depth + 1);
-  const EngineOf engine(EngineKind::Cpu, random_checkpoint(config), {.profile = &profile});
+  const EngineOf engine(EngineKind::Cpu, random_checkpoint(config), {}, Mode::Dynamic, kTimesteps, &profile);
   engine.forward(random_inputs(config, 2), 1);
   const auto seconds = [&](int row, Operator op) { return profile[row][static_cast<int>(op)]; };
   for (int l = 0; l < config.depth; ++l) {
@@ -345,8 +346,7 @@ double modulation_seconds(const std::vector<int>& steps) {
   Profile profile(config.depth + 1);
   std::vector<int> timesteps(steps.size());
   std::iota(timesteps.begin(), timesteps.end(), 0);
-  const EngineOf engine(EngineKind::Cpu, random_checkpoint(config), {.profile = &profile}, Mode::Static,
-                        timesteps);
+  const EngineOf engine(EngineKind::Cpu, random_checkpoint(config), {}, Mode::Static, timesteps, &profile);
   Inputs inputs = random_inputs(config, 1);
   double least = std::numeric_limits<double>::infinity();
   for (int pass = 0; pass < 5; ++pass) {

@@ -2,8 +2,10 @@
 #include "dydit/engine/engine.h"
 
 #include <fstream>
+#include <functional>
 #include <malloc.h>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -26,14 +28,18 @@ using test::tiny_config;
 class EveryEngine : public testing::TestWithParam<EngineKind> {
  protected:
   // A forward of these arguments is refused; the next one is as if nothing had been.
-  void expect_refused(const at::Tensor& x, int step, const std::vector<int64_t>& y, size_t work_rows,
+  void expect_refused(const at::Tensor& x, const std::vector<Row>& rows, size_t work_rows,
                       const std::string& message) {
     std::vector<Work> work(work_rows);
-    const auto forward = [&] { engine_.engine->forward(x, step, y, work); };
+    ForwardOutputs outputs{.work = work};
+    expect_refused([&] { engine_.engine->forward(x, rows, *engine_.workspace, outputs); }, message);
+  }
+  void expect_refused(const std::function<void()>& forward, const std::string& message) {
     EXPECT_THROW(forward(), UsageError) << message;
     test::expect_error(forward, message);
     EXPECT_TRUE(at::equal(engine_.forward(inputs_, 1).out, whole_));
   }
+  std::vector<Row> rows(const std::vector<int64_t>& y) const { return engine_.rows(1, y); }
 
   const Checkpoint checkpoint_ = random_checkpoint(tiny_config());
   const EngineOf engine_{GetParam(), checkpoint_, {.threads = 2}};
@@ -46,7 +52,7 @@ INSTANTIATE_TEST_SUITE_P(Kinds, EveryEngine, testing::Values(EngineKind::Cpu, En
 TEST_P(EveryEngine, RefusesAnInputOfAnotherShapeTypeOrDevice) {
   const std::string wanted = "x: expected (rows, 4, 8, 8) in float32 on the CPU, got ";
   const auto refuse = [&](const at::Tensor& x, const std::string& got) {
-    expect_refused(x, 1, inputs_.y, 3, wanted + got);
+    expect_refused(x, rows(inputs_.y), 3, wanted + got);
   };
   refuse({}, "no tensor");
   refuse(inputs_.x[0], "(4, 8, 8) in Float on cpu");
@@ -58,21 +64,133 @@ TEST_P(EveryEngine, RefusesAnInputOfAnotherShapeTypeOrDevice) {
   refuse(inputs_.x.to(at::kMeta), "(3, 4, 8, 8) in Float on meta");
 }
 
-TEST_P(EveryEngine, RefusesAStepThatThePlanLacks) {
-  expect_refused(inputs_.x, -1, inputs_.y, 3, "step -1: the plan has steps 0 to 2");
-  expect_refused(inputs_.x, 3, inputs_.y, 3, "step 3: the plan has steps 0 to 2");
-}
-
-TEST_P(EveryEngine, RefusesOtherThanALabelAndAWorkARow) {
-  expect_refused(inputs_.x, 1, {1, 2}, 3, "2 labels for 3 rows of x");
-  expect_refused(inputs_.x, 1, {1, 2, 3, 4}, 3, "4 labels for 3 rows of x");
-  expect_refused(inputs_.x, 1, inputs_.y, 2, "work for 2 rows, x has 3");
-  expect_refused(inputs_.x, 1, inputs_.y, 4, "work for 4 rows, x has 3");
+TEST_P(EveryEngine, RefusesOtherThanARowAndAWorkARow) {
+  expect_refused(inputs_.x, rows({1, 2}), 3, "2 rows are described, x has 3");
+  expect_refused(inputs_.x, rows({1, 2, 3, 4}), 3, "4 rows are described, x has 3");
+  expect_refused(inputs_.x, rows(inputs_.y), 2, "work for 2 rows, x has 3");
+  expect_refused(inputs_.x, rows(inputs_.y), 4, "work for 4 rows, x has 3");
 }
 
 TEST_P(EveryEngine, RefusesALabelThatTheModelLacks) {
-  expect_refused(inputs_.x, 1, {0, 6, 1}, 3, "label 6: expected 0 to 5");
-  expect_refused(inputs_.x, 1, {0, 1, -1}, 3, "label -1: expected 0 to 5");
+  expect_refused(inputs_.x, rows({0, 6, 1}), 3, "label 6: expected 0 to 5");
+  expect_refused(inputs_.x, rows({0, 1, -1}), 3, "label -1: expected 0 to 5");
+}
+
+TEST_P(EveryEngine, RefusesAStepThatDoesNotFitTheModel) {
+  const auto refuse = [&](const StepPlan* step, const std::string& message) {
+    std::vector<Row> some = rows(inputs_.y);
+    some[2].step = step;
+    expect_refused(inputs_.x, some, 3, message);
+  };
+  refuse(nullptr, "a row without a step");
+  const auto broken = [&](const std::function<void(StepPlan&)>& change, const std::string& message) {
+    StepPlan step = engine_.plan.steps[1];
+    change(step);
+    refuse(&step, message);
+  };
+  broken([](StepPlan& step) { step.timestep = 1000; }, "timestep 1000: expected 0 to 999");
+  broken([](StepPlan& step) { step.timestep = -1; }, "timestep -1: expected 0 to 999");
+  const std::string unfit = "the plan of timestep 480 does not fit DyDiT";
+  broken([](StepPlan& step) { step.blocks.pop_back(); }, unfit);
+  broken([](StepPlan& step) { step.blocks[0].heads.push_back(1); }, unfit);
+  broken([](StepPlan& step) { step.blocks[0].heads.assign(4, 0); }, unfit);
+  broken([](StepPlan& step) { step.blocks[1].groups.pop_back(); }, unfit);
+  broken([](StepPlan& step) { step.blocks[1].groups.assign(4, 0); }, unfit);
+  broken([](StepPlan& step) { step.blocks[1].keep_tokens = 17; }, unfit);
+}
+
+TEST_P(EveryEngine, RefusesADynamicStepOfAModelWithoutRouters) {
+  const EngineOf plain(GetParam(), random_checkpoint(test::static_config()));
+  StepPlan step = plain.plan.steps[1];
+  step.mode = Mode::Dynamic;
+  const Inputs inputs = random_inputs(test::static_config(), 1);
+  std::vector<Work> work(1);
+  ForwardOutputs outputs{.work = work};
+  test::expect_error(
+      [&] {
+        plain.engine->forward(inputs.x, std::vector<Row>{{&step, 0}}, *plain.workspace, outputs);
+      },
+      "the plan of timestep 480 does not fit DiT");
+}
+
+TEST_P(EveryEngine, RefusesAnOutputOfAnotherShapeOrType) {
+  std::vector<Work> work(3);
+  const auto refuse = [&](const at::Tensor& out, const std::string& got) {
+    ForwardOutputs outputs{out, work};
+    expect_refused([&] { engine_.engine->forward(inputs_.x, rows(inputs_.y), *engine_.workspace, outputs); },
+                   "out: expected (3, 8, 8, 8), contiguous in float32 on the CPU, got " + got);
+  };
+  refuse(at::empty({2, 8, 8, 8}), "(2, 8, 8, 8) in Float on cpu");
+  refuse(at::empty({3, 8, 8, 8}, at::kDouble), "(3, 8, 8, 8) in Double on cpu");
+  refuse(at::empty({3, 8, 8, 16}).slice(3, 0, 8), "(3, 8, 8, 8) in Float on cpu");
+}
+
+TEST_P(EveryEngine, FillsTheOutputThatItIsGiven) {
+  std::vector<Work> work(3);
+  const at::Tensor given = at::full({3, 8, 8, 8}, -1.0f);
+  ForwardOutputs outputs{given, work};
+  engine_.forward(inputs_.x, 1, inputs_.y, outputs);
+  EXPECT_TRUE(at::equal(given, whole_));
+}
+
+TEST_P(EveryEngine, RefusesAWorkspaceOfAnotherEngine) {
+  const EngineOf other(GetParam(), checkpoint_),
+      other_kind(GetParam() == EngineKind::Cpu ? EngineKind::Reference : EngineKind::Cpu, checkpoint_);
+  for (const EngineOf* foreign : {&other, &other_kind}) {
+    std::vector<Work> work(3);
+    ForwardOutputs outputs{.work = work};
+    expect_refused([&] { engine_.engine->forward(inputs_.x, rows(inputs_.y), *foreign->workspace, outputs); },
+                   "the workspace is of another engine");
+  }
+}
+
+// Rows at other steps, in other modes and of other plans share a forward, and each is as if it were alone.
+TEST_P(EveryEngine, RowsOfOtherPlansDoNotMeet) {
+  const EngineOf complete(GetParam(), checkpoint_, {}, Mode::Static);
+  const Inputs inputs = random_inputs(tiny_config(), 11);
+  std::vector<Row> mixed;
+  for (int b = 0; b < 11; ++b) {
+    const EngineOf& one = b % 4 == 3 ? complete : engine_;
+    mixed.push_back({&one.plan.steps[b % 3], inputs.y[b]});
+  }
+  for (const int threads : {1, 2, 3}) {
+    const auto workspace = engine_.engine->make_workspace({.threads = threads});
+    std::vector<Work> work(11);
+    TokenTrace trace;
+    ForwardOutputs outputs{{}, work, &trace};
+    engine_.engine->forward(inputs.x, mixed, *workspace, outputs);
+    for (int b = 0; b < 11; ++b) {
+      const EngineOf& one = b % 4 == 3 ? complete : engine_;
+      const test::Forward alone = one.forward(test::rows_of(inputs, b, 1), b % 3);
+      EXPECT_TRUE(at::equal(outputs.out[b], alone.out[0])) << b;
+      EXPECT_EQ(work[b].required, alone.work[0].required) << b;
+      EXPECT_EQ(work[b].executed, alone.work[0].executed) << b;
+      if (alone.trace.masks.defined()) {
+        EXPECT_TRUE(at::equal(trace.masks[b], alone.trace.masks[0])) << b;
+        EXPECT_TRUE(at::equal(trace.logits[b], alone.trace.logits[0])) << b;
+      } else {
+        EXPECT_TRUE(trace.masks[b].eq(1).all().item<bool>()) << b;
+      }
+    }
+  }
+}
+
+TEST_P(EveryEngine, TwoRunsAtTheSameTimeDoNotMeet) {
+  const Inputs other = random_inputs(tiny_config(), 7);
+  const at::Tensor wanted = engine_.forward(other, 2).out;
+  const auto forwards = [&](const Inputs& inputs, int step, const at::Tensor& expected) {
+    const auto workspace = engine_.engine->make_workspace({.threads = 2});
+    const std::vector<Row> described = engine_.rows(step, inputs.y);
+    for (int i = 0; i < 20; ++i) {
+      std::vector<Work> work(inputs.y.size());
+      ForwardOutputs outputs{.work = work};
+      engine_.engine->forward(inputs.x, described, *workspace, outputs);
+      EXPECT_TRUE(at::equal(outputs.out, expected));
+    }
+  };
+  std::thread beside([&] { forwards(other, 2, wanted); });
+  forwards(inputs_, 1, whole_);
+  beside.join();
 }
 
 TEST_P(EveryEngine, TakesRowsThatLieApart) {
@@ -85,19 +203,16 @@ TEST_P(EveryEngine, NoSamplesAreNoWork) {
   EXPECT_EQ(engine_.forward(random_inputs(tiny_config(), 0), 1).out.sizes(), (at::IntArrayRef{0, 8, 8, 8}));
 }
 
-TEST_P(EveryEngine, RefusesAPlanOrOptionsThatDoNotFit) {
-  const auto refuse = [&](const WidthPlan& plan, const EngineOptions& options, const std::string& message) {
-    const auto make = [&] { make_engine(GetParam(), checkpoint_, plan, options); };
-    EXPECT_THROW(make(), UsageError) << message;
-    test::expect_error(make, message);
+TEST_P(EveryEngine, RefusesOptionsThatDoNotFit) {
+  const auto refuse = [&](const EngineOptions& options, const std::string& message) {
+    expect_refused([&] { make_engine(GetParam(), checkpoint_, options); }, message);
   };
-  const WidthPlan other =
-      make_width_plan(random_checkpoint(test::odd_config()), test::kTimesteps, Mode::Dynamic);
-  refuse(other, {}, "the plan is for ");
-  refuse(engine_.plan, {.dtype = at::kDouble}, "dtype Double: expected float32 or bfloat16");
-  refuse(engine_.plan, {.threads = 0}, "0 threads: expected 1 or more");
+  refuse({.dtype = at::kDouble}, "dtype Double: expected float32 or bfloat16");
+  refuse({.threads = 0}, "0 threads: expected 1 or more");
   Profile profile(2);
-  refuse(engine_.plan, {.profile = &profile}, "a profile of 2 rows: expected 3");
+  expect_refused([&] { engine_.engine->make_workspace({.threads = 0}); }, "0 threads: expected 1 or more");
+  expect_refused([&] { engine_.engine->make_workspace({.profile = &profile}); },
+                 "a profile of 2 rows: expected 3");
 }
 
 // Resident bytes of this process, of files and of its own.

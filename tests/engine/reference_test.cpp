@@ -120,7 +120,7 @@ TEST(ReferenceEngine, RequiredWorkIsThePlansWithTheTokensOfTheTrace) {
     for (int b = 0; b < 4; ++b) {
       std::vector<int> tokens;
       for (int l = 0; l < 2; ++l) tokens.push_back(got.trace.masks[b][l].sum().item<int>());
-      EXPECT_EQ(got.work[b].required, required_macs(engine.plan, step, tokens));
+      EXPECT_EQ(got.work[b].required, required_macs(engine.plan.config, engine.plan.steps[step], tokens));
     }
   }
 }
@@ -144,9 +144,10 @@ TEST(ReferenceEngine, AddsToTheWorkItIsGiven) {
   const Inputs inputs = random_inputs(tiny_config(), 1);
   const ReferenceOf engine(random_checkpoint(tiny_config()));
   std::vector<Work> work(1);
-  engine.engine->forward(inputs.x, 0, inputs.y, work);
+  ForwardOutputs outputs{.work = work};
+  engine.forward(inputs.x, 0, inputs.y, outputs);
   const Work once = work[0];
-  engine.engine->forward(inputs.x, 0, inputs.y, work);
+  engine.forward(inputs.x, 0, inputs.y, outputs);
   EXPECT_EQ(work[0].required, 2 * once.required);
   EXPECT_EQ(work[0].executed, 2 * once.executed);
 }
@@ -163,7 +164,8 @@ TEST(ReferenceEngine, WithNoTokenOnSkipsTheMlpEntirely) {
       checkpoint.weights.at(fmt::format("blocks.{}.mlp.fc2.{}", b, part)).zero_();
   }
   EXPECT_TRUE(at::equal(got.out, ReferenceOf(checkpoint).forward(inputs.x, 0, inputs.y).out));
-  EXPECT_EQ(got.work[0].required, required_macs(engine.plan, 0, std::vector<int>{0, 0}));
+  EXPECT_EQ(got.work[0].required,
+            required_macs(engine.plan.config, engine.plan.steps[0], std::vector<int>{0, 0}));
 }
 
 TEST(ReferenceEngine, WithAllTokensOnEqualsAModelWithoutTokenRouters) {

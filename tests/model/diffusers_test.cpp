@@ -11,6 +11,7 @@
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/dit.h"
 #include "dydit/pipeline/generate.h"
+#include "tests/support/engines.h"
 #include "tests/support/files.h"
 #include "tests/support/golden.h"
 #include "tests/support/random_model.h"
@@ -77,11 +78,8 @@ TEST(Diffusers, ForwardOfTheCpuEngineIsThatOfDiffusers) {
                    y = golden("diffusers/forward", "y"), out = golden("diffusers/forward", "out");
   for (int64_t row = 0; row < x.size(0); ++row) {
     const std::vector<int> timestep = {static_cast<int>(t[row].item<int64_t>())};
-    const std::vector<int64_t> label = {y[row].item<int64_t>()};
-    const WidthPlan plan = make_width_plan(checkpoint, timestep, Mode::Static);
-    const auto engine = make_engine(EngineKind::Cpu, checkpoint, plan, {.dtype = at::kFloat, .threads = 2});
-    std::vector<Work> work(1);
-    const at::Tensor got = engine->forward(x.slice(0, row, row + 1), 0, label, work);
+    const test::EngineOf engine(EngineKind::Cpu, checkpoint, {.threads = 2}, Mode::Static, timestep);
+    const at::Tensor got = engine.forward(x.slice(0, row, row + 1), 0, {y[row].item<int64_t>()}).out;
     EXPECT_LT(relative_difference(got, out.slice(0, row, row + 1)), kTolerance) << row;
   }
 }

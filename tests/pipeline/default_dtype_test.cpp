@@ -53,8 +53,12 @@ TEST(DefaultDtype, ChangesNoImageOfALoadedModel) {
         for (const SamplerKind sampler : {SamplerKind::Ddpm, SamplerKind::Dpm}) {
           const auto [single, with_double] = both([&] {
             const Checkpoint checkpoint = load_checkpoint(test::golden_path("model.safetensors"));
-            return images_of(checkpoint,
-                             {.sampler = {sampler, 0}, .noise = noise, .dtype = dtype, .engine = engine});
+            GenerateOptions options;
+            options.sampler = {sampler, 0};
+            options.noise = noise;
+            options.dtype = dtype;
+            options.engine = engine;
+            return images_of(checkpoint, options);
           });
           ASSERT_EQ(single.size(), with_double.size());
           for (size_t i = 0; i < single.size(); ++i) {

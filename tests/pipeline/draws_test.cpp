@@ -6,6 +6,7 @@
 
 #include "dydit/base/noise.h"
 #include "dydit/pipeline/generate.h"
+#include "tests/support/engines.h"
 #include "tests/support/random_model.h"
 
 namespace dydit {
@@ -26,16 +27,14 @@ at::Tensor image_by_hand(const Checkpoint& checkpoint, const GenerateOptions& op
   const DiTConfig& config = checkpoint.config;
   const std::vector<int> timesteps = run_spacing(options).timesteps;
   const DiffusionTables tables = make_diffusion_tables(timesteps);
-  const auto engine =
-      make_engine(options.engine, checkpoint, make_width_plan(checkpoint, timesteps, Mode::Dynamic), {});
-  const std::vector<int64_t> labels = {options.label(index)};
-  std::vector<Work> work(1);
+  const test::EngineOf engine(options.engine, checkpoint, {}, Mode::Dynamic, timesteps);
   at::Tensor x = normals(config, options.seed, index, 0), x0 = at::empty_like(x);
   const int steps = tables.num_steps();
   for (int k = 0; k < steps; ++k) {
-    const at::Tensor out = engine->forward(x, steps - 1 - k, labels, work);
-    reverse_step(tables, options.sampler, steps - 1 - k, x, out, normals(config, options.seed, index, k + 1),
-                 x0);
+    const int step = steps - 1 - k;
+    const at::Tensor out = engine.forward(x, step, {options.label(index)}).out;
+    reverse_step(make_solver_step(tables, options.sampler, step), x, out,
+                 normals(config, options.seed, index, k + 1), x0);
   }
   return x[0];
 }

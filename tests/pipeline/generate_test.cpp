@@ -18,6 +18,7 @@
 #include "dydit/base/noise.h"
 #include "dydit/base/torch_noise.h"
 #include "dydit/model/macs.h"
+#include "tests/support/engines.h"
 #include "tests/support/files.h"
 #include "tests/support/random_model.h"
 
@@ -303,10 +304,8 @@ TEST(Generate, TorchNoiseIsDrawnAsTheOriginalScriptDraws) {
 
   const Checkpoint checkpoint = random_checkpoint(tiny_config());
   const std::vector<int> timesteps = choose_timesteps(SamplerKind::Ddpm, 3).timesteps;
-  const auto engine =
-      make_engine(options.engine, checkpoint, make_width_plan(checkpoint, timesteps, Mode::Dynamic), {});
+  const test::EngineOf engine(options.engine, checkpoint, {}, Mode::Dynamic, timesteps);
   const std::vector<int64_t> labels = {3, 0, 4, 3, 5, 5, 5, 5};  // 5 is the null class
-  std::vector<Work> work(8);
   TorchNoise stream(options.seed);
   const auto randn = [&](int64_t rows) {
     at::Tensor values = at::empty({rows, 4, 8, 8});
@@ -315,7 +314,7 @@ TEST(Generate, TorchNoiseIsDrawnAsTheOriginalScriptDraws) {
   };
   at::Tensor x = randn(4);
   const auto denoise = [&](const at::Tensor& state, int step) {
-    at::Tensor out = engine->forward(at::cat({state, state}), step, labels, work);
+    at::Tensor out = engine.forward(at::cat({state, state}), step, labels).out;
     apply_guidance(out, options.cfg_scale, kGuidedChannels);
     return out.slice(0, 0, 4);
   };
@@ -370,17 +369,15 @@ GenerateOptions with_token_map() {
 at::Tensor share_of_traces(const DiTConfig& config, const GenerateOptions& options) {
   const Checkpoint checkpoint = random_checkpoint(config);
   const std::vector<int> timesteps = choose_timesteps(SamplerKind::Ddim, options.num_steps).timesteps;
-  const WidthPlan plan = make_width_plan(checkpoint, timesteps, Mode::Dynamic);
-  const auto engine = make_engine(options.engine, checkpoint, plan, {});
+  const test::EngineOf engine(options.engine, checkpoint, {}, Mode::Dynamic, timesteps);
   const std::vector<int64_t> labels = {options.classes[0], config.null_class()};
-  std::vector<Work> work(2);
   at::Tensor x = at::empty({1, config.in_channels, config.input_size, config.input_size});
   fill_normal({x.data_ptr<float>(), static_cast<size_t>(x.numel())}, options.seed, 0, 0);
   std::vector<at::Tensor> masks;
   const auto denoise = [&](const at::Tensor& state, int step) {
-    TokenTrace trace;
-    at::Tensor out = engine->forward(at::cat({state, state}), step, labels, work, &trace);
-    masks.push_back(trace.masks);
+    const test::Forward forward = engine.forward(at::cat({state, state}), step, labels);
+    at::Tensor out = forward.out;
+    masks.push_back(forward.trace.masks);
     apply_guidance(out, options.cfg_scale, kGuidedChannels);
     return out.slice(0, 0, 1);
   };
@@ -481,7 +478,7 @@ TEST(Generate, MemoryGrowsWithTheBatchAndTheTokenMap) {
   unguided.cfg_scale = 1;
   const double rows = 2 * 1000;
   EXPECT_GE(bytes(plain, 1000) - bytes(plain, 0), rows * (4 + 8) * 8 * 8 * sizeof(float));
-  EXPECT_EQ(bytes(map, 1000) - bytes(plain, 1000), rows * 16 * (2 * 2 + 1) * sizeof(float));
+  EXPECT_EQ(bytes(map, 1000) - bytes(plain, 1000), (rows * 2 * 2 + 1000) * 16 * sizeof(float));
   EXPECT_LT(bytes(unguided, 1000), bytes(plain, 1000));
 }
 

@@ -14,11 +14,9 @@
 #include <thread>
 #include <vector>
 
-#include <ATen/ops/empty.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include "dydit/base/memory_reuse.h"
 #include "dydit/pipeline/generate.h"
 #include "tests/support/golden.h"
 #include "tests/support/malloc_hooks.h"
@@ -122,40 +120,6 @@ TEST(Heap, WouldBeSeenToGrowByABlockAGeneration) {
     kept.push_back(std::make_unique<char>());
   });
   EXPECT_GT(grown.blocks, kTables);
-}
-
-// Bytes in use after tensors of `count` sizes, each freed at once.
-int64_t kept_of_many_sizes(int count) {
-  const int64_t before = live_bytes;
-  for (int i = 0; i < count; ++i) at::empty({(4 << 20) + i * 1000}, at::kByte);
-  return live_bytes - before;
-}
-
-TEST(MemoryReuse, KeepsNoMoreThanItSays) {
-  const MemoryReuse scope;
-  const int64_t kept = kept_of_many_sizes(400);  // 1.7 GB in all
-  EXPECT_GT(kept, int64_t{kMostKept} / 2);
-  EXPECT_LE(kept, int64_t{kMostKept} + (1 << 20));
-}
-
-TEST(MemoryReuse, KeepsNothingOfOtherThreads) {
-  const MemoryReuse scope;
-  int64_t kept = 0;
-  std::thread([&] { kept = kept_of_many_sizes(30); }).join();
-  EXPECT_LT(kept, 1 << 20);
-}
-
-TEST(MemoryReuse, GivesEverythingBackAtTheEndOfTheLastScopeAndNotBefore) {
-  const int64_t before = live_bytes;
-  {
-    const MemoryReuse outer;
-    {
-      const MemoryReuse inner;
-      kept_of_many_sizes(5);
-    }
-    EXPECT_GT(live_bytes - before, 20 << 20);
-  }
-  EXPECT_LT(live_bytes - before, 1 << 20);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "dydit/io/safetensors.h"
 #include "dydit/model/macs.h"
 #include "dydit/plan/width_plan.h"
+#include "tests/support/engines.h"
 #include "tests/support/files.h"
 #include "tests/support/random_model.h"
 
@@ -120,7 +121,7 @@ TEST(WidthPlanByCapacity, RanksTheLogitsAtEachTimestep) {
 TEST(WidthPlanByCapacity, InStaticModeHasEverythingOn) {
   const WidthPlan plan = make_width_plan(model_with_counts(), std::vector<int>{300}, Mode::Static);
   EXPECT_EQ(plan.steps[0].blocks[1].active_heads(), 4);
-  EXPECT_FALSE(plan.route_tokens);
+  EXPECT_FALSE(plan.steps[0].routes_tokens(plan.config));
 }
 
 TEST(SelectTokens, KeepsTheLargestLogits) {
@@ -147,13 +148,10 @@ TEST(DecisionMargin, IsTheDistanceToAnotherDecision) {
 TEST(ReferenceEngineByCapacity, KeepsTheCountedTokensOfEachSampleAndCountsThem) {
   const Checkpoint model = model_with_counts();
   const std::vector<int> timesteps = {20, 480, 700, 940};
-  const WidthPlan plan = make_width_plan(model, timesteps, Mode::Dynamic);
-  const auto engine = make_reference_engine(model, plan, {});
+  const test::EngineOf engine(EngineKind::Reference, model, {}, Mode::Dynamic, timesteps);
   const test::Inputs inputs = test::random_inputs(model.config, 3);
   for (int step = 0; step < 4; ++step) {
-    std::vector<Work> work(3);
-    TokenTrace trace;
-    engine->forward(inputs.x, step, inputs.y, work, &trace);
+    const auto [out, work, trace] = engine.forward(inputs, step);
     std::vector<int> counts;
     for (int b = 0; b < 2; ++b) counts.push_back(model.keep_counts->tokens[b][timesteps[step] / 250]);
     for (int row = 0; row < 3; ++row) {
@@ -164,7 +162,7 @@ TEST(ReferenceEngineByCapacity, KeepsTheCountedTokensOfEachSampleAndCountsThem) 
         EXPECT_GE(logits.masked_select(on).min().item<float>(),
                   logits.masked_select(~on).max().item<float>());
       }
-      EXPECT_EQ(work[row].required, required_macs(plan, step, counts));
+      EXPECT_EQ(work[row].required, required_macs(model.config, engine.plan.steps[step], counts));
     }
   }
 }

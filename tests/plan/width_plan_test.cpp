@@ -44,7 +44,7 @@ WidthPlan hand_made(const std::vector<std::vector<uint8_t>>& heads) {
   WidthPlan plan;
   plan.config = {.depth = 1, .num_heads = 3, .width_routers = true};
   plan.mode = Mode::Dynamic;
-  for (const auto& on : heads) plan.steps.push_back({0, {BlockWidth{on, {1, 1, 1}}}});
+  for (const auto& on : heads) plan.steps.push_back({0, Mode::Dynamic, {BlockWidth{on, {1, 1, 1}}}});
   return plan;
 }
 
@@ -128,27 +128,27 @@ TEST(WidthPlan, InStaticModeHasEverythingOn) {
   for (const StepPlan& step : plan.steps) {
     for (const BlockWidth& width : step.blocks) EXPECT_EQ(width.active_heads() + width.active_groups(), 8);
   }
-  EXPECT_FALSE(plan.route_tokens);
+  EXPECT_FALSE(plan.steps[0].routes_tokens(plan.config));
 }
 
 TEST(WidthPlan, OfAStaticModelIsStatic) {
   const WidthPlan plan = plan_of(random_checkpoint(static_config()), {7});
   EXPECT_EQ(plan.mode, Mode::Static);
-  EXPECT_FALSE(plan.route_tokens);
+  EXPECT_FALSE(plan.steps[0].routes_tokens(plan.config));
 }
 
 TEST(WidthPlan, OfTokenRoutersAloneRoutesTokensOnly) {
   DiTConfig config = tiny_config();
   config.width_routers = false;
   const WidthPlan plan = plan_of(random_checkpoint(config), {7});
-  EXPECT_TRUE(plan.route_tokens);
+  EXPECT_TRUE(plan.steps[0].routes_tokens(plan.config));
   EXPECT_EQ(plan.steps[0].blocks[0].active_heads(), 4);
 }
 
 TEST(WidthPlan, OfWidthRoutersAloneRoutesNoTokens) {
   DiTConfig config = tiny_config();
   config.token_routers = false;
-  EXPECT_FALSE(plan_of(random_checkpoint(config), {7}).route_tokens);
+  EXPECT_FALSE(plan_of(random_checkpoint(config), {7}).steps[0].routes_tokens(config));
 }
 
 TEST(WidthPlan, OfOneHeadHasItOn) {
@@ -158,7 +158,7 @@ TEST(WidthPlan, OfOneHeadHasItOn) {
 
 TEST(RequiredMacs, OfAStaticPlanAreTheStaticModels) {
   const WidthPlan plan = plan_of(random_checkpoint(tiny_config()), {7}, Mode::Static);
-  EXPECT_EQ(required_macs(plan, 0), static_macs(tiny_config()));
+  EXPECT_EQ(required_macs(plan.config, plan.steps[0]), static_macs(tiny_config()));
 }
 
 TEST(RequiredMacs, SumWhatIsOnOverTheBlocks) {
@@ -166,14 +166,15 @@ TEST(RequiredMacs, SumWhatIsOnOverTheBlocks) {
   WidthPlan plan = plan_of(random_checkpoint(config), {7, 8});
   plan.steps[1].blocks = {BlockWidth{{1, 0, 0, 0}, {1, 0, 1, 0}}, BlockWidth{{1, 1, 1, 0}, {1, 1, 1, 1}}};
   const std::vector<int> tokens = {5, 0};
-  EXPECT_EQ(required_macs(plan, 1, tokens), fixed_macs(config) + router_macs(config) +
-                                                attention_macs(config, 1) + attention_macs(config, 3) +
-                                                mlp_macs(config, 2, 5) + mlp_macs(config, 4, 0));
+  EXPECT_EQ(required_macs(plan.config, plan.steps[1], tokens),
+            fixed_macs(config) + router_macs(config) + attention_macs(config, 1) + attention_macs(config, 3) +
+                mlp_macs(config, 2, 5) + mlp_macs(config, 4, 0));
 }
 
 TEST(RequiredMacs, WithoutTokenCountsTakeAllTokens) {
   const WidthPlan plan = plan_of(random_checkpoint(tiny_config()), {7});
-  EXPECT_EQ(required_macs(plan, 0), required_macs(plan, 0, std::vector<int>{16, 16}));
+  EXPECT_EQ(required_macs(plan.config, plan.steps[0]),
+            required_macs(plan.config, plan.steps[0], std::vector<int>{16, 16}));
 }
 
 TEST(NestingShare, OfNestedPatternsIsOne) {

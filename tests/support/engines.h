@@ -20,22 +20,38 @@ struct Forward {
   TokenTrace trace;
 };
 
+/// An engine, a plan for it and a run's workspace.
 struct EngineOf {
   EngineOf(EngineKind kind, const Checkpoint& checkpoint, const EngineOptions& options = {},
-           Mode mode = Mode::Dynamic, const std::vector<int>& timesteps = kTimesteps)
+           Mode mode = Mode::Dynamic, const std::vector<int>& timesteps = kTimesteps,
+           Profile* profile = nullptr)
       : plan(make_width_plan(checkpoint, timesteps, mode)),
-        engine(make_engine(kind, checkpoint, plan, options)) {}
+        engine(make_engine(kind, checkpoint, options)),
+        workspace(engine->make_workspace({.threads = options.threads, .profile = profile})) {
+    workspace->prepare({timesteps.rbegin(), timesteps.rend()});
+  }
 
+  std::vector<Row> rows(int step, const std::vector<int64_t>& y) const {
+    std::vector<Row> rows;
+    for (const int64_t label : y) rows.push_back({&plan.steps[step], label});
+    return rows;
+  }
+  void forward(const at::Tensor& x, int step, const std::vector<int64_t>& y, ForwardOutputs& outputs) const {
+    engine->forward(x, rows(step, y), *workspace, outputs);
+  }
   Forward forward(const at::Tensor& x, int step, const std::vector<int64_t>& y) const {
     Forward result;
     result.work.resize(y.size());
-    result.out = engine->forward(x, step, y, result.work, &result.trace);
+    ForwardOutputs outputs{{}, result.work, &result.trace};
+    forward(x, step, y, outputs);
+    result.out = outputs.out;
     return result;
   }
   Forward forward(const Inputs& inputs, int step) const { return forward(inputs.x, step, inputs.y); }
 
   WidthPlan plan;
   std::unique_ptr<Engine> engine;
+  std::unique_ptr<Workspace> workspace;
 };
 
 /// The token routers' last bias: every token of every block is decided alike.

@@ -15,6 +15,7 @@
 #include "dydit/plan/width_plan.h"
 #include "dydit/train/gates.h"
 #include "dydit/train/trainer.h"
+#include "tests/support/engines.h"
 #include "tests/support/files.h"
 #include "tests/support/noise_images.h"
 #include "tests/support/random_model.h"
@@ -242,7 +243,7 @@ class TrainedByCapacity : public testing::Test {
     options.ema_decay = 0.5;
     const Checkpoint start =
         add_routers(test::random_checkpoint(config), {.width_bias = 0, .token_bias = 0}, 5);
-    RunOptions run;
+    SamplingOptions run;
     run.run = folder_ / "run";
     run.log_every = 1;
     std::filesystem::create_directories(run.run);
@@ -296,8 +297,7 @@ TEST_F(TrainedByCapacity, ThePlanOverAllTimestepsMeetsLambda) {
 TEST_F(TrainedByCapacity, TrainingsGatesWithoutNoiseAreTheEngines) {
   const DiTConfig& config = trained_.config;
   const std::vector<int> timesteps = {3, 251, 600, 999};
-  const WidthPlan plan = make_width_plan(trained_, timesteps, Mode::Dynamic);
-  const auto engine = make_reference_engine(trained_, plan, {});
+  const test::EngineOf engine(EngineKind::Reference, trained_, {}, Mode::Dynamic, timesteps);
   DiT model = make_model(trained_);
   at::NoGradGuard no_grad;
   at::Tensor counts = at::empty({3, config.depth, kQuarters}, at::kLong);
@@ -318,8 +318,7 @@ TEST_F(TrainedByCapacity, TrainingsGatesWithoutNoiseAreTheEngines) {
         model, t_emb, none, GateKind::Hard,
         {at::ones({3, config.depth, kQuarters}), counts, at::full({4}, step, at::kLong)});
     const at::Tensor trained = model->forward(inputs.x, t_emb, inputs.labels(), gates.gates());
-    std::vector<Work> work(4);
-    const at::Tensor made = engine->forward(inputs.x, step, inputs.y, work);
+    const at::Tensor made = engine.forward(inputs, step).out;
     EXPECT_LT(test::relative_difference(made, trained), 1e-5) << timesteps[step];
   }
 }

@@ -5,15 +5,14 @@
 #include <utility>
 
 #include <ATen/ATen.h>
-#include <fmt/format.h>
 
 #include "dydit/base/team.h"
 #include "dydit/engine/cpu/kernels.h"
+#include "dydit/engine/cpu/modulation.h"
 #include "dydit/engine/cpu/packed_model.h"
 #include "dydit/engine/cpu/product.h"
 #include "dydit/engine/cpu/workspace.h"
 #include "dydit/engine/engine.h"
-#include "dydit/model/embeddings.h"
 #include "dydit/model/macs.h"
 
 namespace dydit {
@@ -22,14 +21,11 @@ namespace cpu {
 namespace {
 
 constexpr int kNormRows = 16, kRouterRows = 24;
-constexpr size_t kModulationBytes = size_t{64} << 20;  // adaLN of as many steps ahead as fit in this
-
-float silu(float x) { return x / (1.0f + std::exp(-x)); }
 
 // What a pass works in. Tokens are rows: x is the residual stream, rows its normalised rows, hidden the
 // MLP's.
-struct Workspace {
-  explicit Workspace(Team& team) : team(team) {}
+struct PassMemory {
+  explicit PassMemory(Team& team) : team(team) {}
 
   Team& team;
   Buffer x, rows, qkv, heads, hidden, patches, logits;
@@ -41,182 +37,167 @@ struct Workspace {
   Profile profile;            // of the passes since it was last read
 };
 
-// Samples that go through the blocks together.
+class CpuEngine;
+
+struct CpuWorkspace final : Workspace {
+  CpuWorkspace(const CpuEngine& engine, const PackedModel& model, const WorkspaceOptions& options);
+
+  void prepare(std::vector<int> timesteps) override { modulation.expect(std::move(timesteps)); }
+  Crew& crew() { return crew_; }
+
+  const CpuEngine& engine;
+  Profile* const profile;
+  Modulation modulation;
+  std::vector<Modulation::Key> keys;  // of the rows
+  RowGroups groups;
+  Buffer scratch, router;       // of attention and of the token router, a part for each thread
+  PassMemory shared;            // of passes that all threads share
+  std::vector<PassMemory> own;  // each thread's, of passes that it does alone
+};
+
+// Rows that go through the blocks together: their plans are equal but for the timestep.
 struct Pass {
-  int first, samples;              // of the batch
-  const float* const* modulation;  // each sample's
+  std::span<const int> rows;       // of the batch
+  const float* const* modulation;  // of each row of the batch
   const StepPlan& plan;
+  bool routes_tokens;
   TokenTrace* trace;
-  Workspace& w;
+  CpuWorkspace& run;
+  PassMemory& w;
+
+  int samples() const { return static_cast<int>(rows.size()); }
 };
 
 class CpuEngine final : public Engine {
  public:
-  CpuEngine(const Checkpoint& checkpoint, const WidthPlan& plan, const EngineOptions& options);
+  CpuEngine(const Checkpoint& checkpoint, const EngineOptions& options);
 
   std::string_view name() const override { return kEngineNames[EngineKind::Cpu]; }
 
- private:
-  at::Tensor compute(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
-                     TokenTrace* trace) override;
-  void embed_timesteps();
-
-  void prepare_modulation(int step, std::span<const int64_t> y);
-  void reserve(Workspace& w, int samples);
-  void forward_pass(const Pass& pass, const float* x, float* out);
-  void count_work(const Pass& pass, int step, std::span<Work> work) const;
-  void embed(const Pass& pass, const float* x);
-  void attention_half(const Pass& pass, int index);
-  int route(const Pass& pass, int index);
-  void mlp_half(const Pass& pass, int index, int tokens);
-  void final_layer(const Pass& pass, float* out);
-
-  void token_logits(const Pass& pass, const PackedBlock& block);
-  void norm(const Pass& pass, int rows, const int* gathered, int64_t shift, double eps, bool bf16_rows);
-  const float* const* gates_at(const Pass& pass, int64_t offset);
-  // Over the workspace's panels.
-  void multiply(Workspace& w, const PackedLinear& weights, const Gemm& gemm, int rows, bool bf16_rows) {
-    run_product(w.team, kernels_, weights, w.panels, gemm, rows, bf16_rows);
-  }
   // Of one thread.
   size_t scratch_bytes() const { return attention_scratch(N_, D_, bf16_ ? 2 : 4) / 64 * 64 + 64; }
   size_t router_floats() const { return size_t{kRouterRows} * config_.token_router_hidden(); }
 
-  // Adds the time of fn to (row, op) of the workspace's profile.
-  template <typename Fn>
-  void timed(Workspace& w, int row, Operator op, const Fn& fn) {
-    if (profile_ == nullptr) return fn();
-    const auto start = std::chrono::steady_clock::now();
-    fn();
-    w.profile[row][static_cast<int>(op)] +=
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+ private:
+  std::unique_ptr<Workspace> new_workspace(const WorkspaceOptions& options) const override {
+    return std::make_unique<CpuWorkspace>(*this, model_, options);
   }
-  void read_profile(Workspace& w);
+  bool owns(const Workspace& workspace) const override {
+    const auto* run = dynamic_cast<const CpuWorkspace*>(&workspace);
+    return run != nullptr && &run->engine == this;
+  }
+  void compute(const at::Tensor& x, std::span<const Row> rows, Workspace& workspace,
+               const ForwardOutputs& outputs) const override;
 
-  const DiTConfig config_;
+  void reserve(PassMemory& w, int samples) const;
+  void forward_pass(const Pass& pass, const float* x, float* out) const;
+  void embed(const Pass& pass, const float* x) const;
+  void attention_half(const Pass& pass, int index) const;
+  int route(const Pass& pass, int index) const;
+  void mlp_half(const Pass& pass, int index, int tokens) const;
+  void final_layer(const Pass& pass, float* out) const;
+
+  void token_logits(const Pass& pass, const PackedBlock& block) const;
+  void norm(const Pass& pass, int rows, const int* gathered, int64_t shift, double eps, bool bf16_rows) const;
+  const float* const* gates_at(const Pass& pass, int64_t offset) const;
+  // Over the memory's panels.
+  void multiply(PassMemory& w, const PackedLinear& weights, const Gemm& gemm, int rows,
+                bool bf16_rows) const {
+    run_product(w.team, kernels_, weights, w.panels, gemm, rows, bf16_rows);
+  }
+
   const bool bf16_;
-  Profile* const profile_;
   const Kernels& kernels_;
-  Crew crew_;
   const int N_, C_, L_, H_, D_;
-  const int row_;             // elements of a token's row: C padded to a pair
-  const int64_t modulation_;  // floats of a label's modulation: L (6C), then the final layer's 2C
-
+  const int row_;  // elements of a token's row: C padded to a pair
   const PackedModel model_;
-  std::vector<float> t_emb_;  // (S, C)
-
-  std::vector<const float*> modulation_of_;  // each sample's, of the batch
-  std::vector<int64_t> chunk_labels_;        // modulations_ holds these labels for chunk_steps_ steps
-  int chunk_first_ = 0, chunk_steps_ = 0;
-
-  Buffer conditions_, modulations_;
-  Buffer scratch_, router_;     // of attention and of the token router, a part for each thread
-  Workspace shared_;            // of passes that all threads share
-  std::vector<Workspace> own_;  // each thread's, of passes that it does alone
 };
 
-CpuEngine::CpuEngine(const Checkpoint& checkpoint, const WidthPlan& plan, const EngineOptions& options)
-    : Engine(checkpoint, plan, options),
-      config_(checkpoint.config),
+CpuEngine::CpuEngine(const Checkpoint& checkpoint, const EngineOptions& options)
+    : Engine(checkpoint.config, options),
       bf16_(options.dtype == at::kBFloat16),
-      profile_(options.profile),
       kernels_(kernels()),
-      crew_(options.threads),
       N_(config_.num_tokens()),
       C_(config_.hidden_size),
       L_(config_.depth),
       H_(config_.num_heads),
       D_(config_.head_size()),
       row_(even(C_)),
-      modulation_(int64_t{L_} * 6 * C_ + 2 * C_),
-      model_(checkpoint, bf16_, plan.route_tokens, crew_.together()),
-      shared_(crew_.together()) {
-  for (int thread = 0; thread < crew_.threads(); ++thread) own_.emplace_back(crew_.own(thread));
-  scratch_.reserve(crew_.threads() * scratch_bytes());
-  if (plan_.route_tokens) router_.reserve(crew_.threads() * router_floats() * sizeof(float));
-  if (profile_ != nullptr) {
-    shared_.profile.assign(L_ + 1, {});
-    for (Workspace& w : own_) w.profile = shared_.profile;
-  }
-  embed_timesteps();
+      model_(checkpoint, bf16_, options.threads) {}
+
+CpuWorkspace::CpuWorkspace(const CpuEngine& engine, const PackedModel& model, const WorkspaceOptions& options)
+    : Workspace(options.threads),
+      engine(engine),
+      profile(options.profile),
+      modulation(model),
+      shared(crew_.together()) {
+  for (int thread = 0; thread < crew_.threads(); ++thread) own.emplace_back(crew_.own(thread));
+  scratch.reserve(crew_.threads() * engine.scratch_bytes());
+  if (model.config().token_routers) router.reserve(crew_.threads() * engine.router_floats() * sizeof(float));
+  if (profile == nullptr) return;
+  shared.profile.assign(profile->size(), {});
+  for (PassMemory& w : own) w.profile = shared.profile;
 }
 
-// All of the plan's timesteps at once; a row does not depend on the others.
-void CpuEngine::embed_timesteps() {
-  const int S = static_cast<int>(plan_.steps.size());
-  const at::Tensor t = at::empty({S}, at::kLong);
-  for (int s = 0; s < S; ++s) t.data_ptr<int64_t>()[s] = plan_.steps[s].timestep;
-  const at::Tensor frequencies = timestep_frequencies(t, config_.semantics);
-  std::vector<float> hidden(static_cast<size_t>(S) * row_ + 1);
-  t_emb_.resize(static_cast<size_t>(S) * C_);
-  shared_.panels.clear();
-  model_.t_in.add_panels(0, 0, shared_.panels);
-  multiply(
-      shared_, model_.t_in,
-      {.a = frequencies.data_ptr<float>(), .lda = kFrequencyEmbeddingSize, .out = hidden.data(), .ldo = row_},
-      S, false);
-  for (float& value : hidden) value = silu(value);
-  shared_.panels.clear();
-  model_.t_out.add_panels(0, 0, shared_.panels);
-  multiply(shared_, model_.t_out, {.a = hidden.data(), .lda = row_, .out = t_emb_.data(), .ldo = C_}, S,
-           false);
-}
-
-at::Tensor CpuEngine::compute(const at::Tensor& x, int step, std::span<const int64_t> y, std::span<Work> work,
-                              TokenTrace* trace) {
-  const int B = static_cast<int>(x.size(0)), side = config_.input_size;
-  const at::Tensor out = at::empty({B, config_.out_channels(), side, side}, at::kFloat);
-  if (trace && plan_.route_tokens) {
-    trace->masks = at::empty({B, L_, N_}, at::kFloat);
-    trace->logits = at::empty_like(trace->masks);
-  }
-  timed(shared_, L_, Operator::AdaLN, [&] { prepare_modulation(step, y); });
-  const auto pass_of = [&](int first, int samples, Workspace& w) {
-    const Pass pass = {first, samples, modulation_of_.data() + first, plan_.steps[step], trace, w};
-    forward_pass(pass, x.data_ptr<float>() + first * x.stride(0),
-                 out.data_ptr<float>() + first * out.stride(0));
-    count_work(pass, step, work);
-  };
-  const Division division = divide(B, N_, crew_.threads());
-  if (division.alone > 0) {
-    for (Workspace& w : own_) reserve(w, division.samples_alone());
-    const int least = division.alone / division.tasks, larger = division.alone % division.tasks;
-    crew_.run_apart(division.tasks, [&](int task, int thread) {
-      pass_of(task * least + std::min(task, larger), least + (task < larger), own_[thread]);
-    });
-    for (Workspace& w : own_) read_profile(w);
-  }
-  if (division.together > 0) {
-    reserve(shared_, division.samples);
-    for (int first = division.alone; first < B; first += division.samples)
-      pass_of(first, std::min(division.samples, B - first), shared_);
-  }
-  read_profile(shared_);
-  return out;
-}
-
-void CpuEngine::count_work(const Pass& pass, int step, std::span<Work> work) const {
-  for (int b = 0; b < pass.samples; ++b) {
-    const std::span<const int> kept(pass.w.kept.data() + static_cast<size_t>(b) * L_, L_);
-    Work& done = work[pass.first + b];
-    done.required += required_macs(plan_, step, kept);
-    done.executed += model_.fixed_macs(plan_.mode == Mode::Dynamic && config_.width_routers);
-    for (int l = 0; l < L_; ++l) done.executed += model_.block_macs(l, pass.plan.blocks[l], kept[l]);
-  }
+// Adds the time of fn to (row, op) of the memory's profile.
+template <typename Fn>
+void timed(PassMemory& w, int row, Operator op, const Fn& fn) {
+  if (w.profile.empty()) return fn();
+  const auto start = std::chrono::steady_clock::now();
+  fn();
+  w.profile[row][static_cast<int>(op)] +=
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 // Threads that work side by side took the mean of their times.
-void CpuEngine::read_profile(Workspace& w) {
-  if (profile_ == nullptr) return;
-  const double share = 1.0 / (crew_.threads() / w.team.threads());
+void read_profile(CpuWorkspace& run, PassMemory& w) {
+  const double share = 1.0 / (run.crew().threads() / w.team.threads());
   for (size_t row = 0; row < w.profile.size(); ++row) {
     for (size_t op = 0; op < w.profile[row].size(); ++op)
-      (*profile_)[row][op] += share * std::exchange(w.profile[row][op], 0.0);
+      (*run.profile)[row][op] += share * std::exchange(w.profile[row][op], 0.0);
   }
 }
 
+void CpuEngine::compute(const at::Tensor& x, std::span<const Row> rows, Workspace& workspace,
+                        const ForwardOutputs& outputs) const {
+  auto& run = static_cast<CpuWorkspace&>(workspace);
+  const int B = static_cast<int>(rows.size());
+  run.groups.assign(rows);
+  const float* const* modulation = nullptr;
+  timed(run.shared, L_, Operator::AdaLN, [&] {
+    run.keys.clear();
+    for (const Row& row : rows) run.keys.push_back({row.step->timestep, row.label});
+    modulation = run.modulation.of(run.keys, run.shared.team).data();
+  });
+  const auto forward_rows = [&](const Piece& piece, PassMemory& w) {
+    const std::span<const int> of_batch = run.groups.rows(piece);
+    const StepPlan& plan = *rows[of_batch[0]].step;
+    const Pass pass = {of_batch, modulation, plan, plan.routes_tokens(config_), outputs.trace, run, w};
+    forward_pass(pass, x.data_ptr<float>(), outputs.out.data_ptr<float>());
+    for (int b = 0; b < piece.count; ++b) {
+      const std::span<const int> kept(w.kept.data() + static_cast<size_t>(b) * L_, L_);
+      Work& done = outputs.work[of_batch[b]];
+      done.required += required_macs(config_, plan, kept);
+      done.executed += model_.executed_macs(plan, kept);
+    }
+  };
+  const Division division = divide(B, N_, run.crew().threads());
+  if (division.alone > 0) {
+    for (PassMemory& w : run.own) reserve(w, division.samples_alone());
+    const std::vector<Piece> pieces = run.groups.pieces_alone(division);
+    run.crew().run_apart(static_cast<int>(pieces.size()),
+                         [&](int task, int thread) { forward_rows(pieces[task], run.own[thread]); });
+    for (PassMemory& w : run.own) read_profile(run, w);
+  }
+  if (division.together > 0) {
+    reserve(run.shared, division.samples);
+    for (const Piece& piece : run.groups.pieces_together(division)) forward_rows(piece, run.shared);
+  }
+  read_profile(run, run.shared);
+}
+
 // All memory of a pass with everything on, so that no later step needs more.
-void CpuEngine::reserve(Workspace& w, int samples) {
+void CpuEngine::reserve(PassMemory& w, int samples) const {
   const PassBytes bytes = pass_bytes(config_, bf16_, samples);
   w.x.reserve(bytes.x);
   w.rows.reserve(bytes.rows);
@@ -224,14 +205,14 @@ void CpuEngine::reserve(Workspace& w, int samples) {
   w.heads.reserve(bytes.heads);
   w.hidden.reserve(bytes.hidden);
   w.patches.reserve(bytes.patches);
-  if (!plan_.route_tokens) return;
+  if (!config_.token_routers) return;
   w.logits.reserve(bytes.logits);
   w.gathered.reserve(static_cast<size_t>(samples) * N_);
 }
 
 // One screen: some samples through all blocks.
-void CpuEngine::forward_pass(const Pass& pass, const float* x, float* out) {
-  pass.w.kept.assign(static_cast<size_t>(pass.samples) * L_, N_);
+void CpuEngine::forward_pass(const Pass& pass, const float* x, float* out) const {
+  pass.w.kept.assign(static_cast<size_t>(pass.samples()) * L_, N_);
   timed(pass.w, L_, Operator::Embed, [&] { embed(pass, x); });
   for (int l = 0; l < L_; ++l) {
     attention_half(pass, l);
@@ -241,61 +222,22 @@ void CpuEngine::forward_pass(const Pass& pass, const float* x, float* out) {
   timed(pass.w, L_, Operator::Final, [&] { final_layer(pass, out); });
 }
 
-// adaLN of all blocks for the labels of this batch, for as many of the steps that come next as fit.
-void CpuEngine::prepare_modulation(int step, std::span<const int64_t> y) {
-  const auto row_of = [&](int64_t label) {
-    const auto found = std::lower_bound(chunk_labels_.begin(), chunk_labels_.end(), label);
-    const bool held = found != chunk_labels_.end() && *found == label;
-    return held ? (step - chunk_first_) * static_cast<int64_t>(chunk_labels_.size()) +
-                      (found - chunk_labels_.begin())
-                : -1;
-  };
-  const bool held = step >= chunk_first_ && step < chunk_first_ + chunk_steps_ &&
-                    std::all_of(y.begin(), y.end(), [&](int64_t label) { return row_of(label) >= 0; });
-  if (!held) {
-    chunk_steps_ = 0;  // holds nothing until all of it is computed: memory may run out on the way
-    chunk_labels_.assign(y.begin(), y.end());
-    std::sort(chunk_labels_.begin(), chunk_labels_.end());
-    chunk_labels_.erase(std::unique(chunk_labels_.begin(), chunk_labels_.end()), chunk_labels_.end());
-    const size_t labels = chunk_labels_.size(), step_bytes = labels * modulation_ * sizeof(float);
-    const int steps = std::clamp(static_cast<int>(kModulationBytes / step_bytes), 1, step + 1);
-    chunk_first_ = step - steps + 1;  // sampling walks from the last timestep to the first
-    const int rows = steps * static_cast<int>(labels);
-    conditions_.reserve(static_cast<size_t>(rows) * row_ * sizeof(float));
-    modulations_.reserve(rows * step_bytes / labels);
-    auto* conditions = conditions_.as<float>();
-    for (int r = 0; r < rows; ++r) {
-      const float* t = t_emb_.data() + (chunk_first_ + r / labels) * C_;
-      const float* label = model_.labels.data_ptr<float>() + chunk_labels_[r % labels] * C_;
-      for (int c = 0; c < C_; ++c) conditions[int64_t{r} * row_ + c] = silu(t[c] + label[c]);
-    }
-    shared_.panels = model_.ada_panels;
-    multiply(shared_, model_.ada.back(),
-             {.a = conditions, .lda = row_, .out = modulations_.as<float>(), .ldo = modulation_}, rows,
-             false);
-    chunk_steps_ = steps;
-  }
-  modulation_of_.resize(y.size());
-  for (size_t b = 0; b < y.size(); ++b)
-    modulation_of_[b] = modulations_.as<float>() + row_of(y[b]) * modulation_;
-}
-
 // x <- patches through the patch embedding, + pos_embed
-void CpuEngine::embed(const Pass& pass, const float* x) {
-  Workspace& w = pass.w;
+void CpuEngine::embed(const Pass& pass, const float* x) const {
+  PassMemory& w = pass.w;
   const int g = config_.grid(), p = config_.patch_size, channels = config_.in_channels,
             side = config_.input_size;
   const int values = even(config_.patch_values());
   auto* patches = w.patches.as<float>();
   auto* tokens = w.x.as<float>();
   const float* positions = model_.pos_embed.data_ptr<float>();
-  w.team.run(pass.samples * g, [&](int task, int) {
+  w.team.run(pass.samples() * g, [&](int task, int) {
     for (int column = 0; column < g; ++column) {
       const int64_t token = int64_t{task} * g + column;
       float* patch = patches + token * values;
       for (int c = 0; c < channels; ++c) {
         const float* from =
-            x + ((int64_t{task} / g * channels + c) * side + task % g * p) * side + column * p;
+            x + ((int64_t{pass.rows[task / g]} * channels + c) * side + task % g * p) * side + column * p;
         for (int i = 0; i < p; ++i) {
           for (int j = 0; j < p; ++j) patch[(c * p + i) * p + j] = from[i * side + j];
         }
@@ -308,15 +250,15 @@ void CpuEngine::embed(const Pass& pass, const float* x) {
   model_.patch.add_panels(0, 0, w.panels);
   multiply(w, model_.patch,
            {.a = patches, .lda = values, .epilogue = Epilogue::Residual, .out = tokens, .ldo = row_},
-           pass.samples * N_, false);
+           pass.samples() * N_, false);
 }
 
 // x += gate_msa proj(attention(modulate(norm(x)))) over the active heads
-void CpuEngine::attention_half(const Pass& pass, int index) {
-  Workspace& w = pass.w;
+void CpuEngine::attention_half(const Pass& pass, int index) const {
+  PassMemory& w = pass.w;
   const PackedBlock& block = model_.blocks[index];
   const BlockWidth& width = pass.plan.blocks[index];
-  const int rows = pass.samples * N_, heads = width.active_heads();
+  const int rows = pass.samples() * N_, heads = width.active_heads();
   const int64_t modulation = int64_t{index} * 6 * C_;
   timed(w, index, Operator::Norm, [&] { norm(pass, rows, nullptr, modulation, kLayerNormEps, bf16_); });
 
@@ -333,8 +275,8 @@ void CpuEngine::attention_half(const Pass& pass, int index) {
              bf16_);
   });
   timed(w, index, Operator::Attention, [&] {
-    auto* scratch = scratch_.as<std::byte>();
-    const int tasks = pass.samples * heads;
+    auto* scratch = pass.run.scratch.as<std::byte>();
+    const int tasks = pass.samples() * heads;
     const auto q_of = [&](int task) { return int64_t{task} / heads * N_ * qkv_row + task % heads * 3 * D_; };
     w.team.run(tasks, [&](int task, int thread) {
       const int64_t row = int64_t{task} / heads * N_, slot = task % heads;
@@ -376,13 +318,13 @@ void CpuEngine::attention_half(const Pass& pass, int index) {
 }
 
 // Decides which tokens enter the MLP: fills gathered and kept; returns how many there are.
-int CpuEngine::route(const Pass& pass, int index) {
-  if (!plan_.route_tokens) return pass.samples * N_;
-  Workspace& w = pass.w;
+int CpuEngine::route(const Pass& pass, int index) const {
+  if (!pass.routes_tokens) return pass.samples() * N_;
+  PassMemory& w = pass.w;
   timed(w, index, Operator::Router, [&] {
     token_logits(pass, model_.blocks[index]);
     w.gathered.clear();
-    for (int b = 0; b < pass.samples; ++b) {
+    for (int b = 0; b < pass.samples(); ++b) {
       const std::span<const float> logits(w.logits.as<float>() + int64_t{b} * N_, N_);
       const std::vector<uint8_t> on = select_tokens(logits, pass.plan.blocks[index].keep_tokens);
       const size_t before = w.gathered.size();
@@ -391,7 +333,7 @@ int CpuEngine::route(const Pass& pass, int index) {
       }
       w.kept[static_cast<size_t>(b) * L_ + index] = static_cast<int>(w.gathered.size() - before);
       if (pass.trace) {
-        const int64_t at = (int64_t{pass.first + b} * L_ + index) * N_;
+        const int64_t at = (int64_t{pass.rows[b]} * L_ + index) * N_;
         std::copy(logits.begin(), logits.end(), pass.trace->logits.data_ptr<float>() + at);
         std::copy(on.begin(), on.end(), pass.trace->masks.data_ptr<float>() + at);
       }
@@ -401,16 +343,16 @@ int CpuEngine::route(const Pass& pass, int index) {
 }
 
 // logits <- the token router on x, before norm and modulation
-void CpuEngine::token_logits(const Pass& pass, const PackedBlock& block) {
-  Workspace& w = pass.w;
-  const int R = block.token_in.out_size(), rows = pass.samples * N_, all = 0;
+void CpuEngine::token_logits(const Pass& pass, const PackedBlock& block) const {
+  PassMemory& w = pass.w;
+  const int R = block.token_in.out_size(), rows = pass.samples() * N_, all = 0;
   const auto* x = w.x.as<float>();
   auto* logits = w.logits.as<float>();
   w.panels.clear();
   block.token_in.add_panels(0, 0, w.panels);
   w.team.run(ceil_div(rows, kRouterRows), [&](int task, int thread) {
     const int first = task * kRouterRows, count = std::min(kRouterRows, rows - first);
-    float* out = router_.as<float>() + thread * router_floats();
+    float* out = pass.run.router.as<float>() + thread * router_floats();
     for (const std::vector<Panel>* panels : {&w.panels.whole, &w.panels.narrow}) {
       kernels_.gemm_float({.a = x + int64_t{first} * row_,
                            .lda = row_,
@@ -432,12 +374,12 @@ void CpuEngine::token_logits(const Pass& pass, const PackedBlock& block) {
 }
 
 // x += gate_mlp fc2(gelu(fc1(modulate(norm(x))))) over the active groups, for the `tokens` gathered rows
-void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) {
+void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) const {
   if (tokens == 0) return;
-  Workspace& w = pass.w;
+  PassMemory& w = pass.w;
   const PackedBlock& block = model_.blocks[index];
   const BlockWidth& width = pass.plan.blocks[index];
-  const int* gathered = tokens == pass.samples * N_ ? nullptr : w.gathered.data();
+  const int* gathered = tokens == pass.samples() * N_ ? nullptr : w.gathered.data();
   const int groups = width.active_groups(), group = even(config_.group_size());
   const int64_t modulation = int64_t{index} * 6 * C_ + 3 * C_, hidden_row = int64_t{groups} * group;
   timed(w, index, Operator::Norm,
@@ -479,22 +421,23 @@ void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) {
 }
 
 // out <- unpatchified linear(modulate(norm(x))): 'nhwpqc->nchpwq'
-void CpuEngine::final_layer(const Pass& pass, float* out) {
-  Workspace& w = pass.w;
+void CpuEngine::final_layer(const Pass& pass, float* out) const {
+  PassMemory& w = pass.w;
   const int g = config_.grid(), p = config_.patch_size, channels = config_.out_channels(),
             side = config_.input_size;
-  const int values = p * p * channels, rows = pass.samples * N_;
+  const int values = p * p * channels, rows = pass.samples() * N_;
   norm(pass, rows, nullptr, int64_t{L_} * 6 * C_, kLayerNormEps, false);
   auto* patches = w.patches.as<float>();
   w.panels.clear();
   model_.final.add_panels(0, 0, w.panels);
   multiply(w, model_.final, {.a = w.rows.as<float>(), .lda = row_, .out = patches, .ldo = values}, rows,
            false);
-  w.team.run(pass.samples * g, [&](int task, int) {
+  w.team.run(pass.samples() * g, [&](int task, int) {
     for (int column = 0; column < g; ++column) {
       const float* patch = patches + (int64_t{task} * g + column) * values;
       for (int c = 0; c < channels; ++c) {
-        float* to = out + ((int64_t{task} / g * channels + c) * side + task % g * p) * side + column * p;
+        float* to =
+            out + ((int64_t{pass.rows[task / g]} * channels + c) * side + task % g * p) * side + column * p;
         for (int i = 0; i < p; ++i) {
           for (int j = 0; j < p; ++j) to[i * side + j] = patch[(i * p + j) * channels + c];
         }
@@ -506,14 +449,14 @@ void CpuEngine::final_layer(const Pass& pass, float* out) {
 // w.rows <- modulate(norm(x)) of `rows` rows, those of `gathered` (null: the first); shift and scale lie at
 // `shift` and C further in the modulation.
 void CpuEngine::norm(const Pass& pass, int rows, const int* gathered, int64_t shift, double eps,
-                     bool bf16_rows) {
+                     bool bf16_rows) const {
   const auto epsilon = static_cast<float>(eps);
   const auto* x = pass.w.x.as<float>();
   auto* out = pass.w.rows.as<float>();
   pass.w.team.run(ceil_div(rows, kNormRows), [&](int task, int) {
     for (int i = task * kNormRows; i < std::min(rows, (task + 1) * kNormRows); ++i) {
       const int64_t row = gathered ? gathered[i] : i;
-      const float* modulation = pass.modulation[row / N_] + shift;
+      const float* modulation = pass.modulation[pass.rows[row / N_]] + shift;
       if (bf16_rows) {
         // The padding may hold a part of the final layer's float32 rows: anything, NaN included.
         Bf16* to = reinterpret_cast<Bf16*>(out) + int64_t{i} * row_;
@@ -528,18 +471,17 @@ void CpuEngine::norm(const Pass& pass, int rows, const int* gathered, int64_t sh
   });
 }
 
-const float* const* CpuEngine::gates_at(const Pass& pass, int64_t offset) {
-  pass.w.gates.resize(pass.samples);
-  for (int b = 0; b < pass.samples; ++b) pass.w.gates[b] = pass.modulation[b] + offset;
+const float* const* CpuEngine::gates_at(const Pass& pass, int64_t offset) const {
+  pass.w.gates.resize(pass.samples());
+  for (int b = 0; b < pass.samples(); ++b) pass.w.gates[b] = pass.modulation[pass.rows[b]] + offset;
   return pass.w.gates.data();
 }
 
 }  // namespace
 }  // namespace cpu
 
-std::unique_ptr<Engine> make_cpu_engine(const Checkpoint& checkpoint, const WidthPlan& plan,
-                                        const EngineOptions& options) {
-  return std::make_unique<cpu::CpuEngine>(checkpoint, plan, options);
+std::unique_ptr<Engine> make_cpu_engine(const Checkpoint& checkpoint, const EngineOptions& options) {
+  return std::make_unique<cpu::CpuEngine>(checkpoint, options);
 }
 
 }  // namespace dydit

@@ -16,8 +16,9 @@ void drop_pages(const Checkpoint& checkpoint, const at::Tensor& weight) {
 
 }  // namespace
 
-PackedModel::PackedModel(const Checkpoint& checkpoint, bool bf16, bool route_tokens, Team& team)
+PackedModel::PackedModel(const Checkpoint& checkpoint, bool bf16, int threads)
     : config_(checkpoint.config), narrow_values_(bf16 ? kernels().narrow_bf16 : kernels().narrow_float) {
+  Team team(threads);
   const auto floats = [&](const std::string& name) {  // a copy: the file may change once this is packed
     const at::Tensor& table = checkpoint.weights.at(name);
     at::Tensor copy = table.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true).contiguous();
@@ -30,8 +31,7 @@ PackedModel::PackedModel(const Checkpoint& checkpoint, bool bf16, bool route_tok
   final = pack_exact(checkpoint, "final_layer.linear", team);
   t_in = pack_exact(checkpoint, "t_embedder.mlp.0", team);
   t_out = pack_exact(checkpoint, "t_embedder.mlp.2", team);
-  for (int l = 0; l < config_.depth; ++l)
-    blocks.push_back(pack_block(checkpoint, l, bf16, route_tokens, team));
+  for (int l = 0; l < config_.depth; ++l) blocks.push_back(pack_block(checkpoint, l, bf16, team));
   pack_modulation(checkpoint, team);
 }
 
@@ -53,8 +53,7 @@ PackedLinear PackedModel::pack_exact(const Checkpoint& checkpoint, const std::st
               false, team);
 }
 
-PackedBlock PackedModel::pack_block(const Checkpoint& checkpoint, int index, bool bf16, bool route_tokens,
-                                    Team& team) {
+PackedBlock PackedModel::pack_block(const Checkpoint& checkpoint, int index, bool bf16, Team& team) {
   const int H = config_.num_heads, C = config_.hidden_size, D = config_.head_size();
   const std::string prefix = fmt::format("blocks.{}.", index);
   const auto pack_layer = [&](const std::string& name, int outs, int ins, std::span<const int> rows = {}) {
@@ -72,7 +71,7 @@ PackedBlock PackedModel::pack_block(const Checkpoint& checkpoint, int index, boo
   block.proj = pack_layer("attn.proj", 1, H);
   block.fc1 = pack_layer("mlp.fc1", H, 1);
   block.fc2 = pack_layer("mlp.fc2", 1, H);
-  if (route_tokens) {
+  if (config_.token_routers) {
     // Small, and faster in float32, which is what it is multiplied with.
     block.token_in = pack(checkpoint, prefix + "token_selection.mlp_head.0", 1, 1, false, false, team);
     const at::Tensor out =
@@ -100,17 +99,20 @@ void PackedModel::pack_modulation(const Checkpoint& checkpoint, Team& team) {
   }
 }
 
-int64_t PackedModel::fixed_macs(bool width_routers) const {
+int64_t PackedModel::executed_macs(const StepPlan& step, std::span<const int> tokens) const {
   const auto layer = [](const PackedLinear& weights) {
     return int64_t{weights.out_segments()} * weights.padded_out_size() * 2 * weights.segment_pairs();
   };
   int64_t macs = config_.num_tokens() * (layer(patch) + layer(final)) + layer(t_in) + layer(t_out);
   for (const PackedLinear& weights : ada) macs += layer(weights);
-  if (width_routers) macs += int64_t{config_.depth} * 2 * config_.hidden_size * (config_.num_heads - 1);
+  if (step.mode == Mode::Dynamic && config_.width_routers)
+    macs += int64_t{config_.depth} * 2 * config_.hidden_size * (config_.num_heads - 1);
+  const bool routes_tokens = step.routes_tokens(config_);
+  for (int l = 0; l < config_.depth; ++l) macs += block_macs(l, step.blocks[l], tokens[l], routes_tokens);
   return macs;
 }
 
-int64_t PackedModel::block_macs(int index, const BlockWidth& width, int tokens) const {
+int64_t PackedModel::block_macs(int index, const BlockWidth& width, int tokens, bool routes_tokens) const {
   const PackedBlock& block = blocks[index];
   const int N = config_.num_tokens(), D = config_.head_size(), row = even(config_.hidden_size);
   const int64_t heads = width.active_heads(), groups = width.active_groups();
@@ -123,8 +125,7 @@ int64_t PackedModel::block_macs(int index, const BlockWidth& width, int tokens) 
   const int64_t fc1 = groups * tokens * block.fc1.padded_out_size() * row;
   const int64_t fc2 = groups * tokens * block.fc2.padded_out_size() * 2 * block.fc2.segment_pairs();
   const int64_t R = block.token_in.out_size();
-  const int64_t router =
-      !block.token_out.empty() ? N * (int64_t{block.token_in.padded_out_size()} * row + R) : 0;
+  const int64_t router = routes_tokens ? N * (int64_t{block.token_in.padded_out_size()} * row + R) : 0;
   return attention + qkv + proj + fc1 + fc2 + router;
 }
 

@@ -17,20 +17,22 @@ namespace dydit::cpu {
 struct PackedBlock {
   PackedLinear qkv, proj, fc1, fc2;
   PackedLinear token_in;         // the token router's first layer
-  std::vector<float> token_out;  // its second: weights, then the bias; empty where no tokens are routed
+  std::vector<float> token_out;  // its second: weights, then the bias; empty without token routers
 };
 
 class PackedModel {
  public:
   /// Blocks in bfloat16 when `bf16`, else, and all that is float32 by rule, in the type of the file. Drops
   /// the pages of the file that it has read.
-  PackedModel(const Checkpoint& checkpoint, bool bf16, bool route_tokens, Team& team);
+  PackedModel(const Checkpoint& checkpoint, bool bf16, int threads);
+  PackedModel(const PackedModel&) = delete;
+  PackedModel& operator=(const PackedModel&) = delete;
 
-  /// Multiply-adds of a sample outside the blocks' plan, padding included; a label's adaLN is counted for
-  /// every sample that has it.
-  int64_t fixed_macs(bool width_routers) const;
-  /// Multiply-adds of a sample in a block of this width with `tokens` in its MLP, padding included.
-  int64_t block_macs(int index, const BlockWidth& width, int tokens) const;
+  /// Multiply-adds of a sample at this step, `tokens` (L) of it in each block's MLP, padding included; a
+  /// label's adaLN is counted for every sample that has it.
+  int64_t executed_macs(const StepPlan& step, std::span<const int> tokens) const;
+
+  const DiTConfig& config() const { return config_; }
 
   std::vector<PackedBlock> blocks;
   PackedLinear patch, final, t_in, t_out;
@@ -42,8 +44,9 @@ class PackedModel {
   PackedLinear pack(const Checkpoint& checkpoint, const std::string& name, int out_segments, int in_segments,
                     bool bf16, bool bf16_rows, Team& team, std::span<const int> rows = {});
   PackedLinear pack_exact(const Checkpoint& checkpoint, const std::string& name, Team& team);
-  PackedBlock pack_block(const Checkpoint& checkpoint, int index, bool bf16, bool route_tokens, Team& team);
+  PackedBlock pack_block(const Checkpoint& checkpoint, int index, bool bf16, Team& team);
   void pack_modulation(const Checkpoint& checkpoint, Team& team);
+  int64_t block_macs(int index, const BlockWidth& width, int tokens, bool routes_tokens) const;
 
   const DiTConfig config_;
   const bool narrow_values_;  // attention's last panel of values, where it can be

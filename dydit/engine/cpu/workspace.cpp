@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 
 #include "dydit/engine/cpu/kernels.h"
 #include "dydit/engine/cpu/packed_linear.h"
@@ -11,6 +12,13 @@ namespace {
 
 // Tokens that go through the blocks together, of all threads and of one: bounds memory, fits caches.
 constexpr int kTeamRows = 1024, kOwnRows = 256;
+
+// Appends rows [begin, end) in `count` pieces that differ by one row at most.
+void cut(int begin, int end, int count, std::vector<Piece>& pieces) {
+  const int least = (end - begin) / count, larger = (end - begin) % count;
+  for (int i = 0; i < count; ++i)
+    pieces.push_back({begin + i * least + std::min(i, larger), least + (i < larger)});
+}
 
 }  // namespace
 
@@ -23,6 +31,42 @@ Division divide(int B, int N, int threads) {
   if (division.together > 0)
     division.samples = ceil_div(division.together, ceil_div(division.together, std::max(1, kTeamRows / N)));
   return division;
+}
+
+void RowGroups::assign(std::span<const Row> rows) {
+  order_.clear();
+  starts_.clear();
+  std::vector<int> left(rows.size());
+  std::iota(left.begin(), left.end(), 0);
+  while (!left.empty()) {
+    const StepPlan& plan = *rows[left[0]].step;
+    const auto others = std::stable_partition(left.begin(), left.end(), [&](int b) {
+      return rows[b].step == &plan || rows[b].step->same_work(plan);
+    });
+    starts_.push_back(static_cast<int>(order_.size()));
+    order_.insert(order_.end(), left.begin(), others);
+    left.erase(left.begin(), others);
+  }
+  starts_.push_back(static_cast<int>(order_.size()));
+}
+
+std::vector<Piece> RowGroups::pieces_alone(const Division& division) const {
+  std::vector<Piece> pieces;
+  for (size_t g = 0; g + 1 < starts_.size(); ++g) {
+    const int begin = starts_[g], end = std::min(starts_[g + 1], division.alone);
+    if (begin < end) cut(begin, end, ceil_div(division.tasks * (end - begin), division.alone), pieces);
+  }
+  return pieces;
+}
+
+std::vector<Piece> RowGroups::pieces_together(const Division& division) const {
+  std::vector<Piece> pieces;
+  for (size_t g = 0; g + 1 < starts_.size(); ++g) {
+    const int begin = std::max(starts_[g], division.alone), end = starts_[g + 1];
+    for (int first = begin; first < end; first += division.samples)
+      pieces.push_back({first, std::min(division.samples, end - first)});
+  }
+  return pieces;
 }
 
 double PassBytes::sum() const {

@@ -1,10 +1,12 @@
-// How a batch is divided among threads, and the memory that its passes work in.
+// How a batch is divided among passes and threads, and the memory that they work in.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
+#include <vector>
 
-#include "dydit/model/config.h"
+#include "dydit/engine/engine.h"
 
 namespace dydit::cpu {
 
@@ -17,6 +19,29 @@ struct Division {
 };
 /// Of B samples of N tokens each.
 Division divide(int B, int N, int threads);
+
+/// Rows of one pass: [first, first + count) of a RowGroups.
+struct Piece {
+  int first, count;
+};
+
+/// The rows of a batch, those whose plans are equal but for the timestep one after the other.
+class RowGroups {
+ public:
+  void assign(std::span<const Row> rows);
+
+  /// Numbers of the rows in the batch.
+  std::span<const int> rows(const Piece& piece) const {
+    return std::span(order_).subspan(piece.first, piece.count);
+  }
+  /// No piece has rows of two groups, or more rows than the division says.
+  std::vector<Piece> pieces_alone(const Division& division) const;
+  std::vector<Piece> pieces_together(const Division& division) const;
+
+ private:
+  std::vector<int> order_;
+  std::vector<int> starts_;  // of each group in order_, then the number of rows
+};
 
 /// Bytes of the buffers of a pass with everything on.
 struct PassBytes {

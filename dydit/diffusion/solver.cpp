@@ -1,0 +1,79 @@
+#include "dydit/diffusion/solver.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+
+namespace dydit {
+namespace {
+
+void make_ddpm(const DiffusionTables& tables, int step, SolverStep& made) {
+  made.d_factor = static_cast<float>(tables.posterior_mean_coef1[step]);
+  made.x_factor = static_cast<float>(tables.posterior_mean_coef2[step]);
+  made.noisy = step > 0;
+  made.learns_sigma = true;
+  made.min_log_variance = static_cast<float>(tables.posterior_log_variance_clipped[step]);
+  made.max_log_variance = static_cast<float>(std::log(tables.betas[step]));
+  made.sigma = std::exp(0.5f * made.max_log_variance);  // the original's FIXED_LARGE
+}
+
+void make_ddim(const DiffusionTables& tables, float eta, int step, SolverStep& made) {
+  const auto a = static_cast<float>(tables.alphas_cumprod[step]),
+             a_prev = static_cast<float>(tables.alphas_cumprod_prev[step]);
+  made.sigma = eta * std::sqrt((1 - a_prev) / (1 - a)) * std::sqrt(1 - a / a_prev);
+  made.d_factor = std::sqrt(a_prev);
+  // With eta 1 and a' near 1 the difference is nearly 0, and rounding may put it below.
+  made.eps_factor = std::sqrt(std::max(0.0f, 1 - a_prev - made.sigma * made.sigma));
+  made.noisy = step > 0 && eta > 0;
+}
+
+// log(alpha / sigma): half the logarithm of the signal-to-noise ratio.
+double half_log_snr(double a) { return 0.5 * std::log(a / (1 - a)); }
+
+void make_dpm(const DiffusionTables& tables, int step, SolverStep& made) {
+  if (step == 0) return;
+  const double a = tables.alphas_cumprod[step], a_prev = tables.alphas_cumprod_prev[step];
+  const double h = half_log_snr(a_prev) - half_log_snr(a);
+  made.x_factor = static_cast<float>(std::sqrt((1 - a_prev) / (1 - a)));
+  made.d_factor = static_cast<float>(std::sqrt(a_prev) * -std::expm1(-h));
+  if (step + 1 == tables.num_steps()) return;
+  const double h_before = half_log_snr(a) - half_log_snr(tables.alphas_cumprod[step + 1]);
+  made.slope = static_cast<float>(h / (2 * h_before));
+}
+
+}  // namespace
+
+SolverStep make_solver_step(const DiffusionTables& tables, const SamplerOptions& options, int step) {
+  SolverStep made;
+  made.recip = static_cast<float>(tables.sqrt_recip_alphas_cumprod[step]);
+  made.recipm1 = static_cast<float>(tables.sqrt_recipm1_alphas_cumprod[step]);
+  if (options.kind == SamplerKind::Ddpm) make_ddpm(tables, step, made);
+  if (options.kind == SamplerKind::Ddim) make_ddim(tables, options.eta, step, made);
+  if (options.kind == SamplerKind::Dpm) make_dpm(tables, step, made);
+  return made;
+}
+
+void apply_step(const SolverStep& step, const StepRow& row) {
+  assert(step.slope == 0 || row.x0.size() == row.x.size());
+  const bool learned = step.learns_sigma && !row.variance.empty();
+  for (size_t i = 0; i < row.x.size(); ++i) {
+    const float x = row.x[i], eps = row.eps[i];
+    const float x0 = step.recip * x - step.recipm1 * eps;
+    const float d = step.slope != 0 ? x0 + step.slope * (x0 - row.x0[i]) : x0;
+    float next = step.d_factor * d;
+    if (step.x_factor != 0) next += step.x_factor * x;
+    if (step.eps_factor != 0) next += step.eps_factor * eps;
+    if (step.noisy) {
+      float sigma = step.sigma;
+      if (learned) {
+        const float share = (row.variance[i] + 1.0f) / 2.0f;
+        sigma = std::exp(0.5f * (share * step.max_log_variance + (1.0f - share) * step.min_log_variance));
+      }
+      next += sigma * row.noise[i];
+    }
+    row.x[i] = next;
+    if (!row.x0.empty()) row.x0[i] = x0;
+  }
+}
+
+}  // namespace dydit

@@ -1,0 +1,53 @@
+// adaLN: shifts, scales and gates of all blocks, which depend on timestep and label alone.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "dydit/base/team.h"
+#include "dydit/engine/cpu/kernels.h"
+#include "dydit/engine/cpu/packed_model.h"
+
+namespace dydit::cpu {
+
+/// The modulations of a run: computed for all that a forward needs in one product, and for as many of the
+/// timesteps that come next as fit in 64 MB.
+class Modulation {
+ public:
+  explicit Modulation(const PackedModel& model) : model_(model) {}
+
+  /// The timesteps that forwards will visit, in this order.
+  void expect(std::vector<int> timesteps) { order_ = std::move(timesteps); }
+
+  struct Key {
+    int timestep;
+    int64_t label;
+    auto operator<=>(const Key&) const = default;
+  };
+  /// Floats of a modulation: L (6C), then the final layer's 2C.
+  int64_t size() const { return size_; }
+  /// keys (B) -> each one's modulation, valid until the next call. When memory runs out, nothing is held.
+  std::span<const float* const> of(std::span<const Key> keys, Team& team);
+
+ private:
+  const float* find(const Key& key) const;
+  void hold(std::span<const Key> keys);
+  void compute(Team& team);
+  void embed(std::span<const int> timesteps, Team& team);
+  void multiply(const PackedLinear& weights, const Gemm& gemm, int rows, Team& team);
+
+  const PackedModel& model_;
+  const int C_ = model_.config().hidden_size;
+  const int row_ = even(C_);
+  const int64_t size_ = int64_t{model_.config().depth} * 6 * C_ + 2 * C_;
+  std::vector<int> order_;
+  std::vector<Key> held_;  // ascending; row i of modulations_ is held_[i]'s
+  Buffer conditions_, modulations_;
+  std::vector<float> hidden_, t_emb_;
+  Panels panels_;
+  std::vector<const float*> found_;
+};
+
+}  // namespace dydit::cpu

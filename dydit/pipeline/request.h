@@ -1,0 +1,62 @@
+// What image, and how it is made.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "dydit/base/enum_names.h"
+#include "dydit/diffusion/guidance.h"
+#include "dydit/diffusion/sampler.h"
+#include "dydit/model/config.h"
+#include "dydit/plan/width_plan.h"
+
+namespace dydit {
+
+/// Philox: a function of (seed, image, step). Torch: torch.randn's stream, as the original script draws: the
+/// starts of all images, then in every step all rows, guidance halves included. One batch, and an image
+/// depends on how many are made.
+enum class NoiseKind { Philox, Torch };
+inline constexpr EnumNames<NoiseKind, 2> kNoiseNames = {
+    "noise", {{"philox", NoiseKind::Philox}, {"torch", NoiseKind::Torch}}};
+
+/// What images: all that their pixels depend on beside the weights and the engine.
+struct Request {
+  std::vector<int> classes = {0};  // image i gets classes[i mod size]
+  int num_images = 1;
+  int num_steps = 250;
+  std::vector<int> timesteps = {};  // by hand, in any order, instead of num_steps; empty: chosen
+  SamplerOptions sampler;
+  float cfg_scale = 4.0f;  // <= 1: no guidance, one row an image
+  // First channels of eps that are guided, never more than there are; unset: kGuidedChannels, in diffusers'
+  // semantics all.
+  std::optional<int> guided_channels = {};
+  uint64_t seed = 0;
+  NoiseKind noise = NoiseKind::Philox;
+  Mode mode = Mode::Dynamic;
+
+  bool guided() const { return cfg_scale > 1.0f; }
+  int channels_guided(const DiTConfig& config) const;
+  int total_steps() const { return timesteps.empty() ? num_steps : static_cast<int>(timesteps.size()); }
+  int label(int index) const { return classes[index % classes.size()]; }
+};
+
+/// How: speed, memory and what is told on the way; never a pixel.
+struct SamplingOptions {
+  int batch = 16;  // images sampled together
+  int threads = 1;
+  int preview_every = 0;   // steps from one preview to the next; 0: none
+  bool token_map = false;  // also keep each token's share of MLP entries
+};
+
+/// The timesteps of a run: those given by hand, else choose_timesteps'.
+Spacing run_spacing(const Request& request);
+
+/// Throws UsageError for what this model cannot make or nobody can mean.
+void check_request(const DiTConfig& config, const Request& request);
+void check_run(const Request& request, const SamplingOptions& run);
+
+/// Multiply-adds that the static model spends on one sample of this request.
+int64_t static_macs_per_sample(const DiTConfig& config, const Request& request);
+
+}  // namespace dydit

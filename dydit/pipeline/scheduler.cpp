@@ -1,0 +1,207 @@
+#include "dydit/pipeline/scheduler.h"
+
+#include <algorithm>
+#include <array>
+#include <iterator>
+#include <set>
+#include <utility>
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include "dydit/base/noise.h"
+#include "dydit/base/timer.h"
+#include "dydit/diffusion/guidance.h"
+
+namespace dydit {
+namespace {
+
+constexpr size_t kPartValues = 1024;  // a multiple of 4 (fill_normal); worth the way to another thread
+
+float* values_of(const at::Tensor& tensor) { return tensor.data_ptr<float>(); }
+
+std::vector<int> timesteps_of(const WidthPlan& plan) {
+  std::vector<int> timesteps;
+  for (const StepPlan& step : plan.steps) timesteps.push_back(step.timestep);
+  return timesteps;
+}
+
+}  // namespace
+
+Course::Course(const Request& request, WidthPlan plan) : request(request), plan(std::move(plan)) {
+  const DiffusionTables tables = make_diffusion_tables(timesteps_of(this->plan));
+  for (int step = 0; step < tables.num_steps(); ++step)
+    solver.push_back(make_solver_step(tables, request.sampler, step));
+  if (request.noise == NoiseKind::Torch) stream.emplace(request.seed);
+}
+
+Scheduler::Scheduler(const Engine& engine, const SamplingOptions& options)
+    : engine_(engine),
+      options_(options),
+      workspace_(engine.make_workspace({.threads = options.threads})),
+      values_(static_cast<size_t>(engine.config().in_channels) * engine.config().input_size *
+              engine.config().input_size) {}
+
+void Scheduler::add(const std::shared_ptr<Course>& course, int first, int count) {
+  const DiTConfig& config = engine_.config();
+  const Request& request = course->request;
+  const size_t before = samples_.size();
+  const auto image = [&] {
+    return at::empty({config.in_channels, config.input_size, config.input_size}, at::kFloat);
+  };
+  const bool keeps_x0 = options_.preview_every > 0 || request.sampler.kind == SamplerKind::Dpm,
+             counts_tokens = options_.token_map && course->plan.mode == Mode::Dynamic && config.token_routers;
+  for (int i = first; i < first + count; ++i) {
+    samples_.push_back(
+        {.course = course,
+         .index = i,
+         .label = request.label(i),
+         .step = static_cast<int>(course->plan.steps.size()) - 1,
+         .x = image(),
+         .x0 = keeps_x0 ? image() : at::Tensor(),
+         .entries = counts_tokens ? at::zeros({config.num_tokens()}, at::kFloat) : at::Tensor()});
+  }
+  if (course->stream) {
+    course->drawn.resize(count * values_);
+    course->stream->fill(course->drawn);
+  }
+  for_parts(before, [&](const Part& part) {
+    const Sample& sample = samples_[part.sample];
+    const std::span<float> x(values_of(sample.x) + part.first, part.size);
+    if (course->stream) {
+      std::copy_n(course->drawn.begin() + sample.index * values_ + part.first, part.size, x.begin());
+    } else {
+      fill_normal(x, request.seed, sample.index, /*draw=*/0, part.first);
+    }
+  });
+  std::set<int> timesteps;
+  for (const Sample& sample : samples_) {
+    for (int step = 0; step <= sample.step; ++step)
+      timesteps.insert(sample.course->plan.steps[step].timestep);
+  }
+  workspace_->prepare({timesteps.rbegin(), timesteps.rend()});
+}
+
+// Parts of all samples from `first_sample` on, on all threads.
+void Scheduler::for_parts(size_t first_sample, const std::function<void(const Part&)>& fn) {
+  const size_t parts = (values_ + kPartValues - 1) / kPartValues,
+               total = (samples_.size() - first_sample) * parts;
+  const int tasks = static_cast<int>(std::min<size_t>(total, 8 * options_.threads));
+  workspace_->team().run(tasks, [&](int task, int) {
+    for (size_t i = total * task / tasks; i < total * (task + 1) / tasks; ++i) {
+      const size_t first = i % parts * kPartValues;
+      fn({first_sample + i / parts, first, std::min(kPartValues, values_ - first)});
+    }
+  });
+}
+
+std::vector<Sample> Scheduler::step() {
+  const Timer timer;
+  std::vector<Sample> finished;
+  try {
+    lay_out_rows();
+    draw_streams();
+    for_parts(0, [&](const Part& part) { fill_inputs(part); });
+    const int64_t rows = static_cast<int64_t>(rows_.size());
+    const bool traces =
+        std::any_of(samples_.begin(), samples_.end(), [](const Sample& s) { return s.entries.defined(); });
+    ForwardOutputs outputs{output_.slice(0, 0, rows), work_, traces ? &trace_ : nullptr};
+    engine_.forward(input_.slice(0, 0, rows), rows_, *workspace_, outputs);
+    for_parts(0, [&](const Part& part) { advance(part); });
+    add_up(timer.seconds());
+  } catch (...) {
+    samples_.clear();
+    throw;
+  }
+  const auto left = std::stable_partition(samples_.begin(), samples_.end(),
+                                          [](const Sample& sample) { return sample.step >= 0; });
+  std::move(left, samples_.end(), std::back_inserter(finished));
+  samples_.erase(left, samples_.end());
+  return finished;
+}
+
+void Scheduler::lay_out_rows() {
+  const DiTConfig& config = engine_.config();
+  rows_.clear();
+  null_rows_.assign(samples_.size(), 0);
+  for (const Sample& sample : samples_)
+    rows_.push_back({&sample.course->plan.steps[sample.step], sample.label});
+  for (size_t i = 0; i < samples_.size(); ++i) {
+    if (!samples_[i].course->request.guided()) continue;
+    null_rows_[i] = rows_.size();
+    rows_.push_back({rows_[i].step, config.null_class()});
+  }
+  work_.assign(rows_.size(), {});
+  const auto rows = static_cast<int64_t>(rows_.size());
+  if (input_.defined() && input_.size(0) >= rows) return;
+  const int side = config.input_size;
+  input_ = at::empty({rows, config.in_channels, side, side}, at::kFloat);
+  output_ = at::empty({rows, config.out_channels(), side, side}, at::kFloat);
+}
+
+// The original draws for both guidance halves in every step and drops the second at the end.
+void Scheduler::draw_streams() {
+  for (const Sample& sample : samples_) {
+    Course& course = *sample.course;
+    if (!course.stream || sample.index != 0 || !course.solver[sample.step].noisy) continue;
+    const size_t halves = course.request.guided() ? 2 : 1;
+    course.drawn.resize(halves * course.request.num_images * values_);
+    course.stream->fill(course.drawn);
+  }
+}
+
+void Scheduler::fill_inputs(const Part& part) const {
+  const float* x = values_of(samples_[part.sample].x) + part.first;
+  float* input = values_of(input_) + part.first;
+  std::copy_n(x, part.size, input + part.sample * values_);
+  if (const size_t null_row = null_rows_[part.sample]) std::copy_n(x, part.size, input + null_row * values_);
+}
+
+// Guidance and the reverse step.
+void Scheduler::advance(const Part& part) {
+  const DiTConfig& config = engine_.config();
+  const Sample& sample = samples_[part.sample];
+  const Request& request = sample.course->request;
+  const SolverStep& solver = sample.course->solver[sample.step];
+  const size_t row_values = config.learn_sigma ? 2 * values_ : values_;
+  const std::span<float> eps(values_of(output_) + part.sample * row_values + part.first, part.size);
+  if (const size_t null_row = null_rows_[part.sample]) {
+    const size_t guided = request.channels_guided(config) * values_ / config.in_channels;
+    const size_t count = std::min(part.size, guided - std::min(guided, part.first));
+    guide(eps.first(count), {values_of(output_) + null_row * row_values + part.first, count},
+          request.cfg_scale);
+  }
+  std::array<float, kPartValues> drawn;
+  std::span<const float> noise;
+  if (solver.noisy && sample.course->stream) {
+    noise = std::span(sample.course->drawn).subspan(sample.index * values_ + part.first, part.size);
+  } else if (solver.noisy) {
+    fill_normal({drawn.data(), part.size}, request.seed, sample.index, sample.steps_done() + 1, part.first);
+    noise = {drawn.data(), part.size};
+  }
+  const bool learned = config.learn_sigma && config.semantics == Semantics::Original;
+  apply_step(solver, {.x = {values_of(sample.x) + part.first, part.size},
+                      .eps = eps,
+                      .variance = {eps.data() + values_, learned ? part.size : 0},
+                      .noise = noise,
+                      .x0 = {sample.x0.defined() ? values_of(sample.x0) + part.first : nullptr,
+                             sample.x0.defined() ? part.size : 0}});
+}
+
+void Scheduler::add_up(double seconds) {
+  for (size_t i = 0; i < samples_.size(); ++i) {
+    Sample& sample = samples_[i];
+    sample.seconds += seconds / static_cast<double>(samples_.size());
+    --sample.step;
+    const auto add_row = [&](size_t row) {
+      sample.work.required += work_[row].required;
+      sample.work.executed += work_[row].executed;
+      // Small whole numbers: exact in any order.
+      if (sample.entries.defined()) sample.entries += trace_.masks[static_cast<int64_t>(row)].sum(0);
+    };
+    add_row(i);
+    if (null_rows_[i] > 0) add_row(null_rows_[i]);
+  }
+}
+
+}  // namespace dydit

@@ -1,0 +1,84 @@
+// Images in flight: each goes its own steps, and all share every forward.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "dydit/base/torch_noise.h"
+#include "dydit/engine/engine.h"
+#include "dydit/pipeline/request.h"
+
+namespace dydit {
+
+/// What the images of a request have in common: all that is known before sampling.
+struct Course {
+  /// `plan`: of the request's timesteps.
+  Course(const Request& request, WidthPlan plan);
+
+  const Request request;
+  const WidthPlan plan;
+  std::vector<SolverStep> solver;    // one a step of the plan
+  std::optional<TorchNoise> stream;  // of NoiseKind::Torch
+  std::vector<float> drawn;          // from it, for the step in progress: the images' values in order
+};
+
+/// An image in flight: plain state that can be advanced by one step at a time.
+struct Sample {
+  std::shared_ptr<Course> course;
+  int index = 0;  // of the request, from 0; keys the noise
+  int label = 0;
+  int step = 0;        // of the plan, the next one to take; -1: none is left
+  at::Tensor x;        // (in_channels, side, side) float32
+  at::Tensor x0;       // likewise: predicted in the last step; undefined where nobody asks
+  at::Tensor entries;  // (N) float32: how often each token entered an MLP; undefined unless asked for
+  Work work = {};      // summed over steps and guidance halves
+  double seconds = 0;  // its share of the time of its steps
+
+  int steps_done() const { return static_cast<int>(course->plan.steps.size()) - 1 - step; }
+};
+
+/// Advances any samples of one model together: rows of a forward may lie at other steps of other plans. A
+/// sample's values do not depend on those that share its forwards.
+class Scheduler {
+ public:
+  /// The engine outlives it. Of `options`: threads, whether previews and token maps are wanted.
+  Scheduler(const Engine& engine, const SamplingOptions& options);
+
+  /// Starts images [first, first + count) of a course; those of one with a stream of noise all at once.
+  void add(const std::shared_ptr<Course>& course, int first, int count);
+  /// Takes one step of every sample in flight (one forward, guidance, a reverse step each) and returns those
+  /// that are finished, in the order in which they were added. After an exception none is in flight.
+  std::vector<Sample> step();
+  std::span<const Sample> in_flight() const { return samples_; }
+
+ private:
+  // `size` values of samples_[sample] from `first` on.
+  struct Part {
+    size_t sample, first, size;
+  };
+  void for_parts(size_t first_sample, const std::function<void(const Part&)>& fn);
+  void lay_out_rows();
+  void draw_streams();
+  void fill_inputs(const Part& part) const;
+  void advance(const Part& part);
+  void add_up(double seconds);
+
+  const Engine& engine_;
+  const SamplingOptions options_;
+  const std::unique_ptr<Workspace> workspace_;
+  const size_t values_;  // of a sample
+
+  std::vector<Sample> samples_;
+  std::vector<Row> rows_;          // of the samples, then of the guided ones the null class's
+  std::vector<size_t> null_rows_;  // of each sample, 0: not guided
+  std::vector<Work> work_;         // of the rows
+  at::Tensor input_, output_;      // of as many rows as there have been
+  TokenTrace trace_;
+};
+
+}  // namespace dydit
