@@ -33,11 +33,10 @@ logged() {
   }
 }
 
-# summary PART: tests passed, as gtest and ctest say, and reports of sanitizers in the part's logs.
+# summary PART: tests passed, as gtest says, and reports of sanitizers in the part's logs.
 summary() {
   cat "$logs/$1"*.log | awk -v part="$1" '
-    /^\[  PASSED  \]/ { passed += $4 }
-    / Passed +[0-9.]+ sec/ { ++passed }
+    match($0, /\[  PASSED  \] [0-9]+/) { passed += substr($0, RSTART + 13, RLENGTH - 13) }
     /WARNING: ThreadSanitizer|ERROR: (Address|Leak)Sanitizer|runtime error:/ { ++reports }
     END { printf "%s: %d tests passed, %d reports of sanitizers\n", part, passed, reports }'
 }
@@ -54,7 +53,7 @@ for part in "${parts[@]}"; do
       ;;
     memory)
       build asan io_tests core_tests checkpoint_tests engine_tests data_tests train_tests cancel_tests
-      logged memory ctest --preset asan -L unit -E '^(House|program|install|fuzz)\.'
+      logged memory ctest --preset asan -V -L unit -E '^(House|program|install|fuzz)\.'
       ;;
     heap)
       build release heap_tests

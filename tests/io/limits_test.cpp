@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "dydit/io/image.h"
+#include "dydit/io/png.h"
 #include "tests/fuzz/hostile.h"
 #include "tests/fuzz/memory.h"
 #include "tests/fuzz/seeds.h"
