@@ -106,7 +106,6 @@ class Engine {
                ForwardOutputs& outputs) const;
 
   const DiTConfig& config() const { return config_; }
-  virtual std::string_view name() const = 0;
 
  protected:
   /// Throws UsageError where the options do not fit.

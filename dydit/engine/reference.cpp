@@ -22,8 +22,6 @@ class ReferenceEngine final : public Engine {
   ReferenceEngine(const Checkpoint& checkpoint, const EngineOptions& options)
       : Engine(checkpoint.config, options), model_(make_model(checkpoint, options.dtype)) {}
 
-  std::string_view name() const override { return kEngineNames[EngineKind::Reference]; }
-
  private:
   // LibTorch's operators run on threads of their own kind.
   struct Rows final : Workspace {

@@ -243,7 +243,7 @@ class TrainedByCapacity : public testing::Test {
     options.ema_decay = 0.5;
     const Checkpoint start =
         add_routers(test::random_checkpoint(config), {.width_bias = 0, .token_bias = 0}, 5);
-    SamplingOptions run;
+    RunOptions run;
     run.run = folder_ / "run";
     run.log_every = 1;
     std::filesystem::create_directories(run.run);

@@ -72,8 +72,6 @@ class CpuEngine final : public Engine {
  public:
   CpuEngine(const Checkpoint& checkpoint, const EngineOptions& options);
 
-  std::string_view name() const override { return kEngineNames[EngineKind::Cpu]; }
-
   // Of one thread.
   size_t scratch_bytes() const { return attention_scratch(N_, D_, bf16_ ? 2 : 4) / 64 * 64 + 64; }
   size_t router_floats() const { return size_t{kRouterRows} * config_.token_router_hidden(); }
