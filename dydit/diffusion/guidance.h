@@ -7,9 +7,6 @@
 
 namespace dydit {
 
-/// How many channels of eps are guided: the original guides the first three and keeps the others.
-inline constexpr int kGuidedChannels = 3;
-
 /// cond <- uncond + scale (cond - uncond).
 void guide(std::span<float> cond, std::span<const float> uncond, float scale);
 

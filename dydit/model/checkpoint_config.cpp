@@ -313,11 +313,10 @@ DiTConfig infer_config(const RawCheckpoint& raw, const WeightSet& set, const Che
   config.width_routers = shapes.has("blocks.0.attn_rate.router.weight");
   config.token_routers = shapes.has("blocks.0.token_selection.mlp_head.0.weight");
   config.num_heads = infer_num_heads(raw, shapes, config.hidden_size, options.num_heads);
-  config.semantics = stated_semantics(raw);
   DYDIT_CHECK(config.mlp_hidden % config.num_heads == 0,
               "{}: {} MLP channels cannot be cut into {} equal groups", name, config.mlp_hidden,
               config.num_heads);
-  return config;
+  return with_semantics(config, stated_semantics(raw));
 }
 
 void check_stated(const RawCheckpoint& raw, const DiTConfig& config) {

@@ -22,6 +22,20 @@ constexpr std::array kNamedSizes = {NamedSize{"S", 12, 384, 6}, NamedSize{"B", 1
 
 }  // namespace
 
+DiTConfig with_semantics(DiTConfig config, Semantics semantics) {
+  const bool diffusers = semantics == Semantics::Diffusers;
+  const DiTConfig original;
+  config.all_blocks.mlp_norm_eps = diffusers ? 1e-5 : original.all_blocks.mlp_norm_eps;
+  config.frequency_divisor = diffusers ? 127 : original.frequency_divisor;
+  config.guided_channels = diffusers ? config.in_channels : original.guided_channels;
+  config.drops_variance = diffusers;
+  return config;
+}
+
+Semantics semantics_of(const DiTConfig& config) {
+  return config == with_semantics(config, Semantics::Diffusers) ? Semantics::Diffusers : Semantics::Original;
+}
+
 nlohmann::json config_to_json(const DiTConfig& config) {
   nlohmann::json json = {{"input_size", config.input_size},
                          {"patch_size", config.patch_size},
@@ -32,7 +46,8 @@ nlohmann::json config_to_json(const DiTConfig& config) {
                          {"mlp_ratio", static_cast<double>(config.mlp_hidden) / config.hidden_size},
                          {"num_classes", config.num_classes},
                          {"learn_sigma", config.learn_sigma}};
-  if (config.semantics == Semantics::Diffusers) json["semantics"] = kSemanticsNames[config.semantics];
+  if (const Semantics semantics = semantics_of(config); semantics != Semantics::Original)
+    json["semantics"] = kSemanticsNames[semantics];
   return json;
 }
 

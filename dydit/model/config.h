@@ -11,14 +11,14 @@ namespace dydit {
 
 inline constexpr int kFrequencyEmbeddingSize = 256;  // of the timestep, before its MLP
 inline constexpr double kLayerNormEps = 1e-6;
-inline constexpr double kDiffusersMlpNormEps = 1e-5;
 
-/// Two ways to compute with the same weights: the published code's, and the one of diffusers, which differs
-/// in the timestep's frequencies, the epsilon of the LayerNorm before the MLP, the channels that are guided
-/// and in that it drops the learned variance (docs/formats.md).
-enum class Semantics { Original, Diffusers };
-inline constexpr EnumNames<Semantics, 2> kSemanticsNames = {
-    "semantics", {{"original", Semantics::Original}, {"diffusers", Semantics::Diffusers}}};
+/// What a block may do in another way than its neighbours. Those of the families read today are all alike.
+struct BlockConfig {
+  double attn_norm_eps = kLayerNormEps;  // of the LayerNorm before attention
+  double mlp_norm_eps = kLayerNormEps;   // of the one before the MLP
+
+  bool operator==(const BlockConfig&) const = default;
+};
 
 struct DiTConfig {
   int input_size = 32;     // side of the latent or image
@@ -32,8 +32,13 @@ struct DiTConfig {
   bool learn_sigma = true;
   bool width_routers = false;  // TDW: attn_rate and mlp_rate
   bool token_routers = false;  // SDT: token_selection
-  Semantics semantics = Semantics::Original;
+  BlockConfig all_blocks;
+  // How the same weights are computed with (docs/formats.md).
+  int frequency_divisor = 128;  // the timestep's i-th frequency is 10000^(-i / divisor)
+  int guided_channels = 3;      // first channels of eps that guidance changes, where a request says nothing
+  bool drops_variance = false;  // the learned variance is not sampled with
 
+  const BlockConfig& block(int /*index*/) const { return all_blocks; }
   int grid() const { return input_size / patch_size; }
   int num_tokens() const { return grid() * grid(); }
   int head_size() const { return hidden_size / num_heads; }
@@ -43,13 +48,20 @@ struct DiTConfig {
   /// Hidden width of the token router's MLP, C/16.
   int token_router_hidden() const { return hidden_size < 16 ? 1 : hidden_size / 16; }
   int null_class() const { return num_classes; }
-  double mlp_norm_eps() const {
-    return semantics == Semantics::Diffusers ? kDiffusersMlpNormEps : kLayerNormEps;
-  }
   bool is_dynamic() const { return width_routers || token_routers; }
 
   bool operator==(const DiTConfig&) const = default;
 };
+
+/// The two ways to compute with the same weights that files name: the published code's, and diffusers', whose
+/// timestep frequencies, epsilon before the MLP and guided channels differ and which drops the learned
+/// variance.
+enum class Semantics { Original, Diffusers };
+inline constexpr EnumNames<Semantics, 2> kSemanticsNames = {
+    "semantics", {{"original", Semantics::Original}, {"diffusers", Semantics::Diffusers}}};
+/// The configuration with the numbers of these semantics.
+DiTConfig with_semantics(DiTConfig config, Semantics semantics);
+Semantics semantics_of(const DiTConfig& config);
 
 /// The configuration as DiT's own code names it (input_size, patch_size, ..., learn_sigma, mlp_ratio), and
 /// "semantics" where they are not the original's.

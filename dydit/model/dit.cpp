@@ -62,20 +62,21 @@ DiTBlockImpl::DiTBlockImpl(const DiTConfig& config, int index) : config(config),
 
 at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const Gates& gates,
                                  at::ScalarType dtype) {
+  const BlockConfig& computed = config.block(index);
   const auto ada = adaLN->forward(at::silu(c)).chunk(6, 1);
   const at::Tensor &shift_msa = ada[0], &scale_msa = ada[1], &gate_msa = ada[2];
   const at::Tensor &shift_mlp = ada[3], &scale_mlp = ada[4], &gate_mlp = ada[5];
   const at::Tensor head_gate = gates.heads.empty() ? at::Tensor() : gates.heads[index];
   const at::Tensor group_gate = gates.groups.empty() ? at::Tensor() : gates.groups[index];
 
-  const at::Tensor a =
-      attention(layer_norm_modulate(x, shift_msa, scale_msa, dtype, kLayerNormEps), head_gate, dtype);
+  const at::Tensor a = attention(layer_norm_modulate(x, shift_msa, scale_msa, dtype, computed.attn_norm_eps),
+                                 head_gate, dtype);
   const at::Tensor h = gated_residual(x, gate_msa, a);
 
   // The token router reads h, before norm and modulation; a token that is off keeps h untouched.
   const at::Tensor tokens = gates.tokens ? gates.tokens(index, token_logits(h)) : at::Tensor();
   const at::Tensor m =
-      mlp(layer_norm_modulate(h, shift_mlp, scale_mlp, dtype, config.mlp_norm_eps()), group_gate, dtype);
+      mlp(layer_norm_modulate(h, shift_mlp, scale_mlp, dtype, computed.mlp_norm_eps), group_gate, dtype);
   return gated_residual(h, gate_mlp, m, tokens);
 }
 
@@ -126,7 +127,7 @@ DiTImpl::DiTImpl(const DiTConfig& config) : config(config) {
 }
 
 at::Tensor DiTImpl::embed_timestep(const at::Tensor& t) {
-  return t_mlp_out->forward(at::silu(t_mlp_in->forward(timestep_frequencies(t, config.semantics))));
+  return t_mlp_out->forward(at::silu(t_mlp_in->forward(timestep_frequencies(t, config.frequency_divisor))));
 }
 
 at::Tensor DiTImpl::forward(const at::Tensor& x, const at::Tensor& t_emb, const at::Tensor& y,

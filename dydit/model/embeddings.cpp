@@ -22,10 +22,10 @@ at::Tensor sincos_pos_embed(int hidden_size, int grid) {
   return at::cat({w, h}, 2).reshape({1, grid * grid, 4 * quarter}).to(at::kFloat);
 }
 
-at::Tensor timestep_frequencies(const at::Tensor& t, Semantics semantics) {
-  const int half = kFrequencyEmbeddingSize / 2, last = semantics == Semantics::Diffusers ? half - 1 : half;
+at::Tensor timestep_frequencies(const at::Tensor& t, int divisor) {
+  const int half = kFrequencyEmbeddingSize / 2;
   const auto frequencies =
-      at::exp(-std::log(kFrequencyMaxPeriod) * at::arange(half, t.options().dtype(at::kFloat)) / last);
+      at::exp(-std::log(kFrequencyMaxPeriod) * at::arange(half, t.options().dtype(at::kFloat)) / divisor);
   const auto angles = t.to(at::kFloat).unsqueeze(1) * frequencies.unsqueeze(0);
   return at::cat({at::cos(angles), at::sin(angles)}, 1);
 }

@@ -11,7 +11,7 @@ namespace dydit {
 at::Tensor sincos_pos_embed(int hidden_size, int grid);
 
 /// Frequencies of the timestep embedding: t (B) -> (B, 256) = [cos | sin], every step in float32 as torch
-/// does. The i-th of 128 is 10000^(-i/128), in diffusers' semantics 10000^(-i/127).
-at::Tensor timestep_frequencies(const at::Tensor& t, Semantics semantics);
+/// does. The i-th of 128 is 10000^(-i / divisor).
+at::Tensor timestep_frequencies(const at::Tensor& t, int divisor);
 
 }  // namespace dydit

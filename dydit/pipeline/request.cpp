@@ -10,8 +10,7 @@
 namespace dydit {
 
 int Request::channels_guided(const DiTConfig& config) const {
-  const int own = config.semantics == Semantics::Diffusers ? config.in_channels : kGuidedChannels;
-  return std::min(guided_channels.value_or(own), config.in_channels);
+  return std::min(guided_channels.value_or(config.guided_channels), config.in_channels);
 }
 
 Spacing run_spacing(const Request& request) {

@@ -179,7 +179,7 @@ void Scheduler::advance(const Part& part) {
     fill_normal({drawn.data(), part.size}, request.seed, sample.index, sample.steps_done() + 1, part.first);
     noise = {drawn.data(), part.size};
   }
-  const bool learned = config.learn_sigma && config.semantics == Semantics::Original;
+  const bool learned = config.learn_sigma && !config.drops_variance;
   apply_step(solver, {.x = {values_of(sample.x) + part.first, part.size},
                       .eps = eps,
                       .variance = {eps.data() + values_, learned ? part.size : 0},

@@ -58,7 +58,7 @@ at::Tensor linear(const Checkpoint& checkpoint, const std::string& name, const a
 
 at::Tensor embed_timesteps(const Checkpoint& checkpoint, const at::Tensor& t) {
   const at::Tensor hidden =
-      linear(checkpoint, "t_embedder.mlp.0", timestep_frequencies(t, checkpoint.config.semantics));
+      linear(checkpoint, "t_embedder.mlp.0", timestep_frequencies(t, checkpoint.config.frequency_divisor));
   return linear(checkpoint, "t_embedder.mlp.2", at::silu(hidden));
 }
 

@@ -103,10 +103,11 @@ int run_convert(const Args& args, Isa isa) {
     checkpoint.class_names = read_class_names(cli, class_names, checkpoint.config.num_classes);
   if (to == "static") checkpoint = drop_routers(std::move(checkpoint));
   if (to == "dynamic") checkpoint = with_routers(checkpoint, seed);
-  const Semantics before = checkpoint.config.semantics;
-  if (semantics != "same") checkpoint.config.semantics = kSemanticsNames.at(semantics);
-  if (folder) checkpoint.config.semantics = Semantics::Diffusers;
-  const Semantics after = checkpoint.config.semantics;
+  const Semantics before = semantics_of(checkpoint.config);
+  const Semantics after = folder                ? Semantics::Diffusers
+                          : semantics != "same" ? kSemanticsNames.at(semantics)
+                                                : before;
+  checkpoint.config = with_semantics(checkpoint.config, after);
   save(out, checkpoint, kDtypeNames.at(dtype));
   const std::string weights =
       checkpoint.weights_key.empty() ? "" : fmt::format(" ({})", checkpoint.weights_key);

@@ -115,7 +115,7 @@ void print_checkpoint(const json& result, const Checkpoint& checkpoint) {
             config.is_dynamic()
                 ? fmt::format("; routers add {:.3g} GMACs", result["router_gmacs"].get<double>())
                 : "");
-  if (config.semantics == Semantics::Diffusers)
+  if (semantics_of(config) == Semantics::Diffusers)
     print_out("computed    as diffusers does, not as the original (docs/formats.md)\n");
   if (!checkpoint.class_names.empty()) {
     print_out("classes     {}\n", fmt::join(checkpoint.class_names, ", "));

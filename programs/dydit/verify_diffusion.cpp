@@ -88,7 +88,8 @@ class RecordedRun {
     TokenTrace trace;
     at::Tensor out = replay_.forward(guided ? at::cat({half, half}) : x, t, labels_, Mode::Dynamic, trace);
     if (!guided) return out;
-    apply_guidance(out, scale_, std::min(kGuidedChannels, context_.checkpoint.config.in_channels));
+    const DiTConfig& config = context_.checkpoint.config;
+    apply_guidance(out, scale_, std::min(config.guided_channels, config.in_channels));
     return out;
   }
 

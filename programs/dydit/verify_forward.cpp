@@ -90,7 +90,7 @@ void verify_guided(const VerifyContext& context, VerifyReport& report) {
   const std::vector<int64_t> y = checked_labels(context, "cfg_y", x.size(0));
   ForwardResult result = run_forward(context, x, t, y, Mode::Dynamic, context.engine, context.dtype);
   apply_guidance(result.out, context.reference.at("cfg_scale").item<float>(),
-                 std::min(kGuidedChannels, config.in_channels));
+                 std::min(config.guided_channels, config.in_channels));
   at::Tensor weight;
   if (context.dtype != at::kFloat && result.tokens.masks.defined()) {
     // Decisions of these rows are not recorded: the float32 reference run stands in.

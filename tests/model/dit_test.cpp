@@ -76,16 +76,17 @@ TEST(PositionTable, IsTheOriginals) {
 }
 
 TEST(TimestepFrequencies, PutCosBeforeSin) {
-  const at::Tensor at_zero = timestep_frequencies(at::tensor({0L}), Semantics::Original);
+  const at::Tensor at_zero = timestep_frequencies(at::tensor({0L}), 128);
   EXPECT_TRUE(at::equal(at_zero.slice(1, 0, 128), at::ones({1, 128})));
   EXPECT_TRUE(at::equal(at_zero.slice(1, 128), at::zeros({1, 128})));
 }
 
-// Of t = 37, frequencies 10000^(-i / last).
-void expect_frequencies(Semantics semantics, double last) {
-  const at::Tensor got = timestep_frequencies(at::tensor({37L}), semantics);
+// Of t = 37, frequencies 10000^(-i / divisor).
+void expect_frequencies(Semantics semantics, int divisor) {
+  EXPECT_EQ(with_semantics({}, semantics).frequency_divisor, divisor);
+  const at::Tensor got = timestep_frequencies(at::tensor({37L}), divisor);
   for (int i : {0, 1, 64, 127}) {
-    const double angle = 37 * std::pow(10000.0, -i / last);
+    const double angle = 37 * std::pow(10000.0, -i / static_cast<double>(divisor));
     EXPECT_NEAR(got[0][i].item<double>(), std::cos(angle), 5e-6);
     EXPECT_NEAR(got[0][128 + i].item<double>(), std::sin(angle), 5e-6);
   }

@@ -315,7 +315,7 @@ TEST(Generate, TorchNoiseIsDrawnAsTheOriginalScriptDraws) {
   at::Tensor x = randn(4);
   const auto denoise = [&](const at::Tensor& state, int step) {
     at::Tensor out = engine.forward(at::cat({state, state}), step, labels).out;
-    apply_guidance(out, options.cfg_scale, kGuidedChannels);
+    apply_guidance(out, options.cfg_scale, 3);
     return out.slice(0, 0, 4);
   };
   const auto draw = [&](at::Tensor& noise, int) { noise.copy_(randn(8).slice(0, 0, 4)); };
@@ -378,7 +378,7 @@ at::Tensor share_of_traces(const DiTConfig& config, const GenerateOptions& optio
     const test::Forward forward = engine.forward(at::cat({state, state}), step, labels);
     at::Tensor out = forward.out;
     masks.push_back(forward.trace.masks);
-    apply_guidance(out, options.cfg_scale, kGuidedChannels);
+    apply_guidance(out, options.cfg_scale, 3);
     return out.slice(0, 0, 1);
   };
   sample(make_diffusion_tables(timesteps), {SamplerKind::Ddim, 0}, x, denoise, nullptr);

@@ -258,7 +258,8 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
   const BlockWidth& width = pass.plan.blocks[index];
   const int rows = pass.samples() * N_, heads = width.active_heads();
   const int64_t modulation = int64_t{index} * 6 * C_;
-  timed(w, index, Operator::Norm, [&] { norm(pass, rows, nullptr, modulation, kLayerNormEps, bf16_); });
+  timed(w, index, Operator::Norm,
+        [&] { norm(pass, rows, nullptr, modulation, config_.block(index).attn_norm_eps, bf16_); });
 
   const int64_t qkv_row = even(heads * 3 * D_), heads_row = int64_t{heads} * even(D_),
                 element = bf16_ ? 2 : 4;
@@ -381,7 +382,7 @@ void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) const {
   const int groups = width.active_groups(), group = even(config_.group_size());
   const int64_t modulation = int64_t{index} * 6 * C_ + 3 * C_, hidden_row = int64_t{groups} * group;
   timed(w, index, Operator::Norm,
-        [&] { norm(pass, tokens, gathered, modulation, config_.mlp_norm_eps(), bf16_); });
+        [&] { norm(pass, tokens, gathered, modulation, config_.block(index).mlp_norm_eps, bf16_); });
   auto* hidden = w.hidden.as<std::byte>();
   timed(w, index, Operator::Fc1, [&] {
     w.panels.clear();

@@ -89,8 +89,9 @@ void Modulation::compute(Team& team) {
 // t_emb_ <- embeddings of all `timesteps` at once; a row does not depend on the others.
 void Modulation::embed(std::span<const int> timesteps, Team& team) {
   const int T = static_cast<int>(timesteps.size());
-  const at::Tensor frequencies = timestep_frequencies(
-      at::tensor(std::vector<int64_t>(timesteps.begin(), timesteps.end())), model_.config().semantics);
+  const at::Tensor frequencies =
+      timestep_frequencies(at::tensor(std::vector<int64_t>(timesteps.begin(), timesteps.end())),
+                           model_.config().frequency_divisor);
   hidden_.assign(static_cast<size_t>(T) * row_ + 1, 0.0f);
   t_emb_.resize(static_cast<size_t>(T) * C_);
   panels_.clear();
