@@ -13,7 +13,7 @@
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
 #include "dydit/io/png.h"
-#include "dydit/model/init.h"
+#include "dydit/model/edit.h"
 #include "dydit/model/macs.h"
 #include "dydit/pipeline/generate.h"
 #include "dydit/pipeline/pixels.h"
@@ -257,7 +257,7 @@ int run_finetune(const Args& args, Isa isa) {
                  "Gates in training; soft is a control, nothing can be skipped");
   cli.add_choice("--tdw", tdw, {"on", "off"}, "Timestep-wise dynamic width");
   cli.add_choice("--sdt", sdt, {"on", "off"}, "Spatial-wise dynamic tokens");
-  cli.add_choice("--gate-rule", rule, {"threshold", "capacity"}, "How a gate decides at inference");
+  cli.add_choice("--gate-rule", rule, kGateRuleNames.names(), "How a gate decides at inference");
   cli.add_switch("--static", control, "Same data and steps, no routers: the control");
   cli.parse(args);
   flags.check_needs(cli);
@@ -287,8 +287,8 @@ int run_finetune(const Args& args, Isa isa) {
     start = add_routers(start, init, flags.options.seed);
     start.lambda = router.lambda;
     flags.options.preparation["router-bias"] = biases;
-    router.capacity = rule == "capacity";
-    DYDIT_USAGE_CHECK(!router.capacity || gates == "hard",
+    router.gate_rule = kGateRuleNames.at(rule);
+    DYDIT_USAGE_CHECK(router.gate_rule == GateRule::Threshold || gates == "hard",
                       "--gates soft: the capacity rule has hard gates only");
     router.gates = kGateNames.at(gates);
   }
