@@ -17,6 +17,7 @@
 #include "dydit/model/macs.h"
 #include "dydit/pipeline/generate.h"
 #include "dydit/pipeline/pixels.h"
+#include "dydit/pipeline/sink.h"
 #include "model_flags.h"
 #include "run_folder.h"
 #include "signals.h"
@@ -43,7 +44,7 @@ void write_sample_grid(const Checkpoint& ema, int64_t step, const TrainFlags& fl
   GenerateCallbacks callbacks;
   callbacks.on_sample = [&](GeneratedSample&& sample) { images.push_back(to_image(sample.sample)); };
   generate(ema, options, callbacks);
-  const Image grid = make_grid(images, 4);
+  const Image grid = make_grid(images, kGridColumns);
   const std::string path = (flags.run.run / "samples" / fmt::format("{:07}.png", step)).string();
   write_png(path, grid, {{"Software", "dydit"}});
   watch.add_image(step, grid.width, grid.height, MappedFile::open(path)->bytes());
