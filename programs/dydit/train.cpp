@@ -270,6 +270,8 @@ int run_finetune(const Args& args, Isa isa) {
                     "--lambda {}: expected a work ratio above 0 and below 1", router.lambda);
   DYDIT_USAGE_CHECK(control || tdw == "on" || sdt == "on",
                     "--tdw off --sdt off: nothing is left to route; use --static");
+  DYDIT_USAGE_CHECK(rule == "threshold" || gates == "hard",
+                    "--gates soft: the capacity rule has hard gates only");
   const auto processes = make_communicator();
   flags.choose_device(processes->size());
   at::set_num_threads(flags.threads);
@@ -289,8 +291,6 @@ int run_finetune(const Args& args, Isa isa) {
     start.lambda = router.lambda;
     flags.options.preparation["router-bias"] = biases;
     router.gate_rule = kGateRuleNames.at(rule);
-    DYDIT_USAGE_CHECK(router.gate_rule == GateRule::Threshold || gates == "hard",
-                      "--gates soft: the capacity rule has hard gates only");
     router.gates = kGateNames.at(gates);
   }
   flags.resolve(*dataset);

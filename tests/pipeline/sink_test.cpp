@@ -1,6 +1,7 @@
 // Sinks hold what they were given when a run ends, however far it came.
 #include "dydit/pipeline/sink.h"
 
+#include <cmath>
 #include <filesystem>
 
 #include <ATen/ATen.h>
