@@ -7,6 +7,7 @@
 #include <c10/core/ScalarType.h>
 
 #include "dydit/base/enum_names.h"
+#include "dydit/base/isa.h"
 
 namespace dydit {
 
@@ -15,9 +16,13 @@ inline constexpr EnumNames<at::ScalarType, 2> kDtypeNames = {"dtype",
 
 /// What "auto" means: bfloat16 on a GPU and where the processor multiplies it natively (within DYDIT_ISA),
 /// else float32.
-at::ScalarType auto_dtype(at::DeviceType device = at::kCPU);
+inline at::ScalarType auto_dtype(at::DeviceType device = at::kCPU) {
+  return device == at::kCUDA || has_native_bf16(active_isa()) ? at::kBFloat16 : at::kFloat;
+}
 
 /// "auto" or one of kDtypeNames; throws UsageError.
-at::ScalarType dtype_of(std::string_view name, at::DeviceType device = at::kCPU);
+inline at::ScalarType dtype_of(std::string_view name, at::DeviceType device = at::kCPU) {
+  return name == "auto" ? auto_dtype(device) : kDtypeNames.at(name);
+}
 
 }  // namespace dydit

@@ -4,9 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "dydit/base/timesteps.h"
+
 namespace dydit {
 
-inline constexpr int kNumTrainTimesteps = 1000;
 inline constexpr double kBetaStart = 1e-4;
 inline constexpr double kBetaEnd = 2e-2;
 

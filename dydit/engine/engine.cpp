@@ -28,8 +28,8 @@ std::string description(const at::Tensor& x) {
 // A plan may be of another model, or made by hand.
 void check_step(const StepPlan* step, const DiTConfig& config) {
   DYDIT_USAGE_CHECK(step != nullptr, "a row without a step");
-  DYDIT_USAGE_CHECK(step->timestep >= 0 && step->timestep < kQuarters * kQuarterLength,
-                    "timestep {}: expected 0 to {}", step->timestep, kQuarters * kQuarterLength - 1);
+  DYDIT_USAGE_CHECK(step->timestep >= 0 && step->timestep < kNumTrainTimesteps,
+                    "timestep {}: expected 0 to {}", step->timestep, kNumTrainTimesteps - 1);
   const auto H = static_cast<size_t>(config.num_heads);
   const auto fits = [&](const BlockWidth& block) {
     return block.heads.size() == H && block.groups.size() == H && block.active_heads() > 0 &&

@@ -3,7 +3,6 @@
 // class_names).
 #pragma once
 
-#include <array>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -17,27 +16,13 @@
 #include "dydit/io/file.h"
 #include "dydit/io/tensor_view.h"
 #include "dydit/model/config.h"
+#include "dydit/model/gate_rule.h"
 
 namespace dydit {
 
 class DiT;  // dydit/model/dit.h, which brings torch/torch.h
 
 inline constexpr int kDyditFormat = 1;
-inline constexpr std::string_view kThresholdRule = "threshold";  // a part is on iff its logit is above 0
-inline constexpr std::string_view kCapacityRule = "capacity";    // the k largest logits are on
-
-inline constexpr int kQuarters = 4;  // of the timesteps 0..999, 250 each
-inline constexpr int kQuarterLength = 250;
-
-/// The capacity rule's k: how many heads, channel groups and tokens are on in each block and quarter of t.
-/// The always-on head and group are counted.
-struct KeepCounts {
-  using PerQuarter = std::array<int, kQuarters>;
-  std::vector<PerQuarter> heads, groups,
-      tokens;  // L each; heads and groups empty without TDW, tokens without SDT
-
-  bool operator==(const KeepCounts&) const = default;
-};
 
 using Weights = std::map<std::string, at::Tensor>;
 
@@ -58,7 +43,7 @@ struct Checkpoint {
       read_notes;  // lines for whoever reads it: what was stripped, computed, passed over
   DiTConfig config;
   Weights weights;  // as stored; they may share the file's memory: never write into them
-  std::optional<KeepCounts> keep_counts;     // set: the capacity rule decides; else the threshold rule
+  std::optional<KeepCounts> keep_counts;     // of the capacity rule; the threshold rule has none
   std::optional<double> lambda;              // work ratio the model was fine-tuned for
   std::vector<std::string> class_names;      // empty or num_classes entries
   std::map<std::string, std::string> notes;  // what else the file's metadata said; kept in files made of it
@@ -66,6 +51,7 @@ struct Checkpoint {
   std::vector<std::shared_ptr<const MappedFile>>
       files;  // that hold the weights, which may share their memory
 
+  GateRule gate_rule() const { return keep_counts ? GateRule::Capacity : GateRule::Threshold; }
   int64_t num_parameters() const;
   /// Throws Error when one of the files was written to since it was read: what was made of the weights then
   /// is not of the file that sha256 tells. Asked before results are handed out.

@@ -82,10 +82,10 @@ double parse_lambda(const std::string& text, const std::string& name) {
 
 // Wrong, it would choose other parts than the model was made for: an error whoever wrote it.
 void read_gate_rule(const RawCheckpoint& raw, const std::string& rule, Checkpoint& checkpoint) {
-  DYDIT_CHECK(rule == kThresholdRule || rule == kCapacityRule,
-              "{}: gate rule '{}', but this program knows '{}' and '{}'", raw.name, printable(rule, 60),
-              kThresholdRule, kCapacityRule);
-  if (rule != kCapacityRule) return;
+  const auto known = kGateRuleNames.find(rule);
+  DYDIT_CHECK(known, "{}: gate rule '{}', but this program knows {}", raw.name, printable(rule, 60),
+              fmt::join(kGateRuleNames.names(), ", "));
+  if (known != GateRule::Capacity) return;
   const auto counts = raw.metadata.find("keep_counts");
   DYDIT_CHECK(counts != raw.metadata.end(), "{}: gate rule 'capacity' without metadata 'keep_counts'",
               raw.name);
@@ -140,8 +140,7 @@ std::map<std::string, std::string> metadata_of(const Checkpoint& checkpoint) {
   metadata["dydit_format"] = std::to_string(kDyditFormat);
   metadata["config"] = config_to_json(checkpoint.config).dump();
   metadata["parent_sha256"] = checkpoint.sha256;
-  if (checkpoint.config.is_dynamic())
-    metadata["gate_rule"] = checkpoint.keep_counts ? kCapacityRule : kThresholdRule;
+  if (checkpoint.config.is_dynamic()) metadata["gate_rule"] = kGateRuleNames[checkpoint.gate_rule()];
   if (checkpoint.keep_counts) {
     metadata["keep_counts"] = json({{"heads", checkpoint.keep_counts->heads},
                                     {"groups", checkpoint.keep_counts->groups},

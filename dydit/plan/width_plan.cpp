@@ -120,8 +120,7 @@ WidthPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> tim
   plan.mode = config.is_dynamic() ? mode : Mode::Static;
   const std::vector<uint8_t> all(config.num_heads, 1);
   for (const int t : timesteps) {
-    DYDIT_CHECK(t >= 0 && t < kQuarters * kQuarterLength, "timestep {}: expected 0 to {}", t,
-                kQuarters * kQuarterLength - 1);
+    DYDIT_CHECK(t >= 0 && t < kNumTrainTimesteps, "timestep {}: expected 0 to {}", t, kNumTrainTimesteps - 1);
     StepPlan step{t, plan.mode, std::vector<BlockWidth>(config.depth, BlockWidth{all, all})};
     for (int b = 0; step.routes_tokens(config) && checkpoint.keep_counts && b < config.depth; ++b) {
       step.blocks[b].keep_tokens = checkpoint.keep_counts->tokens[b][t / kQuarterLength];

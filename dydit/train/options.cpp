@@ -38,7 +38,7 @@ nlohmann::json options_to_json(const TrainOptions& options) {
     json["anneal-steps"] = options.router.anneal_steps;
     json["complete-steps"] = options.router.complete_steps;
     json["gates"] = kGateNames[options.router.gates];
-    json["gate-rule"] = options.router.capacity ? "capacity" : "threshold";
+    json["gate-rule"] = kGateRuleNames[options.router.gate_rule];
     json["router-lr-scale"] = options.router_lr_scale;
   }
   json.update(options.preparation);

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "dydit/base/enum_names.h"
+#include "dydit/model/gate_rule.h"
 
 namespace dydit {
 
@@ -25,7 +26,7 @@ struct DynamicOptions {
   int anneal_steps = 1000;  // W: the target falls linearly and reaches lambda at step W
   int complete_steps = 0;   // steps with the complete-model term
   GateKind gates = GateKind::Hard;
-  bool capacity = false;  // gate rule: capacity instead of threshold (capacity.h)
+  GateRule gate_rule = GateRule::Threshold;
 };
 
 struct TrainOptions {

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "dydit/model/dit.h"
-#include "dydit/model/init.h"
+#include "dydit/model/edit.h"
 #include "dydit/train/capacity.h"
 #include "dydit/train/flat.h"
 

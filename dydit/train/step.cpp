@@ -201,7 +201,8 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
     const at::Tensor ratio = forward.gates->ratio();
     if (options.accumulate == 1) mean_ratio = global_mean(sum_of(ratio));
     // Of 2 (mean ratio - target)^2. The capacity rule meets its target by its counts.
-    const double flops_slope = options.router.capacity ? 0.0 : 4.0 * (mean_ratio - target);
+    const double flops_slope =
+        options.router.gate_rule == GateRule::Capacity ? 0.0 : 4.0 * (mean_ratio - target);
     (((forward.loss.mse + forward.loss.vb).sum() + flops_slope * ratio.sum()) * scale).backward();
     terms.mse += sum_of(forward.loss.mse);
     terms.vb += sum_of(forward.loss.vb);

@@ -24,7 +24,7 @@ namespace {
 DiT make_training_model(const Checkpoint& start, const TrainOptions& options) {
   DiT model = make_model(start);
   model->train();
-  if (options.dynamic && options.router.capacity) {
+  if (options.dynamic && options.router.gate_rule == GateRule::Capacity) {
     model->register_parameter(kKeepShareName, at::ones({3, start.config.depth, kQuarters}, at::kFloat));
   }
   model->compute_dtype =

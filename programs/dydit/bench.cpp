@@ -17,7 +17,7 @@
 #include "dydit/io/csv.h"
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
-#include "dydit/model/init.h"
+#include "dydit/model/edit.h"
 #include "dydit/model/macs.h"
 #include "dydit/pipeline/generate.h"
 #include "model_flags.h"
@@ -61,32 +61,6 @@ double peak_rss_mb() {
   return 0;
 }
 
-// The share's count of H heads or groups, N tokens; at least 1.
-int count_of(double share, int of) { return std::max(1, static_cast<int>(std::lround(share * of))); }
-
-Checkpoint in_dtype(Checkpoint checkpoint, at::ScalarType dtype) {
-  for (auto& [name, tensor] : checkpoint.weights) {
-    if (name != "pos_embed") tensor = tensor.to(dtype);
-  }
-  return checkpoint;
-}
-
-// Random weights, of a DyDiT random routers, too: about half of everything is on, other parts at every step.
-Checkpoint random_model(const std::string& size, int input_size) {
-  constexpr std::string_view kDynamic = "Dy";
-  const bool dynamic = size.starts_with(kDynamic);
-  DiTConfig config = named_config(dynamic ? size.substr(kDynamic.size()) : size);
-  config.input_size = input_size;
-  Checkpoint checkpoint = init_checkpoint(config, 0);
-  checkpoint.path = "random weights";
-  if (!dynamic) return checkpoint;
-  // As initialised the timestep's embedding is near zero, and the routers would not hear it.
-  constexpr double kLouder = 20;
-  for (const char* name : {"t_embedder.mlp.0.weight", "t_embedder.mlp.2.weight"})
-    checkpoint.weights[name] = checkpoint.weights[name] * kLouder;
-  return add_routers(checkpoint, {.width_bias = 0, .token_bias = 0}, 0);
-}
-
 // The model of the flags; with shares, routers whose capacity counts are those shares.
 Checkpoint make_checkpoint(Cli& cli, const BenchFlags& flags, at::ScalarType dtype) {
   Checkpoint checkpoint = flags.model.empty() ? random_model(flags.size, flags.input_size)
@@ -96,19 +70,7 @@ Checkpoint make_checkpoint(Cli& cli, const BenchFlags& flags, at::ScalarType dty
     cli.needs(flag, given.width_routers || !given.is_dynamic(), "width routers; this DyDiT has none");
   cli.needs("--tokens", given.token_routers || !given.is_dynamic(), "token routers; this DyDiT has none");
   if (cli.given("--heads") || cli.given("--groups") || cli.given("--tokens")) {
-    if (!checkpoint.config.is_dynamic()) checkpoint = add_routers(checkpoint, {}, 0);
-    const DiTConfig& config = checkpoint.config;
-    const auto same = [&](double share, int of) {
-      KeepCounts::PerQuarter counts;
-      counts.fill(count_of(share, of));
-      return std::vector<KeepCounts::PerQuarter>(config.depth, counts);
-    };
-    checkpoint.keep_counts = KeepCounts{};
-    if (config.width_routers) {
-      checkpoint.keep_counts->heads = same(flags.heads, config.num_heads);
-      checkpoint.keep_counts->groups = same(flags.groups, config.num_heads);
-    }
-    if (config.token_routers) checkpoint.keep_counts->tokens = same(flags.tokens, config.num_tokens());
+    checkpoint = keep_shares(std::move(checkpoint), {flags.heads, flags.groups, flags.tokens});
   }
   return flags.model.empty() ? in_dtype(checkpoint, dtype) : checkpoint;
 }

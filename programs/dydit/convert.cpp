@@ -10,31 +10,13 @@
 #include "dydit/io/diffusers.h"
 #include "dydit/io/json.h"
 #include "dydit/model/checkpoint.h"
-#include "dydit/model/init.h"
+#include "dydit/model/edit.h"
 #include "model_flags.h"
 #include "targets.h"
 #include "verbs.h"
 
 namespace dydit {
 namespace {
-
-// The static DiT under a DyDiT: what is left when everything is on.
-Checkpoint drop_routers(Checkpoint checkpoint) {
-  DYDIT_USAGE_CHECK(checkpoint.config.is_dynamic(), "{}: has no routers; --to static takes a DyDiT",
-                    checkpoint.path.string());
-  std::erase_if(checkpoint.weights, [](const auto& entry) { return is_router_parameter(entry.first); });
-  checkpoint.config.width_routers = checkpoint.config.token_routers = false;
-  checkpoint.keep_counts.reset();
-  checkpoint.lambda.reset();  // of work that the routers saved
-  return checkpoint;
-}
-
-// As finetune begins: the most important heads and channels first, and routers that leave everything on.
-Checkpoint with_routers(const Checkpoint& checkpoint, uint64_t seed) {
-  DYDIT_USAGE_CHECK(!checkpoint.config.is_dynamic(),
-                    "{}: has routers already; --to dynamic takes a static DiT", checkpoint.path.string());
-  return add_routers(reorder_by_importance(checkpoint), {}, seed);
-}
 
 using Save = void (*)(const std::filesystem::path&, const Checkpoint&, at::ScalarType);
 
@@ -101,8 +83,13 @@ int run_convert(const Args& args, Isa isa) {
   check_targets(cli, targets_of(out), inputs_of(checkpoint, {class_names}));
   if (!class_names.empty())
     checkpoint.class_names = read_class_names(cli, class_names, checkpoint.config.num_classes);
+  const bool dynamic = checkpoint.config.is_dynamic();
+  DYDIT_USAGE_CHECK(to != "static" || dynamic, "{}: has no routers; --to static takes a DyDiT", in);
+  DYDIT_USAGE_CHECK(to != "dynamic" || !dynamic, "{}: has routers already; --to dynamic takes a static DiT",
+                    in);
   if (to == "static") checkpoint = drop_routers(std::move(checkpoint));
-  if (to == "dynamic") checkpoint = with_routers(checkpoint, seed);
+  // As finetune begins: the most important heads and channels first, and routers that leave everything on.
+  if (to == "dynamic") checkpoint = add_routers(reorder_by_importance(checkpoint), {}, seed);
   const Semantics before = semantics_of(checkpoint.config);
   const Semantics after = folder                ? Semantics::Diffusers
                           : semantics != "same" ? kSemanticsNames.at(semantics)

@@ -242,11 +242,12 @@ int run_generate(const Args& args, Isa isa) {
     } catch (const Error&) {
       failure = std::current_exception();
     }
-    const std::set<std::string> written(outputs.files().begin(), outputs.files().end());
+    const std::vector<std::string> files = outputs.files();
+    const std::set<std::string> written(files.begin(), files.end());
     for (json& image : result["images"]) {
       if (image.contains("file") && !written.contains(image["file"].get<std::string>())) image.erase("file");
     }
-    result["files"] = outputs.files();
+    result["files"] = files;
     if ((failure && written.empty()) || (result["images"].empty() && !result.contains("cancelled")))
       return failure;
     if (cli.json) {

@@ -1,20 +1,17 @@
-// Targets are probed first, written beside and renamed.
+// See the header.
 #include "outputs.h"
 
 #include <algorithm>
 #include <charconv>
 #include <exception>
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/nan_to_num.h>
 #include <fmt/format.h>
 
 #include "dydit/base/error.h"
 #include "dydit/base/machine.h"
-#include "dydit/io/json.h"
-#include "dydit/io/safetensors.h"
+#include "dydit/io/file.h"
+#include "dydit/io/png.h"
 #include "dydit/pipeline/cost_map.h"
-#include "dydit/pipeline/pixels.h"
 #include "dydit/pipeline/record.h"
 #include "targets.h"
 
@@ -23,18 +20,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kGridColumns = 4;  // as torchvision's make_grid in DiT's scripts
-
-// Of an image's name: what stands before and after its number, if it has one; %% is a percent sign.
-struct NamePattern {
-  std::string before, after;
-  int width = 0;  // digits at least; 0: no number
-};
-
-NamePattern parse_pattern(const std::string& name, const std::string& out) {
-  NamePattern pattern;
+// Of a file's name; %% is a percent sign.
+PngName parse_pattern(const std::string& name, const std::string& out) {
+  PngName pattern;
   for (size_t i = 0; i < name.size(); ++i) {
-    std::string& part = pattern.width == 0 ? pattern.before : pattern.after;
+    std::string& part = pattern.digits == 0 ? pattern.before : pattern.after;
     const std::string_view rest = std::string_view(name).substr(i);
     const bool padded =
         rest.size() >= 4 && rest[1] == '0' && rest[2] >= '1' && rest[2] <= '9' && rest[3] == 'd';
@@ -44,17 +34,14 @@ NamePattern parse_pattern(const std::string& name, const std::string& out) {
       part += '%';
       ++i;
     } else {
-      DYDIT_USAGE_CHECK(pattern.width == 0 && (rest.starts_with("%d") || padded),
+      DYDIT_USAGE_CHECK(pattern.digits == 0 && (rest.starts_with("%d") || padded),
                         "--out {}: expected one %d (or %03d) in a pattern, and %% for a percent sign", out);
-      pattern.width = padded ? rest[2] - '0' : 1;
+      pattern.digits = padded ? rest[2] - '0' : 1;
       i += padded ? 3 : 1;
     }
   }
   return pattern;
 }
-
-// RGB or gray; else latents.
-bool makes_pixels(const DiTConfig& config) { return config.in_channels == 3 || config.in_channels == 1; }
 
 // What is kept until the end fits, or is refused now: a record of each image always, its pixels for a grid,
 // for previews' grids and for a cost map, its floats for --latents.
@@ -87,79 +74,76 @@ fs::path place_of(const std::string& path) {
 Outputs::Outputs(const Cli& cli, const OutputOptions& options, const Checkpoint& checkpoint,
                  const GenerateOptions& run, const nlohmann::json& record,
                  const std::vector<fs::path>& inputs)
-    : checkpoint_(checkpoint),
-      run_(record),
-      options_(run),
-      out_(options.out),
-      npz_path_(options.npz),
-      latents_path_(options.latents),
-      cost_map_path_(options.cost_map) {
+    : run_{checkpoint, run, record}, options_(options) {
   const DiTConfig& config = checkpoint.config;
+  std::string& out = options_.out;
   const bool pixels = makes_pixels(config);
-  DYDIT_USAGE_CHECK(pixels || (out_.empty() && npz_path_.empty()),
+  DYDIT_USAGE_CHECK(pixels || (out.empty() && options_.npz.empty()),
                     "{} makes latents of {} channels, not pixels: write them with --latents FILE.safetensors "
                     "instead of {}",
-                    checkpoint.path.string(), config.in_channels, out_.empty() ? "--npz" : "--out");
-  DYDIT_USAGE_CHECK(pixels || !latents_path_.empty() || !cost_map_path_.empty(),
+                    checkpoint.path.string(), config.in_channels, out.empty() ? "--npz" : "--out");
+  DYDIT_USAGE_CHECK(pixels || !options_.latents.empty() || !options_.cost_map.empty(),
                     "{} makes latents of {} channels, not pixels: say where with --latents FILE.safetensors",
                     checkpoint.path.string(), config.in_channels);
-  if (pixels && out_.empty() && npz_path_.empty() && latents_path_.empty()) out_ = "samples.png";
+  if (pixels && out.empty() && options_.npz.empty() && options_.latents.empty()) out = "samples.png";
   DYDIT_USAGE_CHECK(run.preview_every == 0 || pixels,
                     "--preview-every {}: {} makes latents of {} channels, not pixels", run.preview_every,
                     checkpoint.path.string(), config.in_channels);
-  DYDIT_USAGE_CHECK(run.preview_every == 0 || !out_.empty(),
+  DYDIT_USAGE_CHECK(run.preview_every == 0 || !out.empty(),
                     "--preview-every {}: previews are written beside the PNG of --out; say where",
                     run.preview_every);
-  if (!out_.empty()) choose_out(options);
-  check_kept(config, run, options, !out_.empty() && !numbered_);
-  if (!cost_map_path_.empty()) {
-    DYDIT_USAGE_CHECK(cost_map_path_.ends_with(".png"), "--cost-map {}: expected a name that ends in .png",
-                      cost_map_path_);
+  if (!out.empty()) choose_out(out);
+  check_kept(config, run, options, !out.empty() && out_.digits == 0);
+  if (!options_.cost_map.empty()) {
+    DYDIT_USAGE_CHECK(options_.cost_map.ends_with(".png"), "--cost-map {}: expected a name that ends in .png",
+                      options_.cost_map);
     const int side = config.input_size * ((kMinMapSide + config.input_size - 1) / config.input_size);
-    check_grid(pixels ? 2 * side + kGridPadding : side, side, "--cost-map " + cost_map_path_, "leave it out");
+    check_grid(pixels ? 2 * side + kGridPadding : side, side, "--cost-map " + options_.cost_map,
+               "leave it out");
   }
   DYDIT_USAGE_CHECK(
-      !own_descriptor(npz_path_) && !fs::is_fifo(npz_path_),
-      "--npz {}: its header is filled in at the end, which a stream does not allow; name a file", npz_path_);
+      !own_descriptor(options_.npz) && !fs::is_fifo(options_.npz),
+      "--npz {}: its header is filled in at the end, which a stream does not allow; name a file",
+      options_.npz);
   check_targets(cli, targets(), inputs);
-  if (!npz_path_.empty()) npz_.emplace(npz_path_, config.input_size, config.input_size, config.in_channels);
+  if (!out.empty()) sinks_.push_back(make_png_sink(run_, out_));
+  if (!options_.cost_map.empty()) sinks_.push_back(make_cost_map_sink(run_, options_.cost_map));
+  if (!options_.npz.empty()) sinks_.push_back(make_npz_sink(run_, options_.npz));
+  if (!options_.latents.empty()) sinks_.push_back(make_latents_sink(run_, options_.latents));
 }
 
 // All that will be written; of numbered images the first.
 std::vector<Target> Outputs::targets() const {
+  const GenerateOptions& run = run_.options;
   std::vector<Target> result;
-  if (!out_.empty()) result.push_back({"--out", png_path(0)});
-  for (int step = options_.preview_every; step > 0 && step < options_.total_steps();
-       step += options_.preview_every)
-    result.push_back({"--preview-every", preview_path(png_path(0), step)});
+  if (!options_.out.empty()) result.push_back({"--out", out_.of(0)});
+  for (int step = run.preview_every; step > 0 && step < run.total_steps(); step += run.preview_every)
+    result.push_back({"--preview-every", out_.of_preview(0, step)});
   for (const Target& target :
-       {Target{"--cost-map", cost_map_path_}, Target{"--latents", latents_path_}, Target{"--npz", npz_path_},
-        Target{"--npz", npz_path_.empty() ? "" : npz_path_ + ".json"}}) {
-    DYDIT_USAGE_CHECK(target.path.empty() || !numbered_ || !is_numbered_target(place_of(target.path)),
+       {Target{"--cost-map", options_.cost_map}, Target{"--latents", options_.latents},
+        Target{"--npz", options_.npz}, Target{"--npz", options_.npz.empty() ? "" : options_.npz + ".json"}}) {
+    DYDIT_USAGE_CHECK(target.path.empty() || out_.digits == 0 || !is_numbered_target(place_of(target.path)),
                       "{} {}: --out writes that file; name another", target.flag, target.path);
     result.push_back(target);
   }
   return result;
 }
 
-void Outputs::choose_out(const OutputOptions& options) {
-  const int side = checkpoint_.config.input_size;
-  const fs::path given = names_folder(out_) ? fs::path(out_) / "%06d.png" : fs::path(out_);
-  const NamePattern pattern = parse_pattern(given.filename().string(), options.out);
-  numbered_ = pattern.width > 0;
-  number_width_ = pattern.width;
-  before_number_ = (given.parent_path() / pattern.before).string();
-  after_number_ = pattern.after;
-  out_ = before_number_ + after_number_;  // the one file, where there is no number
-  const fs::path shown = png_path(0);
+void Outputs::choose_out(const std::string& out) {
+  const int side = run_.checkpoint.config.input_size;
+  const fs::path given = names_folder(out) ? fs::path(out) / "%06d.png" : fs::path(out);
+  out_ = parse_pattern(given.filename().string(), out);
+  out_.before = (given.parent_path() / out_.before).string();
+  const fs::path shown = out_.of(0);
   DYDIT_USAGE_CHECK(shown.extension() == ".png" || shown.extension().empty(),
                     "--out {}: expected a name that ends in .png (--npz and --latents write other formats)",
-                    options.out);
-  if (!numbered_)
-    check_grid(side, side, "--out " + out_, "write them into a folder (a name that ends in /) or --npz");
-  DYDIT_USAGE_CHECK(options_.preview_every == 0 || !own_descriptor(out_),
+                    out);
+  if (out_.digits == 0)
+    check_grid(side, side, "--out " + shown.string(),
+               "write them into a folder (a name that ends in /) or --npz");
+  DYDIT_USAGE_CHECK(run_.options.preview_every == 0 || !own_descriptor(shown),
                     "--preview-every {}: previews are written beside the PNG of --out, and {} is a stream",
-                    options_.preview_every, out_);
+                    run_.options.preview_every, shown.string());
 }
 
 // A grid is held in memory as a whole, and what is written must be read again.
@@ -167,8 +151,9 @@ void Outputs::check_grid(int cell_width, int cell_height, const std::string& fla
                          const std::string& way_out) const {
   constexpr size_t kRecordBytes = 400;  // of an image, beside its class's name
   size_t longest_name = 0;
-  for (const std::string& name : checkpoint_.class_names) longest_name = std::max(longest_name, name.size());
-  const int64_t images = options_.num_images, rows = (images + kGridColumns - 1) / kGridColumns;
+  for (const std::string& name : run_.checkpoint.class_names)
+    longest_name = std::max(longest_name, name.size());
+  const int64_t images = run_.options.num_images, rows = (images + kGridColumns - 1) / kGridColumns;
   const int64_t columns = std::min<int64_t>(images, kGridColumns);
   const int64_t width = columns * (cell_width + kGridPadding) + kGridPadding;
   const int64_t height = rows * (cell_height + kGridPadding) + kGridPadding;
@@ -183,142 +168,51 @@ void Outputs::check_grid(int cell_width, int cell_height, const std::string& fla
 
 // One of the files of a pattern, or a preview of one.
 bool Outputs::is_numbered_target(const fs::path& place) const {
-  const fs::path folder = place_of(png_path(0)).parent_path();
+  const fs::path folder = place_of(out_.of(0)).parent_path();
   std::string name = place.filename().string();
   if (place.parent_path() != folder) return false;
-  if (const size_t mark = name.rfind("_step"); options_.preview_every > 0 && mark != name.npos)
-    name = name.substr(0, mark) + fs::path(png_path(0)).extension().string();
-  const std::string before =
-      fs::path(before_number_ + "0").filename().string();  // the 0: before may be empty
+  if (const size_t mark = name.rfind("_step"); run_.options.preview_every > 0 && mark != name.npos)
+    name = name.substr(0, mark) + fs::path(out_.of(0)).extension().string();
+  const std::string before = fs::path(out_.before + "0").filename().string();  // the 0: before may be empty
   const size_t begin = before.size() - 1;
-  if (name.compare(0, begin, before, 0, begin) != 0 || name.size() < begin + after_number_.size())
-    return false;
-  const std::string digits = name.substr(begin, name.size() - begin - after_number_.size());
+  if (name.compare(0, begin, before, 0, begin) != 0 || name.size() < begin + out_.after.size()) return false;
+  const std::string digits = name.substr(begin, name.size() - begin - out_.after.size());
   int index = -1;
   std::from_chars(digits.data(), digits.data() + digits.size(), index);
-  return index >= 0 && index < options_.num_images && place_of(png_path(index)).filename() == name;
-}
-
-std::string Outputs::png_path(int index) const {
-  return numbered_ ? fmt::format("{}{:0{}}{}", before_number_, index, number_width_, after_number_) : out_;
+  return index >= 0 && index < run_.options.num_images && place_of(out_.of(index)).filename() == name;
 }
 
 nlohmann::json Outputs::add(const GeneratedSample& sample) {
-  nlohmann::json record = image_record(checkpoint_, options_, sample);
-  records_.push_back(record);
-  if (!out_.empty() || npz_) {
-    Image image = to_image(sample.sample);
-    if (npz_) npz_->append(image);
-    if (numbered_) {
-      const std::string path = png_path(sample.index);
-      write_png(path, image, png_text(run_, nlohmann::json::array({record})));
-      record["file"] = path;
-      files_.push_back(path);
-    } else if (!out_.empty()) {
-      record["file"] = out_;
-      grid_.push_back(std::move(image));
-    }
-  }
-  if (!latents_path_.empty()) {
-    if (!latents_.defined()) {
-      const at::Tensor& x = sample.sample;
-      latents_ = at::empty({options_.num_images, x.size(0), x.size(1), x.size(2)}, at::kFloat);
-    }
-    latents_[static_cast<int64_t>(records_.size()) - 1].copy_(sample.sample);
-  }
-  if (!cost_map_path_.empty()) {
-    shares_.push_back(sample.token_share);
-    if (makes_pixels(checkpoint_.config)) map_images_.push_back(to_image(sample.sample));
+  nlohmann::json record = image_record(run_.checkpoint, run_.options, sample);
+  for (const auto& sink : sinks_) sink->add(sample, record);
+  records_.push_back(record);  // of samples that all sinks have
+  for (const auto& sink : sinks_) {
+    if (const std::string file = sink->file_of(sample.index); !file.empty()) record["file"] = file;
   }
   return record;
 }
 
-std::string Outputs::preview_path(const std::string& path, int step) const {
-  const std::string extension = path.ends_with(".png") ? ".png" : "";
-  return fmt::format("{}_step{:04}{}", path.substr(0, path.size() - extension.size()), step, extension);
-}
-
 void Outputs::add_preview(const Preview& preview) {
-  nlohmann::json run = run_;
-  run["preview_step"] = preview.step;
-  PreviewGrid& grid = preview_grids_[preview.step];
-  const at::Tensor x0 = at::nan_to_num(preview.x0);  // a broken run ends with an error of its own
-  for (int i = 0; i < static_cast<int>(x0.size(0)); ++i) {
-    const int index = preview.first + i, label = options_.label(index);
-    const nlohmann::json record = {
-        {"index", index}, {"class", label}, {"class_name", class_name_of(checkpoint_, label)}};
-    if (numbered_) {
-      files_.push_back(preview_path(png_path(index), preview.step));
-      write_png(files_.back(), to_image(x0[i]), png_text(run, nlohmann::json::array({record})));
-    } else {
-      grid.images.push_back(to_image(x0[i]));
-      grid.records.push_back(record);
-    }
-  }
-  if (numbered_) return;
-  const std::string path = preview_path(out_, preview.step);
-  write_png(path, grid.images.size() == 1 ? grid.images[0] : make_grid(grid.images, kGridColumns),
-            png_text(run, grid.records));
-  if (preview.first == 0) files_.push_back(path);
-}
-
-void Outputs::write_cost_map() {
-  const ShareRange range = share_range(shares_);
-  nlohmann::json run = run_;
-  run["cost_map"] = {{"shows", "share of steps, blocks and guidance halves in which a token entered the MLP"},
-                     {"min", range.min},
-                     {"max", range.max}};
-  write_png(cost_map_path_,
-            draw_cost_map(map_images_, shares_, range, checkpoint_.config.input_size, kGridColumns),
-            png_text(run, records_));
-  files_.push_back(cost_map_path_);
-}
-
-void Outputs::write_grid() {
-  write_png(out_, grid_.size() == 1 ? grid_[0] : make_grid(grid_, kGridColumns), png_text(run_, records_));
-  files_.push_back(out_);
-}
-
-void Outputs::write_npz() {
-  npz_->commit();
-  files_.push_back(npz_path_);
-  // An npz has no room for parameters: the ADM evaluator expects arr_0 alone.
-  nlohmann::json record = run_;
-  record["images"] = records_;
-  write_output_file(npz_path_ + ".json", json_text(record) + "\n");
-  files_.push_back(npz_path_ + ".json");
-}
-
-void Outputs::write_latents() {
-  const at::Tensor latents = latents_.narrow(0, 0, static_cast<int64_t>(records_.size()));
-  std::vector<int64_t> labels;
-  for (const auto& record : records_) labels.push_back(record["class"].get<int64_t>());
-  const TensorView label_view{Dtype::I64,
-                              {static_cast<int64_t>(labels.size())},
-                              {},
-                              reinterpret_cast<const std::byte*>(labels.data())};
-  nlohmann::json record = run_;
-  record["images"] = records_;
-  write_safetensors(latents_path_, {{"latents", to_view(latents)}, {"labels", label_view}},
-                    {{kRecordKey, json_text(record)}});
-  files_.push_back(latents_path_);
+  for (const auto& sink : sinks_) sink->add_preview(preview);
 }
 
 void Outputs::finish() {
   if (records_.empty()) return;
   std::exception_ptr failure;
-  const auto attempt = [&](bool wanted, void (Outputs::*write)()) {
+  for (const auto& sink : sinks_) {
     try {
-      if (wanted) (this->*write)();
+      sink->finish(records_);
     } catch (const Error&) {
       if (!failure) failure = std::current_exception();
     }
-  };
-  attempt(!grid_.empty(), &Outputs::write_grid);
-  attempt(!shares_.empty(), &Outputs::write_cost_map);
-  attempt(npz_.has_value(), &Outputs::write_npz);
-  attempt(!latents_path_.empty(), &Outputs::write_latents);
+  }
   if (failure) std::rethrow_exception(failure);
+}
+
+std::vector<std::string> Outputs::files() const {
+  std::vector<std::string> all;
+  for (const auto& sink : sinks_) all.insert(all.end(), sink->files().begin(), sink->files().end());
+  return all;
 }
 
 }  // namespace dydit

@@ -13,10 +13,11 @@
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
 #include "dydit/io/png.h"
-#include "dydit/model/init.h"
+#include "dydit/model/edit.h"
 #include "dydit/model/macs.h"
 #include "dydit/pipeline/generate.h"
 #include "dydit/pipeline/pixels.h"
+#include "dydit/pipeline/sink.h"
 #include "model_flags.h"
 #include "run_folder.h"
 #include "signals.h"
@@ -43,7 +44,7 @@ void write_sample_grid(const Checkpoint& ema, int64_t step, const TrainFlags& fl
   GenerateCallbacks callbacks;
   callbacks.on_sample = [&](GeneratedSample&& sample) { images.push_back(to_image(sample.sample)); };
   generate(ema, options, callbacks);
-  const Image grid = make_grid(images, 4);
+  const Image grid = make_grid(images, kGridColumns);
   const std::string path = (flags.run.run / "samples" / fmt::format("{:07}.png", step)).string();
   write_png(path, grid, {{"Software", "dydit"}});
   watch.add_image(step, grid.width, grid.height, MappedFile::open(path)->bytes());
@@ -257,7 +258,7 @@ int run_finetune(const Args& args, Isa isa) {
                  "Gates in training; soft is a control, nothing can be skipped");
   cli.add_choice("--tdw", tdw, {"on", "off"}, "Timestep-wise dynamic width");
   cli.add_choice("--sdt", sdt, {"on", "off"}, "Spatial-wise dynamic tokens");
-  cli.add_choice("--gate-rule", rule, {"threshold", "capacity"}, "How a gate decides at inference");
+  cli.add_choice("--gate-rule", rule, kGateRuleNames.names(), "How a gate decides at inference");
   cli.add_switch("--static", control, "Same data and steps, no routers: the control");
   cli.parse(args);
   flags.check_needs(cli);
@@ -269,6 +270,8 @@ int run_finetune(const Args& args, Isa isa) {
                     "--lambda {}: expected a work ratio above 0 and below 1", router.lambda);
   DYDIT_USAGE_CHECK(control || tdw == "on" || sdt == "on",
                     "--tdw off --sdt off: nothing is left to route; use --static");
+  DYDIT_USAGE_CHECK(rule == "threshold" || gates == "hard",
+                    "--gates soft: the capacity rule has hard gates only");
   const auto processes = make_communicator();
   flags.choose_device(processes->size());
   at::set_num_threads(flags.threads);
@@ -287,9 +290,7 @@ int run_finetune(const Args& args, Isa isa) {
     start = add_routers(start, init, flags.options.seed);
     start.lambda = router.lambda;
     flags.options.preparation["router-bias"] = biases;
-    router.capacity = rule == "capacity";
-    DYDIT_USAGE_CHECK(!router.capacity || gates == "hard",
-                      "--gates soft: the capacity rule has hard gates only");
+    router.gate_rule = kGateRuleNames.at(rule);
     router.gates = kGateNames.at(gates);
   }
   flags.resolve(*dataset);

@@ -9,7 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "dydit/eval/loss.h"
-#include "dydit/model/init.h"
+#include "dydit/model/edit.h"
 #include "dydit/pipeline/generate.h"
 #include "tests/support/files.h"
 #include "tests/support/golden.h"

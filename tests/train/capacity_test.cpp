@@ -10,7 +10,7 @@
 #include <torch/torch.h>
 
 #include "dydit/engine/engine.h"
-#include "dydit/model/init.h"
+#include "dydit/model/edit.h"
 #include "dydit/model/macs.h"
 #include "dydit/plan/width_plan.h"
 #include "dydit/train/gates.h"
@@ -236,7 +236,8 @@ class TrainedByCapacity : public testing::Test {
     config.in_channels = 3;
     TrainOptions options;
     options.dynamic = true;
-    options.router = {.lambda = kLambda, .anneal_start = 0, .anneal_steps = 4, .capacity = true};
+    options.router = {
+        .lambda = kLambda, .anneal_start = 0, .anneal_steps = 4, .gate_rule = GateRule::Capacity};
     options.total_steps = kTrainSteps;
     options.global_batch = 8;
     options.lr = 0.02;

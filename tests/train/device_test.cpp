@@ -5,7 +5,7 @@
 #include <torch/torch.h>
 
 #include "dydit/diffusion/losses.h"
-#include "dydit/model/init.h"
+#include "dydit/model/edit.h"
 #include "dydit/train/capacity.h"
 #include "dydit/train/parameters.h"
 #include "dydit/train/step.h"
@@ -92,10 +92,10 @@ void move_to_meta(DiT& model) {
   model->label_table = parameters["y_embedder.embedding_table.weight"];
 }
 
-TrainOptions finetune_options(bool capacity, at::ScalarType dtype) {
+TrainOptions finetune_options(GateRule rule, at::ScalarType dtype) {
   TrainOptions options;
   options.dynamic = true;
-  options.router.capacity = capacity;
+  options.router.gate_rule = rule;
   options.global_batch = kBatch;
   options.dtype = dtype;
   return options;
@@ -105,7 +105,7 @@ void run_step_elsewhere(const TrainOptions& options) {
   const DiTConfig config = test::tiny_config();
   DiT model = test::random_model(config);
   at::Tensor counts;
-  if (options.router.capacity) {
+  if (options.router.gate_rule == GateRule::Capacity) {
     const at::Tensor share = at::full({3, config.depth, kQuarters}, 0.7f);
     model->register_parameter(kKeepShareName, share);
     counts = choose_counts(config, share, 0.5).to(at::kMeta);
@@ -137,11 +137,17 @@ void run_step_elsewhere(const TrainOptions& options) {
   EXPECT_TRUE(store.values.is_meta() && store.exp_avg.is_meta() && store.ema.is_meta());
 }
 
-TEST(Device, AStepByThresholdIsWhollyThere) { run_step_elsewhere(finetune_options(false, at::kFloat)); }
+TEST(Device, AStepByThresholdIsWhollyThere) {
+  run_step_elsewhere(finetune_options(GateRule::Threshold, at::kFloat));
+}
 
-TEST(Device, AStepByCapacityIsWhollyThere) { run_step_elsewhere(finetune_options(true, at::kFloat)); }
+TEST(Device, AStepByCapacityIsWhollyThere) {
+  run_step_elsewhere(finetune_options(GateRule::Capacity, at::kFloat));
+}
 
-TEST(Device, AStepInBFloat16IsWhollyThere) { run_step_elsewhere(finetune_options(false, at::kBFloat16)); }
+TEST(Device, AStepInBFloat16IsWhollyThere) {
+  run_step_elsewhere(finetune_options(GateRule::Threshold, at::kBFloat16));
+}
 
 }  // namespace
 }  // namespace dydit

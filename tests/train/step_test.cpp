@@ -17,7 +17,7 @@
 
 #include "dydit/base/noise.h"
 #include "dydit/diffusion/losses.h"
-#include "dydit/model/init.h"
+#include "dydit/model/edit.h"
 #include "tests/support/default_dtype.h"
 #include "tests/support/random_model.h"
 

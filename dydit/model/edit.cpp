@@ -1,5 +1,5 @@
 // Every tensor draws from a generator of its own, so that one more tensor changes no other.
-#include "dydit/model/init.h"
+#include "dydit/model/edit.h"
 
 #include <algorithm>
 #include <cmath>
@@ -112,6 +112,51 @@ Checkpoint add_routers(const Checkpoint& checkpoint, const RouterInit& init, uin
     dynamic.weights[name] = tensor;
   }
   return dynamic;
+}
+
+Checkpoint drop_routers(Checkpoint checkpoint) {
+  DYDIT_CHECK(checkpoint.config.is_dynamic(), "{}: has no routers to drop", checkpoint.path.string());
+  std::erase_if(checkpoint.weights, [](const auto& entry) { return is_router_parameter(entry.first); });
+  checkpoint.config.width_routers = checkpoint.config.token_routers = false;
+  checkpoint.keep_counts.reset();
+  checkpoint.lambda.reset();  // of work that the routers saved
+  return checkpoint;
+}
+
+Checkpoint keep_shares(Checkpoint checkpoint, const KeepShares& shares) {
+  if (!checkpoint.config.is_dynamic()) checkpoint = add_routers(checkpoint, {}, 0);
+  const DiTConfig& config = checkpoint.config;
+  const auto same = [&](bool routed, double share, int of) {
+    KeepCounts::PerQuarter counts;
+    counts.fill(std::max(1, static_cast<int>(std::lround(share * of))));
+    return std::vector<KeepCounts::PerQuarter>(routed ? config.depth : 0, counts);
+  };
+  checkpoint.keep_counts = {same(config.width_routers, shares.heads, config.num_heads),
+                            same(config.width_routers, shares.groups, config.num_heads),
+                            same(config.token_routers, shares.tokens, config.num_tokens())};
+  return checkpoint;
+}
+
+Checkpoint in_dtype(Checkpoint checkpoint, at::ScalarType dtype) {
+  for (auto& [name, tensor] : checkpoint.weights) {
+    if (name != "pos_embed") tensor = tensor.to(dtype);
+  }
+  return checkpoint;
+}
+
+Checkpoint random_model(const std::string& size, int input_size) {
+  constexpr std::string_view kDynamic = "Dy";
+  const bool dynamic = size.starts_with(kDynamic);
+  DiTConfig config = named_config(dynamic ? size.substr(kDynamic.size()) : size);
+  config.input_size = input_size;
+  Checkpoint checkpoint = init_checkpoint(config, 0);
+  checkpoint.path = "random weights";
+  if (!dynamic) return checkpoint;
+  // As initialised the timestep's embedding is near zero, and the routers would not hear it.
+  constexpr double kLouder = 20;
+  for (const char* name : {"t_embedder.mlp.0.weight", "t_embedder.mlp.2.weight"})
+    checkpoint.weights[name] = checkpoint.weights[name] * kLouder;
+  return add_routers(checkpoint, {.width_bias = 0, .token_bias = 0}, 0);
 }
 
 Checkpoint reorder_by_importance(const Checkpoint& checkpoint) {

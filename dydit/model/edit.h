@@ -1,7 +1,9 @@
-// Weights that do not come from a file: a DiT from scratch, and the routers that make a static DiT dynamic.
+// Checkpoint -> checkpoint: what is done to weights between files, and weights that come from none. Nothing
+// here writes into a tensor that it was given.
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "dydit/model/checkpoint.h"
 
@@ -28,6 +30,25 @@ struct RouterInit {
 /// The checkpoint with routers added: weights xavier-uniform, biases as stated. Throws Error when it has
 /// routers.
 Checkpoint add_routers(const Checkpoint& checkpoint, const RouterInit& init, uint64_t seed);
+
+/// The static DiT under a DyDiT: what is left when everything is on. Throws Error when it has no routers.
+Checkpoint drop_routers(Checkpoint checkpoint);
+
+/// Shares of the heads and channel groups that are on and of the tokens that enter the MLP.
+struct KeepShares {
+  double heads = 1, groups = 1, tokens = 1;
+};
+
+/// The DyDiT with the capacity rule, which keeps these shares (of each kind 1 at least) in every block at
+/// every timestep; kinds without routers are left out. A static DiT gets routers first.
+Checkpoint keep_shares(Checkpoint checkpoint, const KeepShares& shares);
+
+/// Every tensor in `dtype`, pos_embed as it is.
+Checkpoint in_dtype(Checkpoint checkpoint, at::ScalarType dtype);
+
+/// A published size ("DiT-XL/2", "DyDiT-XL/2") with random weights, of a DyDiT with random routers, too:
+/// about half of everything is on, other parts at every timestep. Throws UsageError for another name.
+Checkpoint random_model(const std::string& size, int input_size);
 
 /// Reorders heads and MLP channels by importance, the most important first, since the first head and the
 /// first channel group are always on. Importance of a head is the sum of |weights| of its q, k, v rows and

@@ -1,5 +1,6 @@
-// Weights from nothing, routers on a static model, and the order of heads and channels.
-#include "dydit/model/init.h"
+// Weights from nothing, routers put on and taken off, counts of the capacity rule, the order of heads and
+// channels.
+#include "dydit/model/edit.h"
 
 #include <algorithm>
 #include <cmath>
@@ -152,6 +153,50 @@ TEST(AddRouters, OutputStaysThatOfTheStaticModel) {
 TEST(AddRouters, ADynamicModelIsRefused) {
   test::expect_error([] { add_routers(test::random_checkpoint(test::tiny_config()), {}, 1); },
                      "already has routers");
+}
+
+TEST(DropRouters, LeavesTheStaticModel) {
+  const Checkpoint before = ordinary_static();
+  Checkpoint dynamic = keep_shares(before, {.heads = 0.5});
+  dynamic.lambda = 0.5;
+  const Checkpoint after = drop_routers(dynamic);
+  EXPECT_EQ(after.config, before.config);
+  EXPECT_FALSE(after.lambda);
+  EXPECT_EQ(after.gate_rule(), GateRule::Threshold);
+  ASSERT_EQ(after.weights.size(), before.weights.size());
+  for (const auto& [name, weight] : before.weights) EXPECT_TRUE(at::equal(weight, after.weights.at(name)));
+}
+
+TEST(DropRouters, AStaticModelIsRefused) {
+  test::expect_error([] { drop_routers(ordinary_static()); }, "has no routers to drop");
+}
+
+TEST(KeepShares, AreCountsOfEveryBlockAndQuarter) {
+  const Checkpoint kept = keep_shares(ordinary_static(), {.heads = 0.5, .groups = 0, .tokens = 0.25});
+  EXPECT_EQ(kept.gate_rule(), GateRule::Capacity);
+  using Blocks = std::vector<KeepCounts::PerQuarter>;
+  EXPECT_EQ(kept.keep_counts->heads, Blocks(2, {2, 2, 2, 2}));
+  EXPECT_EQ(kept.keep_counts->groups, Blocks(2, {1, 1, 1, 1}));  // the first is always on
+  EXPECT_EQ(kept.keep_counts->tokens, Blocks(2, {4, 4, 4, 4}));
+}
+
+TEST(KeepShares, OfKindsWithoutRoutersAreLeftOut) {
+  const Checkpoint kept = keep_shares(add_routers(ordinary_static(), {.tokens = false}, 1), {.tokens = 0.5});
+  EXPECT_EQ(kept.keep_counts->heads.size(), 2u);
+  EXPECT_TRUE(kept.keep_counts->tokens.empty());
+}
+
+TEST(InDtype, LeavesThePositionsInFloat32) {
+  for (const auto& [name, weight] : in_dtype(ordinary_static(), at::kBFloat16).weights)
+    EXPECT_EQ(weight.scalar_type(), name == "pos_embed" ? at::kFloat : at::kBFloat16) << name;
+}
+
+TEST(RandomModel, IsOfTheSizeWithRoutersWhereItsNameSaysSo) {
+  const Checkpoint complete = random_model("DiT-S/8", 16), dynamic = random_model("DyDiT-S/8", 16);
+  EXPECT_EQ(model_name(complete.config), "DiT-S/8");
+  EXPECT_EQ(model_name(dynamic.config), "DyDiT-S/8");
+  EXPECT_EQ(dynamic.config.input_size, 16);
+  EXPECT_EQ(dynamic.gate_rule(), GateRule::Threshold);
 }
 
 // Sum of |weights| of rows [first, first + count) of a matrix, or of its columns.
