@@ -96,10 +96,12 @@ RUNS = [
     fixed("cifar ddpm", CIFAR, "--steps", "4", "-n", "3", "--batch", "2", "-c", "cat,0", "--out", "grid.png"),
     fixed("cifar ddim previews", CIFAR, *DDIM, "--steps", "4", "-n", "2", "--preview-every", "2", "--out", "grid.png"),
     fixed("cifar dpm++ unguided", CIFAR, *DPM, "--steps", "3", "-n", "1", *UNGUIDED, "-t", "2", "--npz", "images.npz"),
-    fixed("cifar dynamic ddpm", CIFAR_DYNAMIC, "--steps", "6", "-n", "3", "--batch", "2", "-c", "ship,4", "--out", "grid.png"),
+    fixed("cifar dynamic ddpm", CIFAR_DYNAMIC, "--steps", "6", "-n", "3", "--batch", "2", "-c", "ship,4",
+          "--out", "grid.png"),
     fixed("cifar dynamic ddim .5", CIFAR_DYNAMIC, *DDIM, "--eta", ".5", "--steps", "4", "-n", "2", "-t", "2"),
     fixed("cifar dynamic dpm++", CIFAR_DYNAMIC, *DPM, "--steps", "5", "-n", "2", *UNGUIDED, "--npz", "images.npz"),
-    fixed("cifar dynamic cost map", CIFAR_DYNAMIC, *DDIM, "--steps", "3", "-n", "3", "--batch", "2", "--cost-map", "cost.png"),
+    fixed("cifar dynamic cost map", CIFAR_DYNAMIC, *DDIM, "--steps", "3", "-n", "3", "--batch", "2",
+          "--cost-map", "cost.png"),
     fixed("cifar dynamic static", CIFAR_DYNAMIC, *STATIC, "--steps", "2", "-n", "2"),
     varying("cifar bf16", CIFAR, "--dtype", "bf16", "--steps", "3", "-n", "3", "--batch", "2", "--out", "grid.png"),
     varying("cifar dynamic bf16", CIFAR_DYNAMIC, "--dtype", "bf16", "--steps", "5", "-n", "3", "--batch", "2", "-t", "2"),
@@ -143,8 +145,8 @@ def hashes_of(run, variables):
 
         if run.verb == "generate":
             said = program("generate", "--model", run.source, *run.flags, "--latents", "samples.safetensors")
-            hashes = {"samples": of_tensors(work / "samples.safetensors"), "work": digest(json.dumps(
-                [[image[key] for key in ("class", "required_gmacs", "executed_gmacs")] for image in said["images"]]).encode())}
+            counted = [[image[key] for key in ("class", "required_gmacs", "executed_gmacs")] for image in said["images"]]
+            hashes = {"samples": of_tensors(work / "samples.safetensors"), "work": digest(json.dumps(counted).encode())}
             pictures = sorted(work.glob("*.png"))
             if pictures:
                 hashes["pixels"] = digest(*(read_png(path) for path in pictures))
@@ -179,7 +181,7 @@ def fixed_hashes():
 
 
 def made_with():
-    """What may round otherwise elsewhere: the compilers that the program names, its LibTorch and this machine's C library."""
+    """What may round otherwise elsewhere: the compilers that the program names, LibTorch, the C library."""
     version = json.loads(subprocess.run([PROGRAM, "--version", "--json"], capture_output=True, text=True, check=True).stdout)
     compilers = set(re.findall(rb"GCC: \([^)]*\) ([0-9.]+)", PROGRAM.read_bytes()))
     return {"compiler": sorted(name.decode() for name in compilers), "libtorch": version["libtorch"],
@@ -209,9 +211,9 @@ class SignatureTest(ProgramTest):
             self.skipTest(f"recorded with {recorded['made_with']}; here: {made_with()}")
         now = fixed_hashes()
         print(f"signature {signature(now)}", file=sys.stderr)
-        self.assertEqual(differences(recorded["runs"], now), [],
-                         "\nThese runs of the program give other bits than tests/golden/signature.json says. If that is meant, "
-                         f"record them anew and say so in the commit:\n  {sys.argv[0]} PROGRAM TESTS_DIR --record")
+        lines = differences(recorded["runs"], now)
+        self.assertFalse(lines, "\n".join(["these runs give other bits than tests/golden/signature.json says; if that is "
+                                           "meant, record them anew (--record) and say so in the commit:", *lines]))
         self.assertEqual(recorded["signature"], signature(now))
 
     def test_a_difference_is_named(self):
