@@ -226,8 +226,8 @@ class Model {
       if (prepared_) return prepared_;
     }
     const int threads = threads_of({});
-    const auto made =
-        std::make_shared<Prepared>(pipeline(EngineKind::Cpu, dtype_or_auto({}), threads), Mode::Dynamic, threads);
+    const auto made = std::make_shared<Prepared>(pipeline(EngineKind::Cpu, dtype_or_auto({}), threads),
+                                                 Mode::Dynamic, threads);
     const std::lock_guard lock(mutex_);
     if (!prepared_) prepared_ = made;
     return prepared_;
