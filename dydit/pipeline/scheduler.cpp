@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <iterator>
+#include <map>
 #include <set>
 #include <utility>
 
@@ -74,10 +75,14 @@ void Scheduler::add(const std::shared_ptr<Course>& course, int first, int count)
       fill_normal(x, request.seed, sample.index, /*draw=*/0, part.first);
     }
   });
-  std::set<int> timesteps;
+  std::map<const Course*, int> next;  // each course's samples in flight go these steps and those below
   for (const Sample& sample : samples_) {
-    for (int step = 0; step <= sample.step; ++step)
-      timesteps.insert(sample.course->plan.steps[step].timestep);
+    int& step = next[sample.course.get()];
+    step = std::max(step, sample.step);
+  }
+  std::set<int> timesteps;
+  for (const auto& [other, last] : next) {
+    for (int step = 0; step <= last; ++step) timesteps.insert(other->plan.steps[step].timestep);
   }
   workspace_->prepare({timesteps.rbegin(), timesteps.rend()});
 }
