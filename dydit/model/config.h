@@ -32,7 +32,7 @@ struct DiTConfig {
   bool learn_sigma = true;
   bool width_routers = false;  // TDW: attn_rate and mlp_rate
   bool token_routers = false;  // SDT: token_selection
-  BlockConfig all_blocks;
+  BlockConfig all_blocks = {};
   // How the same weights are computed with (docs/formats.md).
   int frequency_divisor = 128;  // the timestep's i-th frequency is 10000^(-i / divisor)
   int guided_channels = 3;      // first channels of eps that guidance changes, where a request says nothing

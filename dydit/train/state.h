@@ -16,12 +16,12 @@
 namespace dydit {
 
 struct RunState {
-  int64_t step = 0;             // steps done
-  int64_t updates = 0;          // optimizer steps taken; Adam counts these
-  int64_t skipped = 0;          // updates left out by the norm guard
-  nlohmann::json options;       // options_to_json and whatever else must agree
-  nlohmann::json surroundings;  // what may differ and is then told: threads, versions, ...
-  bool model_is_whole = true;   // of a loaded state: the model beside it is the one saved with it
+  int64_t step = 0;                  // steps done
+  int64_t updates = 0;               // optimizer steps taken; Adam counts these
+  int64_t skipped = 0;               // updates left out by the norm guard
+  nlohmann::json options;            // options_to_json and whatever else must agree
+  nlohmann::json surroundings = {};  // what may differ and is then told: threads, versions, ...
+  bool model_is_whole = true;        // of a loaded state: the model beside it is the one saved with it
 };
 
 using TellFn = std::function<void(const std::string& line)>;

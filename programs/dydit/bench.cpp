@@ -340,7 +340,7 @@ int run_bench(const Args& args, Isa isa) {
   const double peak = measure_peak_macs(dtype, flags.threads, kPeakSeconds);
   const EngineOptions options = {.dtype = dtype, .threads = flags.threads};
   check_memory(least_engine_bytes(kind, checkpoint, options, flags.batch),
-               fmt::format("a batch of {} samples", flags.batch),
+               fmt::format("a batch of {} {}", flags.batch, flags.run ? "images" : "samples"),
                "take a smaller --batch, --input-size or model");
   Contestant complete(checkpoint, flags, Mode::Static, dtype, kind);
   std::unique_ptr<Contestant> dynamic;
