@@ -341,7 +341,7 @@ int run_bench(const Args& args, Isa isa) {
   const EngineOptions options = {.dtype = dtype, .threads = flags.threads};
   check_memory(least_engine_bytes(kind, checkpoint, options, flags.batch),
                fmt::format("a batch of {} {}", flags.batch, flags.run ? "images" : "samples"),
-               "take a smaller --batch, --input-size or model");
+               flags.run ? "take a smaller --batch" : "take a smaller --batch, --input-size or model");
   Contestant complete(checkpoint, flags, Mode::Static, dtype, kind);
   std::unique_ptr<Contestant> dynamic;
   if (config.is_dynamic())
