@@ -87,8 +87,9 @@ class PlaceFinder {
     return pickle_[entry.value].kind == PickleKind::List && is_average_key(entry.key);
   }
 
-  void add(const Place& place) {
-    if (places_.size() < kMaxPlaces) places_.push_back(place);
+  void add(Place place) {
+    place.key = printable(place.key, place.key.npos);  // it is typed after --weights and told in messages
+    if (places_.size() < kMaxPlaces) places_.push_back(std::move(place));
   }
 
   void look_at(const Entry& entry) {

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "dydit/io/safetensors.h"
+#include "dydit/io/text.h"
 #include "tests/support/archives.h"
 #include "tests/support/files.h"
 #include "tests/support/pickle_builder.h"
@@ -120,6 +121,22 @@ TEST(TorchSets, LieOneLevelDeeper) {
   EXPECT_EQ(keys_of(dict({text("ema"), dict({text("module"), weights, text("decay"), real(0.5)}),
                           text("model"), weights})),
             (Keys{"ema.module", "model"}));
+}
+
+// A line of a terminal or a log stays one, whatever a file calls its sets.
+TEST(TorchSets, KeysThatDoNotPrintAreToldAsTheyCanBeTyped) {
+  const std::string weights = dict({text("x"), tensor({})});
+  EXPECT_EQ(keys_of(dict({text("mod\nl"), weights})), Keys{printable("mod\nl")});
+  EXPECT_EQ(keys_of(dict({text("e\x1b[2Jma"), dict({text("model"), weights})})),
+            Keys{printable("e\x1b[2Jma.model")});
+  const std::string fault =
+      parse_torch_checkpoint(
+          bytes_of(archive_of(dict({text("a\nb"), dict({text("x"), tensor({}), text("n"), number(3)})}))),
+          "f.pt")
+          .sets.at(0)
+          .fault;
+  EXPECT_EQ(fault.find('\n'), fault.npos) << fault;
+  EXPECT_NE(fault.find("f.pt: " + printable("a\nb")), fault.npos) << fault;
 }
 
 TEST(TorchSets, TheOptimizerIsNone) {
