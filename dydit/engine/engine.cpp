@@ -30,10 +30,12 @@ void check_step(const StepPlan* step, const DiTConfig& config) {
   DYDIT_USAGE_CHECK(step != nullptr, "a row without a step");
   DYDIT_USAGE_CHECK(step->timestep >= 0 && step->timestep < kNumTrainTimesteps,
                     "timestep {}: expected 0 to {}", step->timestep, kNumTrainTimesteps - 1);
-  const auto H = static_cast<size_t>(config.num_heads);
+  const auto is_mask = [&](const std::vector<uint8_t>& parts) {  // the first is always on
+    return parts.size() == static_cast<size_t>(config.num_heads) && parts[0] == 1 &&
+           std::all_of(parts.begin(), parts.end(), [](uint8_t part) { return part <= 1; });
+  };
   const auto fits = [&](const BlockWidth& block) {
-    return block.heads.size() == H && block.groups.size() == H && block.active_heads() > 0 &&
-           block.active_groups() > 0 && block.keep_tokens <= config.num_tokens();
+    return is_mask(block.heads) && is_mask(block.groups) && block.keep_tokens <= config.num_tokens();
   };
   DYDIT_USAGE_CHECK((step->mode == Mode::Static || config.is_dynamic()) &&
                         step->blocks.size() == static_cast<size_t>(config.depth) &&

@@ -28,8 +28,7 @@ struct Request {
   std::vector<int> timesteps = {};  // by hand, in any order, instead of num_steps; empty: chosen
   SamplerOptions sampler;
   float cfg_scale = 4.0f;  // <= 1: no guidance, one row an image
-  // First channels of eps that are guided, never more than there are; unset: the
-  // configuration's.
+  // First channels of eps that are guided, never more than there are; unset: the configuration's.
   std::optional<int> guided_channels = {};
   uint64_t seed = 0;
   NoiseKind noise = NoiseKind::Philox;

@@ -94,6 +94,8 @@ TEST_P(EveryEngine, RefusesAStepThatDoesNotFitTheModel) {
   broken([](StepPlan& step) { step.blocks.pop_back(); }, unfit);
   broken([](StepPlan& step) { step.blocks[0].heads.push_back(1); }, unfit);
   broken([](StepPlan& step) { step.blocks[0].heads.assign(4, 0); }, unfit);
+  broken([](StepPlan& step) { step.blocks[0].heads = {0, 1, 1, 1}; }, unfit);
+  broken([](StepPlan& step) { step.blocks[0].heads = {1, 2, 0, 0}; }, unfit);
   broken([](StepPlan& step) { step.blocks[1].groups.pop_back(); }, unfit);
   broken([](StepPlan& step) { step.blocks[1].groups.assign(4, 0); }, unfit);
   broken([](StepPlan& step) { step.blocks[1].keep_tokens = 17; }, unfit);
