@@ -51,7 +51,7 @@ void Scheduler::add(const std::shared_ptr<Course>& course, int first, int count)
     return at::empty({config.in_channels, config.input_size, config.input_size}, at::kFloat);
   };
   const bool keeps_x0 = options_.preview_every > 0 || request.sampler.kind == SamplerKind::Dpm,
-             counts_tokens = options_.token_map && course->plan.mode == Mode::Dynamic && config.token_routers;
+             counts_tokens = options_.token_map && course->plan.steps[0].routes_tokens(config);
   for (int i = first; i < first + count; ++i) {
     samples_.push_back(
         {.course = course,

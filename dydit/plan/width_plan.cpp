@@ -117,17 +117,17 @@ WidthPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> tim
   const DiTConfig& config = checkpoint.config;
   WidthPlan plan;
   plan.config = config;
-  plan.mode = config.is_dynamic() ? mode : Mode::Static;
+  if (!config.is_dynamic()) mode = Mode::Static;
   const std::vector<uint8_t> all(config.num_heads, 1);
   for (const int t : timesteps) {
     DYDIT_CHECK(t >= 0 && t < kNumTrainTimesteps, "timestep {}: expected 0 to {}", t, kNumTrainTimesteps - 1);
-    StepPlan step{t, plan.mode, std::vector<BlockWidth>(config.depth, BlockWidth{all, all})};
+    StepPlan step{t, mode, std::vector<BlockWidth>(config.depth, BlockWidth{all, all})};
     for (int b = 0; step.routes_tokens(config) && checkpoint.keep_counts && b < config.depth; ++b) {
       step.blocks[b].keep_tokens = checkpoint.keep_counts->tokens[b][t / kQuarterLength];
     }
     plan.steps.push_back(std::move(step));
   }
-  if (plan.mode == Mode::Dynamic && config.width_routers) {
+  if (mode == Mode::Dynamic && config.width_routers) {
     RowPool one_thread(1);
     const int blocks = (static_cast<int>(timesteps.size()) + kRowsPerBlock - 1) / kRowsPerBlock;
     one_thread.run(blocks, [&](int i) { decide_rows(checkpoint, timesteps, i * kRowsPerBlock, plan); });

@@ -45,7 +45,6 @@ struct StepPlan {
 
 struct WidthPlan {
   DiTConfig config;
-  Mode mode = Mode::Static;     // of all steps
   std::vector<StepPlan> steps;  // in the order of the timesteps given
 };
 

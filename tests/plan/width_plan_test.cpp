@@ -43,7 +43,6 @@ Checkpoint model_with_width_logits(double logit) {
 WidthPlan hand_made(const std::vector<std::vector<uint8_t>>& heads) {
   WidthPlan plan;
   plan.config = {.depth = 1, .num_heads = 3, .width_routers = true};
-  plan.mode = Mode::Dynamic;
   for (const auto& on : heads) plan.steps.push_back({0, Mode::Dynamic, {BlockWidth{on, {1, 1, 1}}}});
   return plan;
 }
@@ -133,7 +132,7 @@ TEST(WidthPlan, InStaticModeHasEverythingOn) {
 
 TEST(WidthPlan, OfAStaticModelIsStatic) {
   const WidthPlan plan = plan_of(random_checkpoint(static_config()), {7});
-  EXPECT_EQ(plan.mode, Mode::Static);
+  EXPECT_EQ(plan.steps[0].mode, Mode::Static);
   EXPECT_FALSE(plan.steps[0].routes_tokens(plan.config));
 }
 

@@ -19,7 +19,6 @@ WidthPlan hand_made() {
   plan.config = test::tiny_config();
   plan.config.depth = 2;
   plan.config.num_heads = 4;
-  plan.mode = Mode::Dynamic;
   const BlockWidth all{{1, 1, 1, 1}, {1, 1, 1, 1}}, half{{1, 0, 1, 0}, {1, 1, 1, 0}};
   plan.steps = {{0, Mode::Dynamic, {all, all}}, {500, Mode::Dynamic, {all, half}}};
   return plan;
