@@ -148,8 +148,9 @@ int run_inspect(const Args& args, Isa isa) {
   const auto plan_flags_need = [&](bool met, const std::string& what) {
     for (const char* flag : {"--plan-steps", "--svg", "--csv"}) cli.needs(flag, met, what);
   };
+  std::shared_ptr<const MappedFile> file;      // held until the checkpoint is read: it may change in between
   if (!std::filesystem::is_directory(path)) {  // else of shards
-    const auto file = MappedFile::open(path);
+    file = MappedFile::open(path);
     const bool other = is_other_file(file->bytes());
     const std::string what = fmt::format("a checkpoint; {} is none", path);
     for (const char* flag : {"--num-heads", "--weights"}) cli.needs(flag, !other, what);
@@ -159,7 +160,14 @@ int run_inspect(const Args& args, Isa isa) {
       return 0;
     }
   }
-  const Checkpoint checkpoint = load_model(cli, path, options);
+  const Checkpoint checkpoint = [&] {
+    try {
+      return load_model(cli, path, options);
+    } catch (const Error&) {
+      if (file) file->check_unchanged();  // says the cause where the fault is its effect
+      throw;
+    }
+  }();
   plan_flags_need(checkpoint.config.is_dynamic(),
                   fmt::format("a width plan; {} is a static DiT, it has none", path));
   check_targets(cli, {{"--svg", svg}, {"--csv", csv}}, inputs_of(checkpoint));
