@@ -1,5 +1,5 @@
-"""The Python module beside PyTorch. Called as FILE PROGRAM ROOT by a Python that has dydit (pip install .), torch and
-safetensors; skipped where it has not."""
+"""The Python module beside PyTorch. Called as FILE PROGRAM ROOT by a Python that has dydit (built by the tests, or pip
+install .), torch and safetensors; skipped where it has not."""
 
 import importlib.util
 import json
