@@ -1,0 +1,79 @@
+// A run's plan as a file, a policy or a search says it: what every step does with each branch. What it leaves
+// open (widths, tokens) the checkpoint's routers decide; run_plan.h makes of both what engines obey.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "dydit/model/config.h"
+#include "dydit/plan/forecast.h"
+
+namespace dydit {
+
+/// What a step does with a branch (the attention or the MLP of a block): an order 0..kMaxOrder is a forecast
+/// of that order from its last features, 0 the newest as it is.
+using Action = int8_t;
+inline constexpr Action kCompute = -1;
+inline constexpr Action kSkipped = kMaxOrder + 1;  // inside a RangeSkip
+
+/// Blocks [from, to) are not run: the stream after them is the one before plus a forecast of the difference.
+struct RangeSkip {
+  int from = 0, to = 0;
+  int order = 0;
+  bool operator==(const RangeSkip&) const = default;
+};
+
+enum class GuideKind {
+  Full,      // both rows
+  Off,       // the conditional row alone, scale 1
+  Forecast,  // the conditional row, and a forecast of the difference that guidance makes
+};
+
+/// A step, as it is written.
+struct StepSpec {
+  int timestep = 0;               // original, 0..999
+  std::vector<Action> attn, mlp;  // (L)
+  std::vector<RangeSkip> ranges = {};
+  GuideKind guide = GuideKind::Full;
+  int guide_order = 0;              // of GuideKind::Forecast
+  std::optional<float> scale = {};  // guidance scale; unset: the run's
+  bool restart = false;             // what was kept is forgotten before this step
+  // By hand; empty: the routers' in a dynamic run, all in a static one.
+  std::vector<std::vector<uint8_t>> heads = {}, groups = {};  // (L) of (H), 1 = on, the first always
+  // Tokens that enter each block's MLP, 1..N, or -1: those above the threshold; empty: as the checkpoint
+  // says.
+  std::vector<int> tokens = {};
+
+  bool operator==(const StepSpec&) const = default;
+};
+
+struct PlanSpec {
+  std::string name;
+  Forecast forecast;
+  std::vector<StepSpec> steps;  // timesteps ascend: the last is taken first
+  std::string note = {};
+  // What a run of it must be; unset: anything.
+  std::optional<std::string> sampler = {}, mode = {}, model_sha256 = {};
+  std::optional<float> eta = {}, cfg_scale = {};
+
+  std::vector<int> timesteps() const;
+  bool operator==(const PlanSpec&) const = default;
+};
+
+/// A plan that computes everything.
+PlanSpec full_spec(const DiTConfig& config, std::span<const int> timesteps);
+
+/// Throws Error in one line where these steps can not be taken by this model; `name` is the file's or the
+/// policy's. `guided`: the run has guidance; without it what a step says of guidance is passed over.
+void check_spec(const PlanSpec& spec, const DiTConfig& config, bool guided, const std::string& name);
+
+/// A plan file (JSON, docs/formats.md). Throws Error in one line for text that is none or not of this model.
+PlanSpec parse_plan(std::string_view text, const DiTConfig& config, const std::string& name);
+/// Steps in the order in which they are taken, one a line.
+std::string plan_text(const PlanSpec& spec, const DiTConfig& config);
+
+}  // namespace dydit

@@ -1,0 +1,32 @@
+// Who fills in a plan: the training-free caches of the field, as tables.
+#pragma once
+
+#include <span>
+#include <string>
+
+#include "dydit/plan/plan_spec.h"
+
+namespace dydit {
+
+/// When guidance is paid for, for policies that say nothing of it.
+struct GuideOptions {
+  int from = kNumTrainTimesteps - 1;  // full where to <= t <= from, else off
+  int to = 0;
+  int every =
+      1;  // full at the first two full steps and every so many of them; between, a forecast of order 1
+
+  bool is_default() const { return from == kNumTrainTimesteps - 1 && to == 0 && every == 1; }
+};
+
+/// What --help says of them.
+inline constexpr const char* kPolicyHelp =
+    "none, fora:N, taylor:N,O, lagrange:N,O, chebyshev:N,O, stack:N,O, delta:N[,B,K], l2c:FILE[,THETA]";
+
+/// The plan that `policy` ("taylor:3,1") makes for these timesteps (ascending). Throws UsageError for a
+/// policy that is unknown or does not fit, Error for a file of L2C's routers that cannot be read.
+PlanSpec policy_plan(const std::string& policy, const DiTConfig& config, std::span<const int> timesteps);
+
+/// Puts `guide` into a plan that has guidance everywhere.
+void apply_guide(const GuideOptions& guide, PlanSpec& spec);
+
+}  // namespace dydit
