@@ -64,8 +64,6 @@ Json parse_object(std::span<const std::byte> bytes, const std::string& name) {
   return value;
 }
 
-std::string shown(const Json& value) { return printable(json_text(value), 40); }
-
 // The number `key` of config.json.
 int64_t number(const Json& config, const std::string& name, const char* key, int64_t otherwise = 0) {
   const auto found = config.find(key);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <optional>
 #include <span>
 #include <string>
@@ -53,8 +54,8 @@ struct StepSpec {
 
 struct PlanSpec {
   std::string name;
-  Forecast forecast;
-  std::vector<StepSpec> steps;  // timesteps ascend: the last is taken first
+  Forecast forecast = {};
+  std::vector<StepSpec> steps = {};  // timesteps ascend: the last is taken first
   std::string note = {};
   // What a run of it must be; unset: anything.
   std::optional<std::string> sampler = {}, mode = {}, model_sha256 = {};
@@ -71,8 +72,10 @@ PlanSpec full_spec(const DiTConfig& config, std::span<const int> timesteps);
 /// policy's. `guided`: the run has guidance; without it what a step says of guidance is passed over.
 void check_spec(const PlanSpec& spec, const DiTConfig& config, bool guided, const std::string& name);
 
-/// A plan file (JSON, docs/formats.md). Throws Error in one line for text that is none or not of this model.
+/// A plan file (JSON, docs/formats.md). Throws Error in one line for text that is none, or of a model of
+/// other sizes; whether its steps can be taken check_spec says, which knows of guidance.
 PlanSpec parse_plan(std::string_view text, const DiTConfig& config, const std::string& name);
+PlanSpec read_plan(const std::filesystem::path& path, const DiTConfig& config);
 /// Steps in the order in which they are taken, one a line.
 std::string plan_text(const PlanSpec& spec, const DiTConfig& config);
 

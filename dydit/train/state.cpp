@@ -108,10 +108,7 @@ StateHeader read_header(const SafetensorsFile& file, const std::string& name) {
   return header;
 }
 
-std::string shown(const nlohmann::json& value) {
-  constexpr size_t kLongest = 200;
-  return printable(json_text(value), kLongest);
-}
+constexpr size_t kLongestShown = 200;
 
 // "lr = 0.1, this run has 0.2", of lists and objects their first part that differs; nullopt when they agree.
 // What would be written compares, not what is in memory: bytes that are no UTF-8 are replaced on the way.
@@ -130,7 +127,8 @@ std::optional<std::string> difference(const std::string& key, const nlohmann::js
         return found;
     }
   }
-  return fmt::format("{} = {}, this run has {}", key, shown(saved), shown(wanted));
+  return fmt::format("{} = {}, this run has {}", key, shown(saved, kLongestShown),
+                     shown(wanted, kLongestShown));
 }
 
 // What the name of an option does not say by itself.
@@ -270,7 +268,7 @@ std::string differing_surroundings(const nlohmann::json& saved, const nlohmann::
   for (const auto& [key, value] : now.items()) {
     if (!saved.contains(key) || saved[key] == value) continue;
     const auto plain = [](const nlohmann::json& v) {
-      return v.is_string() ? printable(v.get<std::string>()) : shown(v);
+      return v.is_string() ? printable(v.get<std::string>()) : shown(v, kLongestShown);
     };
     text += fmt::format("{}{} = {} (now {})", text.empty() ? "" : ", ", key, plain(saved[key]), plain(value));
   }

@@ -2,13 +2,13 @@
 #include "dydit/data/dataset.h"
 
 #include <chrono>
-#include <cstdlib>
 #include <functional>
 
 #include <gtest/gtest.h>
 
 #include "dydit/data/crop.h"
 #include "tests/support/datasets.h"
+#include "tests/support/shared.h"
 
 namespace dydit {
 namespace {
@@ -336,16 +336,10 @@ TEST(CenterCrop, LongThinImageNeedsLittleMemory) {
   EXPECT_EQ(crop.pixels.size(), 256u * 256u);
 }
 
-// The real sets, where they are: ../shared/data of the project.
-fs::path shared_file(const std::string& name) {
-  const char* folder = std::getenv("DYDIT_SHARED");
-  const fs::path root = folder != nullptr ? fs::path(folder) : fs::path(DYDIT_TESTS_DIR) / "../../shared";
-  return root / "data" / name;
-}
-
+// The real sets, where they are.
 TEST(RealData, Cifar10HasItsClassesInOrder) {
-  const fs::path path = shared_file("cifar10.tar.gz");
-  if (!fs::exists(path)) GTEST_SKIP() << "SKIPPED: no " << path << "; set DYDIT_SHARED";
+  const fs::path path = test::shared_path("data/cifar10.tar.gz");
+  SKIP_WITHOUT(path);
   const auto data = Dataset::load(path, {.split = "train", .threads = 2});
   EXPECT_EQ(data->class_names(), (std::vector<std::string>{"airplane", "automobile", "bird", "cat", "deer",
                                                            "dog", "frog", "horse", "ship", "truck"}));
@@ -356,8 +350,8 @@ TEST(RealData, Cifar10HasItsClassesInOrder) {
 }
 
 TEST(RealData, FlowersHaveFiveClassesWithoutDotFiles) {
-  const fs::path path = shared_file("flowers128.tar.gz");
-  if (!fs::exists(path)) GTEST_SKIP() << "SKIPPED: no " << path << "; set DYDIT_SHARED";
+  const fs::path path = test::shared_path("data/flowers128.tar.gz");
+  SKIP_WITHOUT(path);
   const auto data = Dataset::load(path, {.side = 64, .threads = 2});
   EXPECT_EQ(data->class_names(),
             (std::vector<std::string>{"daisy", "dandelion", "rose", "sunflower", "tulip"}));

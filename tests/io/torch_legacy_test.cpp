@@ -1,7 +1,6 @@
 // Streams of torch.save before 1.6: tensors come out as saved, and every way in which the parts may disagree
 // is refused.
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -12,6 +11,7 @@
 #include "dydit/io/torch_file.h"
 #include "tests/support/files.h"
 #include "tests/support/pickle_builder.h"
+#include "tests/support/shared.h"
 
 namespace dydit {
 namespace {
@@ -199,12 +199,8 @@ struct Published {
 class TorchLegacyPublished : public testing::TestWithParam<Published> {};
 
 TEST_P(TorchLegacyPublished, TensorsAreThoseThatPyTorchLoads) {
-  const char* shared = std::getenv("DYDIT_SHARED");
-  const std::filesystem::path path =
-      std::filesystem::path(shared ? shared : DYDIT_TESTS_DIR "/../../shared") / "data" / GetParam().file;
-  if (!std::filesystem::exists(path)) {
-    GTEST_SKIP() << path << " is not there; set DYDIT_SHARED to the folder that holds data/";
-  }
+  const std::filesystem::path path = test::shared_path(std::string("data/") + GetParam().file);
+  SKIP_WITHOUT(path);
   const TorchCheckpoint checkpoint = read_torch_checkpoint(path);
   const TorchWeights& torch = preferred_weights(checkpoint);
   EXPECT_EQ(torch.tensors.size(), GetParam().tensors);

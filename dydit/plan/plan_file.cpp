@@ -1,0 +1,343 @@
+// Plan files, both ways. Reading is strict: an unknown key is an error, since a misspelt one would be a
+// choice that is silently not made.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <span>
+
+#include <nlohmann/json.hpp>
+
+#include "dydit/base/error.h"
+#include "dydit/base/nearest.h"
+#include "dydit/base/numbers.h"
+#include "dydit/io/file.h"
+#include "dydit/io/json.h"
+#include "dydit/io/text.h"
+#include "dydit/plan/plan_spec.h"
+
+namespace dydit {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr int kVersion = 1;
+constexpr size_t kMaxBytes = 1 << 20;
+constexpr int kMaxDepth = 8;
+constexpr size_t kMaxTextBytes = 1024;
+constexpr size_t kLongestKey = 64;  // of which the nearest known one is sought
+constexpr char kComputeSign = 'c', kSkippedSign = '-';
+constexpr std::string_view kReuse = "reuse:";
+
+const std::array<std::string, 13> kTopKeys = {
+    "dydit_plan", "name", "depth",     "num_heads", "num_tokens",   "forecast", "steps",
+    "sampler",    "eta",  "cfg_scale", "mode",      "model_sha256", "note"};
+const std::array<std::string, 11> kStepKeys = {"t",       "attn",  "mlp",    "ranges", "guide", "scale",
+                                               "restart", "heads", "groups", "tokens", "level"};
+const std::array<std::string, 3> kRangeKeys = {"from", "to", "order"};
+
+bool is_whole(const Json& value, int wanted) { return value.is_number_integer() && value == wanted; }
+
+// An object whose keys are all known. `at`: where it stands, for messages.
+class Object {
+ public:
+  Object(const Json& value, std::string at, std::span<const std::string> known)
+      : value_(value), at_(std::move(at)) {
+    DYDIT_CHECK(value.is_object(), "{}: is {}; an object {{...}} is wanted", at_, shown(value));
+    for (const auto& [key, unused] : value.items()) {
+      DYDIT_CHECK(std::find(known.begin(), known.end(), key) != known.end(),
+                  "{}: key {} is unknown; did you mean {}?", at_, quote(key),
+                  nearest_name(std::string_view(key).substr(0, kLongestKey), known));
+    }
+  }
+
+  const std::string& at() const { return at_; }
+  const Json* find(const char* key) const {
+    const auto found = value_.find(key);
+    return found == value_.end() ? nullptr : &*found;
+  }
+  const Json& get(const char* key) const {
+    const Json* found = find(key);
+    DYDIT_CHECK(found, "{}: {} is missing", at_, key);
+    return *found;
+  }
+
+  int whole(const char* key) const { return whole(get(key), key); }
+  int whole(const Json& value, const char* key) const {
+    const bool fits =
+        value.is_number_unsigned()
+            ? value.get<uint64_t>() <= uint64_t{std::numeric_limits<int>::max()}
+            : value.is_number_integer() && value.get<int64_t>() >= std::numeric_limits<int>::min();
+    DYDIT_CHECK(fits, "{}: {} is {}; a whole number below 2^31 is wanted", at_, key, shown(value));
+    return value.get<int>();
+  }
+  std::optional<float> real(const char* key) const {
+    const Json* value = find(key);
+    if (!value) return std::nullopt;
+    DYDIT_CHECK(value->is_number() && std::abs(value->get<double>()) <= std::numeric_limits<float>::max(),
+                "{}: {} is {}; a number is wanted", at_, key, shown(*value));
+    return value->get<float>();
+  }
+  bool truth(const char* key) const {
+    const Json* value = find(key);
+    DYDIT_CHECK(!value || value->is_boolean(), "{}: {} is {}; true or false is wanted", at_, key,
+                shown(*value));
+    return value && value->get<bool>();
+  }
+  // Goes into records and messages.
+  std::optional<std::string> text(const char* key) const {
+    const Json* value = find(key);
+    if (!value) return std::nullopt;
+    return text(*value, key);
+  }
+  std::string text(const Json& value, const char* key) const {
+    DYDIT_CHECK(value.is_string(), "{}: {} is {}; a text is wanted", at_, key, shown(value));
+    const auto& text = value.get_ref<const std::string&>();
+    DYDIT_CHECK(text.size() <= kMaxTextBytes && printable(text, text.npos) == text,
+                "{}: {} is {}; at most {} bytes without control characters are wanted", at_, key, quote(text),
+                kMaxTextBytes);
+    return text;
+  }
+  // Of one entry a block; how many there are check_spec looks at.
+  const Json& list(const Json& value, const char* key) const {
+    DYDIT_CHECK(value.is_array(), "{}: {} is {}; a list [...] is wanted", at_, key, shown(value));
+    return value;
+  }
+  void check_level() const {
+    const Json* level = find("level");
+    DYDIT_CHECK(!level || is_whole(*level, 0), "{}: level is {}; it is reserved, 0 or nothing is wanted", at_,
+                shown(*level));
+  }
+
+ private:
+  const Json& value_;
+  std::string at_;
+};
+
+std::vector<Action> parse_actions(const Object& step, const char* key) {
+  std::vector<Action> actions;
+  const std::string text = step.text(step.get(key), key);
+  for (const char c : text) {
+    const bool digit = c >= '0' && c <= '9';
+    DYDIT_CHECK(digit || c == kComputeSign || c == kSkippedSign,
+                "{}: {} is {}: {} is no action; c, 0 to {} and - are known", step.at(), key, quote(text),
+                quote(std::string_view(&c, 1)), kMaxOrder);
+    DYDIT_CHECK(!digit || c - '0' <= kMaxOrder, "{}: {} is {}: order {} is above {}", step.at(), key,
+                quote(text), c, kMaxOrder);
+    actions.push_back(digit ? static_cast<Action>(c - '0') : c == kComputeSign ? kCompute : kSkipped);
+  }
+  return actions;
+}
+
+std::vector<RangeSkip> parse_ranges(const Object& step) {
+  std::vector<RangeSkip> ranges;
+  const Json* value = step.find("ranges");
+  if (!value) return ranges;
+  for (const Json& entry : step.list(*value, "ranges")) {
+    const Object range(entry, step.at() + ": ranges", kRangeKeys);
+    ranges.push_back({range.whole("from"), range.whole("to"), range.whole("order")});
+  }
+  std::stable_sort(ranges.begin(), ranges.end(),
+                   [](const RangeSkip& a, const RangeSkip& b) { return a.from < b.from; });
+  return ranges;
+}
+
+void parse_guide(const Object& in, StepSpec& step) {
+  const std::string word = in.text("guide").value_or("full");
+  if (word == "full") return;
+  if (word == "off") {
+    step.guide = GuideKind::Off;
+    return;
+  }
+  const auto order = word.starts_with(kReuse)
+                         ? parse_number<int>(std::string_view(word).substr(kReuse.size()))
+                         : std::nullopt;
+  DYDIT_CHECK(order && *order >= 0 && *order <= kMaxOrder,
+              "{}: guide is {}; full, off or reuse:0 to reuse:{} are known", in.at(), quote(word), kMaxOrder);
+  step.guide = GuideKind::Forecast;
+  step.guide_order = *order;
+}
+
+std::vector<std::vector<uint8_t>> parse_parts(const Object& step, const char* key) {
+  std::vector<std::vector<uint8_t>> parts;
+  const Json* value = step.find(key);
+  if (!value) return parts;
+  for (const Json& entry : step.list(*value, key)) {
+    const std::string text = step.text(entry, key);
+    DYDIT_CHECK(!text.empty() && text.find_first_not_of("01") == text.npos,
+                "{}: {} holds {}; a text of 0 and 1, one a part, is wanted", step.at(), key, quote(text));
+    parts.emplace_back();
+    for (const char c : text) parts.back().push_back(c == '1');
+  }
+  DYDIT_CHECK(!parts.empty(), "{}: {} is empty; leave it out, or say every block", step.at(), key);
+  return parts;
+}
+
+std::vector<int> parse_tokens(const Object& step, const DiTConfig& config) {
+  const Json* value = step.find("tokens");
+  if (!value) return {};
+  if (*value == "router") return std::vector<int>(config.depth, -1);
+  if (*value == "all") return std::vector<int>(config.depth, config.num_tokens());
+  DYDIT_CHECK(value->is_array() && !value->empty(),
+              "{}: tokens is {}; \"router\", \"all\" or a list of counts is wanted", step.at(),
+              shown(*value));
+  std::vector<int> counts;
+  for (const Json& entry : *value) {
+    counts.push_back(step.whole(entry, "tokens"));
+    DYDIT_CHECK(counts.back() >= 1, "{}: tokens holds {}; 1 to {} may be kept", step.at(), counts.back(),
+                config.num_tokens());
+  }
+  return counts;
+}
+
+StepSpec parse_step(const Json& value, size_t number, const DiTConfig& config, const std::string& name) {
+  const bool has_t = value.is_object() && value.contains("t") && value["t"].is_number_integer();
+  const Object in(value,
+                  has_t ? fmt::format("{}: step t = {}", name, shown(value["t"]))
+                        : fmt::format("{}: step {}", name, number),
+                  kStepKeys);
+  in.check_level();
+  StepSpec step{
+      .timestep = in.whole("t"), .attn = parse_actions(in, "attn"), .mlp = parse_actions(in, "mlp")};
+  step.ranges = parse_ranges(in);
+  parse_guide(in, step);
+  step.scale = in.real("scale");
+  step.restart = in.truth("restart");
+  step.heads = parse_parts(in, "heads");
+  step.groups = parse_parts(in, "groups");
+  step.tokens = parse_tokens(in, config);
+  return step;
+}
+
+void check_size(const Object& top, const char* key, int wanted) {
+  const int value = top.whole(key);
+  DYDIT_CHECK(value == wanted, "{}: {} is {}, but the model's is {}; is the plan of another model?", top.at(),
+              key, value, wanted);
+}
+
+Forecast parse_kind(const Object& top) {
+  try {
+    return parse_forecast(top.text("forecast").value_or("taylor"));
+  } catch (const UsageError& error) {
+    throw Error(fmt::format("{}: {}", top.at(), error.what()));
+  }
+}
+
+// Writing: pieces of JSON.
+
+std::string in_quotes(std::string_view text) { return json_text(Json(text)); }
+
+std::string quoted_actions(std::span<const Action> actions) {
+  std::string text;
+  for (const Action action : actions)
+    text += action == kCompute   ? kComputeSign
+            : action == kSkipped ? kSkippedSign
+                                 : static_cast<char>('0' + action);
+  return in_quotes(text);
+}
+
+template <typename T, typename Piece>
+std::string list_text(std::span<const T> values, const Piece& piece) {
+  std::string text;
+  for (const T& value : values) text += (text.empty() ? "" : ", ") + piece(value);
+  return "[" + text + "]";
+}
+
+std::string parts_text(const std::vector<std::vector<uint8_t>>& parts) {
+  return list_text(std::span(parts), [](const std::vector<uint8_t>& block) {
+    std::string text;
+    for (const uint8_t on : block) text += on ? '1' : '0';
+    return in_quotes(text);
+  });
+}
+
+std::string tokens_text(const std::vector<int>& tokens, const DiTConfig& config) {
+  const auto all = [&](int wanted) {
+    return std::all_of(tokens.begin(), tokens.end(), [&](int count) { return count == wanted; });
+  };
+  if (all(-1)) return in_quotes("router");
+  if (all(config.num_tokens())) return in_quotes("all");
+  return list_text(std::span(tokens), [](int count) { return std::to_string(count); });
+}
+
+std::string step_text(const StepSpec& step, const DiTConfig& config) {
+  std::string text = fmt::format(R"("t": {}, "attn": {}, "mlp": {})", step.timestep,
+                                 quoted_actions(step.attn), quoted_actions(step.mlp));
+  const auto add = [&](const char* key, const std::string& value) {
+    text += fmt::format(R"(, "{}": {})", key, value);
+  };
+  if (!step.ranges.empty()) {
+    add("ranges", list_text(std::span(step.ranges), [](const RangeSkip& range) {
+          return fmt::format(R"({{"from": {}, "to": {}, "order": {}}})", range.from, range.to, range.order);
+        }));
+  }
+  if (step.guide == GuideKind::Off) add("guide", in_quotes("off"));
+  if (step.guide == GuideKind::Forecast)
+    add("guide", in_quotes(fmt::format("{}{}", kReuse, step.guide_order)));
+  if (step.scale) add("scale", fmt::format("{}", *step.scale));
+  if (step.restart) add("restart", "true");
+  if (!step.heads.empty()) add("heads", parts_text(step.heads));
+  if (!step.groups.empty()) add("groups", parts_text(step.groups));
+  if (!step.tokens.empty()) add("tokens", tokens_text(step.tokens, config));
+  return "{" + text + "}";
+}
+
+}  // namespace
+
+PlanSpec parse_plan(std::string_view text, const DiTConfig& config, const std::string& name) {
+  DYDIT_CHECK(text.size() <= kMaxBytes, "{}: a plan of {} bytes; at most {} are read", name, text.size(),
+              kMaxBytes);
+  const Json json = read_json(text, kMaxDepth, name);
+  DYDIT_CHECK(json.is_object() && json.contains("dydit_plan"),
+              "{}: is no plan: an object with dydit_plan is wanted (docs/formats.md)", name);
+  DYDIT_CHECK(is_whole(json["dydit_plan"], kVersion),
+              "{}: dydit_plan is {}, but this program reads {}; use a newer dydit", name,
+              shown(json["dydit_plan"]), kVersion);
+  const Object top(json, name, kTopKeys);
+  check_size(top, "depth", config.depth);
+  check_size(top, "num_heads", config.num_heads);
+  check_size(top, "num_tokens", config.num_tokens());
+  PlanSpec spec{.name = top.text("name").value_or(""), .forecast = parse_kind(top)};
+  const Json& steps = top.list(top.get("steps"), "steps");
+  for (size_t i = 0; i < steps.size(); ++i) spec.steps.push_back(parse_step(steps[i], i + 1, config, name));
+  std::reverse(spec.steps.begin(), spec.steps.end());
+  spec.note = top.text("note").value_or("");
+  spec.sampler = top.text("sampler");
+  spec.mode = top.text("mode");
+  spec.model_sha256 = top.text("model_sha256");
+  spec.eta = top.real("eta");
+  spec.cfg_scale = top.real("cfg_scale");
+  return spec;
+}
+
+PlanSpec read_plan(const std::filesystem::path& path, const DiTConfig& config) {
+  const auto file = MappedFile::open(path);
+  return parse_plan({reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size()}, config,
+                    path.string());
+}
+
+std::string plan_text(const PlanSpec& spec, const DiTConfig& config) {
+  std::string text =
+      fmt::format(R"({{"dydit_plan": {}, "name": {}, "depth": {}, "num_heads": {}, "num_tokens": {}, )"
+                  R"("forecast": {})",
+                  kVersion, in_quotes(spec.name), config.depth, config.num_heads, config.num_tokens(),
+                  in_quotes(forecast_text(spec.forecast)));
+  const auto add_text = [&](const char* key, const std::optional<std::string>& value) {
+    if (value) text += fmt::format(R"(, "{}": {})", key, in_quotes(*value));
+  };
+  const auto add_number = [&](const char* key, const std::optional<float>& value) {
+    if (value) text += fmt::format(R"(, "{}": {})", key, *value);
+  };
+  add_text("sampler", spec.sampler);
+  add_number("eta", spec.eta);
+  add_number("cfg_scale", spec.cfg_scale);
+  add_text("mode", spec.mode);
+  add_text("model_sha256", spec.model_sha256);
+  if (!spec.note.empty()) add_text("note", spec.note);
+  text += ",\n \"steps\": [";
+  for (auto step = spec.steps.rbegin(); step != spec.steps.rend(); ++step)
+    text += (step == spec.steps.rbegin() ? "\n  " : ",\n  ") + step_text(*step, config);
+  return text + "]}\n";
+}
+
+}  // namespace dydit
