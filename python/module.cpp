@@ -159,7 +159,7 @@ class Model {
     const std::shared_ptr<Prepared> prepared = prepared_or_default();
     const std::lock_guard one_at_a_time(prepared->mutex);
     const at::NoGradGuard no_grad;
-    const WidthPlan plan =
+    const RunPlan plan =
         prepared->pipeline->plan(std::vector<int>(timesteps.begin(), timesteps.end()), prepared->mode);
     std::vector<Row> described;
     for (int64_t row = 0; row < rows; ++row) described.push_back({&plan.steps[row], labels[row]});
@@ -178,7 +178,7 @@ class Model {
     std::vector<double> gmacs(S);
     {
       const py::gil_scoped_release unlocked;
-      const WidthPlan plan = make_width_plan(checkpoint_, timesteps, wanted);
+      const RunPlan plan = make_width_plan(checkpoint_, timesteps, wanted);
       checkpoint_.check_unchanged();
       for (int s = 0; s < S; ++s) {
         gmacs[s] = static_cast<double>(required_macs(config, plan.steps[s])) * 1e-9;

@@ -43,6 +43,58 @@ void check_step(const StepPlan* step, const DiTConfig& config) {
                     "the plan of timestep {} does not fit {}", step->timestep, model_name(config));
 }
 
+// What a step keeps and forecasts fits the model and the row's history.
+void check_history(const Row& row, const DiTConfig& config, at::ScalarType dtype) {
+  const StepPlan& step = *row.step;
+  if (step.branches.empty() && step.ranges.empty()) return;
+  const int L = config.depth;
+  const History* const history = row.history;
+  const std::vector<int64_t> shape = {step.slots, config.num_tokens(), config.hidden_size};
+  DYDIT_USAGE_CHECK(history != nullptr && history->kept_at.size() == static_cast<size_t>(step.slots) &&
+                        history->features.sizes() == shape && history->features.scalar_type() == dtype &&
+                        history->features.is_contiguous(),
+                    "the plan of timestep {} keeps {} features in {}: the row's history does not fit",
+                    step.timestep, step.slots, c10::toString(dtype));
+  const auto fits = [&](int store, const std::vector<Term>& terms) {
+    return store < step.slots && terms.size() <= kMaxOrder + 1;
+  };
+  const auto check_terms = [&](const std::vector<Term>& terms) {
+    for (const Term& term : terms) {
+      DYDIT_USAGE_CHECK(
+          term.slot >= 0 && term.slot < step.slots && history->kept_at[term.slot] == term.step,
+          "step {} of a plan forecasts from step {}, which this history does not hold: its steps "
+          "are taken in order, all by one history",
+          step.index, term.step);
+    }
+  };
+  bool good = step.branches.size() == static_cast<size_t>(2 * L);
+  std::vector<uint8_t> skipped(L);
+  for (const RangePlan& range : step.ranges) {
+    good =
+        good && range.from >= 0 && range.from < range.to && range.to <= L && fits(range.store, range.terms);
+    for (int l = range.from; good && range.skipped() && l < range.to; ++l) good = skipped[l]++ == 0;
+  }
+  for (int b = 0; good && b < 2 * L; ++b) {
+    const BranchPlan& branch = step.branches[b];
+    const bool forecast = branch.action >= 0 && branch.action <= kMaxOrder;
+    good = fits(branch.store, branch.terms) && (branch.action == kSkipped) == (skipped[b / 2] > 0) &&
+           forecast == !branch.terms.empty() &&
+           (forecast || branch.action == kCompute || branch.action == kSkipped);
+  }
+  DYDIT_USAGE_CHECK(good, "the plan of timestep {} does not fit {}", step.timestep, model_name(config));
+  for (const BranchPlan& branch : step.branches) check_terms(branch.terms);
+  for (const RangePlan& range : step.ranges) check_terms(range.terms);
+}
+
+// What the forward of a row has put into its history.
+void note_kept(const Row& row) {
+  const auto kept = [&](int store) {
+    if (store >= 0) row.history->kept_at[store] = row.step->index;
+  };
+  for (const BranchPlan& branch : row.step->branches) kept(branch.store);
+  for (const RangePlan& range : row.step->ranges) kept(range.store);
+}
+
 // Tensors for the decisions of these rows, those that are there where they fit; none where no row routes.
 void make_trace(std::span<const Row> rows, const DiTConfig& config, TokenTrace& trace) {
   const auto routes = [&](const Row& row) { return row.step->routes_tokens(config); };
@@ -52,16 +104,21 @@ void make_trace(std::span<const Row> rows, const DiTConfig& config, TokenTrace& 
   } else if (!trace.masks.defined() || trace.masks.sizes() != shape) {
     trace = {at::empty(shape, at::kFloat), at::empty(shape, at::kFloat)};
   }
-  for (size_t b = 0; trace.masks.defined() && b < rows.size(); ++b) {
-    if (routes(rows[b])) continue;
-    trace.masks[static_cast<int64_t>(b)].fill_(1);
-    trace.logits[static_cast<int64_t>(b)].zero_();
+  for (int64_t b = 0; trace.masks.defined() && b < shape[0]; ++b) {
+    const StepPlan& step = *rows[b].step;
+    for (int l = 0; l < config.depth; ++l) {
+      const bool computes = step.computes(l, Branch::Mlp);
+      if (computes && routes(rows[b])) continue;
+      trace.masks[b][l].fill_(computes);
+      trace.logits[b][l].zero_();
+    }
   }
 }
 
 }  // namespace
 
-Engine::Engine(const DiTConfig& config, const EngineOptions& options) : config_(config) {
+Engine::Engine(const DiTConfig& config, const EngineOptions& options)
+    : config_(config), dtype_(options.dtype) {
   DYDIT_USAGE_CHECK(options.dtype == at::kFloat || options.dtype == at::kBFloat16,
                     "dtype {}: expected float32 or bfloat16", c10::toString(options.dtype));
   DYDIT_USAGE_CHECK(options.threads >= 1, "{} threads: expected 1 or more", options.threads);
@@ -76,6 +133,14 @@ std::unique_ptr<Workspace> Engine::make_workspace(const WorkspaceOptions& option
   return new_workspace(options);
 }
 
+History Engine::make_history(int slots) const {
+  return {at::empty({slots, config_.num_tokens(), config_.hidden_size}, dtype_), std::vector<int>(slots, -1)};
+}
+
+int64_t Engine::history_bytes(int slots) const {
+  return int64_t{slots} * config_.num_tokens() * config_.hidden_size * (dtype_ == at::kFloat ? 4 : 2);
+}
+
 void Engine::forward(const at::Tensor& x, std::span<const Row> rows, Workspace& workspace,
                      ForwardOutputs& outputs) const {
   const int side = config_.input_size;
@@ -88,12 +153,18 @@ void Engine::forward(const at::Tensor& x, std::span<const Row> rows, Workspace& 
   DYDIT_USAGE_CHECK(outputs.work.size() == B, "work for {} rows, x has {}", outputs.work.size(), B);
   DYDIT_USAGE_CHECK(owns(workspace), "the workspace is of another engine");
   const StepPlan* checked = nullptr;
+  std::vector<const History*> histories;
   for (const Row& row : rows) {
     DYDIT_USAGE_CHECK(row.label >= 0 && row.label <= config_.null_class(), "label {}: expected 0 to {}",
                       row.label, config_.null_class());
     if (row.step != checked || checked == nullptr) check_step(row.step, config_);
     checked = row.step;
+    check_history(row, config_, dtype_);
+    if (row.history != nullptr) histories.push_back(row.history);
   }
+  std::sort(histories.begin(), histories.end());
+  DYDIT_USAGE_CHECK(std::adjacent_find(histories.begin(), histories.end()) == histories.end(),
+                    "two rows of a forward have one history");
   const std::vector<int64_t> shape = {x.size(0), config_.out_channels(), side, side};
   if (!outputs.out.defined()) outputs.out = at::empty(shape, at::kFloat);
   DYDIT_USAGE_CHECK(outputs.out.sizes() == shape && outputs.out.scalar_type() == at::kFloat &&
@@ -105,6 +176,7 @@ void Engine::forward(const at::Tensor& x, std::span<const Row> rows, Workspace& 
   if (outputs.trace != nullptr) make_trace(rows, config_, *outputs.trace);
   if (outputs.trace != nullptr && !outputs.trace->masks.defined()) wanted.trace = nullptr;
   compute(x.contiguous(), rows, workspace, wanted);
+  std::for_each(rows.begin(), rows.end(), note_kept);
 }
 
 std::unique_ptr<Engine> make_engine(EngineKind kind, const Checkpoint& checkpoint,

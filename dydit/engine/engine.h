@@ -15,7 +15,7 @@
 #include "dydit/base/enum_names.h"
 #include "dydit/base/team.h"
 #include "dydit/model/checkpoint.h"
-#include "dydit/plan/width_plan.h"
+#include "dydit/plan/run_plan.h"
 
 namespace dydit {
 
@@ -27,16 +27,23 @@ struct Work {
 };
 
 /// Token decisions of a forward, for verification. Filled only where a row routes tokens; of a row that
-/// routes none, all are on.
+/// routes none, all are on. Into an MLP that is not computed no token enters.
 struct TokenTrace {
   at::Tensor masks;   // (B, L, N) float32, 1 = on
   at::Tensor logits;  // (B, L, N) float32
 };
 
+/// What one row of a sample, the conditional or the null class's, keeps from step to step of its plan.
+struct History {
+  at::Tensor features;       // (slots, N, C) in the engine's dtype
+  std::vector<int> kept_at;  // (slots) index of the step whose feature lies there, -1: none
+};
+
 /// A row of a forward: rows may be of different samples, at different steps of different plans.
 struct Row {
   const StepPlan* step = nullptr;
-  int64_t label = 0;  // null class included
+  int64_t label = 0;           // null class included
+  History* history = nullptr;  // this row's alone; null: of a plan without slots
 };
 
 /// What a forward gives.
@@ -47,10 +54,10 @@ struct ForwardOutputs {
 };
 
 /// Parts of a forward whose time the CPU engine can tell apart.
-enum class Operator { Embed, AdaLN, Norm, Qkv, Attention, Proj, Router, Fc1, Fc2, Final };
-inline constexpr int kOperators = 10;
+enum class Operator { Embed, AdaLN, Norm, Qkv, Attention, Proj, Router, Fc1, Fc2, Reuse, Final };
+inline constexpr int kOperators = 11;
 inline constexpr std::array<std::string_view, kOperators> kOperatorNames = {
-    "embed", "adaLN", "norm", "qkv", "attention", "proj", "router", "fc1", "fc2", "final"};
+    "embed", "adaLN", "norm", "qkv", "attention", "proj", "router", "fc1", "fc2", "reuse", "final"};
 
 /// Seconds by block and operator, added up over forwards. Row L holds what belongs to no block.
 using Profile = std::vector<std::array<double, kOperators>>;
@@ -98,10 +105,15 @@ class Engine {
   /// Throws UsageError for options out of range, Error where the system gives no more threads.
   std::unique_ptr<Workspace> make_workspace(const WorkspaceOptions& options) const;
 
+  /// For a row of a plan with so many slots; nothing is kept yet.
+  History make_history(int slots) const;
+  /// Bytes of a row's history.
+  int64_t history_bytes(int slots) const;
+
   /// x (B, in_channels, side, side) float32 on the CPU and B rows -> outputs. Row b's result depends on row b
-  /// alone, bit for bit. Rows whose plans are equal but for the timestep are computed together. `workspace`
-  /// is of this engine, and in one forward at a time. Throws UsageError for arguments that are not these;
-  /// after any exception engine and workspace can be used again.
+  /// alone, bit for bit. Rows whose plans do the same work are computed together. A row's history goes
+  /// through its plan's steps in order. `workspace` is of this engine, and in one forward at a time. Throws
+  /// UsageError for arguments that are not these; after any exception engine and workspace can be used again.
   void forward(const at::Tensor& x, std::span<const Row> rows, Workspace& workspace,
                ForwardOutputs& outputs) const;
 
@@ -112,6 +124,7 @@ class Engine {
   Engine(const DiTConfig& config, const EngineOptions& options);
 
   const DiTConfig config_;
+  const at::ScalarType dtype_;
 
  private:
   virtual std::unique_ptr<Workspace> new_workspace(const WorkspaceOptions& options) const = 0;

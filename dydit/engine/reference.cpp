@@ -17,6 +17,42 @@ at::Tensor mask_tensor(const std::vector<uint8_t>& parts) {
   return mask;
 }
 
+at::Tensor forecast(const std::vector<Term>& terms, const History& history) {
+  at::Tensor value;  // (1, N, C) float32
+  for (const Term& term : terms) {
+    const at::Tensor part =
+        history.features.slice(0, term.slot, term.slot + 1).to(at::kFloat).mul(term.weight);
+    value = value.defined() ? value.add_(part) : part;
+  }
+  return value;
+}
+
+// Makes a row's forward keep and forecast what its plan says.
+void obey(const Row& row, Gates& gates) {
+  const StepPlan& step = *row.step;
+  if (step.branches.empty() && step.ranges.empty()) return;
+  gates.branch = [&row, &step](int block, Branch which, const std::function<at::Tensor()>& compute) {
+    const BranchPlan& branch = step.branch(block, which);
+    if (branch.action != kCompute) return forecast(branch.terms, *row.history);
+    const at::Tensor value = compute();
+    if (branch.store >= 0) row.history->features[branch.store].copy_(value[0]);
+    return value;
+  };
+  gates.enter = [&row, &step, before = std::vector<at::Tensor>(step.ranges.size())](
+                    int block, at::Tensor& stream) mutable {
+    for (size_t r = 0; r < step.ranges.size(); ++r) {
+      const RangePlan& range = step.ranges[r];
+      if (range.skipped()) continue;
+      if (range.to == block) row.history->features[range.store].copy_((stream - before[r])[0]);
+      if (range.from == block) before[r] = stream;
+    }
+    const RangePlan* const range = step.skipped_from(block);
+    if (range == nullptr) return block;
+    stream = stream + forecast(range->terms, *row.history);
+    return range->to;
+  };
+}
+
 class ReferenceEngine final : public Engine {
  public:
   ReferenceEngine(const Checkpoint& checkpoint, const EngineOptions& options)
@@ -46,9 +82,26 @@ class ReferenceEngine final : public Engine {
       const StepPlan& step = *rows[b].step;
       outputs.out.select(0, b).copy_(forward_row(x.slice(0, b, b + 1), rows[b], b, tokens, outputs.trace)[0]);
       outputs.work[b].required += required_macs(config_, step, tokens);
-      outputs.work[b].executed +=
-          static_macs(config_) + (step.mode == Mode::Dynamic ? router_macs(config_) : 0);
+      outputs.work[b].executed += executed_macs(step);
     });
+  }
+
+  // The complete model but for branches that are not computed.
+  int64_t executed_macs(const StepPlan& step) const {
+    const int L = config_.depth, H = config_.num_heads;
+    const int64_t C = config_.hidden_size;
+    const bool dynamic = step.mode == Mode::Dynamic;
+    const int64_t width_router = dynamic && config_.width_routers ? C * (H - 1) : 0;
+    int64_t macs = fixed_macs(config_);
+    for (int l = 0; l < L; ++l) {
+      if (step.computes(l, Branch::Attention)) macs += attention_macs(config_, H) + width_router;
+      if (step.computes(l, Branch::Mlp)) {
+        macs += mlp_macs(config_, H, config_.num_tokens()) + width_router;
+        if (dynamic) macs += token_router_macs(config_);
+      }
+      if (step.branch(l, Branch::Mlp).action == kSkipped) macs -= 6 * C * C;  // adaLN
+    }
+    return macs;
   }
 
   // `tokens` receives how many tokens entered each block's MLP; stays empty when all do.
@@ -69,7 +122,8 @@ class ReferenceEngine final : public Engine {
             select_tokens({row_logits.data_ptr<float>(), static_cast<size_t>(row_logits.numel())},
                           step.blocks[block].keep_tokens);
         const at::Tensor mask = mask_tensor(on);
-        tokens.push_back(static_cast<int>(std::count(on.begin(), on.end(), 1)));
+        tokens.resize(config_.depth);  // 0 where the MLP is not computed
+        tokens[block] = static_cast<int>(std::count(on.begin(), on.end(), 1));
         if (trace) {
           trace->masks[b][block].copy_(mask[0]);
           trace->logits[b][block].copy_(logits[0]);
@@ -77,6 +131,7 @@ class ReferenceEngine final : public Engine {
         return mask;
       };
     }
+    obey(row, gates);
     DiT model = model_;  // a handle: the modules are shared
     const at::Tensor t_emb = model->embed_timestep(at::tensor({static_cast<int64_t>(step.timestep)}));
     return model->forward(x, t_emb, at::tensor({row.label}), gates);

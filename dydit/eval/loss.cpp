@@ -167,7 +167,7 @@ LossReport evaluate_loss(const Checkpoint& checkpoint, const Dataset& dataset, c
   const auto workspace = engine->make_workspace({.threads = options.threads});
   for (int group = 0; group < std::min<int64_t>(kGroups, total); ++group) {  // others have no image
     const std::vector<int> timesteps = timesteps_of(group);
-    const WidthPlan plan = make_width_plan(checkpoint, timesteps, options.mode);
+    const RunPlan plan = make_width_plan(checkpoint, timesteps, options.mode);
     checkpoint.check_unchanged();
     workspace->prepare({timesteps.rbegin(), timesteps.rend()});
     for (int64_t first = group; first < total; first += int64_t{kGroups} * options.batch) {

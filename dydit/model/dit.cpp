@@ -69,14 +69,23 @@ at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const
   const at::Tensor head_gate = gates.heads.empty() ? at::Tensor() : gates.heads[index];
   const at::Tensor group_gate = gates.groups.empty() ? at::Tensor() : gates.groups[index];
 
-  const at::Tensor a = attention(layer_norm_modulate(x, shift_msa, scale_msa, dtype, computed.attn_norm_eps),
-                                 head_gate, dtype);
+  const auto branch = [&](Branch which, const auto& compute) {
+    return gates.branch ? gates.branch(index, which, compute) : compute();
+  };
+  const at::Tensor a = branch(Branch::Attention, [&] {
+    return attention(layer_norm_modulate(x, shift_msa, scale_msa, dtype, computed.attn_norm_eps), head_gate,
+                     dtype);
+  });
   const at::Tensor h = gated_residual(x, gate_msa, a);
 
-  // The token router reads h, before norm and modulation; a token that is off keeps h untouched.
-  const at::Tensor tokens = gates.tokens ? gates.tokens(index, token_logits(h)) : at::Tensor();
-  const at::Tensor m =
-      mlp(layer_norm_modulate(h, shift_mlp, scale_mlp, dtype, computed.mlp_norm_eps), group_gate, dtype);
+  at::Tensor tokens;
+  const at::Tensor m = branch(Branch::Mlp, [&] {
+    // The token router reads h, before norm and modulation; a token that is off keeps h untouched.
+    if (gates.tokens) tokens = gates.tokens(index, token_logits(h));
+    const at::Tensor all =
+        mlp(layer_norm_modulate(h, shift_mlp, scale_mlp, dtype, computed.mlp_norm_eps), group_gate, dtype);
+    return gates.branch && tokens.defined() ? all * tokens.unsqueeze(2).to(dtype) : all;
+  });
   return gated_residual(h, gate_mlp, m, tokens);
 }
 
@@ -134,7 +143,9 @@ at::Tensor DiTImpl::forward(const at::Tensor& x, const at::Tensor& t_emb, const 
                             const Gates& gates) {
   const at::Tensor c = t_emb + at::embedding(label_table, y);
   at::Tensor h = at::linear(patchify(x), patch_weight.flatten(1), patch_bias) + pos_embed;
-  for (DiTBlock& block : blocks) h = block->forward(h, c, gates, compute_dtype);
+  for (int next, l = 0; (next = gates.enter ? gates.enter(l, h) : l) < config.depth; l = next) {
+    if (next == l) h = blocks[next++]->forward(h, c, gates, compute_dtype);
+  }
   const auto ada = final_adaLN->forward(at::silu(c)).chunk(2, 1);  // shift, scale
   return unpatchify(final_linear->forward(layer_norm_modulate(h, ada[0], ada[1], at::kFloat, kLayerNormEps)));
 }

@@ -11,6 +11,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/base/machine.h"
+#include "dydit/io/text.h"
 
 namespace dydit {
 namespace {
@@ -22,6 +23,19 @@ void check_run_memory(const Checkpoint& checkpoint, const GenerateOptions& optio
   const int count = std::min(options.batch, options.num_images);
   check_memory(least_generate_bytes(checkpoint, options, count), fmt::format("a batch of {} images", count),
                "take a smaller --batch");
+}
+
+// What a batch keeps of its features is never shrunk silently.
+void check_cache_memory(const Engine& engine, const Course& course, const SamplingOptions& options) {
+  const int64_t image = cache_bytes(engine, course.plan, course.request),
+                allowed = options.cache_memory > 0 ? options.cache_memory : memory_limit().bytes / 4,
+                count = std::min(options.batch, course.request.num_images);
+  DYDIT_CHECK(image * count <= allowed,
+              "plan {} keeps {} of features an image, {} for a batch of {}, and may keep {}: {}",
+              quote(course.plan.name), memory_text(image), memory_text(image * count), count,
+              memory_text(allowed),
+              image <= allowed ? fmt::format("take --batch {} or a larger --cache-memory", allowed / image)
+                               : "take a larger --cache-memory or a plan of a lower order");
 }
 
 GeneratedSample delivered(const Sample& sample) {
@@ -53,13 +67,24 @@ Pipeline::Pipeline(const Checkpoint& checkpoint, EngineKind kind, const EngineOp
   checkpoint.check_unchanged();  // the engine's weights are those whose hash the record names
 }
 
-WidthPlan Pipeline::plan(std::span<const int> timesteps, Mode mode) const {
+RunPlan Pipeline::plan(const Request& request) const {
+  check_request(engine_->config(), request);
+  if (request.plan && request.plan->model_sha256) {
+    DYDIT_USAGE_CHECK(*request.plan->model_sha256 == checkpoint_.sha256,
+                      "plan {} is for the model of SHA-256 {:.10}, {} is of {:.10}",
+                      quote(request.plan->name), *request.plan->model_sha256, checkpoint_.path.string(),
+                      checkpoint_.sha256);
+  }
+  return complete_plan(request, widths(run_spacing(request).timesteps, request.mode));
+}
+
+RunPlan Pipeline::widths(std::span<const int> timesteps, Mode mode) const {
   const std::lock_guard lock(mutex_);
   std::vector<int> missing;
   std::copy_if(timesteps.begin(), timesteps.end(), std::back_inserter(missing), [&](int t) {
     return !steps_.contains({mode, t});
   });
-  WidthPlan plan = make_width_plan(checkpoint_, missing, mode);
+  RunPlan plan = make_width_plan(checkpoint_, missing, mode);
   if (!missing.empty()) checkpoint_.check_unchanged();
   for (StepPlan& step : plan.steps) steps_[{mode, step.timestep}] = std::move(step);
   plan.steps.clear();
@@ -69,11 +94,11 @@ WidthPlan Pipeline::plan(std::span<const int> timesteps, Mode mode) const {
 
 void Pipeline::generate(const Request& request, const SamplingOptions& options,
                         const GenerateCallbacks& callbacks) const {
-  check_request(engine_->config(), request);
+  const auto course = std::make_shared<Course>(request, plan(request));
   check_run(request, options);
   check_run_memory(checkpoint_, {request, options, dtype_, kind_});
+  check_cache_memory(*engine_, *course, options);
   c10::InferenceMode guard;
-  const auto course = std::make_shared<Course>(request, plan(run_spacing(request).timesteps, request.mode));
   Scheduler scheduler(*engine_, options);
   const int num_steps = request.total_steps();
   const long batches = (int64_t{request.num_images} + options.batch - 1) / options.batch;

@@ -17,7 +17,7 @@
 #include "dydit/model/checkpoint.h"
 #include "dydit/pipeline/request.h"
 #include "dydit/pipeline/scheduler.h"
-#include "dydit/plan/width_plan.h"
+#include "dydit/plan/run_plan.h"
 
 namespace dydit {
 
@@ -58,8 +58,11 @@ class Pipeline {
   Pipeline(const Checkpoint& checkpoint, EngineKind kind, const EngineOptions& options);
 
   const Engine& engine() const { return *engine_; }
-  /// The plan of these timesteps. Throws as make_width_plan does.
-  WidthPlan plan(std::span<const int> timesteps, Mode mode) const;
+  /// The widths of these timesteps. Throws as make_width_plan does.
+  RunPlan widths(std::span<const int> timesteps, Mode mode) const;
+  /// The plan of a request. Throws as make_width_plan does, UsageError for a plan that is not of this model
+  /// or run.
+  RunPlan plan(const Request& request) const;
   /// Makes the images of a request. Throws as the function below does.
   void generate(const Request& request, const SamplingOptions& options,
                 const GenerateCallbacks& callbacks) const;

@@ -5,6 +5,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/diffusion/schedule.h"
+#include "dydit/io/text.h"
 #include "dydit/model/macs.h"
 
 namespace dydit {
@@ -13,10 +14,47 @@ int Request::channels_guided(const DiTConfig& config) const {
   return std::min(guided_channels.value_or(config.guided_channels), config.in_channels);
 }
 
-Spacing run_spacing(const Request& request) {
-  if (request.timesteps.empty()) return choose_timesteps(request.sampler.kind, request.num_steps);
-  return {sorted_timesteps(request.timesteps), "by hand"};
+int Request::total_steps() const {
+  if (plan) return static_cast<int>(plan->steps.size());
+  return timesteps.empty() ? num_steps : static_cast<int>(timesteps.size());
 }
+
+Spacing run_spacing(const Request& request) {
+  Spacing spacing = request.timesteps.empty() ? choose_timesteps(request.sampler.kind, request.total_steps())
+                                              : Spacing{sorted_timesteps(request.timesteps), "by hand"};
+  if (!request.plan || request.plan->timesteps() == spacing.timesteps) return spacing;
+  return {request.plan->timesteps(), "the plan's"};
+}
+
+RunPlan complete_plan(const Request& request, RunPlan widths) {
+  if (request.plan) apply_spec(*request.plan, request.guided(), widths);
+  return widths;
+}
+
+namespace {
+
+// Whether the run is one that the plan is for.
+void check_plan(const DiTConfig& config, const Request& request, const PlanSpec& plan) {
+  check_spec(plan, config, request.guided(), plan.name);
+  const auto check = [&](const char* what, const auto& wanted, const auto& got) {
+    DYDIT_USAGE_CHECK(!wanted || *wanted == got, "plan {} is for {} {}, this run has {}", quote(plan.name),
+                      what, *wanted, got);
+  };
+  check("sampler", plan.sampler, kSamplerNames[request.sampler.kind]);
+  check("eta", plan.eta, request.sampler.eta);
+  check("guidance scale", plan.cfg_scale, request.cfg_scale);
+  check("mode", plan.mode, kModeNames[request.mode]);
+  DYDIT_USAGE_CHECK(
+      request.mode == Mode::Dynamic || std::all_of(plan.steps.begin(), plan.steps.end(),
+                                                   [](const StepSpec& step) {
+                                                     return step.heads.empty() && step.groups.empty() &&
+                                                            step.tokens.empty();
+                                                   }),
+      "plan {} says which heads, groups or tokens are on, this run is static: take --mode dynamic",
+      quote(plan.name));
+}
+
+}  // namespace
 
 void check_request(const DiTConfig& config, const Request& request) {
   DYDIT_USAGE_CHECK(!request.classes.empty(), "no class given; expected 0 to {}", config.num_classes - 1);
@@ -30,6 +68,7 @@ void check_request(const DiTConfig& config, const Request& request) {
   DYDIT_USAGE_CHECK(std::isfinite(request.cfg_scale), "cfg scale {}: expected a number", request.cfg_scale);
   DYDIT_USAGE_CHECK(request.channels_guided(config) >= 1, "{} guided channels: expected 1 or more",
                     request.channels_guided(config));
+  if (request.plan) check_plan(config, request, *request.plan);
 }
 
 void check_run(const Request& request, const SamplingOptions& run) {

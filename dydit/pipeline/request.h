@@ -9,7 +9,7 @@
 #include "dydit/diffusion/guidance.h"
 #include "dydit/diffusion/sampler.h"
 #include "dydit/model/config.h"
-#include "dydit/plan/width_plan.h"
+#include "dydit/plan/run_plan.h"
 
 namespace dydit {
 
@@ -33,10 +33,12 @@ struct Request {
   uint64_t seed = 0;
   NoiseKind noise = NoiseKind::Philox;
   Mode mode = Mode::Dynamic;
+  // Which branches are computed and when guidance runs; its timesteps are the run's. Unset: everything.
+  std::optional<PlanSpec> plan = {};
 
   bool guided() const { return cfg_scale > 1.0f; }
   int channels_guided(const DiTConfig& config) const;
-  int total_steps() const { return timesteps.empty() ? num_steps : static_cast<int>(timesteps.size()); }
+  int total_steps() const;
   int label(int index) const { return classes[index % classes.size()]; }
 };
 
@@ -46,10 +48,15 @@ struct SamplingOptions {
   int threads = 1;
   int preview_every = 0;   // steps from one preview to the next; 0: none
   bool token_map = false;  // also keep each token's share of MLP entries
+  // Bytes that a batch may keep of features and guidance; 0: a quarter of what is free.
+  int64_t cache_memory = 0;
 };
 
-/// The timesteps of a run: those given by hand, else choose_timesteps'.
+/// The timesteps of a run: the plan's, those given by hand, else choose_timesteps'.
 Spacing run_spacing(const Request& request);
+
+/// The plan of a request: `widths`, of its timesteps, and what its spec says.
+RunPlan complete_plan(const Request& request, RunPlan widths);
 
 /// Throws UsageError for what this model cannot make or nobody can mean.
 void check_request(const DiTConfig& config, const Request& request);

@@ -21,19 +21,29 @@ constexpr size_t kPartValues = 1024;  // a multiple of 4 (fill_normal); worth th
 
 float* values_of(const at::Tensor& tensor) { return tensor.data_ptr<float>(); }
 
-std::vector<int> timesteps_of(const WidthPlan& plan) {
+std::vector<int> timesteps_of(const RunPlan& plan) {
   std::vector<int> timesteps;
   for (const StepPlan& step : plan.steps) timesteps.push_back(step.timestep);
   return timesteps;
 }
 
-}  // namespace
-
-Course::Course(const Request& request, WidthPlan plan) : request(request), plan(std::move(plan)) {
+Course::Course(const Request& request, RunPlan plan) : request(request), plan(std::move(plan)) {
   const DiffusionTables tables = make_diffusion_tables(timesteps_of(this->plan));
   for (int step = 0; step < tables.num_steps(); ++step)
     solver.push_back(make_solver_step(tables, request.sampler, step));
   if (request.noise == NoiseKind::Torch) stream.emplace(request.seed);
+}
+
+// Values of a sample's channels that are guided: its first.
+int64_t guided_values(const DiTConfig& config, const Request& request) {
+  return int64_t{request.channels_guided(config)} * config.input_size * config.input_size;
+}
+
+}  // namespace
+
+int64_t cache_bytes(const Engine& engine, const RunPlan& plan, const Request& request) {
+  return engine.history_bytes(plan.slots) * (request.guided() ? 2 : 1) +
+         plan.guide_slots * guided_values(engine.config(), request) * static_cast<int64_t>(sizeof(float));
 }
 
 Scheduler::Scheduler(const Engine& engine, const SamplingOptions& options)
@@ -61,6 +71,12 @@ void Scheduler::add(const std::shared_ptr<Course>& course, int first, int count)
          .x = image(),
          .x0 = keeps_x0 ? image() : at::Tensor(),
          .entries = counts_tokens ? at::zeros({config.num_tokens()}, at::kFloat) : at::Tensor()});
+    Sample& sample = samples_.back();
+    const RunPlan& plan = course->plan;
+    for (size_t row = 0; plan.slots > 0 && row < (request.guided() ? 2 : 1); ++row)
+      sample.histories[row] = take_history(plan.slots);
+    if (plan.guide_slots > 0)
+      sample.differences = at::empty({plan.guide_slots, guided_values(config, request)}, at::kFloat);
   }
   if (course->stream) {
     course->drawn.resize(count * values_);
@@ -120,6 +136,13 @@ std::vector<Sample> Scheduler::step() {
   }
   const auto left = std::stable_partition(samples_.begin(), samples_.end(),
                                           [](const Sample& sample) { return sample.step >= 0; });
+  for (auto sample = left; sample != samples_.end(); ++sample) {
+    for (History& history : sample->histories) {
+      if (history.features.defined()) spare_.push_back(std::move(history));
+      history = {};
+    }
+    sample->differences = {};
+  }
   std::move(left, samples_.end(), std::back_inserter(finished));
   samples_.erase(left, samples_.end());
   return finished;
@@ -129,12 +152,16 @@ void Scheduler::lay_out_rows() {
   const DiTConfig& config = engine_.config();
   rows_.clear();
   null_rows_.assign(samples_.size(), 0);
-  for (const Sample& sample : samples_)
-    rows_.push_back({&sample.course->plan.steps[sample.step], sample.label});
+  const auto add_row = [&](Sample& sample, int64_t label, History& history) {
+    rows_.push_back(
+        {&sample.course->plan.steps[sample.step], label, history.features.defined() ? &history : nullptr});
+  };
+  for (Sample& sample : samples_) add_row(sample, sample.label, sample.histories[0]);
   for (size_t i = 0; i < samples_.size(); ++i) {
-    if (!samples_[i].course->request.guided()) continue;
+    Sample& sample = samples_[i];
+    if (sample.course->plan.rows(sample.step, sample.course->request.guided()) < 2) continue;
     null_rows_[i] = rows_.size();
-    rows_.push_back({rows_[i].step, config.null_class()});
+    add_row(sample, config.null_class(), sample.histories[1]);
   }
   work_.assign(rows_.size(), {});
   const auto rows = static_cast<int64_t>(rows_.size());
@@ -162,6 +189,45 @@ void Scheduler::fill_inputs(const Part& part) const {
   if (const size_t null_row = null_rows_[part.sample]) std::copy_n(x, part.size, input + null_row * values_);
 }
 
+History Scheduler::take_history(int slots) {
+  const auto found = std::find_if(spare_.begin(), spare_.end(), [&](const History& history) {
+    return history.kept_at.size() == static_cast<size_t>(slots);
+  });
+  if (found == spare_.end()) return engine_.make_history(slots);
+  History history = std::move(*found);
+  spare_.erase(found);
+  history.kept_at.assign(slots, -1);
+  return history;
+}
+
+// eps <- what guidance makes of it: of both rows, or of the difference between them as earlier steps had it.
+void Scheduler::guide_part(const Part& part, std::span<float> eps) const {
+  const DiTConfig& config = engine_.config();
+  const Sample& sample = samples_[part.sample];
+  const Request& request = sample.course->request;
+  const GuidePlan& plan = sample.course->plan.steps[sample.step].guide;
+  const float scale = plan.scale.value_or(request.cfg_scale);
+  const auto guided = static_cast<size_t>(guided_values(config, request));
+  const size_t count = std::min(part.size, guided - std::min(guided, part.first));
+  const auto difference = [&](int slot) {
+    return std::span(values_of(sample.differences) + slot * guided + part.first, count);
+  };
+  if (const size_t null_row = null_rows_[part.sample]) {
+    const size_t row_values = config.learn_sigma ? 2 * values_ : values_;
+    const std::span<const float> uncond(values_of(output_) + null_row * row_values + part.first, count);
+    if (plan.store >= 0)
+      std::transform(eps.begin(), eps.begin() + count, uncond.begin(), difference(plan.store).begin(),
+                     std::minus<>());
+    guide(eps.first(count), uncond, scale);
+  } else if (!plan.terms.empty()) {
+    for (size_t i = 0; i < count; ++i) {
+      float value = 0;
+      for (const Term& term : plan.terms) value += term.weight * difference(term.slot)[i];
+      eps[i] += (scale - 1) * value;
+    }
+  }
+}
+
 // Guidance and the reverse step.
 void Scheduler::advance(const Part& part) {
   const DiTConfig& config = engine_.config();
@@ -169,14 +235,11 @@ void Scheduler::advance(const Part& part) {
   const Request& request = sample.course->request;
   const SolverStep& solver = sample.course->solver[sample.step];
   const size_t row_values = config.learn_sigma ? 2 * values_ : values_;
-  const std::span<float> eps(values_of(output_) + part.sample * row_values + part.first, part.size);
-  if (const size_t null_row = null_rows_[part.sample]) {
-    const size_t guided = request.channels_guided(config) * values_ / config.in_channels;
-    const size_t count = std::min(part.size, guided - std::min(guided, part.first));
-    guide(eps.first(count), {values_of(output_) + null_row * row_values + part.first, count},
-          request.cfg_scale);
-  }
-  std::array<float, kPartValues> drawn;
+  const float* const output = values_of(output_) + part.sample * row_values + part.first;
+  std::array<float, kPartValues> guided, drawn;
+  const std::span<float> eps(guided.data(), part.size);
+  std::copy_n(output, part.size, eps.begin());
+  guide_part(part, eps);
   std::span<const float> noise;
   if (solver.noisy && sample.course->stream) {
     noise = std::span(sample.course->drawn).subspan(sample.index * values_ + part.first, part.size);
@@ -187,7 +250,7 @@ void Scheduler::advance(const Part& part) {
   const bool learned = config.learn_sigma && !config.drops_variance;
   apply_step(solver, {.x = {values_of(sample.x) + part.first, part.size},
                       .eps = eps,
-                      .variance = {eps.data() + values_, learned ? part.size : 0},
+                      .variance = {output + values_, learned ? part.size : 0},
                       .noise = noise,
                       .x0 = {sample.x0.defined() ? values_of(sample.x0) + part.first : nullptr,
                              sample.x0.defined() ? part.size : 0}});

@@ -1,6 +1,7 @@
 // Images in flight: each goes its own steps, and all share every forward.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -18,14 +19,17 @@ namespace dydit {
 /// What the images of a request have in common: all that is known before sampling.
 struct Course {
   /// `plan`: of the request's timesteps.
-  Course(const Request& request, WidthPlan plan);
+  Course(const Request& request, RunPlan plan);
 
   const Request request;
-  const WidthPlan plan;
+  const RunPlan plan;
   std::vector<SolverStep> solver;    // one a step of the plan
   std::optional<TorchNoise> stream;  // of NoiseKind::Torch
   std::vector<float> drawn;          // from it, for the step in progress: the images' values in order
 };
+
+/// Bytes that an image of such a plan keeps from step to step, both rows and guidance.
+int64_t cache_bytes(const Engine& engine, const RunPlan& plan, const Request& request);
 
 /// An image in flight: plain state that can be advanced by one step at a time.
 struct Sample {
@@ -36,6 +40,9 @@ struct Sample {
   at::Tensor x;        // (in_channels, side, side) float32
   at::Tensor x0;       // likewise: predicted in the last step; undefined where nobody asks
   at::Tensor entries;  // (N) float32: how often each token entered an MLP; undefined unless asked for
+  // Of the plan's slots: the conditional row's and the null class's, and (slots, guided values) of guidance.
+  std::array<History, 2> histories = {};
+  at::Tensor differences = {};
   Work work = {};      // summed over steps and guidance halves
   double seconds = 0;  // its share of the time of its steps
 
@@ -55,6 +62,9 @@ class Scheduler {
   /// that are finished, in the order in which they were added. After an exception none is in flight.
   std::vector<Sample> step();
   std::span<const Sample> in_flight() const { return samples_; }
+  /// (rows, out_channels, side, side) float32: what the model gave in the last step, before guidance. Rows of
+  /// the samples then in flight, then of the guided ones the null class's.
+  at::Tensor outputs() const { return output_.slice(0, 0, static_cast<int64_t>(rows_.size())); }
 
  private:
   // `size` values of samples_[sample] from `first` on.
@@ -65,6 +75,8 @@ class Scheduler {
   void lay_out_rows();
   void draw_streams();
   void fill_inputs(const Part& part) const;
+  History take_history(int slots);
+  void guide_part(const Part& part, std::span<float> eps) const;
   void advance(const Part& part);
   void add_up(double seconds);
 
@@ -77,6 +89,7 @@ class Scheduler {
   std::vector<Row> rows_;          // of the samples, then of the guided ones the null class's
   std::vector<size_t> null_rows_;  // of each sample, 0: not guided
   std::vector<Work> work_;         // of the rows
+  std::vector<History> spare_;     // of finished samples
   at::Tensor input_, output_;      // of as many rows as there have been
   TokenTrace trace_;
 };

@@ -1,7 +1,5 @@
-// Routers run in blocks of a fixed number of rows, on one thread, so that a timestep's decisions never depend
-// on its neighbours.
-#include "dydit/plan/width_plan.h"
-
+// The widths of a plan. Routers run in blocks of a fixed number of rows, on one thread, so that a timestep's
+// decisions never depend on its neighbours.
 #include <algorithm>
 #include <cmath>
 #include <compare>
@@ -15,7 +13,7 @@
 #include "dydit/base/error.h"
 #include "dydit/base/row_pool.h"
 #include "dydit/model/embeddings.h"
-#include "dydit/model/macs.h"
+#include "dydit/plan/run_plan.h"
 
 namespace dydit {
 namespace {
@@ -63,7 +61,7 @@ at::Tensor embed_timesteps(const Checkpoint& checkpoint, const at::Tensor& t) {
 }
 
 // Decides timesteps[first, first + kRowsPerBlock), the last block padded with its own last timestep.
-void decide_rows(const Checkpoint& checkpoint, std::span<const int> timesteps, int first, WidthPlan& plan) {
+void decide_rows(const Checkpoint& checkpoint, std::span<const int> timesteps, int first, RunPlan& plan) {
   c10::InferenceMode guard;
   const int H = plan.config.num_heads, last = static_cast<int>(timesteps.size()) - 1;
   const at::Tensor t = at::empty({kRowsPerBlock}, at::kLong);
@@ -92,7 +90,7 @@ void decide_rows(const Checkpoint& checkpoint, std::span<const int> timesteps, i
 }
 
 // Adds to (prefixes, total) over the timesteps of one block and one kind of part.
-void count_prefixes(const WidthPlan& plan, int block, std::vector<uint8_t> BlockWidth::*parts,
+void count_prefixes(const RunPlan& plan, int block, std::vector<uint8_t> BlockWidth::*parts,
                     int64_t& prefixes, int64_t& total) {
   const int H = plan.config.num_heads;
   std::vector<int> times_on(H, 0), order(H);
@@ -110,12 +108,9 @@ void count_prefixes(const WidthPlan& plan, int block, std::vector<uint8_t> Block
 
 }  // namespace
 
-int BlockWidth::active_heads() const { return std::accumulate(heads.begin(), heads.end(), 0); }
-int BlockWidth::active_groups() const { return std::accumulate(groups.begin(), groups.end(), 0); }
-
-WidthPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> timesteps, Mode mode) {
+RunPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> timesteps, Mode mode) {
   const DiTConfig& config = checkpoint.config;
-  WidthPlan plan;
+  RunPlan plan;
   plan.config = config;
   if (!config.is_dynamic()) mode = Mode::Static;
   const std::vector<uint8_t> all(config.num_heads, 1);
@@ -135,17 +130,6 @@ WidthPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> tim
   return plan;
 }
 
-int64_t required_macs(const DiTConfig& config, const StepPlan& step, std::span<const int> tokens) {
-  int64_t macs = fixed_macs(config);
-  if (step.mode == Mode::Dynamic) macs += router_macs(config);
-  for (int b = 0; b < config.depth; ++b) {
-    const BlockWidth& width = step.blocks[b];
-    macs += attention_macs(config, width.active_heads());
-    macs += mlp_macs(config, width.active_groups(), tokens.empty() ? config.num_tokens() : tokens[b]);
-  }
-  return macs;
-}
-
 std::vector<uint8_t> select_tokens(std::span<const float> logits, int keep_tokens) {
   return keep_tokens < 0 ? above_threshold(logits) : largest(logits, keep_tokens);
 }
@@ -162,7 +146,7 @@ float decision_margin(std::span<const float> logits, int keep) {
   return margin;
 }
 
-double nesting_share(const WidthPlan& plan) {
+double nesting_share(const RunPlan& plan) {
   int64_t prefixes = 0, total = 0;
   for (int b = 0; b < plan.config.depth; ++b) {
     count_prefixes(plan, b, &BlockWidth::heads, prefixes, total);

@@ -49,7 +49,7 @@ std::string text(double x, double y, std::string_view anchor, std::string_view c
 
 class Picture {
  public:
-  Picture(const WidthPlan& plan) : plan_(plan), steps_(static_cast<int>(plan.steps.size())) {}
+  Picture(const RunPlan& plan) : plan_(plan), steps_(static_cast<int>(plan.steps.size())) {}
 
   std::string draw(std::string_view title) {
     const double cell = std::clamp(160.0 / plan_.config.depth, 5.0, 18.0);
@@ -136,14 +136,14 @@ class Picture {
                   "timestep t: 0 is the image, 999 noise; sampling goes from right to left");
   }
 
-  const WidthPlan& plan_;
+  const RunPlan& plan_;
   const int steps_;
   std::string body_;
 };
 
 }  // namespace
 
-double step_work_share(const WidthPlan& plan, int step) {
+double step_work_share(const RunPlan& plan, int step) {
   std::vector<int> kept;
   for (const BlockWidth& width : plan.steps.at(step).blocks) {
     kept.push_back(width.keep_tokens >= 0 ? width.keep_tokens : plan.config.num_tokens());
@@ -152,12 +152,12 @@ double step_work_share(const WidthPlan& plan, int step) {
          static_cast<double>(static_macs(plan.config));
 }
 
-std::string plan_svg(const WidthPlan& plan, std::string_view title) {
+std::string plan_svg(const RunPlan& plan, std::string_view title) {
   DYDIT_CHECK(!plan.steps.empty(), "a plan of no timesteps has no picture");
   return Picture(plan).draw(title);
 }
 
-std::string plan_csv(const WidthPlan& plan) {
+std::string plan_csv(const RunPlan& plan) {
   CsvCells header = {"timestep", "work_share"};
   for (const char* kind : {"heads", "groups"}) {
     for (int l = 0; l < plan.config.depth; ++l) header.push_back(fmt::format("{}_{}", kind, l));

@@ -6,7 +6,7 @@
 #include "dydit/base/noise.h"
 #include "dydit/model/dit.h"
 #include "dydit/model/macs.h"
-#include "dydit/plan/width_plan.h"
+#include "dydit/plan/run_plan.h"
 #include "dydit/train/capacity.h"
 
 namespace dydit {

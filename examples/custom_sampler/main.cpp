@@ -19,7 +19,7 @@ void run(const char* checkpoint_path, int label, int steps, const char* png_path
 
   // Widths depend on the timestep alone, so the plan of all steps is known before the first.
   const auto timesteps = dydit::choose_timesteps(dydit::SamplerKind::Ddim, steps).timesteps;
-  const dydit::WidthPlan plan = dydit::make_width_plan(checkpoint, timesteps, dydit::Mode::Dynamic);
+  const dydit::RunPlan plan = dydit::make_width_plan(checkpoint, timesteps, dydit::Mode::Dynamic);
   const dydit::DiffusionTables tables = dydit::make_diffusion_tables(timesteps);
   const int threads = dydit::default_threads();
   const auto engine = dydit::make_engine(dydit::EngineKind::Cpu, checkpoint, {.threads = threads});

@@ -76,7 +76,7 @@ Checkpoint make_checkpoint(Cli& cli, const BenchFlags& flags, at::ScalarType dty
 }
 
 // At how many steps the active set of the block that changes least differs from the step before.
-int least_changes(const WidthPlan& plan) {
+int least_changes(const RunPlan& plan) {
   int least = static_cast<int>(plan.steps.size());
   for (int b = 0; b < plan.config.depth; ++b) {
     int changes = 0;
@@ -98,13 +98,13 @@ class Contestant {
         pipeline_(checkpoint, kind, {.dtype = dtype, .threads = flags.threads}) {
     const SamplerKind sampler = kSamplerNames.at(flags.sampler);
     const std::vector<int> timesteps = choose_timesteps(sampler, flags.steps).timesteps;
-    plan_ = pipeline_.plan(timesteps, mode);
     options_.num_images = options_.batch = flags.batch;
     options_.num_steps = flags.steps;
     options_.cfg_scale = flags.cfg_scale;
     options_.threads = flags.threads;
     options_.mode = mode;
     options_.sampler.kind = sampler;
+    plan_ = pipeline_.plan(options_);
     if (!flags.run) {
       workspace_ = pipeline_.engine().make_workspace({.threads = flags.threads, .profile = &profile_});
       workspace_->prepare({timesteps.rbegin(), timesteps.rend()});
@@ -164,7 +164,7 @@ class Contestant {
     return spread_of(values);
   }
   double macs(int64_t Work::*kind) const { return static_cast<double>(laps_work_.*kind) / seconds_.size(); }
-  const WidthPlan& plan() const { return plan_; }
+  const RunPlan& plan() const { return plan_; }
   // Seconds of one sample's unit (a forward) by block and operator.
   double operator_ms(int row, int op) const {
     return profile_[row][op] * 1e3 / (static_cast<double>(seconds_.size()) * flags_.steps * flags_.batch);
@@ -175,7 +175,7 @@ class Contestant {
   const DiTConfig& config_;
   Profile profile_;
   const Pipeline pipeline_;
-  WidthPlan plan_;
+  RunPlan plan_;
   GenerateOptions options_;
   std::unique_ptr<Workspace> workspace_;
   at::Tensor x_;

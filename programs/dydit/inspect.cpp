@@ -13,7 +13,7 @@
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/macs.h"
 #include "dydit/pipeline/record.h"
-#include "dydit/plan/width_plan.h"
+#include "dydit/plan/run_plan.h"
 #include "dydit/report/plan_picture.h"
 #include "inspect_files.h"
 #include "model_flags.h"
@@ -25,7 +25,7 @@ namespace {
 
 using nlohmann::json;
 
-json plan_json(const WidthPlan& plan) {
+json plan_json(const RunPlan& plan) {
   json steps = json::array();
   for (size_t s = 0; s < plan.steps.size(); ++s) {
     json heads = json::array(), groups = json::array();
@@ -41,7 +41,7 @@ json plan_json(const WidthPlan& plan) {
   return {{"steps", steps}, {"nesting", nesting_share(plan)}};
 }
 
-json checkpoint_json(const Checkpoint& checkpoint, const std::optional<WidthPlan>& plan) {
+json checkpoint_json(const Checkpoint& checkpoint, const std::optional<RunPlan>& plan) {
   const DiTConfig& config = checkpoint.config;
   json result = {{"file", checkpoint.path.string()},
                  {"format", checkpoint.format},
@@ -171,7 +171,7 @@ int run_inspect(const Args& args, Isa isa) {
   plan_flags_need(checkpoint.config.is_dynamic(),
                   fmt::format("a width plan; {} is a static DiT, it has none", path));
   check_targets(cli, {{"--svg", svg}, {"--csv", csv}}, inputs_of(checkpoint));
-  std::optional<WidthPlan> plan;
+  std::optional<RunPlan> plan;
   if (checkpoint.config.is_dynamic())
     plan = make_width_plan(checkpoint, even_timesteps(plan_steps), Mode::Dynamic);
   const json result = checkpoint_json(checkpoint, plan);

@@ -59,7 +59,7 @@ void VerifyReport::error(const std::string& name, double error, double limit, co
             "another start or noise");
 }
 
-void Margin::add(const WidthPlan& plan, const TokenTrace& trace) {
+void Margin::add(const RunPlan& plan, const TokenTrace& trace) {
   const auto add = [this](float margin, float largest) {
     smallest_ = std::min(smallest_, margin);
     smallest_share_ = std::min(smallest_share_, margin / largest);
@@ -184,12 +184,13 @@ int run_verify(const Args& args, Isa isa) {
   VerifyReport report;
   if (reference.has("x") && reference.has("out")) verify_forward(context, report);
   verify_diffusion(context, report);
+  verify_plans(context, report);
   if (reference.has("gumbel.0.attn") || reference.has("complete_mse")) verify_training(context, report);
   checkpoint.check_unchanged();
   DYDIT_CHECK(
       report.size() > 0,
       "{}: holds nothing that verify can replay; expected forwards (x, t, y, out), tables (betas), single "
-      "steps (step_0_x) or runs (sample_p_z)",
+      "steps (step_0_x), runs (sample_p_z) or runs of plans (MODE.SPACING.PLAN.out)",
       reference_path);
   if (cli.json) {
     print_out("{}\n", json_text(nlohmann::json{{"passed", report.passed()}, {"checks", report.to_json()}}));

@@ -28,7 +28,7 @@ inline constexpr double kBf16TokenFlipShare = 5e-3;  // bf16 token decisions tha
 class Margin {
  public:
   /// Of the width routers at the plan's steps, one a row, and of the token routers where `trace` has them.
-  void add(const WidthPlan& plan, const TokenTrace& trace);
+  void add(const RunPlan& plan, const TokenTrace& trace);
 
   double smallest() const { return smallest_; }
   bool within_rounding() const { return smallest_share_ <= kForwardTolerance; }
@@ -95,6 +95,10 @@ void verify_forward(const VerifyContext& context, VerifyReport& report);
 /// Recorded tables, timesteps, single steps and sampling runs.
 void verify_diffusion(const VerifyContext& context, VerifyReport& report);
 
+/// Recorded runs of plans: MODE.SPACING.PLAN.out with plans/SPACING_PLAN.json beside the reference; both
+/// engines.
+void verify_plans(const VerifyContext& context, VerifyReport& report);
+
 /// A recorded training step: x0, t, y, noise, gumbel.* -> loss terms and grad.*.
 void verify_training(const VerifyContext& context, VerifyReport& report);
 
@@ -106,7 +110,7 @@ class Replay {
   at::Tensor forward(const at::Tensor& x, std::span<const int> t, std::span<const int64_t> y, Mode mode,
                      TokenTrace& trace);
   /// Of the last forward: one step of the plan a row.
-  const WidthPlan& plan() const { return plan_; }
+  const RunPlan& plan() const { return plan_; }
   /// Of all decisions so far.
   const Margin& margin() const { return margin_; }
 
@@ -114,7 +118,7 @@ class Replay {
   const Checkpoint& checkpoint_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Workspace> workspace_;
-  WidthPlan plan_;
+  RunPlan plan_;
   Margin margin_;
 };
 

@@ -25,7 +25,7 @@ struct ForwardResult {
 };
 
 // (B, L, H)
-at::Tensor plan_masks(const WidthPlan& plan, std::vector<uint8_t> BlockWidth::*parts) {
+at::Tensor plan_masks(const RunPlan& plan, std::vector<uint8_t> BlockWidth::*parts) {
   const DiTConfig& config = plan.config;
   const at::Tensor masks =
       at::empty({static_cast<int64_t>(plan.steps.size()), config.depth, config.num_heads}, at::kFloat);

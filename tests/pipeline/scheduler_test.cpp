@@ -80,7 +80,7 @@ TEST_P(SchedulerOf, ImagesThatShareForwardsAreWhatTheyAreAlone) {
         while (courses.size() < requests.size() && draw() % 2 == 0) {
           const Request& request = requests[courses.size()];
           courses.push_back(
-              std::make_shared<Course>(request, pipeline.plan(run_spacing(request).timesteps, request.mode)));
+              std::make_shared<Course>(request, pipeline.plan(request)));
           number[courses.back().get()] = courses.size() - 1;
           scheduler.add(courses.back(), 0, request.num_images);
           images += request.num_images;
@@ -109,7 +109,7 @@ TEST(Scheduler, FinishesInTheOrderOfAddition) {
   request.num_steps = 2;
   request.num_images = 5;
   const auto course =
-      std::make_shared<Course>(request, pipeline.plan(run_spacing(request).timesteps, request.mode));
+      std::make_shared<Course>(request, pipeline.plan(request));
   Scheduler scheduler(pipeline.engine(), {});
   scheduler.add(course, 3, 2);
   scheduler.add(course, 0, 2);
@@ -147,7 +147,7 @@ TEST(Pipeline, PlansAreThoseOfMakeWidthPlanInAnyOrderAndAgain) {
   const Pipeline pipeline(checkpoint, EngineKind::Cpu, {});
   for (const std::vector<int>& timesteps : {std::vector<int>{3, 500, 998}, {998, 3, 3, 41}, {500}}) {
     for (const Mode mode : {Mode::Dynamic, Mode::Static}) {
-      const WidthPlan got = pipeline.plan(timesteps, mode),
+      const RunPlan got = pipeline.widths(timesteps, mode),
                       want = make_width_plan(checkpoint, timesteps, mode);
       ASSERT_EQ(got.steps.size(), want.steps.size());
       for (size_t s = 0; s < want.steps.size(); ++s) {
@@ -157,7 +157,7 @@ TEST(Pipeline, PlansAreThoseOfMakeWidthPlanInAnyOrderAndAgain) {
       }
     }
   }
-  test::expect_error([&] { pipeline.plan(std::vector<int>{1000}, Mode::Dynamic); }, "timestep 1000");
+  test::expect_error([&] { pipeline.widths(std::vector<int>{1000}, Mode::Dynamic); }, "timestep 1000");
 }
 
 // What belongs to the whole process is as it was, while a run goes on and afterwards.

@@ -10,7 +10,7 @@
 #include "dydit/engine/engine.h"
 #include "dydit/io/safetensors.h"
 #include "dydit/model/macs.h"
-#include "dydit/plan/width_plan.h"
+#include "dydit/plan/run_plan.h"
 #include "tests/support/engines.h"
 #include "tests/support/files.h"
 #include "tests/support/random_model.h"
@@ -92,7 +92,7 @@ TEST(KeepCounts, ThatDoNotFitTheModelAreRefused) {
 TEST(WidthPlanByCapacity, KeepsAsManyAsItsQuarterSays) {
   const Checkpoint model = model_with_counts();
   const std::vector<int> timesteps = {0, 249, 250, 499, 500, 749, 750, 999};
-  const WidthPlan plan = make_width_plan(model, timesteps, Mode::Dynamic);
+  const RunPlan plan = make_width_plan(model, timesteps, Mode::Dynamic);
   for (size_t i = 0; i < timesteps.size(); ++i) {
     const int quarter = timesteps[i] / 250;
     for (int b = 0; b < 2; ++b) {
@@ -109,7 +109,7 @@ TEST(WidthPlanByCapacity, RanksTheLogitsAtEachTimestep) {
   Checkpoint model = model_with_counts();
   model.weights.at("blocks.0.attn_rate.router.weight").zero_();
   model.weights.at("blocks.0.attn_rate.router.bias").copy_(at::tensor({-7.0f, -3.0f, -5.0f}));
-  const WidthPlan plan = make_width_plan(model, std::vector<int>{10, 300, 600, 900}, Mode::Dynamic);
+  const RunPlan plan = make_width_plan(model, std::vector<int>{10, 300, 600, 900}, Mode::Dynamic);
   using Parts = std::vector<uint8_t>;
   EXPECT_EQ(plan.steps[0].blocks[0].heads,
             (Parts{1, 0, 0, 0}));  // all below the threshold, and yet they are on
@@ -119,7 +119,7 @@ TEST(WidthPlanByCapacity, RanksTheLogitsAtEachTimestep) {
 }
 
 TEST(WidthPlanByCapacity, InStaticModeHasEverythingOn) {
-  const WidthPlan plan = make_width_plan(model_with_counts(), std::vector<int>{300}, Mode::Static);
+  const RunPlan plan = make_width_plan(model_with_counts(), std::vector<int>{300}, Mode::Static);
   EXPECT_EQ(plan.steps[0].blocks[1].active_heads(), 4);
   EXPECT_FALSE(plan.steps[0].routes_tokens(plan.config));
 }

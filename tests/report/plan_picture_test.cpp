@@ -14,8 +14,8 @@ namespace dydit {
 namespace {
 
 // Two blocks of four heads at two timesteps.
-WidthPlan hand_made() {
-  WidthPlan plan;
+RunPlan hand_made() {
+  RunPlan plan;
   plan.config = test::tiny_config();
   plan.config.depth = 2;
   plan.config.num_heads = 4;
@@ -56,13 +56,13 @@ TEST(PlanSvg, EscapesItsTitle) {
 }
 
 TEST(PlanSvg, RefusesAPlanWithoutTimesteps) {
-  WidthPlan plan = hand_made();
+  RunPlan plan = hand_made();
   plan.steps.clear();
   EXPECT_THROW(plan_svg(plan, ""), Error);
 }
 
 TEST(StepWorkShare, CountsTheTokensThatTheCapacityRuleKeeps) {
-  WidthPlan plan = hand_made();
+  RunPlan plan = hand_made();
   const double all = step_work_share(plan, 0);
   for (BlockWidth& width : plan.steps[0].blocks) width.keep_tokens = 1;
   const double saved = 2.0 * static_cast<double>(mlp_macs(plan.config, 4, plan.config.num_tokens() - 1));
@@ -70,7 +70,7 @@ TEST(StepWorkShare, CountsTheTokensThatTheCapacityRuleKeeps) {
 }
 
 TEST(PlanSvg, OfNoTimestepsIsRefused) {
-  test::expect_error([] { plan_svg(WidthPlan(), "title"); }, "a plan of no timesteps has no picture");
+  test::expect_error([] { plan_svg(RunPlan(), "title"); }, "a plan of no timesteps has no picture");
 }
 
 }  // namespace

@@ -49,7 +49,7 @@ struct EngineOf {
   }
   Forward forward(const Inputs& inputs, int step) const { return forward(inputs.x, step, inputs.y); }
 
-  WidthPlan plan;
+  RunPlan plan;
   std::unique_ptr<Engine> engine;
   std::unique_ptr<Workspace> workspace;
 };

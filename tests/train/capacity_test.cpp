@@ -12,7 +12,7 @@
 #include "dydit/engine/engine.h"
 #include "dydit/model/edit.h"
 #include "dydit/model/macs.h"
-#include "dydit/plan/width_plan.h"
+#include "dydit/plan/run_plan.h"
 #include "dydit/train/gates.h"
 #include "dydit/train/trainer.h"
 #include "tests/support/engines.h"
@@ -281,7 +281,7 @@ TEST_F(TrainedByCapacity, ThePlanOverAllTimestepsMeetsLambda) {
   const DiTConfig& config = trained_.config;
   std::vector<int> all(1000);
   std::iota(all.begin(), all.end(), 0);
-  const WidthPlan plan = make_width_plan(trained_, all, Mode::Dynamic);
+  const RunPlan plan = make_width_plan(trained_, all, Mode::Dynamic);
   const auto whole = static_cast<double>(attention_macs(config, 4) + mlp_macs(config, 4, 16));
   double ratio = 0;
   for (const StepPlan& step : plan.steps) {

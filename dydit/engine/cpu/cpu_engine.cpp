@@ -7,6 +7,7 @@
 #include <ATen/ATen.h>
 
 #include "dydit/base/team.h"
+#include "dydit/engine/cpu/branch_cache.h"
 #include "dydit/engine/cpu/kernels.h"
 #include "dydit/engine/cpu/modulation.h"
 #include "dydit/engine/cpu/packed_model.h"
@@ -25,9 +26,10 @@ constexpr int kNormRows = 16, kRouterRows = 24;
 // What a pass works in. Tokens are rows: x is the residual stream, rows its normalised rows, hidden the
 // MLP's.
 struct PassMemory {
-  explicit PassMemory(Team& team) : team(team) {}
+  PassMemory(Team& team, const BranchCache& cache) : team(team), cache(cache) {}
 
   Team& team;
+  BranchCache cache;
   Buffer x, rows, qkv, heads, hidden, patches, logits;
   std::vector<const float*> gates;
   Panels panels;
@@ -55,23 +57,18 @@ struct CpuWorkspace final : Workspace {
   std::vector<PassMemory> own;  // each thread's, of passes that it does alone
 };
 
-// Rows that go through the blocks together: their plans are equal but for the timestep.
-struct Pass {
-  std::span<const int> rows;       // of the batch
-  const float* const* modulation;  // of each row of the batch
-  const StepPlan& plan;
+struct Pass : PassRows {
   bool routes_tokens;
   TokenTrace* trace;
   CpuWorkspace& run;
   PassMemory& w;
-
-  int samples() const { return static_cast<int>(rows.size()); }
 };
 
 class CpuEngine final : public Engine {
  public:
   CpuEngine(const Checkpoint& checkpoint, const EngineOptions& options);
 
+  BranchCache new_cache() const { return {config_, bf16_}; }
   // Of one thread.
   size_t scratch_bytes() const { return attention_scratch(N_, D_, bf16_ ? 2 : 4) / 64 * 64 + 64; }
   size_t router_floats() const { return size_t{kRouterRows} * config_.token_router_hidden(); }
@@ -93,6 +90,8 @@ class CpuEngine final : public Engine {
   void attention_half(const Pass& pass, int index) const;
   int route(const Pass& pass, int index) const;
   void mlp_half(const Pass& pass, int index, int tokens) const;
+  void add_forecasts(const Pass& pass, int index) const;
+  void keep_ranges(const Pass& pass, int index) const;
   void final_layer(const Pass& pass, float* out) const;
 
   void token_logits(const Pass& pass, const PackedBlock& block) const;
@@ -128,8 +127,9 @@ CpuWorkspace::CpuWorkspace(const CpuEngine& engine, const PackedModel& model, co
       engine(engine),
       profile(options.profile),
       modulation(model),
-      shared(crew_.together()) {
-  for (int thread = 0; thread < crew_.threads(); ++thread) own.emplace_back(crew_.own(thread));
+      shared(crew_.together(), engine.new_cache()) {
+  for (int thread = 0; thread < crew_.threads(); ++thread)
+    own.emplace_back(crew_.own(thread), engine.new_cache());
   scratch.reserve(crew_.threads() * engine.scratch_bytes());
   if (model.config().token_routers) router.reserve(crew_.threads() * engine.router_floats() * sizeof(float));
   if (profile == nullptr) return;
@@ -170,7 +170,8 @@ void CpuEngine::compute(const at::Tensor& x, std::span<const Row> rows, Workspac
   const auto forward_rows = [&](const Piece& piece, PassMemory& w) {
     const std::span<const int> of_batch = run.groups.rows(piece);
     const StepPlan& plan = *rows[of_batch[0]].step;
-    const Pass pass = {of_batch, modulation, plan, plan.routes_tokens(config_), outputs.trace, run, w};
+    const Pass pass = {
+        {of_batch, rows, modulation, plan}, plan.routes_tokens(config_), outputs.trace, run, w};
     forward_pass(pass, x.data_ptr<float>(), outputs.out.data_ptr<float>());
     for (int b = 0; b < piece.count; ++b) {
       const std::span<const int> kept(w.kept.data() + static_cast<size_t>(b) * L_, L_);
@@ -211,12 +212,31 @@ void CpuEngine::reserve(PassMemory& w, int samples) const {
 // One screen: some samples through all blocks.
 void CpuEngine::forward_pass(const Pass& pass, const float* x, float* out) const {
   pass.w.kept.assign(static_cast<size_t>(pass.samples()) * L_, N_);
+  pass.w.cache.begin();
   timed(pass.w, L_, Operator::Embed, [&] { embed(pass, x); });
   for (int l = 0; l < L_; ++l) {
-    attention_half(pass, l);
-    const int tokens = route(pass, l);
-    mlp_half(pass, l, tokens);
+    keep_ranges(pass, l);
+    if (const RangePlan* range = pass.plan.skipped_from(l)) {
+      pass.w.cache.forecast_range(static_cast<int>(range - pass.plan.ranges.data()));
+      l = range->to - 1;
+      continue;
+    }
+    if (pass.plan.computes(l, Branch::Attention)) {
+      add_forecasts(pass, l);
+      attention_half(pass, l);
+    } else {
+      pass.w.cache.forecast(l, Branch::Attention);
+    }
+    if (pass.plan.computes(l, Branch::Mlp)) {
+      add_forecasts(pass, l);
+      const int tokens = route(pass, l);
+      mlp_half(pass, l, tokens);
+    } else {
+      pass.w.cache.forecast(l, Branch::Mlp);
+    }
   }
+  keep_ranges(pass, L_);
+  add_forecasts(pass, L_);
   timed(pass.w, L_, Operator::Final, [&] { final_layer(pass, out); });
 }
 
@@ -311,9 +331,27 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
               .out = w.x.as<float>(),
               .ldo = row_,
               .sample_rows = N_,
-              .gates = gates_at(pass, modulation + 2 * C_)},
+              .gates = gates_at(pass, modulation + 2 * C_),
+              .features = w.cache.features(pass, index, Branch::Attention, false),
+              .feature_stride = C_},
              rows, bf16_);
   });
+}
+
+// Adds what was forecast since the last branch that was computed; its time is told with block `index`.
+void CpuEngine::add_forecasts(const Pass& pass, int index) const {
+  PassMemory& w = pass.w;
+  if (!w.cache.has_forecasts()) return;
+  timed(w, std::min(index, L_ - 1), Operator::Reuse,
+        [&] { w.cache.add(pass, w.x.as<float>(), row_, w.team); });
+}
+
+void CpuEngine::keep_ranges(const Pass& pass, int index) const {
+  PassMemory& w = pass.w;
+  if (!BranchCache::keeps_at(pass.plan, index)) return;
+  add_forecasts(pass, index);
+  timed(w, std::min(index, L_ - 1), Operator::Reuse,
+        [&] { w.cache.keep_ranges(pass, index, w.x.as<float>(), row_, w.team); });
 }
 
 // Decides which tokens enter the MLP: fills gathered and kept; returns how many there are.
@@ -414,7 +452,9 @@ void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) const {
               .ldo = row_,
               .rows = gathered,
               .sample_rows = N_,
-              .gates = gates_at(pass, modulation + 2 * C_)},
+              .gates = gates_at(pass, modulation + 2 * C_),
+              .features = w.cache.features(pass, index, Branch::Mlp, gathered != nullptr),
+              .feature_stride = C_},
              tokens, bf16_);
   });
 }

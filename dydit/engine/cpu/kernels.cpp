@@ -50,6 +50,42 @@ void norm(T* out, const float* x, const float* shift, const float* scale, int C,
   if (i < C) modulate(i, C - i);
 }
 
+// A strip of rows at a time, so that x waits in the first-level cache while features stream by.
+template <typename T>
+void forecast(float* x, int64_t stride, int first, int rows, int C, const ForecastTerms* forecasts,
+              int count) {
+  constexpr int kStripValues = 4096;
+  const int strip = C < kStripValues ? kStripValues / C : 1;
+  for (int begin = 0; begin < rows; begin += strip) {
+    const int end = begin + strip < rows ? begin + strip : rows;
+    for (const ForecastTerms* f = forecasts; f < forecasts + count; ++f) {
+      for (int row = begin; row < end; ++row) {
+        const int64_t at = int64_t{first + row} * C;
+        float* to = x + row * stride;
+        for (int c = 0; c < C; c += kPanel) {
+          const auto feature = [&](int j) {
+            return load_lanes(static_cast<const T*>(f->features[j]) + at + c, C - c);
+          };
+          Lanes v = times(feature(0), f->weights[0]);
+          for (int j = 1; j < f->count; ++j) v = multiply_add(feature(j), f->weights[j], v);
+          const Lanes before = load_lanes(to + c, C - c);
+          store_lanes(to + c, f->gate ? multiply_add(v, load_lanes(f->gate + c, C - c), before) : before + v,
+                      C - c);
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void subtract(T* out, const float* a, const float* b, int C) {
+  for (int c = 0; c < C; c += kPanel) {
+    const Lanes from = load_lanes(b + c, C - c);
+    const Lanes v = each(load_lanes(a + c, C - c), [&](Vector x, int i) { return x - from.v[i]; });
+    store_lanes(out + c, v, C - c);
+  }
+}
+
 float dot(const float* a, const float* b, int size) {
   Lanes sum = {};
   for (int i = 0; i < size; i += kPanel)
@@ -367,6 +403,10 @@ extern const Kernels kernels = {Multiplier<Bf16, Bf16>::kRows,
                                 attention<float>,
                                 norm<Bf16>,
                                 norm<float>,
+                                forecast<Bf16>,
+                                forecast<float>,
+                                subtract<Bf16>,
+                                subtract<float>,
                                 dot,
                                 peak<Bf16>,
                                 peak<float>};

@@ -19,6 +19,7 @@ inline constexpr int kPanel = 16;       // output columns of a panel
 inline constexpr int kNarrowPanel = 8;  // of a narrow one
 inline constexpr int kTileRows = 6;     // rows of a register tile, but for bfloat16 with AMX
 inline constexpr int kTilePanels = 4;   // panels of a register tile
+inline constexpr int kMaxTerms = 5;     // of a forecast
 
 // Whether the last panel of so many columns can be narrow. Static: see kernels.cpp on inline functions.
 static constexpr bool ends_narrow(int columns) {
@@ -57,6 +58,9 @@ struct Gemm {
   const int* rows = nullptr;
   int sample_rows = 1;
   const float* const* gates = nullptr;
+  // With gates: rows of v, before gate and residual, of each sample (null: not kept), in the type of `a`.
+  void* const* features = nullptr;
+  int64_t feature_stride = 0;  // elements from row to row
   // Panels, as narrow as these, that this thread will probably multiply next: fetched into its second-level
   // cache meanwhile.
   const Panel* next = nullptr;
@@ -77,6 +81,14 @@ struct Attention {
   int64_t next = 0;
 };
 
+/// A branch or range that is not computed: x += gate (w_0 f_0 + w_1 f_1 + ...), in this order.
+struct ForecastTerms {
+  const float* gate;  // (C); null: 1
+  int count;
+  const void* features[kMaxTerms];  // each (rows, C)
+  float weights[kMaxTerms];
+};
+
 /// Element types: activations x weights.
 struct Kernels {
   int bf16_tile_rows;                    // rows of a register tile of gemm_bf16
@@ -89,6 +101,15 @@ struct Kernels {
   // out (C) <- layer_norm(x, eps) (1 + scale) + shift, of one row.
   void (*norm_bf16)(Bf16* out, const float* x, const float* shift, const float* scale, int C, float eps);
   void (*norm_float)(float* out, const float* x, const float* shift, const float* scale, int C, float eps);
+  // x (rows, C), `stride` apart, += all of the forecasts, one after the other, their features' rows from
+  // `first` on: one pass over x for as many branches as follow each other.
+  void (*forecast_bf16)(float* x, int64_t stride, int first, int rows, int C, const ForecastTerms* forecasts,
+                        int count);
+  void (*forecast_float)(float* x, int64_t stride, int first, int rows, int C, const ForecastTerms* forecasts,
+                         int count);
+  // out (C) <- a - b
+  void (*subtract_bf16)(Bf16* out, const float* a, const float* b, int C);
+  void (*subtract_float)(float* out, const float* a, const float* b, int C);
   float (*dot)(const float* a, const float* b, int size);
   // The fastest multiply-adds of a register tile, no memory: returns how many were done in `rounds` rounds.
   int64_t (*peak_bf16)(int64_t rounds, float* sink);

@@ -173,10 +173,22 @@ inline const float* gates_of(const Gemm& g, int row) {
   return g.epilogue == Epilogue::Residual && g.gates ? g.gates[sample_of(g, row)] : nullptr;
 }
 
+// Where a sample's first row of v is kept, so that a row lies as far from it as from the output's first;
+// null: nowhere.
+template <typename A>
+inline A* kept_rows(const Gemm& g, int row) {
+  if (!g.features) return nullptr;
+  const int sample = sample_of(g, row);
+  auto* const feature = static_cast<A*>(g.features[sample]);
+  return feature ? feature - int64_t{sample} * g.sample_rows * g.feature_stride : nullptr;
+}
+
 // `width` sums of a row and a panel through the epilogue E.
 template <Epilogue E, typename A>
-inline void put(const Gemm& g, int row, const float* gates, const Panel& panel, int width, const Lanes& v) {
+inline void put(const Gemm& g, int row, const float* gates, A* kept, const Panel& panel, int width,
+                const Lanes& v) {
   if constexpr (E == Epilogue::Residual) {
+    if (kept) store_lanes(kept + out_row(g, row) * g.feature_stride + panel.column, v, width);
     float* x = static_cast<float*>(g.out) + out_row(g, row) * g.ldo + panel.column;
     const Lanes before = load_lanes(x, width);
     store_lanes(x, gates ? multiply_add(v, load_lanes(gates + panel.column, width), before) : before + v,
@@ -209,8 +221,9 @@ template <typename A>
   with_epilogue(g, [&]<Epilogue E>() {
     for (int i = 0; i < rows; ++i) {
       const float* gates = gates_of(g, to.row + i);
+      A* const kept = E == Epilogue::Residual ? kept_rows<A>(g, to.row + i) : nullptr;
       for (int j = 0; j < count; ++j) {
-        put<E, A>(g, to.row + i, gates, to.panels[j], to.panels[j].width,
+        put<E, A>(g, to.row + i, gates, kept, to.panels[j], to.panels[j].width,
                   load_lanes(to.sums + i * to.stride + j * kPanel));
       }
     }
@@ -248,8 +261,10 @@ inline void finish(const Destination& to, const Vector (&sum)[R][P][kVectors]) {
   const Gemm& g = *to.gemm;
   const float* gates = gates_of(g, to.row);
   with_epilogue(g, [&]<Epilogue E>() {
-    for_each_sum(
-        sum, [&](int i, int j, const Lanes& v) { put<E, A>(g, to.row + i, gates, to.panels[j], kPanel, v); });
+    A* const kept = E == Epilogue::Residual ? kept_rows<A>(g, to.row) : nullptr;
+    for_each_sum(sum, [&](int i, int j, const Lanes& v) {
+      put<E, A>(g, to.row + i, gates, kept, to.panels[j], kPanel, v);
+    });
   });
 }
 

@@ -105,28 +105,42 @@ int64_t PackedModel::executed_macs(const StepPlan& step, std::span<const int> to
   };
   int64_t macs = config_.num_tokens() * (layer(patch) + layer(final)) + layer(t_in) + layer(t_out);
   for (const PackedLinear& weights : ada) macs += layer(weights);
-  if (step.mode == Mode::Dynamic && config_.width_routers)
-    macs += int64_t{config_.depth} * 2 * config_.hidden_size * (config_.num_heads - 1);
-  const bool routes_tokens = step.routes_tokens(config_);
-  for (int l = 0; l < config_.depth; ++l) macs += block_macs(l, step.blocks[l], tokens[l], routes_tokens);
+  for (int l = 0; l < config_.depth; ++l) {
+    if (step.computes(l, Branch::Attention)) macs += attention_macs(l, step);
+    if (step.computes(l, Branch::Mlp)) macs += mlp_macs(l, step, tokens[l]);
+  }
   return macs;
 }
 
-int64_t PackedModel::block_macs(int index, const BlockWidth& width, int tokens, bool routes_tokens) const {
+int64_t PackedModel::router_macs(const StepPlan& step) const {
+  return step.mode == Mode::Dynamic && config_.width_routers
+             ? int64_t{config_.hidden_size} * (config_.num_heads - 1)
+             : 0;
+}
+
+int64_t PackedModel::attention_macs(int index, const StepPlan& step) const {
   const PackedBlock& block = blocks[index];
   const int N = config_.num_tokens(), D = config_.head_size(), row = even(config_.hidden_size);
-  const int64_t heads = width.active_heads(), groups = width.active_groups();
+  const int64_t heads = step.blocks[index].active_heads();
   const int64_t keys = ceil_div(N, kPanel) * kPanel,
                 channels =
                     ceil_div(D, kPanel) * kPanel - (narrow_values_ && ends_narrow(D) ? kNarrowPanel : 0);
   const int64_t attention = heads * N * (keys * even(D) + channels * even(N));
   const int64_t qkv = heads * N * block.qkv.padded_out_size() * row;
   const int64_t proj = heads * N * block.proj.padded_out_size() * 2 * block.proj.segment_pairs();
+  return attention + qkv + proj + router_macs(step);
+}
+
+int64_t PackedModel::mlp_macs(int index, const StepPlan& step, int tokens) const {
+  const PackedBlock& block = blocks[index];
+  const int N = config_.num_tokens(), row = even(config_.hidden_size);
+  const int64_t groups = step.blocks[index].active_groups();
   const int64_t fc1 = groups * tokens * block.fc1.padded_out_size() * row;
   const int64_t fc2 = groups * tokens * block.fc2.padded_out_size() * 2 * block.fc2.segment_pairs();
   const int64_t R = block.token_in.out_size();
-  const int64_t router = routes_tokens ? N * (int64_t{block.token_in.padded_out_size()} * row + R) : 0;
-  return attention + qkv + proj + fc1 + fc2 + router;
+  const int64_t router =
+      step.routes_tokens(config_) ? N * (int64_t{block.token_in.padded_out_size()} * row + R) : 0;
+  return fc1 + fc2 + router + router_macs(step);
 }
 
 }  // namespace dydit::cpu

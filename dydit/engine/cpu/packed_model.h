@@ -10,7 +10,7 @@
 
 #include "dydit/engine/cpu/packed_linear.h"
 #include "dydit/model/checkpoint.h"
-#include "dydit/plan/width_plan.h"
+#include "dydit/plan/run_plan.h"
 
 namespace dydit::cpu {
 
@@ -46,7 +46,9 @@ class PackedModel {
   PackedLinear pack_exact(const Checkpoint& checkpoint, const std::string& name, Team& team);
   PackedBlock pack_block(const Checkpoint& checkpoint, int index, bool bf16, Team& team);
   void pack_modulation(const Checkpoint& checkpoint, Team& team);
-  int64_t block_macs(int index, const BlockWidth& width, int tokens, bool routes_tokens) const;
+  int64_t router_macs(const StepPlan& step) const;  // a branch's width router
+  int64_t attention_macs(int index, const StepPlan& step) const;
+  int64_t mlp_macs(int index, const StepPlan& step, int tokens) const;
 
   const DiTConfig config_;
   const bool narrow_values_;  // attention's last panel of values, where it can be

@@ -163,6 +163,25 @@ inline Lanes load_lanes(const float* p, int count, float beyond = 0) {
   return load_lanes(values);
 #endif
 }
+inline Lanes load_lanes(const Bf16* p) {
+#ifdef __AVX512F__
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {{_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))}};
+#else
+  Lanes lanes;
+  for (int v = 0; v < kVectors; ++v) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + v * kLanesOfVector));
+    lanes.v[v] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
+  return lanes;
+#endif
+}
+inline Lanes load_lanes(const Bf16* p, int count) {
+  if (count >= kPanel) return load_lanes(p);
+  Bf16 values[kPanel] = {};
+  for (int c = 0; c < count; ++c) values[c] = p[c];
+  return load_lanes(values);
+}
 inline float sum_of(const Lanes& lanes) {
 #ifdef __AVX512F__
   return _mm512_reduce_add_ps(lanes.v[0]);
@@ -196,6 +215,12 @@ inline Lanes operator*(const Lanes& a, const Lanes& b) {
 // One rounding, wherever it is inlined: written as a * b + c, the compiler would choose.
 inline Lanes multiply_add(const Lanes& a, const Lanes& b, const Lanes& c) {
   return each(a, [&](Vector x, int v) { return multiply_add(x, b.v[v], c.v[v]); });
+}
+inline Lanes times(const Lanes& a, float b) {
+  return each(a, [&](Vector x, int) { return x * b; });
+}
+inline Lanes multiply_add(const Lanes& a, float b, const Lanes& c) {
+  return each(a, [&](Vector x, int v) { return multiply_add(x, broadcast(b), c.v[v]); });
 }
 inline Lanes largest(const Lanes& a, const Lanes& b) {
   return each(a, [&](Vector x, int v) { return largest(x, b.v[v]); });
