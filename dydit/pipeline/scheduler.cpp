@@ -27,19 +27,19 @@ std::vector<int> timesteps_of(const RunPlan& plan) {
   return timesteps;
 }
 
-Course::Course(const Request& request, RunPlan plan) : request(request), plan(std::move(plan)) {
-  const DiffusionTables tables = make_diffusion_tables(timesteps_of(this->plan));
-  for (int step = 0; step < tables.num_steps(); ++step)
-    solver.push_back(make_solver_step(tables, request.sampler, step));
-  if (request.noise == NoiseKind::Torch) stream.emplace(request.seed);
-}
-
 // Values of a sample's channels that are guided: its first.
 int64_t guided_values(const DiTConfig& config, const Request& request) {
   return int64_t{request.channels_guided(config)} * config.input_size * config.input_size;
 }
 
 }  // namespace
+
+Course::Course(const Request& request, RunPlan plan) : request(request), plan(std::move(plan)) {
+  const DiffusionTables tables = make_diffusion_tables(timesteps_of(this->plan));
+  for (int step = 0; step < tables.num_steps(); ++step)
+    solver.push_back(make_solver_step(tables, request.sampler, step));
+  if (request.noise == NoiseKind::Torch) stream.emplace(request.seed);
+}
 
 int64_t cache_bytes(const Engine& engine, const RunPlan& plan, const Request& request) {
   return engine.history_bytes(plan.slots) * (request.guided() ? 2 : 1) +
@@ -141,7 +141,7 @@ std::vector<Sample> Scheduler::step() {
       if (history.features.defined()) spare_.push_back(std::move(history));
       history = {};
     }
-    sample->differences = {};
+    sample->differences = at::Tensor();
   }
   std::move(left, samples_.end(), std::back_inserter(finished));
   samples_.erase(left, samples_.end());

@@ -150,7 +150,7 @@ void apply_spec(const PlanSpec& spec, bool guided, RunPlan& plan) {
     for (size_t r = 0; r < ranges.size(); ++r) {
       const auto skip = std::find_if(from.ranges.begin(), from.ranges.end(),
                                      [&](const RangeSkip& range) { return overlap(range, ranges[r]); });
-      RangePlan range{.from = ranges[r].first, .to = ranges[r].second};
+      RangePlan range{ranges[r].first, ranges[r].second, -1, {}};
       if (skip == from.ranges.end()) {
         step.ranges.push_back(range);
         differences[r].keep(s, rows, step.ranges.back().store);

@@ -71,9 +71,10 @@ struct StepPlan {
   std::vector<BlockWidth> blocks;
   float margin = std::numeric_limits<float>::infinity();  // the smallest decision_margin of its routers
   // Filled by apply_spec.
-  int index = 0;                     // of the run's steps
-  int slots = 0;                     // of a row's history in this run
-  std::vector<BranchPlan> branches;  // (2L): attention and MLP of each block; empty: all computed, none kept
+  int index = 0;  // of the run's steps
+  int slots = 0;  // of a row's history in this run
+  std::vector<BranchPlan> branches =
+      {};  // (2L): attention and MLP of each block; empty: all computed, none kept
   std::vector<RangePlan> ranges = {};  // by `from`, the longer first
   GuidePlan guide = {};
 

@@ -26,7 +26,7 @@ constexpr int kNormRows = 16, kRouterRows = 24;
 // What a pass works in. Tokens are rows: x is the residual stream, rows its normalised rows, hidden the
 // MLP's.
 struct PassMemory {
-  PassMemory(Team& team, const BranchCache& cache) : team(team), cache(cache) {}
+  PassMemory(Team& team, const DiTConfig& config, bool bf16) : team(team), cache(config, bf16) {}
 
   Team& team;
   BranchCache cache;
@@ -68,7 +68,7 @@ class CpuEngine final : public Engine {
  public:
   CpuEngine(const Checkpoint& checkpoint, const EngineOptions& options);
 
-  BranchCache new_cache() const { return {config_, bf16_}; }
+  bool bf16() const { return bf16_; }
   // Of one thread.
   size_t scratch_bytes() const { return attention_scratch(N_, D_, bf16_ ? 2 : 4) / 64 * 64 + 64; }
   size_t router_floats() const { return size_t{kRouterRows} * config_.token_router_hidden(); }
@@ -127,9 +127,9 @@ CpuWorkspace::CpuWorkspace(const CpuEngine& engine, const PackedModel& model, co
       engine(engine),
       profile(options.profile),
       modulation(model),
-      shared(crew_.together(), engine.new_cache()) {
+      shared(crew_.together(), engine.config(), engine.bf16()) {
   for (int thread = 0; thread < crew_.threads(); ++thread)
-    own.emplace_back(crew_.own(thread), engine.new_cache());
+    own.emplace_back(crew_.own(thread), engine.config(), engine.bf16());
   scratch.reserve(crew_.threads() * engine.scratch_bytes());
   if (model.config().token_routers) router.reserve(crew_.threads() * engine.router_floats() * sizeof(float));
   if (profile == nullptr) return;
@@ -412,11 +412,12 @@ void CpuEngine::token_logits(const Pass& pass, const PackedBlock& block) const {
 
 // x += gate_mlp fc2(gelu(fc1(modulate(norm(x))))) over the active groups, for the `tokens` gathered rows
 void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) const {
-  if (tokens == 0) return;
   PassMemory& w = pass.w;
   const PackedBlock& block = model_.blocks[index];
   const BlockWidth& width = pass.plan.blocks[index];
   const int* gathered = tokens == pass.samples() * N_ ? nullptr : w.gathered.data();
+  void* const* const features = w.cache.features(pass, index, Branch::Mlp, gathered != nullptr);
+  if (tokens == 0) return;
   const int groups = width.active_groups(), group = even(config_.group_size());
   const int64_t modulation = int64_t{index} * 6 * C_ + 3 * C_, hidden_row = int64_t{groups} * group;
   timed(w, index, Operator::Norm,
@@ -453,7 +454,7 @@ void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) const {
               .rows = gathered,
               .sample_rows = N_,
               .gates = gates_at(pass, modulation + 2 * C_),
-              .features = w.cache.features(pass, index, Branch::Mlp, gathered != nullptr),
+              .features = features,
               .feature_stride = C_},
              tokens, bf16_);
   });
