@@ -106,13 +106,6 @@ void check_step(const StepSpec& step, const DiTConfig& config, const std::string
   check_tokens(step.tokens, config, at);
 }
 
-bool computes_all(const StepSpec& step) {
-  const auto all = [](const std::vector<Action>& actions) {
-    return std::all_of(actions.begin(), actions.end(), [](Action action) { return action == kCompute; });
-  };
-  return all(step.attn) && all(step.mlp);
-}
-
 // Rows of a sample for which the newest feature of each kind was computed; 0: none since the last restart.
 struct Kept {
   std::vector<int> attn, mlp;                 // (L)
@@ -178,6 +171,13 @@ void take_step(const StepSpec& step, bool guided, const std::string& at, Kept& k
 
 }  // namespace
 
+bool StepSpec::computes_all() const {
+  const auto all = [](const std::vector<Action>& actions) {
+    return std::all_of(actions.begin(), actions.end(), [](Action action) { return action == kCompute; });
+  };
+  return all(attn) && all(mlp);
+}
+
 std::vector<int> PlanSpec::timesteps() const {
   std::vector<int> all;
   for (const StepSpec& step : steps) all.push_back(step.timestep);
@@ -195,17 +195,18 @@ void check_spec(const PlanSpec& spec, const DiTConfig& config, bool guided, cons
   DYDIT_CHECK(!spec.steps.empty() && spec.steps.size() <= kMaxSteps, "{}: has {} steps; 1 to {} are wanted",
               name, spec.steps.size(), kMaxSteps);
   const StepSpec* before = nullptr;
-  Kept kept(spec, config);
   for (auto step = spec.steps.rbegin(); step != spec.steps.rend(); before = &*step++) {
     const std::string at = place(name, *step);
     check_step(*step, config, at);
-    DYDIT_CHECK(before || (computes_all(*step) && !(guided && step->guide == GuideKind::Forecast)),
+    DYDIT_CHECK(before || (step->computes_all() && !(guided && step->guide == GuideKind::Forecast)),
                 "{}: the first step must compute all: attn and mlp of c alone, no range, guide full or off",
                 at);
     DYDIT_CHECK(!before || step->timestep < before->timestep,
                 "{}: comes after t = {}; t must fall from step to step", at, before->timestep);
-    take_step(*step, guided, at, kept);
   }
+  Kept kept(spec, config);
+  for (auto step = spec.steps.rbegin(); step != spec.steps.rend(); ++step)
+    take_step(*step, guided, place(name, *step), kept);
 }
 
 }  // namespace dydit

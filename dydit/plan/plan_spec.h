@@ -49,6 +49,7 @@ struct StepSpec {
   // says.
   std::vector<int> tokens = {};
 
+  bool computes_all() const;
   bool operator==(const StepSpec&) const = default;
 };
 

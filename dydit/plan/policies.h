@@ -4,6 +4,7 @@
 #include <span>
 #include <string>
 
+#include "dydit/base/timesteps.h"
 #include "dydit/plan/plan_spec.h"
 
 namespace dydit {
@@ -12,8 +13,10 @@ namespace dydit {
 struct GuideOptions {
   int from = kNumTrainTimesteps - 1;  // full where to <= t <= from, else off
   int to = 0;
-  int every =
-      1;  // full at the first two full steps and every so many of them; between, a forecast of order 1
+  // Full at the first two steps that compute everything, and at every so-manieth of them (the third, the
+  // sixth,
+  // ... with 3); elsewhere a forecast of order 1. 1: everywhere.
+  int every = 1;
 
   bool is_default() const { return from == kNumTrainTimesteps - 1 && to == 0 && every == 1; }
 };
@@ -26,7 +29,9 @@ inline constexpr const char* kPolicyHelp =
 /// policy that is unknown or does not fit, Error for a file of L2C's routers that cannot be read.
 PlanSpec policy_plan(const std::string& policy, const DiTConfig& config, std::span<const int> timesteps);
 
-/// Puts `guide` into a plan that has guidance everywhere.
+/// Puts `guide` into a plan that has guidance everywhere. Where guidance comes on again, what was kept has
+/// the conditional rows alone: that step computes everything, and what was kept is forgotten. Throws
+/// UsageError for options that cannot be meant.
 void apply_guide(const GuideOptions& guide, PlanSpec& spec);
 
 }  // namespace dydit

@@ -10,6 +10,7 @@
 #include "tests/support/files.h"
 #include "tests/support/random_model.h"
 #include "tests/support/shared.h"
+#include "tests/support/step_plans.h"
 
 namespace dydit {
 namespace {
@@ -17,6 +18,7 @@ namespace {
 namespace fs = std::filesystem;
 using test::error_of;
 using test::expect_error;
+using test::recorded_plan_config;
 using test::TemporaryFolder;
 using test::tiny_config;
 
@@ -30,6 +32,8 @@ const std::string kGood =
            {"t": 920, "attn": "cc", "mlp": "cc", "restart": true, "tokens": "router"},
            {"t": 900, "attn": "1c", "mlp": "c4", "heads": ["1010", "1111"], "groups": ["1000", "1001"], "tokens": [16, 3]},
            {"t": 880, "attn": "c0", "mlp": "00", "guide": "reuse:1", "scale": 2.5, "tokens": "all"}]})";
+
+const std::string kLong(1025, 'x');
 
 std::string damaged(const std::string& from, const std::string& to) {
   std::string text = kGood;
@@ -158,7 +162,7 @@ TEST(PlanFile, UnknownKeyIsNamedWithTheNearestKnownOne) {
       {{R"("note")", R"("nota")", "key \"nota\" is unknown; did you mean note?"},
        {R"("guide")", R"("gude")", "step t = 960: key \"gude\" is unknown; did you mean guide?"},
        {R"("order")", R"("ordre")", "step t = 940: ranges: key \"ordre\" is unknown; did you mean order?"},
-       {R"("note")", '"' + std::string(1000, 'x') + '"', "is unknown; did you mean"}});
+       {R"("note")", "\"" + kLong + "\"", "is unknown; did you mean"}});
 }
 
 TEST(PlanFile, ValuesOfAnotherKindAreRefused) {
@@ -173,7 +177,7 @@ TEST(PlanFile, ValuesOfAnotherKindAreRefused) {
        {R"("restart": true)", R"("restart": 1)", "restart is 1; true or false is wanted"},
        {R"("by hand")", "7", "name is 7; a text is wanted"},
        {"by hand", "by\\u001bhand", "at most 1024 bytes without control characters are wanted"},
-       {"by hand", std::string(1025, 'x'), "at most 1024 bytes without control characters are wanted"},
+       {"by hand", kLong, "at most 1024 bytes without control characters are wanted"},
        {R"([{"from": 1, "to": 2, "order": 0}])", "3", "ranges is 3; a list [...] is wanted"},
        {R"([{"from": 1, "to": 2, "order": 0}])", "[3]", "ranges: is 3; an object {...} is wanted"},
        {R"({"t": 980, "attn": "cc", "mlp": "cc"})", "null", "step 1: is null; an object {...} is wanted"},
@@ -326,28 +330,14 @@ TEST(PlanFile, MutantsAreReadOrRefused) {
   EXPECT_GT(test::refused_mutations(kGood, 3000, [](const std::string& mutant) { check(mutant); }), 2000);
 }
 
-// The model of the recorded plans.
-DiTConfig recorded_config() {
-  return {.input_size = 16,
-          .patch_size = 2,
-          .in_channels = 4,
-          .hidden_size = 96,
-          .depth = 2,
-          .num_heads = 3,
-          .mlp_hidden = 384,
-          .num_classes = 10,
-          .width_routers = true,
-          .token_routers = true};
-}
-
 TEST(RecordedPlans, GoodOnesFit) {
   const fs::path folder = test::shared_path("golden/step_plan/plans");
   SKIP_WITHOUT(folder);
   int count = 0;
   for (const auto& entry : fs::directory_iterator(folder)) {
-    const PlanSpec spec = read_plan(entry.path(), recorded_config());
-    EXPECT_NO_THROW(check_spec(spec, recorded_config(), true, entry.path().string()));
-    EXPECT_EQ(parse_plan(plan_text(spec, recorded_config()), recorded_config(), "WRITTEN"), spec)
+    const PlanSpec spec = read_plan(entry.path(), recorded_plan_config());
+    EXPECT_NO_THROW(check_spec(spec, recorded_plan_config(), true, entry.path().string()));
+    EXPECT_EQ(parse_plan(plan_text(spec, recorded_plan_config()), recorded_plan_config(), "WRITTEN"), spec)
         << entry.path();
     ++count;
   }
@@ -361,7 +351,8 @@ TEST(RecordedPlans, BadOnesAreRefused) {
   for (const auto& entry : fs::directory_iterator(folder)) {
     if (entry.path().extension() != ".json") continue;
     const std::string message = error_of([&] {
-      check_spec(read_plan(entry.path(), recorded_config()), recorded_config(), true, entry.path().string());
+      check_spec(read_plan(entry.path(), recorded_plan_config()), recorded_plan_config(), true,
+                 entry.path().string());
     });
     EXPECT_TRUE(message.starts_with(entry.path().string() + ": ")) << message;
     RecordProperty(entry.path().stem().string(), message);
