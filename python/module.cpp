@@ -93,15 +93,24 @@ class Model {
   at::Tensor generate(const Classes& given, std::optional<int> num_images, int steps,
                       const std::string& sampler, float eta, float cfg_scale, uint64_t seed, int batch,
                       std::optional<at::ScalarType> dtype, std::optional<int> threads,
-                      const std::string& engine, const std::string& mode, const py::object& progress) {
+                      const std::string& engine, const std::string& mode, const std::string& cache,
+                      int guide_from, int guide_to, int guide_every, const std::optional<std::string>& plan,
+                      const py::object& progress) {
     const std::vector<int> classes = labels_of(given, checkpoint_);
-    const Request request = {.classes = classes,
-                             .num_images = num_images.value_or(static_cast<int>(classes.size())),
-                             .num_steps = steps,
-                             .sampler = {.kind = kSamplerNames.at(sampler), .eta = eta},
-                             .cfg_scale = cfg_scale,
-                             .seed = seed,
-                             .mode = kModeNames.at(mode)};
+    Request request = {.classes = classes,
+                       .num_images = num_images.value_or(static_cast<int>(classes.size())),
+                       .num_steps = steps,
+                       .sampler = {.kind = kSamplerNames.at(sampler), .eta = eta},
+                       .cfg_scale = cfg_scale,
+                       .seed = seed,
+                       .mode = kModeNames.at(mode)};
+    if (plan) {
+      DYDIT_USAGE_CHECK(cache == "none", "cache {}: a plan is given; leave one out", cache);
+      request.plan = read_plan(*plan, checkpoint_.config);
+    } else {
+      plan_by_policy(cache, {.from = guide_from, .to = guide_to, .every = guide_every}, checkpoint_.config,
+                     request);
+    }
     const SamplingOptions options = {.batch = batch, .threads = threads_of(threads)};
     const EngineKind kind = kEngineNames.at(engine);
     const at::ScalarType type = dtype_or_auto(dtype);
@@ -132,7 +141,7 @@ class Model {
     const Mode wanted = kModeNames.at(mode);
     const py::gil_scoped_release unlocked;
     const auto made = std::make_shared<Prepared>(pipeline(kind, type, count), wanted, count);
-    made->pipeline->plan(timesteps, wanted);
+    made->pipeline->widths(timesteps, wanted);
     const std::set<int> ascending(timesteps.begin(), timesteps.end());
     made->workspace->prepare({ascending.rbegin(), ascending.rend()});
     const std::lock_guard lock(mutex_);
@@ -160,7 +169,7 @@ class Model {
     const std::lock_guard one_at_a_time(prepared->mutex);
     const at::NoGradGuard no_grad;
     const RunPlan plan =
-        prepared->pipeline->plan(std::vector<int>(timesteps.begin(), timesteps.end()), prepared->mode);
+        prepared->pipeline->widths(std::vector<int>(timesteps.begin(), timesteps.end()), prepared->mode);
     std::vector<Row> described;
     for (int64_t row = 0; row < rows; ++row) described.push_back({&plan.steps[row], labels[row]});
     std::vector<Work> work(described.size());
@@ -277,7 +286,9 @@ PYBIND11_MODULE(_dydit, m) {
       .def("generate", &Model::generate, py::kw_only(), "classes"_a = std::vector<int>{0},
            "num_images"_a = py::none(), "steps"_a = 250, "sampler"_a = "ddpm", "eta"_a = 0.0f,
            "cfg_scale"_a = 4.0f, "seed"_a = 0, "batch"_a = 16, "dtype"_a = py::none(),
-           "threads"_a = py::none(), "engine"_a = "cpu", "mode"_a = "dynamic", "progress"_a = py::none(),
+           "threads"_a = py::none(), "engine"_a = "cpu", "mode"_a = "dynamic", "cache"_a = "none",
+           "guide_from"_a = GuideOptions().from, "guide_to"_a = GuideOptions().to,
+           "guide_every"_a = GuideOptions().every, "plan"_a = py::none(), "progress"_a = py::none(),
            "Samples (n, C, H, W) float32: latents, or pixels in about [-1, 1]; what dydit generate makes "
            "with the\n"
            "same options. Image i has class classes[i % len(classes)], a label or a name as --classes takes "
@@ -285,7 +296,9 @@ PYBIND11_MODULE(_dydit, m) {
            "text\n"
            "is a list of them. dtype None: bfloat16 where the "
            "processor\n"
-           "has it. progress(done, total) is called after each step.")
+           "has it. cache and guide_*, or plan (a file): which branches are computed and when guidance runs, "
+           "as\n"
+           "the flags of dydit generate. progress(done, total) is called after each step.")
       .def("prepare", &Model::prepare, "timesteps"_a, py::kw_only(), "dtype"_a = py::none(),
            "threads"_a = py::none(), "engine"_a = "cpu", "mode"_a = "dynamic",
            "Plans these timesteps and packs the weights, so that forward need not, and says how forward "

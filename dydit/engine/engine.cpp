@@ -137,8 +137,8 @@ History Engine::make_history(int slots) const {
   return {at::empty({slots, config_.num_tokens(), config_.hidden_size}, dtype_), std::vector<int>(slots, -1)};
 }
 
-int64_t Engine::history_bytes(int slots) const {
-  return int64_t{slots} * config_.num_tokens() * config_.hidden_size * (dtype_ == at::kFloat ? 4 : 2);
+int64_t history_bytes(const DiTConfig& config, at::ScalarType dtype, int slots) {
+  return int64_t{slots} * config.num_tokens() * config.hidden_size * (dtype == at::kFloat ? 4 : 2);
 }
 
 void Engine::forward(const at::Tensor& x, std::span<const Row> rows, Workspace& workspace,

@@ -33,6 +33,9 @@ struct TokenTrace {
   at::Tensor logits;  // (B, L, N) float32
 };
 
+/// Bytes of a row's history of so many slots.
+int64_t history_bytes(const DiTConfig& config, at::ScalarType dtype, int slots);
+
 /// What one row of a sample, the conditional or the null class's, keeps from step to step of its plan.
 struct History {
   at::Tensor features;       // (slots, N, C) in the engine's dtype
@@ -107,9 +110,6 @@ class Engine {
 
   /// For a row of a plan with so many slots; nothing is kept yet.
   History make_history(int slots) const;
-  /// Bytes of a row's history.
-  int64_t history_bytes(int slots) const;
-
   /// x (B, in_channels, side, side) float32 on the CPU and B rows -> outputs. Row b's result depends on row b
   /// alone, bit for bit. Rows whose plans do the same work are computed together. A row's history goes
   /// through its plan's steps in order. `workspace` is of this engine, and in one forward at a time. Throws

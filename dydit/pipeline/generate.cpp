@@ -26,8 +26,8 @@ void check_run_memory(const Checkpoint& checkpoint, const GenerateOptions& optio
 }
 
 // What a batch keeps of its features is never shrunk silently.
-void check_cache_memory(const Engine& engine, const Course& course, const SamplingOptions& options) {
-  const int64_t image = cache_bytes(engine, course.plan, course.request),
+void check_cache_memory(at::ScalarType dtype, const Course& course, const SamplingOptions& options) {
+  const int64_t image = cache_bytes(course.plan, course.request, dtype),
                 allowed = options.cache_memory > 0 ? options.cache_memory : memory_limit().bytes / 4,
                 count = std::min(options.batch, course.request.num_images);
   DYDIT_CHECK(image * count <= allowed,
@@ -97,7 +97,7 @@ void Pipeline::generate(const Request& request, const SamplingOptions& options,
   const auto course = std::make_shared<Course>(request, plan(request));
   check_run(request, options);
   check_run_memory(checkpoint_, {request, options, dtype_, kind_});
-  check_cache_memory(*engine_, *course, options);
+  check_cache_memory(dtype_, *course, options);
   c10::InferenceMode guard;
   Scheduler scheduler(*engine_, options);
   const int num_steps = request.total_steps();

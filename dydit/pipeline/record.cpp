@@ -11,6 +11,7 @@
 #include "dydit/base/error.h"
 #include "dydit/base/version.h"
 #include "dydit/diffusion/schedule.h"
+#include "dydit/io/file.h"
 #include "dydit/io/json.h"
 #include "dydit/io/text.h"
 
@@ -135,6 +136,21 @@ json run_record(const Checkpoint& checkpoint, const GenerateOptions& options, co
   return run;
 }
 
+json plan_record(const Checkpoint& checkpoint, const GenerateOptions& options, const json& said) {
+  const RunPlan plan =
+      complete_plan(options, make_width_plan(checkpoint, run_spacing(options).timesteps, options.mode));
+  const std::string text = plan_text(*options.plan, checkpoint.config);
+  json record = {
+      {"name", printable(plan.name, std::string::npos)},
+      {"sha256", sha256_hex(std::as_bytes(std::span(text)))},
+      {"required_share", static_cast<double>(plan_macs(plan, options.guided())) /
+                             static_cast<double>(static_macs_per_sample(checkpoint.config, options))},
+      {"bytes_per_image", cache_bytes(plan, options, options.dtype)}};
+  for (const auto& [key, value] : said.items())
+    record[key] = value.is_string() ? json(printable(value.get<std::string>(), std::string::npos)) : value;
+  return record;
+}
+
 std::string class_name_of(const Checkpoint& checkpoint, int label) {
   return checkpoint.class_names.empty() ? "" : printable(checkpoint.class_names[label], std::string::npos);
 }
@@ -193,7 +209,10 @@ std::string reproducing_command(const json& run) {
   command.add("--classes", fmt::format("{}", fmt::join(record.numbers("classes", kMost), ",")));
   command.add("-n", num_images);
   command.add("--seed", record.number<uint64_t>("seed", 0, std::numeric_limits<uint64_t>::max()));
-  if (run.contains("timesteps")) {
+  const bool by_plan_file = run.contains("plan") && record.at("plan").has("file");
+  if (by_plan_file) {
+    command.add_file("--plan", record.at("plan").text("file"));
+  } else if (run.contains("timesteps")) {
     command.add("--timesteps",
                 fmt::format("{}", fmt::join(record.numbers("timesteps", kNumTrainTimesteps - 1), ",")));
   } else {
@@ -210,6 +229,15 @@ std::string reproducing_command(const json& run) {
   if (run.contains("noise") && record.choice("noise", kNoiseNames) != "philox") {
     command.add("--noise", "torch");
     command.add("--batch", num_images);
+  }
+  if (run.contains("plan") && !by_plan_file) {
+    const Foreign plan = record.at("plan");
+    command.add("--cache", plan.text("cache"));
+    for (const auto& [key, flag] : {std::pair{"guide_from", "--guide-from"},
+                                    {"guide_to", "--guide-to"},
+                                    {"guide_every", "--guide-every"}}) {
+      if (plan.has(key)) command.add(flag, plan.number<int>(key, 0, kNumTrainTimesteps));
+    }
   }
   if (run.contains("preview_step"))
     command.add("--preview-every", record.number<int>("preview_step", 1, kNumTrainTimesteps - 1));

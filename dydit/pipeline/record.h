@@ -21,6 +21,11 @@ inline constexpr const char* kRecordKey = "dydit";
 nlohmann::json run_record(const Checkpoint& checkpoint, const GenerateOptions& options,
                           const nlohmann::json& loading = nlohmann::json::object());
 
+/// What a run's plan is and costs, `said` how it was asked for: name, sha256 of its text, required_share of
+/// the static model (a bound from above where the threshold rule decides tokens), memory of an image.
+nlohmann::json plan_record(const Checkpoint& checkpoint, const GenerateOptions& options,
+                           const nlohmann::json& said);
+
 /// One image: index, class, class_name, seconds, required_gmacs, executed_gmacs and both as shares of static;
 /// token_share, the mean over tokens, where the sample has one.
 nlohmann::json image_record(const Checkpoint& checkpoint, const GenerateOptions& options,

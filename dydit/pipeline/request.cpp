@@ -5,6 +5,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/diffusion/schedule.h"
+#include "dydit/engine/engine.h"
 #include "dydit/io/text.h"
 #include "dydit/model/macs.h"
 
@@ -24,6 +25,14 @@ Spacing run_spacing(const Request& request) {
                                               : Spacing{sorted_timesteps(request.timesteps), "by hand"};
   if (!request.plan || request.plan->timesteps() == spacing.timesteps) return spacing;
   return {request.plan->timesteps(), "the plan's"};
+}
+
+void plan_by_policy(const std::string& cache, const GuideOptions& guide, const DiTConfig& config,
+                    Request& request) {
+  request.plan.reset();
+  if (cache == "none" && guide.is_default()) return;
+  request.plan = policy_plan(cache, config, run_spacing(request).timesteps);
+  if (request.guided()) apply_guide(guide, *request.plan);
 }
 
 RunPlan complete_plan(const Request& request, RunPlan widths) {
@@ -83,6 +92,11 @@ void check_run(const Request& request, const SamplingOptions& run) {
       "--preview-every {}: with {} steps expected 1 to {}", run.preview_every, request.total_steps(),
       request.total_steps() - 1);
   DYDIT_USAGE_CHECK(run.threads >= 1, "{} threads: expected 1 or more", run.threads);
+}
+
+int64_t cache_bytes(const RunPlan& plan, const Request& request, at::ScalarType dtype) {
+  return history_bytes(plan.config, dtype, plan.slots) * (request.guided() ? 2 : 1) +
+         plan.guide_slots * request.guided_values(plan.config) * static_cast<int64_t>(sizeof(float));
 }
 
 int64_t static_macs_per_sample(const DiTConfig& config, const Request& request) {

@@ -9,6 +9,7 @@
 #include "dydit/diffusion/guidance.h"
 #include "dydit/diffusion/sampler.h"
 #include "dydit/model/config.h"
+#include "dydit/plan/policies.h"
 #include "dydit/plan/run_plan.h"
 
 namespace dydit {
@@ -38,6 +39,10 @@ struct Request {
 
   bool guided() const { return cfg_scale > 1.0f; }
   int channels_guided(const DiTConfig& config) const;
+  /// Values of those channels.
+  int64_t guided_values(const DiTConfig& config) const {
+    return int64_t{channels_guided(config)} * config.input_size * config.input_size;
+  }
   int total_steps() const;
   int label(int index) const { return classes[index % classes.size()]; }
 };
@@ -55,8 +60,16 @@ struct SamplingOptions {
 /// The timesteps of a run: the plan's, those given by hand, else choose_timesteps'.
 Spacing run_spacing(const Request& request);
 
+/// Gives a request, of which all else is known, the plan that a policy makes for its timesteps; none where
+/// `cache` is "none" and guidance is as usual. Throws as policy_plan does.
+void plan_by_policy(const std::string& cache, const GuideOptions& guide, const DiTConfig& config,
+                    Request& request);
+
 /// The plan of a request: `widths`, of its timesteps, and what its spec says.
 RunPlan complete_plan(const Request& request, RunPlan widths);
+
+/// Bytes that an image of such a plan keeps from step to step, of both rows and of guidance.
+int64_t cache_bytes(const RunPlan& plan, const Request& request, at::ScalarType dtype);
 
 /// Throws UsageError for what this model cannot make or nobody can mean.
 void check_request(const DiTConfig& config, const Request& request);

@@ -27,11 +27,6 @@ std::vector<int> timesteps_of(const RunPlan& plan) {
   return timesteps;
 }
 
-// Values of a sample's channels that are guided: its first.
-int64_t guided_values(const DiTConfig& config, const Request& request) {
-  return int64_t{request.channels_guided(config)} * config.input_size * config.input_size;
-}
-
 }  // namespace
 
 Course::Course(const Request& request, RunPlan plan) : request(request), plan(std::move(plan)) {
@@ -39,11 +34,6 @@ Course::Course(const Request& request, RunPlan plan) : request(request), plan(st
   for (int step = 0; step < tables.num_steps(); ++step)
     solver.push_back(make_solver_step(tables, request.sampler, step));
   if (request.noise == NoiseKind::Torch) stream.emplace(request.seed);
-}
-
-int64_t cache_bytes(const Engine& engine, const RunPlan& plan, const Request& request) {
-  return engine.history_bytes(plan.slots) * (request.guided() ? 2 : 1) +
-         plan.guide_slots * guided_values(engine.config(), request) * static_cast<int64_t>(sizeof(float));
 }
 
 Scheduler::Scheduler(const Engine& engine, const SamplingOptions& options)
@@ -76,7 +66,7 @@ void Scheduler::add(const std::shared_ptr<Course>& course, int first, int count)
     for (size_t row = 0; plan.slots > 0 && row < (request.guided() ? 2 : 1); ++row)
       sample.histories[row] = take_history(plan.slots);
     if (plan.guide_slots > 0)
-      sample.differences = at::empty({plan.guide_slots, guided_values(config, request)}, at::kFloat);
+      sample.differences = at::empty({plan.guide_slots, request.guided_values(config)}, at::kFloat);
   }
   if (course->stream) {
     course->drawn.resize(count * values_);
@@ -207,7 +197,7 @@ void Scheduler::guide_part(const Part& part, std::span<float> eps) const {
   const Request& request = sample.course->request;
   const GuidePlan& plan = sample.course->plan.steps[sample.step].guide;
   const float scale = plan.scale.value_or(request.cfg_scale);
-  const auto guided = static_cast<size_t>(guided_values(config, request));
+  const auto guided = static_cast<size_t>(request.guided_values(config));
   const size_t count = std::min(part.size, guided - std::min(guided, part.first));
   const auto difference = [&](int slot) {
     return std::span(values_of(sample.differences) + slot * guided + part.first, count);

@@ -28,9 +28,6 @@ struct Course {
   std::vector<float> drawn;          // from it, for the step in progress: the images' values in order
 };
 
-/// Bytes that an image of such a plan keeps from step to step, both rows and guidance.
-int64_t cache_bytes(const Engine& engine, const RunPlan& plan, const Request& request);
-
 /// An image in flight: plain state that can be advanced by one step at a time.
 struct Sample {
   std::shared_ptr<Course> course;

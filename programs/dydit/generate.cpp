@@ -12,11 +12,13 @@
 #include "class_names.h"
 #include "cli.h"
 #include "dydit/base/error.h"
+#include "dydit/base/machine.h"
 #include "dydit/io/json.h"
 #include "dydit/pipeline/classes.h"
 #include "dydit/pipeline/record.h"
 #include "model_flags.h"
 #include "outputs.h"
+#include "plan_flags.h"
 #include "signals.h"
 #include "targets.h"
 #include "verbs.h"
@@ -33,6 +35,7 @@ struct GenerateFlags {
   std::string sampler = "ddpm", cfg_channels = "auto", noise = "philox", mode;
   GenerateOptions options;
   OutputOptions outputs;
+  PlanFlags plan;
 };
 
 void add_flags(Cli& cli, GenerateFlags& flags) {
@@ -66,6 +69,7 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
   cli.add_number("--batch", flags.options.batch, 1, 65536,
                  "Images sampled together; changes speed, never a pixel");
   cli.add_choice("--mode", flags.mode, kModeNames.names(), "Obey the routers or run the complete model");
+  flags.plan.add(cli);
   cli.add_text(
       "-o,--out", flags.outputs.out,
       "FILE.png (a grid when several), a pattern like img_%03d.png, or a folder/ (default: samples.png)");
@@ -136,6 +140,8 @@ void resolve(Cli& cli, GenerateFlags& flags, const Checkpoint& checkpoint) {
     cli.note(fmt::format("passed over: the last {} of {} classes, for there are {} images",
                          options.classes.size() - static_cast<size_t>(options.num_images),
                          options.classes.size(), options.num_images));
+  const bool chosen = cli.given("--steps") || cli.given("--timesteps") || cli.given("--sampler");
+  flags.plan.resolve(cli, config, chosen, options, options);
   if (options.classes.empty()) {
     for (int label = 0; label < config.num_classes; ++label) options.classes.push_back(label);
   }
@@ -163,6 +169,13 @@ void print_decisions(Console& console, const json& run, const Checkpoint& checkp
     }
     console.info(fmt::format("classes  {}{}", fmt::join(shown, ", "),
                              run["classes"].size() > kClassesShown ? ", ..." : ""));
+  }
+  if (run.contains("plan")) {
+    console.info(fmt::format("plan     {}: {:.1f} % of static's work required{}, keeps {} an image",
+                             run["plan"]["name"].get<std::string>(),
+                             100 * run["plan"]["required_share"].get<double>(),
+                             checkpoint.keep_counts || run["mode"] == "static" ? "" : " at most",
+                             memory_text(run["plan"]["bytes_per_image"].get<double>())));
   }
   if (run["noise"] == "torch") {
     console.info("noise    torch.randn's stream over the batch: an image depends on how many are made");
@@ -228,8 +241,10 @@ int run_generate(const Args& args, Isa isa) {
   if (!flags.model.checkpoint.weights.empty()) loading["weights"] = flags.model.checkpoint.weights;
   if (!flags.class_names_file.empty()) loading["class_names"] = flags.class_names_file;
   json result = run_record(checkpoint, flags.options, loading);
+  if (flags.options.plan)
+    result["plan"] = plan_record(checkpoint, flags.options, flags.plan.said(flags.options));
   Outputs outputs(cli, flags.outputs, checkpoint, flags.options, result,
-                  inputs_of(checkpoint, {flags.class_names_file}));
+                  inputs_of(checkpoint, {flags.class_names_file, flags.plan.file}));
   result["load_seconds"] = load_timer.seconds();
   print_decisions(console, result, checkpoint, isa, /*by_hand=*/!flags.classes.empty());
 

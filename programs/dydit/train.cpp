@@ -27,19 +27,10 @@
 namespace dydit {
 namespace {
 
-constexpr int kSampleImages = 16;
-
 // A grid of the EMA's samples, the same seeds every time, as RUN/samples/STEP.png and in the events.
 void write_sample_grid(const Checkpoint& ema, int64_t step, const TrainFlags& flags, Watch& watch) {
-  GenerateOptions options;
-  options.classes.clear();
-  for (int label = 0; label < ema.config.num_classes; ++label) options.classes.push_back(label);
-  options.num_images = kSampleImages;
-  options.num_steps = flags.sample_steps;
-  options.sampler = {SamplerKind::Ddim, 0};
-  options.cfg_scale = flags.sample_cfg_scale;
-  options.threads = flags.threads;
-  options.dtype = flags.options.dtype;
+  const GenerateOptions options{
+      flags.sample_request(ema.config), {.threads = flags.threads}, flags.options.dtype};
   std::vector<Image> images;
   GenerateCallbacks callbacks;
   callbacks.on_sample = [&](GeneratedSample&& sample) { images.push_back(to_image(sample.sample)); };
@@ -223,6 +214,7 @@ int run_train(const Args& args, Isa isa) {
   if (model.empty()) start = init_checkpoint(config_from_flags(size, *dataset), flags.options.seed);
   const auto& names = dataset->class_names();  // the model's own where it has some
   if (static_cast<int>(names.size()) == start.config.num_classes) start.class_names = names;
+  cli.within("--sample-cache", [&] { flags.sample_request(start.config); });
   flags.resolve(*dataset);
   run_training(start, *dataset, flags, *processes, console, cli.json, cli.verbosity == Verbosity::Verbose);
   return 0;
@@ -280,6 +272,7 @@ int run_finetune(const Args& args, Isa isa) {
   DYDIT_USAGE_CHECK(!start.config.is_dynamic(), "{}: has routers already; finetune starts from a static DiT",
                     model);
   flags.fit_data_to(start);
+  cli.within("--sample-cache", [&] { flags.sample_request(start.config); });
   flags.data.threads = flags.threads;
   const auto dataset = Dataset::load(flags.data_path, flags.data);
   if (importance == "magnitude") start = reorder_by_importance(start);

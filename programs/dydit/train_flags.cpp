@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include <ATen/Context.h>
 
@@ -76,12 +77,15 @@ void TrainFlags::add(Cli& cli) {
                  "Steps between sample grids of the EMA; 0: never");
   cli.add_number("--sample-steps", sample_steps, 1, 1000, "DDIM steps of a sample grid");
   cli.add_number("--sample-cfg-scale", sample_cfg_scale, 0, 1000, "Guidance of a sample grid");
+  cli.add_text("--sample-cache", sample_cache,
+               "Policy that makes a sample grid's plan, as --cache of dydit generate");
 }
 
 void TrainFlags::check_needs(Cli& cli) {
   cli.one_of("--total-train-steps", "--epochs");
   cli.needs("--sample-steps", run.sample_every > 0, "--sample-every above 0");
   cli.needs("--sample-cfg-scale", run.sample_every > 0, "--sample-every above 0");
+  cli.needs("--sample-cache", run.sample_every > 0, "--sample-every above 0");
   const auto is_one_of = [&](std::initializer_list<std::string_view> words) {
     return std::find(words.begin(), words.end(), resume) != words.end();
   };
@@ -98,6 +102,18 @@ void TrainFlags::fit_data_to(const Checkpoint& start) {
   data.side = config.input_size;
   data.channels = config.in_channels;
   data.model = {start.class_names, config.num_classes, kMatchNames.at(match_classes)};
+}
+
+Request TrainFlags::sample_request(const DiTConfig& config) const {
+  constexpr int kImages = 16;
+  Request request = {.num_images = kImages,
+                     .num_steps = sample_steps,
+                     .sampler = {SamplerKind::Ddim, 0},
+                     .cfg_scale = sample_cfg_scale};
+  request.classes.resize(config.num_classes);
+  std::iota(request.classes.begin(), request.classes.end(), 0);
+  plan_by_policy(sample_cache, {}, config, request);
+  return request;
 }
 
 void TrainFlags::choose_device(int processes) {
