@@ -178,6 +178,12 @@ bool StepSpec::computes_all() const {
   return all(attn) && all(mlp);
 }
 
+bool PlanSpec::for_dynamic() const {
+  return mode == "dynamic" || std::any_of(steps.begin(), steps.end(), [](const StepSpec& step) {
+           return !step.heads.empty() || !step.groups.empty() || !step.tokens.empty();
+         });
+}
+
 std::vector<int> PlanSpec::timesteps() const {
   std::vector<int> all;
   for (const StepSpec& step : steps) all.push_back(step.timestep);

@@ -63,6 +63,8 @@ struct PlanSpec {
   std::optional<float> eta = {}, cfg_scale = {};
 
   std::vector<int> timesteps() const;
+  /// Whether it says what only routers decide: a static run can not take it.
+  bool for_dynamic() const;
   bool operator==(const PlanSpec&) const = default;
 };
 

@@ -13,7 +13,8 @@
 namespace dydit {
 namespace {
 
-constexpr double kLeft = 64, kWidth = 640, kRight = 76, kTop = 44, kGap = 42, kLineHeight = 140, kBottom = 44;
+constexpr double kLeft = 64, kWidth = 640, kStrip = 16, kRight = 76, kTop = 44, kGap = 42, kLineHeight = 140,
+                 kBottom = 44;
 
 std::string escape(std::string_view text) {
   std::string escaped;
@@ -47,6 +48,30 @@ std::string text(double x, double y, std::string_view anchor, std::string_view c
                      escape(content));
 }
 
+// Forecasts are orange, darker the higher their order; what a range skips is grey.
+std::string colour_of(Action action) {
+  static constexpr const char* kForecasts[kMaxOrder + 1] = {"#fde0c5", "#facba6", "#f8a872", "#eb7a3c",
+                                                            "#c9541c"};
+  return action == kSkipped ? "#bdbdbd" : kForecasts[action];
+}
+char character(Action action) {
+  return action == kCompute ? 'c' : action == kSkipped ? '-' : static_cast<char>('0' + action);
+}
+std::string_view described(GuideKind kind) {
+  return kind == GuideKind::Full ? "full" : kind == GuideKind::Off ? "off" : "forecast";
+}
+
+bool has_actions(const RunPlan& plan) {
+  return std::any_of(plan.steps.begin(), plan.steps.end(), [&](const StepPlan& step) {
+    return std::any_of(step.branches.begin(), step.branches.end(),
+                       [](const BranchPlan& branch) { return branch.action != kCompute; });
+  });
+}
+bool has_guides(const RunPlan& plan) {
+  return std::any_of(plan.steps.begin(), plan.steps.end(),
+                     [](const StepPlan& step) { return step.guide.kind != GuideKind::Full; });
+}
+
 class Picture {
  public:
   Picture(const RunPlan& plan) : plan_(plan), steps_(static_cast<int>(plan.steps.size())) {}
@@ -56,10 +81,16 @@ class Picture {
     const double map = cell * plan_.config.depth;
     body_ += fmt::format("<g font-size=\"14\">{}</g>", text(kLeft, 18, "start", title));
     double y = kTop;
-    draw_map(y, cell, "heads on", &BlockWidth::active_heads);
+    const char* legend =
+        has_actions(plan_) ? " (orange: forecast, darker the higher the order; grey: skipped)" : "";
+    draw_map(y, cell, fmt::format("heads on{}", legend), Branch::Attention, &BlockWidth::active_heads);
     y += map + kGap;
-    draw_map(y, cell, "channel groups on", &BlockWidth::active_groups);
+    draw_map(y, cell, fmt::format("channel groups on{}", legend), Branch::Mlp, &BlockWidth::active_groups);
     y += map + kGap;
+    if (has_guides(plan_)) {
+      draw_guides(y);
+      y += kStrip + kGap;
+    }
     draw_work(y);
     const double height = y + kLineHeight + kBottom;
     return fmt::format(
@@ -74,22 +105,60 @@ class Picture {
   // The left edge of step s; s = steps: the right end.
   double x_of(int s) const { return kLeft + kWidth * s / steps_; }
 
-  void draw_map(double top, double cell, std::string_view name, int (BlockWidth::*count)() const) {
+  // Steps of which `same` says that they look alike share a rectangle; `look` gives its colour and its title.
+  template <typename Same, typename Look>
+  void draw_row(double y, double height, const Same& same, const Look& look) {
+    for (int s = 0, end = 0; s < steps_; s = end) {
+      for (end = s + 1; end < steps_ && same(end, s);) ++end;
+      const auto [fill, title] = look(s);
+      body_ += fmt::format(
+          "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" fill=\"{}\"><title>{}t {} to "
+          "{}: "
+          "{}</title></rect>\n",
+          x_of(s), y, x_of(end) - x_of(s), height, fill, row_name_, plan_.steps[s].timestep,
+          plan_.steps[end - 1].timestep, title);
+    }
+  }
+
+  void draw_guides(double top) {
+    body_ += text(kLeft, top - 6, "start", "guidance (blue: both rows; orange: forecast; white: off)");
+    const auto kind = [&](int s) { return plan_.steps[s].guide.kind; };
+    row_name_.clear();
+    draw_row(
+        top, kStrip, [&](int a, int b) { return kind(a) == kind(b); },
+        [&](int s) {
+          return std::pair{kind(s) == GuideKind::Full  ? colour(1)
+                           : kind(s) == GuideKind::Off ? std::string("#ffffff")
+                                                       : colour_of(1),
+                           std::string(described(kind(s)))};
+        });
+    body_ += fmt::format(
+        "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" fill=\"none\" "
+        "stroke=\"#888888\"/>\n",
+        kLeft, top, kWidth, kStrip);
+  }
+
+  void draw_map(double top, double cell, std::string_view name, Branch which,
+                int (BlockWidth::*count)() const) {
     const int parts = plan_.config.num_heads;
     body_ += text(kLeft, top - 6, "start", name);
     for (int l = 0; l < plan_.config.depth; ++l) {
       const double y = top + l * cell;
       if (cell >= 12 || l % 4 == 0) body_ += text(kLeft - 6, y + cell / 2 + 4, "end", fmt::format("{}", l));
       const auto on = [&](int s) { return (plan_.steps[s].blocks[l].*count)(); };
-      for (int s = 0, end = 0; s < steps_; s = end) {
-        for (end = s + 1; end < steps_ && on(end) == on(s);) ++end;
-        body_ += fmt::format(
-            "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" fill=\"{}\"><title>block {}, "
-            "t "
-            "{} to {}: {} of {}</title></rect>\n",
-            x_of(s), y, x_of(end) - x_of(s), cell, colour(static_cast<double>(on(s)) / parts), l,
-            plan_.steps[s].timestep, plan_.steps[end - 1].timestep, on(s), parts);
-      }
+      const auto action = [&](int s) { return plan_.steps[s].branch(l, which).action; };
+      row_name_ = fmt::format("block {}, ", l);
+      draw_row(
+          y, cell,
+          [&](int a, int b) { return action(a) == action(b) && (action(a) != kCompute || on(a) == on(b)); },
+          [&](int s) {
+            if (action(s) == kCompute)
+              return std::pair{colour(static_cast<double>(on(s)) / parts),
+                               fmt::format("{} of {}", on(s), parts)};
+            return std::pair{colour_of(action(s)), action(s) == kSkipped
+                                                       ? std::string("skipped")
+                                                       : fmt::format("forecast of order {}", action(s))};
+          });
     }
     const double height = cell * plan_.config.depth;
     body_ += fmt::format(
@@ -113,7 +182,9 @@ class Picture {
 
   void draw_work(double top) {
     const auto y_of = [&](double share) { return top + kLineHeight * (1 - share); };
-    body_ += text(kLeft, top - 6, "start", "work of a forward, share of the static model's");
+    body_ += text(
+        kLeft, top - 6, "start",
+        fmt::format("work of a {}, share of the static model's", has_guides(plan_) ? "step" : "forward"));
     for (const double share : {0.0, 0.25, 0.5, 0.75, 1.0}) {
       body_ +=
           fmt::format("<line x1=\"{:.1f}\" x2=\"{:.1f}\" y1=\"{:.1f}\" y2=\"{:.1f}\" stroke=\"#dddddd\"/>\n",
@@ -138,17 +209,15 @@ class Picture {
 
   const RunPlan& plan_;
   const int steps_;
+  std::string row_name_;
   std::string body_;
 };
 
 }  // namespace
 
 double step_work_share(const RunPlan& plan, int step) {
-  std::vector<int> kept;
-  for (const BlockWidth& width : plan.steps.at(step).blocks) {
-    kept.push_back(width.keep_tokens >= 0 ? width.keep_tokens : plan.config.num_tokens());
-  }
-  return static_cast<double>(required_macs(plan.config, plan.steps[step], kept)) /
+  const double rows = has_guides(plan) ? plan.rows(step, /*guided=*/true) / 2.0 : 1;
+  return rows * static_cast<double>(required_macs(plan.config, plan.steps.at(step))) /
          static_cast<double>(static_macs(plan.config));
 }
 
@@ -162,6 +231,11 @@ std::string plan_csv(const RunPlan& plan) {
   for (const char* kind : {"heads", "groups"}) {
     for (int l = 0; l < plan.config.depth; ++l) header.push_back(fmt::format("{}_{}", kind, l));
   }
+  const bool actions = has_actions(plan) || has_guides(plan);
+  for (const char* kind : {"attn", "mlp"}) {
+    for (int l = 0; actions && l < plan.config.depth; ++l) header.push_back(fmt::format("{}_{}", kind, l));
+  }
+  if (actions) header.push_back("guide");
   std::string csv = csv_line(header);
   for (size_t s = 0; s < plan.steps.size(); ++s) {
     const StepPlan& step = plan.steps[s];
@@ -169,6 +243,11 @@ std::string plan_csv(const RunPlan& plan) {
                     fmt::format("{:.6f}", step_work_share(plan, static_cast<int>(s)))};
     for (const BlockWidth& width : step.blocks) row.push_back(fmt::format("{}", width.active_heads()));
     for (const BlockWidth& width : step.blocks) row.push_back(fmt::format("{}", width.active_groups()));
+    for (const Branch which : {Branch::Attention, Branch::Mlp}) {
+      for (int l = 0; actions && l < plan.config.depth; ++l)
+        row.push_back(std::string(1, character(step.branch(l, which).action)));
+    }
+    if (actions) row.emplace_back(described(step.guide.kind));
     csv += csv_line(row);
   }
   return csv;

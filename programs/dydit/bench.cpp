@@ -21,6 +21,7 @@
 #include "dydit/model/macs.h"
 #include "dydit/pipeline/generate.h"
 #include "model_flags.h"
+#include "plan_flags.h"
 #include "targets.h"
 #include "verbs.h"
 
@@ -30,7 +31,9 @@ namespace {
 using nlohmann::json;
 
 constexpr double kPeakSeconds = 1;  // on a shared machine both threads may be slow for a moment
-constexpr int kWarmupLaps = 2;      // kernels load, buffers grow, clocks settle
+// The complete model, the same by its routers, and both by a plan.
+constexpr const char* kContestants[] = {"static", "static cached", "dynamic", "dynamic cached"};
+constexpr int kWarmupLaps = 2;  // kernels load, buffers grow, clocks settle
 
 struct BenchFlags {
   std::string model, size, dtype = "auto", engine = "auto", sampler = "ddim", csv;
@@ -39,6 +42,7 @@ struct BenchFlags {
   float cfg_scale = 4.0f;
   bool run = false, profile = false;
   CheckpointOptions checkpoint;
+  PlanFlags plan;
 };
 
 // Medians and quartiles of milliseconds per sample.
@@ -90,24 +94,21 @@ int least_changes(const RunPlan& plan) {
 // One way to execute the model; a lap keeps seconds per sample and adds a sample's work.
 class Contestant {
  public:
-  Contestant(const Checkpoint& checkpoint, const BenchFlags& flags, Mode mode, at::ScalarType dtype,
-             EngineKind kind)
+  // `options`: of a run; those of forwards have no guidance.
+  Contestant(const Pipeline& pipeline, const BenchFlags& flags, const GenerateOptions& options)
       : flags_(flags),
-        config_(checkpoint.config),
+        config_(pipeline.engine().config()),
         profile_(config_.depth + 1),
-        pipeline_(checkpoint, kind, {.dtype = dtype, .threads = flags.threads}) {
-    const SamplerKind sampler = kSamplerNames.at(flags.sampler);
-    const std::vector<int> timesteps = choose_timesteps(sampler, flags.steps).timesteps;
-    options_.num_images = options_.batch = flags.batch;
-    options_.num_steps = flags.steps;
-    options_.cfg_scale = flags.cfg_scale;
-    options_.threads = flags.threads;
-    options_.mode = mode;
-    options_.sampler.kind = sampler;
-    plan_ = pipeline_.plan(options_);
+        pipeline_(pipeline),
+        plan_(pipeline_.plan(options)),
+        options_(options) {
     if (!flags.run) {
       workspace_ = pipeline_.engine().make_workspace({.threads = flags.threads, .profile = &profile_});
+      std::vector<int> timesteps;
+      for (const StepPlan& step : plan_.steps) timesteps.push_back(step.timestep);
       workspace_->prepare({timesteps.rbegin(), timesteps.rend()});
+      for (int b = 0; plan_.slots > 0 && b < flags.batch; ++b)
+        histories_.push_back(pipeline_.engine().make_history(plan_.slots));
       x_ = at::randn({flags.batch, config_.in_channels, config_.input_size, config_.input_size}, at::kFloat);
       outputs_.out = at::empty({flags.batch, config_.out_channels(), config_.input_size, config_.input_size},
                                at::kFloat);
@@ -119,6 +120,7 @@ class Contestant {
   void start_lap() {
     rows_.assign(flags_.batch, {.label = config_.null_class()});
     for (int b = 0; b < (flags_.batch + 1) / 2; ++b) rows_[b].label = (lap_ + b) % config_.num_classes;
+    for (size_t b = 0; b < histories_.size(); ++b) rows_[b].history = &histories_[b];
     ++lap_;
     work_.assign(flags_.batch, {});
     outputs_.work = work_;
@@ -132,7 +134,7 @@ class Contestant {
     lap_seconds_ += timer.seconds();
   }
   void finish_lap() {
-    const int samples = flags_.steps * flags_.batch;
+    const int samples = static_cast<int>(plan_.steps.size()) * flags_.batch;
     for (const Work& w : work_) {
       laps_work_.required += w.required / samples;
       laps_work_.executed += w.executed / samples;
@@ -167,16 +169,18 @@ class Contestant {
   const RunPlan& plan() const { return plan_; }
   // Seconds of one sample's unit (a forward) by block and operator.
   double operator_ms(int row, int op) const {
-    return profile_[row][op] * 1e3 / (static_cast<double>(seconds_.size()) * flags_.steps * flags_.batch);
+    return profile_[row][op] * 1e3 /
+           (static_cast<double>(seconds_.size() * plan_.steps.size()) * flags_.batch);
   }
 
  private:
   const BenchFlags& flags_;
   const DiTConfig& config_;
   Profile profile_;
-  const Pipeline pipeline_;
-  RunPlan plan_;
+  const Pipeline& pipeline_;
+  const RunPlan plan_;
   GenerateOptions options_;
+  std::vector<History> histories_;  // of the rows
   std::unique_ptr<Workspace> workspace_;
   at::Tensor x_;
   std::vector<Row> rows_;  // of the lap, and what it did
@@ -222,7 +226,7 @@ json contestant_json(const Contestant& contestant, double complete_macs, double 
 
 void print_contestant(const std::string& name, const json& result) {
   print_out(
-      "{:<8}{:>10.2f} ms/sample ({:.2f} to {:.2f})  {:>7.1f} GFLOP/s  {:>5.1f} % of peak  required {:.3f}, "
+      "{:<14} {:>9.2f} ms/sample ({:.2f} to {:.2f})  {:>7.1f} GFLOP/s  {:>5.1f} % of peak  required {:.3f}, "
       "executed {:.3f} of static\n",
       name, result["ms_per_sample"].get<double>(), result["ms_low"].get<double>(),
       result["ms_high"].get<double>(), result["gflops"].get<double>(),
@@ -231,7 +235,7 @@ void print_contestant(const std::string& name, const json& result) {
 }
 
 void print_operators(const std::string& name, const json& operators) {
-  print_out("{:<8}", name);
+  print_out("{:<14}", name);
   for (const auto& [op, ms] : operators.items()) print_out(" {} {:.3f}", op, ms.get<double>());
   print_out("\n");
 }
@@ -243,27 +247,33 @@ void print_result(const json& result) {
       result["model"].get<std::string>(), result["processor"].get<std::string>(),
       result["dtype"].get<std::string>(), result["batch"].get<int>(), result["threads"].get<int>(),
       result["unit"].get<std::string>(), result["peak_gflops"].get<double>());
-  print_contestant("static", result["static"]);
-  const bool dynamic = result.contains("dynamic");
-  if (dynamic) print_contestant("dynamic", result["dynamic"]);
+  std::vector<std::string> names;
+  for (const char* name : kContestants) {
+    if (result.contains(name)) names.emplace_back(name);
+  }
+  for (const std::string& name : names) print_contestant(name, result[name]);
   if (result["static"].contains("operators")) {
     print_out("milliseconds by operator\n");
-    print_operators("static", result["static"]["operators"]["all"]);
-    if (dynamic) print_operators("dynamic", result["dynamic"]["operators"]["all"]);
-    const json& operators = result[dynamic ? "dynamic" : "static"]["operators"];
+    for (const std::string& name : names) print_operators(name, result[name]["operators"]["all"]);
+    const json& operators = result[names.back()]["operators"];
     if (operators.contains("blocks")) {
       int index = 0;
       for (const json& block : operators["blocks"]) print_operators(fmt::format("block {}", index++), block);
     }
   }
-  if (dynamic) {
-    print_out(
-        "realised share {:.3f}: {:.2f}x faster where the work promises {:.2f}x; a block's active set changes "
-        "at {} "
-        "of {} steps or more\n",
-        result["realised_share"].get<double>(), result["speedup"].get<double>(),
-        1 / result["required_share"].get<double>(), result["least_changes"].get<int>(),
-        result["steps"].get<int>());
+  for (const std::string& name : names) {
+    if (name == "static") continue;
+    print_out("{}: realised share {:.3f}: {:.2f}x faster where the work promises {:.2f}x\n", name,
+              result[name]["realised_share"].get<double>(), result[name]["speedup"].get<double>(),
+              1 / result[name]["required_share"].get<double>());
+  }
+  if (result.contains("least_changes")) {
+    print_out("a block's active set changes at {} of {} steps or more\n", result["least_changes"].get<int>(),
+              result["steps"].get<int>());
+  }
+  if (result.contains("plan")) {
+    print_out("plan {} keeps {} of branches and guidance\n", result["plan"].get<std::string>(),
+              memory_text(result["cache_bytes"].get<double>()));
   }
   print_out("peak memory {:.0f} MB (of this whole process)\n", result["peak_rss_mb"].get<double>());
 }
@@ -275,7 +285,7 @@ void write_csv(const std::string& path, const json& result) {
                                          "executed_gmacs", "required_share", "executed_share"};
   header.insert(header.end(), keys.begin(), keys.end());
   std::string csv = csv_line(header);
-  for (const std::string mode : {"static", "dynamic"}) {
+  for (const std::string mode : kContestants) {
     if (!result.contains(mode)) continue;
     CsvCells row = {csv_text(result["model"]), mode, result["unit"], csv_text(result["processor"]),
                     result["dtype"]};
@@ -305,6 +315,7 @@ void add_flags(Cli& cli, BenchFlags& flags) {
   cli.add_switch("--run", flags.run, "Time whole sampling runs instead of forwards");
   cli.add_choice("--sampler", flags.sampler, kSamplerNames.names(), "Whose timesteps the plan is for");
   cli.add_number("--cfg-scale", flags.cfg_scale, 0, 1000, "Guidance of --run");
+  flags.plan.add(cli);
   cli.add_choice("--dtype", flags.dtype, kDtypeNames.names({"auto"}),
                  "Arithmetic; auto: bf16 where the processor has it");
   cli.add_choice("--engine", flags.engine, kEngineNames.names({"auto"}), "Engine; auto: cpu");
@@ -342,32 +353,50 @@ int run_bench(const Args& args, Isa isa) {
   check_memory(least_engine_bytes(kind, checkpoint, options, flags.batch),
                fmt::format("a batch of {} {}", flags.batch, flags.run ? "images" : "samples"),
                flags.run ? "take a smaller --batch" : "take a smaller --batch, --input-size or model");
-  Contestant complete(checkpoint, flags, Mode::Static, dtype, kind);
-  std::unique_ptr<Contestant> dynamic;
-  if (config.is_dynamic())
-    dynamic = std::make_unique<Contestant>(checkpoint, flags, Mode::Dynamic, dtype, kind);
-  checkpoint.check_unchanged();  // the engines have their weights
-  std::vector<Contestant*> contestants = {&complete};
-  if (dynamic) contestants.push_back(dynamic.get());
+  const Pipeline pipeline(checkpoint, kind, options);
+  GenerateOptions run{{.num_images = flags.batch,
+                       .num_steps = flags.steps,
+                       .sampler = {kSamplerNames.at(flags.sampler)},
+                       .cfg_scale = flags.run ? flags.cfg_scale : 1.0f,
+                       .mode = Mode::Static},
+                      {.batch = flags.batch, .threads = flags.threads},
+                      dtype,
+                      kind};
+  // The complete model first: the others are held against it.
+  std::vector<std::pair<std::string, std::unique_ptr<Contestant>>> contestants;
+  const auto add = [&](const std::string& name, const GenerateOptions& options) {
+    contestants.emplace_back(name, std::make_unique<Contestant>(pipeline, flags, options));
+  };
+  GenerateOptions planned = run;
+  flags.plan.resolve(cli, config, cli.given("--steps") || cli.given("--sampler"), planned, planned);
+  const bool cached = planned.plan.has_value();
+  if (cached) run.timesteps = planned.plan->timesteps();  // all go the same steps
+  add("static", run);
+  if (cached && !planned.plan->for_dynamic()) add("static cached", planned);
+  run.mode = planned.mode = Mode::Dynamic;
+  if (config.is_dynamic()) add("dynamic", run);
+  if (config.is_dynamic() && cached) add("dynamic cached", planned);
+  checkpoint.check_unchanged();  // the engine has its weights
   const auto lap = [&] {
     if (flags.run) {
-      for (Contestant* c : contestants) c->sampling_run();
+      for (const auto& [name, c] : contestants) c->sampling_run();
       return;
     }
-    for (Contestant* c : contestants) c->start_lap();
-    for (int step = flags.steps - 1; step >= 0; --step) {
-      for (Contestant* c : contestants) c->forward(step);
+    for (const auto& [name, c] : contestants) c->start_lap();
+    for (int step = run.total_steps() - 1; step >= 0; --step) {
+      for (const auto& [name, c] : contestants) c->forward(step);
     }
-    for (Contestant* c : contestants) c->finish_lap();
+    for (const auto& [name, c] : contestants) c->finish_lap();
   };
   for (int i = 0; i < kWarmupLaps; ++i) lap();
-  for (Contestant* c : contestants) c->forget();
-  const int laps = dynamic ? 2 * flags.repeats : flags.repeats;
+  for (const auto& [name, c] : contestants) c->forget();
+  const int each = static_cast<int>(contestants.size());
   for (int i = 0; i < flags.repeats; ++i) {
     lap();
-    console.progress({"laps", dynamic ? 2 * (i + 1) : i + 1, laps});
+    console.progress({"laps", each * (i + 1), each * flags.repeats});
   }
 
+  const Contestant& complete = *contestants[0].second;
   const double complete_macs = complete.macs(&Work::required);
   json result = {{"model", fmt::format("{} ({})", model_name(config), checkpoint.path.filename().string())},
                  {"version", kVersion},
@@ -378,26 +407,27 @@ int run_bench(const Args& args, Isa isa) {
                  {"batch", flags.batch},
                  {"threads", flags.threads},
                  {"sampler", flags.sampler},
-                 {"steps", flags.steps},
+                 {"steps", run.total_steps()},
                  {"repeats", flags.repeats},
-                 {"peak_gflops", 2 * peak / 1e9},
-                 {"static", contestant_json(complete, complete_macs, peak)}};
+                 {"peak_gflops", 2 * peak / 1e9}};
   if (flags.run) result["cfg_scale"] = flags.cfg_scale;
-  if (dynamic) {
-    result["dynamic"] = contestant_json(*dynamic, complete_macs, peak);
-    result["least_changes"] = least_changes(dynamic->plan());
+  if (cached) {
+    result["plan"] = planned.plan->name;
+    result["cache_bytes"] = cache_bytes(contestants.back().second->plan(), planned, dtype) * flags.batch;
   }
-  if (!flags.run && kind == EngineKind::Cpu) {
-    result["static"]["operators"] = operators_json(complete, config.depth, flags.profile);
-    if (dynamic) result["dynamic"]["operators"] = operators_json(*dynamic, config.depth, flags.profile);
+  for (const auto& [name, c] : contestants) {
+    json& entry = result[name];
+    entry = contestant_json(*c, complete_macs, peak);
+    if (!flags.run && kind == EngineKind::Cpu)
+      entry["operators"] = operators_json(*c, config.depth, flags.profile);
+    if (name == "dynamic") result["least_changes"] = least_changes(c->plan());
+    if (name == "static") continue;
+    entry["speedup"] = complete.milliseconds().median / c->milliseconds().median;
+    entry["realised_share"] = entry["speedup"].get<double>() * entry["required_share"].get<double>();
   }
-  // The model's own numbers, where scripts look for them.
-  for (const auto& [key, value] : result[dynamic ? "dynamic" : "static"].items()) {
+  // The numbers of the last, which has all that was asked for, where scripts look for them.
+  for (const auto& [key, value] : result[contestants.back().first].items()) {
     if (value.is_number()) result[key] = value;
-  }
-  if (dynamic) {
-    result["speedup"] = complete.milliseconds().median / dynamic->milliseconds().median;
-    result["realised_share"] = result["speedup"].get<double>() * result["required_share"].get<double>();
   }
   result["peak_rss_mb"] = peak_rss_mb();
   if (cli.json) {

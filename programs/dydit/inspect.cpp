@@ -13,6 +13,7 @@
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/macs.h"
 #include "dydit/pipeline/record.h"
+#include "dydit/plan/policies.h"
 #include "dydit/plan/run_plan.h"
 #include "dydit/report/plan_picture.h"
 #include "inspect_files.h"
@@ -28,17 +29,20 @@ using nlohmann::json;
 json plan_json(const RunPlan& plan) {
   json steps = json::array();
   for (size_t s = 0; s < plan.steps.size(); ++s) {
+    const StepPlan& step = plan.steps[s];
     json heads = json::array(), groups = json::array();
-    for (const BlockWidth& width : plan.steps[s].blocks) {
-      heads.push_back(width.active_heads());
-      groups.push_back(width.active_groups());
+    for (int l = 0; l < plan.config.depth; ++l) {  // none where nothing is computed
+      heads.push_back(step.computes(l, Branch::Attention) ? step.blocks[l].active_heads() : 0);
+      groups.push_back(step.computes(l, Branch::Mlp) ? step.blocks[l].active_groups() : 0);
     }
-    steps.push_back({{"timestep", plan.steps[s].timestep},
+    steps.push_back({{"timestep", step.timestep},
                      {"heads", heads},
                      {"groups", groups},
                      {"work_share", step_work_share(plan, static_cast<int>(s))}});
   }
-  return {{"steps", steps}, {"nesting", nesting_share(plan)}};
+  json result = {{"steps", steps}, {"nesting", nesting_share(plan)}};
+  if (!plan.name.empty()) result["name"] = plan.name;
+  return result;
 }
 
 json checkpoint_json(const Checkpoint& checkpoint, const std::optional<RunPlan>& plan) {
@@ -72,8 +76,11 @@ json checkpoint_json(const Checkpoint& checkpoint, const std::optional<RunPlan>&
 
 void print_plan(const json& plan, const Checkpoint& checkpoint) {
   const DiTConfig& config = checkpoint.config;
-  print_out("width plan ({} timesteps; a/b = active heads/groups of {} in each block; {} tokens counted)\n",
-            plan["steps"].size(), config.num_heads, checkpoint.keep_counts ? "kept" : "all");
+  print_out("{} ({} timesteps; a/b = active heads/groups of {} in each block{}; {} tokens counted)\n",
+            plan.contains("name") ? fmt::format("plan {}", plan["name"].get<std::string>()) : "width plan",
+            plan["steps"].size(), config.num_heads,
+            plan.contains("name") ? ", 0 where it is not computed" : "",
+            checkpoint.keep_counts ? "kept" : "all");
   print_out("  {:>4}  {:>5}  blocks 0..{}\n", "t", "work", config.depth - 1);
   for (const json& step : plan["steps"]) {
     print_out("  {:>4}  {:>5.3f} ", step["timestep"].get<int>(), step["work_share"].get<double>());
@@ -134,26 +141,33 @@ std::string plan_title(const Checkpoint& checkpoint) {
 
 int run_inspect(const Args& args, Isa isa) {
   Cli cli("inspect", "Say what a checkpoint is and costs, what made images, or what a log holds.");
-  std::string path, svg, csv;
+  std::string path, svg, csv, plan_file, cache = "none";
   CheckpointOptions options;
   int plan_steps = 20;
   cli.app.add_option("file", path, "Checkpoint, PNG, npz or TensorBoard event file")->required();
   add_checkpoint_options(cli, options);
   cli.add_number("--plan-steps", plan_steps, 1, 1000,
                  "Timesteps of the width plan shown for a DyDiT, spread over 0..999");
-  cli.add_text("--svg", svg, "Also draw the width plan: heads, groups and work over the timesteps");
-  cli.add_text("--csv", csv, "Also write the width plan's numbers");
+  cli.add_text("--plan", plan_file, "Plan file whose steps are shown with the model's widths");
+  cli.add_text("--cache", cache,
+               std::string("Instead: a policy, for the timesteps of --plan-steps: ") + kPolicyHelp)
+      ->type_name("POLICY");
+  cli.add_text("--svg", svg, "Also draw the plan: heads, groups, actions and work over the timesteps");
+  cli.add_text("--csv", csv, "Also write the plan's numbers");
   cli.parse(args);
+  cli.one_of("--plan", "--cache");
+  cli.needs("--plan-steps", plan_file.empty(), "no --plan, which has steps of its own");
 
   const auto plan_flags_need = [&](bool met, const std::string& what) {
     for (const char* flag : {"--plan-steps", "--svg", "--csv"}) cli.needs(flag, met, what);
   };
+  const bool has_spec = !plan_file.empty() || cache != "none";
   std::shared_ptr<const MappedFile> file;      // held until the checkpoint is read: it may change in between
   if (!std::filesystem::is_directory(path)) {  // else of shards
     file = MappedFile::open(path);
     const bool other = is_other_file(file->bytes());
     const std::string what = fmt::format("a checkpoint; {} is none", path);
-    for (const char* flag : {"--num-heads", "--weights"}) cli.needs(flag, !other, what);
+    for (const char* flag : {"--num-heads", "--weights", "--plan", "--cache"}) cli.needs(flag, !other, what);
     plan_flags_need(!other, what);
     if (other) {
       inspect_file(path, file->bytes(), cli.json);
@@ -168,12 +182,21 @@ int run_inspect(const Args& args, Isa isa) {
       throw;
     }
   }();
-  plan_flags_need(checkpoint.config.is_dynamic(),
-                  fmt::format("a width plan; {} is a static DiT, it has none", path));
-  check_targets(cli, {{"--svg", svg}, {"--csv", csv}}, inputs_of(checkpoint));
+  plan_flags_need(
+      checkpoint.config.is_dynamic() || has_spec,
+      fmt::format("a width plan; {} is a static DiT, it has none, and no --plan or --cache", path));
+  check_targets(cli, {{"--svg", svg}, {"--csv", csv}}, inputs_of(checkpoint, {plan_file}));
   std::optional<RunPlan> plan;
-  if (checkpoint.config.is_dynamic())
+  if (has_spec) {
+    const DiTConfig& config = checkpoint.config;
+    const PlanSpec spec = !plan_file.empty() ? read_plan(plan_file, config)
+                                             : policy_plan(cache, config, even_timesteps(plan_steps));
+    check_spec(spec, config, /*guided=*/true, spec.name);
+    plan = make_width_plan(checkpoint, spec.timesteps(), Mode::Dynamic);
+    apply_spec(spec, /*guided=*/true, *plan);
+  } else if (checkpoint.config.is_dynamic()) {
     plan = make_width_plan(checkpoint, even_timesteps(plan_steps), Mode::Dynamic);
+  }
   const json result = checkpoint_json(checkpoint, plan);
   checkpoint.check_unchanged();
   if (cli.json) {  // printed first: the files may fail
