@@ -54,11 +54,7 @@ void check_plan(const DiTConfig& config, const Request& request, const PlanSpec&
   check("guidance scale", plan.cfg_scale, request.cfg_scale);
   check("mode", plan.mode, kModeNames[request.mode]);
   DYDIT_USAGE_CHECK(
-      request.mode == Mode::Dynamic || std::all_of(plan.steps.begin(), plan.steps.end(),
-                                                   [](const StepSpec& step) {
-                                                     return step.heads.empty() && step.groups.empty() &&
-                                                            step.tokens.empty();
-                                                   }),
+      request.mode == Mode::Dynamic || !plan.for_dynamic(),
       "plan {} says which heads, groups or tokens are on, this run is static: take --mode dynamic",
       quote(plan.name));
 }
