@@ -26,7 +26,7 @@ void PlanFlags::add(Cli& cli) {
 void PlanFlags::resolve(Cli& cli, const DiTConfig& config, bool chosen, Request& request,
                         SamplingOptions& options) const {
   cli.one_of("--plan", "--cache");
-  const bool by_file = !file.empty() && !(cli.given("--cache") && !cli.given("--plan"));
+  const bool by_file = !file.empty();
   for (const char* flag : {"--guide-from", "--guide-to", "--guide-every"}) {
     cli.needs(flag, request.guided(), "guidance: a --cfg-scale above 1");
     cli.needs(flag, !by_file, "no --plan, whose steps say when guidance runs");
