@@ -140,8 +140,7 @@ void resolve(Cli& cli, GenerateFlags& flags, const Checkpoint& checkpoint) {
     cli.note(fmt::format("passed over: the last {} of {} classes, for there are {} images",
                          options.classes.size() - static_cast<size_t>(options.num_images),
                          options.classes.size(), options.num_images));
-  const bool chosen = cli.given("--steps") || cli.given("--timesteps") || cli.given("--sampler");
-  flags.plan.resolve(cli, config, chosen, options, options);
+  flags.plan.resolve(cli, config, cli.given("--steps") || cli.given("--timesteps"), options, options);
   if (options.classes.empty()) {
     for (int label = 0; label < config.num_classes; ++label) options.classes.push_back(label);
   }

@@ -34,16 +34,13 @@ void PlanFlags::resolve(Cli& cli, const DiTConfig& config, bool chosen, Request&
   DYDIT_USAGE_CHECK(guide.to <= guide.from, "{} {}: is above --guide-from {}", cli.named("--guide-to"),
                     guide.to, guide.from);
   if (by_file) {
+    const Spacing wanted = run_spacing(request);
     request.plan = read_plan(file, config);
-    const Spacing wanted = [&] {
-      Request plain = request;
-      plain.plan.reset();
-      return run_spacing(plain);
-    }();
+    check_spec(*request.plan, config, request.guided(), file);
     DYDIT_USAGE_CHECK(
         !chosen || wanted.timesteps == request.plan->timesteps(),
-        "{}: its {} timesteps are not those of --steps, --timesteps or --sampler; leave these out, or "
-        "take a plan of {} steps ({})",
+        "{}: its {} timesteps are not those of --steps or --timesteps; leave these out, or take a "
+        "plan of {} steps ({})",
         file, request.plan->steps.size(), wanted.timesteps.size(), wanted.description);
   } else {
     cli.within("--cache", [&] { plan_by_policy(cache, guide, config, request); });

@@ -128,6 +128,12 @@ class FlagsBase(ProgramTest):
         self.classes = config["num_classes"]
         return self.save("shared/pixels.safetensors", tensors, {"config": json.dumps({**config, "in_channels": 3})})
 
+    def plan_file(self):
+        """Of the golden model's sizes."""
+        steps = [{"t": 900, "attn": "cc", "mlp": "cc"}, {"t": 400, "attn": "00", "mlp": "0c"}]
+        return self.write("shared/plan.json", json.dumps({"dydit_plan": 1, "name": "two steps", "depth": 2, "num_heads": 3,
+                                                          "num_tokens": 64, "forecast": "taylor", "steps": steps}))
+
     def static_model(self, model):
         self.run_ok("convert", model, self.shared / "static.safetensors", "--to", "static")
         return self.shared / "static.safetensors"
@@ -142,6 +148,16 @@ class FlagsBase(ProgramTest):
 
 
 MODEL = {"--num-heads": row("--num-heads", "4"), "--weights": row("--weights", "none"), "--device": row("--device", "cuda"), "--threads": row("--threads", "2")}
+
+
+def plan_rows(base, plan):
+    """Of verbs that sample; `base` has guidance and steps enough, `plan` is a file for another number of them."""
+    cached = [*base, "--cache", "fora:2"]
+    at = base.index("--steps")
+    return {"--plan": row("--plan", plan, base=[*base[:at], *base[at + 2:]]), "--cache": row("--cache", "fora:2", base=base),
+            "--guide-from": row("--guide-from", "500", base=cached), "--guide-to": row("--guide-to", "500", base=cached),
+            "--guide-every": row("--guide-every", "2", base=base),
+            "--cache-memory": row("--cache-memory", "1e-9", base=cached)}
 
 
 class GenerateFlagsTest(FlagsBase):
@@ -161,7 +177,8 @@ class GenerateFlagsTest(FlagsBase):
             "--seed": row("--seed", "1"), "--noise": row("--noise", "torch"), "--batch": row("--batch", "2"),
             "--mode": row("--mode", "static"), "--out": row("--out", "a.png"), "--npz": row("--npz", "y.npz"),
             "--latents": row("--latents", "x.safetensors"), "--preview-every": row("--preview-every", "1", base=[*base, "--out", "a.png"]),
-            "--cost-map": row("--cost-map", "map.png")})
+            "--cost-map": row("--cost-map", "map.png"),
+            **plan_rows([*base[:2], "--steps", "6", *base[4:]], self.plan_file())})
 
 
 class ModelFilesFlagsTest(FlagsBase):
@@ -171,7 +188,8 @@ class ModelFilesFlagsTest(FlagsBase):
         png = self.write("shared/x.png", support.tiny_png())
         self.check("inspect", [TINY], {
             **common_rows(quiet_base=[png], quiet_env={"DYDIT_PLAN_STEPS": "3"}), "--num-heads": row("--num-heads", "4"),
-            "--weights": MODEL["--weights"], "--plan-steps": row("--plan-steps", "3"), "--svg": row("--svg", "a.svg"), "--csv": row("--csv", "a.csv")})
+            "--weights": MODEL["--weights"], "--plan-steps": row("--plan-steps", "3"), "--plan": row("--plan", self.plan_file()),
+            "--cache": row("--cache", "fora:2"), "--svg": row("--svg", "a.svg"), "--csv": row("--csv", "a.csv")})
 
     def test_every_flag_of_convert(self):
         self.pixel_model()
@@ -201,7 +219,8 @@ class BenchFlagsTest(FlagsBase):
             "--heads": row("--heads", "0.3"), "--groups": row("--groups", "0.3"), "--tokens": row("--tokens", "0.3"),
             "--steps": row("--steps", "2"), "--repeats": row("--repeats", "2"), "--run": row("--run"),
             "--sampler": row("--sampler", "ddpm"), "--cfg-scale": row("--cfg-scale", "1", base=[*base, "--run"]),
-            "--profile": row("--profile"), "--csv": row("--csv", "a.csv")})
+            "--profile": row("--profile"), "--csv": row("--csv", "a.csv"),
+            **plan_rows(["--model", TINY, "--run", "--repeats", "1", "--batch", "1", "--steps", "6"], self.plan_file())})
 
 
 class EvaluateFlagsTest(FlagsBase):
@@ -247,7 +266,8 @@ class TrainFlagsBase(FlagsBase):
             "--ckpt-every": row("--ckpt-every", "1"), "--keep-last": row("--keep-last", "1", base=[*base, "--ckpt-every", "1"]),
             "--keep-every": row("--keep-every", "1", base=[*base, "--ckpt-every", "1", "--keep-last", "1"]),
             "--sample-every": row("--sample-every", "2"), "--sample-steps": row("--sample-steps", "3", base=grids),
-            "--sample-cfg-scale": row("--sample-cfg-scale", "900", base=grids), "--num-heads": row("--num-heads", "4", base=self.start),
+            "--sample-cfg-scale": row("--sample-cfg-scale", "900", base=grids),
+            "--sample-cache": row("--sample-cache", "fora:3", base=grids), "--num-heads": row("--num-heads", "4", base=self.start),
             "--weights": row("--weights", "none", base=self.start)}
 
     def prepare(self):
@@ -310,7 +330,14 @@ class VainTest(FlagsBase):
                 (["convert", static, "folder/"], "--semantics", "original", "diffusers"),
                 (train, "--num-heads", "2", "--model"), ([*train, "--size", "DiT-S/2"], "--hidden", "8", "--size"),
                 ([*train, "--model", static], "--depth", "1", "--model"), (train, "--sample-steps", "2", "--sample-every"),
-                (train, "--sample-cfg-scale", "2", "--sample-every"), (tune, "--lambda", "0.4", "--static"),
+                (train, "--sample-cfg-scale", "2", "--sample-every"), (train, "--sample-cache", "fora:2", "--sample-every"),
+                ([*make, "--cfg-scale", "1"], "--guide-from", "9", "--cfg-scale above 1"),
+                ([*make, "--cfg-scale", "1"], "--guide-to", "9", "--cfg-scale above 1"),
+                ([*make, "--cfg-scale", "1"], "--guide-every", "2", "--cfg-scale above 1"),
+                ([*make[:3], "--plan", self.plan_file()], "--guide-every", "2", "no --plan"),
+                (make, "--cache-memory", "1", "--plan or --cache"),
+                (["inspect", png], "--plan", "p.json", "checkpoint"), (["inspect", png], "--cache", "fora:2", "checkpoint"),
+                (["inspect", model, "--plan", self.plan_file()], "--plan-steps", "9", "no --plan"), (tune, "--lambda", "0.4", "--static"),
                 (tune, "--gates", "hard", "--static"), (tune, "--gate-rule", "capacity", "--static"),
                 (tune, "--tdw", "on", "--static"), (tune, "--sdt", "on", "--static"), (tune, "--router-bias", "1,1", "--static"),
                 (tune, "--router-lr-scale", "2", "--static"), (tune, "--anneal-start", "1", "--static"),
@@ -326,6 +353,8 @@ class VainTest(FlagsBase):
         data = ["--data-path", self.images("images")]
         for args in (["generate", "--model", TINY, "--steps", "2", "--timesteps", "5"],
                      ["generate", "--model", TINY, "--quiet", "--verbose"],
+                     ["generate", "--model", TINY, "--plan", "p.json", "--cache", "fora:2"],
+                     ["inspect", TINY, "--plan", "p.json", "--cache", "fora:2"],
                      ["bench", "--model", TINY, "--size", "DiT-S/2"], ["train", *data, "--model", TINY, "--size", "DiT-S/2"],
                      ["train", *data, "--total-train-steps", "2", "--epochs", "1"]):
             said = self.expect_error(args, USAGE, "give one of them", quiet=False)
