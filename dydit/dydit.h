@@ -37,4 +37,4 @@
 #include "dydit/pipeline/generate.h"   // Pipeline, generate
 #include "dydit/pipeline/pixels.h"     // to_image
 #include "dydit/pipeline/record.h"     // what is remembered of an image, as PNG text
-#include "dydit/plan/run_plan.h"     // make_width_plan, required_macs
+#include "dydit/plan/run_plan.h"       // make_width_plan, required_macs

@@ -79,8 +79,7 @@ TEST_P(SchedulerOf, ImagesThatShareForwardsAreWhatTheyAreAlone) {
       while (courses.size() < requests.size() || !scheduler.in_flight().empty()) {
         while (courses.size() < requests.size() && draw() % 2 == 0) {
           const Request& request = requests[courses.size()];
-          courses.push_back(
-              std::make_shared<Course>(request, pipeline.plan(request)));
+          courses.push_back(std::make_shared<Course>(request, pipeline.plan(request)));
           number[courses.back().get()] = courses.size() - 1;
           scheduler.add(courses.back(), 0, request.num_images);
           images += request.num_images;
@@ -108,8 +107,7 @@ TEST(Scheduler, FinishesInTheOrderOfAddition) {
   Request request;
   request.num_steps = 2;
   request.num_images = 5;
-  const auto course =
-      std::make_shared<Course>(request, pipeline.plan(request));
+  const auto course = std::make_shared<Course>(request, pipeline.plan(request));
   Scheduler scheduler(pipeline.engine(), {});
   scheduler.add(course, 3, 2);
   scheduler.add(course, 0, 2);
@@ -148,7 +146,7 @@ TEST(Pipeline, PlansAreThoseOfMakeWidthPlanInAnyOrderAndAgain) {
   for (const std::vector<int>& timesteps : {std::vector<int>{3, 500, 998}, {998, 3, 3, 41}, {500}}) {
     for (const Mode mode : {Mode::Dynamic, Mode::Static}) {
       const RunPlan got = pipeline.widths(timesteps, mode),
-                      want = make_width_plan(checkpoint, timesteps, mode);
+                    want = make_width_plan(checkpoint, timesteps, mode);
       ASSERT_EQ(got.steps.size(), want.steps.size());
       for (size_t s = 0; s < want.steps.size(); ++s) {
         EXPECT_EQ(got.steps[s].timestep, want.steps[s].timestep);

@@ -22,8 +22,7 @@ using test::random_checkpoint;
 using test::static_config;
 using test::tiny_config;
 
-RunPlan plan_of(const Checkpoint& checkpoint, const std::vector<int>& timesteps,
-                  Mode mode = Mode::Dynamic) {
+RunPlan plan_of(const Checkpoint& checkpoint, const std::vector<int>& timesteps, Mode mode = Mode::Dynamic) {
   return make_width_plan(checkpoint, timesteps, mode);
 }
 
