@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "dydit/base/error.h"
+#include "dydit/io/bytes.h"
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
 #include "dydit/io/recognize.h"
@@ -51,15 +52,12 @@ std::string block_name(std::string_view blocks, int block, std::string_view rest
   return fmt::format("{}.{}.{}", blocks, block, rest);
 }
 
-size_t bytes_of(const TensorView& view) { return static_cast<size_t>(view.numel()) * dtype_size(view.dtype); }
-
 // An object; what lies deeper than two levels (id2label has them) is left out.
 Json parse_object(std::span<const std::byte> bytes, const std::string& name) {
   DYDIT_CHECK(bytes.size() <= kMaxJsonBytes, "{}: {} bytes; at most {} are read", name, bytes.size(),
               kMaxJsonBytes);
-  const auto* text = reinterpret_cast<const char*>(bytes.data());
   const auto shallow = [](int depth, Json::parse_event_t, Json&) { return depth <= 2; };
-  Json value = Json::parse(text, text + bytes.size(), shallow, /*allow_exceptions=*/false);
+  Json value = Json::parse(text_of(bytes), shallow, /*allow_exceptions=*/false);
   DYDIT_CHECK(value.is_object(), "{}: is not a JSON object; fetch it again", name);
   return value;
 }
@@ -207,7 +205,7 @@ class Renamer {
     const TensorView view = take(from);
     const auto [place, first] = to_.emplace(to, view);
     DYDIT_CHECK(first || (place->second.dtype == view.dtype && place->second.shape == view.shape &&
-                          std::memcmp(place->second.data, view.data, bytes_of(view)) == 0),
+                          std::memcmp(place->second.data, view.data, extent_bytes(view)) == 0),
                 "{}: {} differs from the first block's; a DiT has one embedder for all blocks", folder_,
                 from);
   }
@@ -226,7 +224,7 @@ class Renamer {
                   "{}: {} is {} {}, which does not fit {}", folder_, name, dtype_name(part.dtype),
                   shape_text(part.shape), from[0]);
       whole.shape[0] += part.shape[0];
-      memory.insert(memory.end(), part.data, part.data + bytes_of(part));
+      memory.insert(memory.end(), part.data, part.data + extent_bytes(part));
     }
     whole.data = memory.data();
     to_[to] = whole;
@@ -315,7 +313,7 @@ void write_diffusers_folder(const fs::path& path, const TensorViews& tensors, co
       view.shape[0] /= static_cast<int64_t>(kQkv.size());
       for (const char* name : kQkv) {
         renamed[to_name(name) + part] = view;
-        view.data += bytes_of(view);
+        view.data += extent_bytes(view);
       }
     }
   }

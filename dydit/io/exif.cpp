@@ -32,24 +32,15 @@ int exif_orientation(std::span<const std::byte> tiff) {
 
 Turn make_turn(int orientation, int stored_height, int stored_width) {
   const std::ptrdiff_t h = stored_height, w = stored_width;
-  switch (orientation) {
-    case 2:  // mirrored
-      return {w - 1, w, -1};
-    case 3:  // upside down
-      return {h * w - 1, -w, -1};
-    case 4:  // upside down, mirrored
-      return {(h - 1) * w, -w, 1};
-    case 5:  // rows become columns
-      return {0, 1, h};
-    case 6:  // a quarter to the right
-      return {h - 1, -1, h};
-    case 7:  // rows become columns, upside down
-      return {w * h - 1, -1, -h};
-    case 8:  // a quarter to the left
-      return {(w - 1) * h, 1, -h};
-    default:
-      return {0, w, 1};
-  }
+  const Turn turns[] = {{0, w, 1},              // as stored
+                        {w - 1, w, -1},         // mirrored
+                        {h * w - 1, -w, -1},    // upside down
+                        {(h - 1) * w, -w, 1},   // upside down, mirrored
+                        {0, 1, h},              // rows become columns
+                        {h - 1, -1, h},         // a quarter to the right
+                        {w * h - 1, -1, -h},    // rows become columns, upside down
+                        {(w - 1) * h, 1, -h}};  // a quarter to the left
+  return turns[orientation - 1];
 }
 
 }  // namespace dydit

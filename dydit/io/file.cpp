@@ -277,7 +277,7 @@ void OutputFile::write(std::span<const std::byte> bytes) {
   }
 }
 
-void OutputFile::write(std::string_view text) { write(std::as_bytes(std::span(text.data(), text.size()))); }
+void OutputFile::write(std::string_view text) { write(bytes_of(text)); }
 
 void OutputFile::write_at(uint64_t offset, std::span<const std::byte> bytes) {
   DYDIT_CHECK(offset <= size_ && bytes.size() <= size_ - offset,
@@ -383,16 +383,8 @@ std::string sha256_hex(std::span<const std::byte> bytes) {
   return fmt::format("{:02x}", fmt::join(digest.begin(), digest.begin() + length, ""));
 }
 
-namespace {
-
-bool is_text_byte(char c) {
-  return static_cast<unsigned char>(c) >= 0x20 || c == '\n' || c == '\r' || c == '\t';
-}
-
-}  // namespace
-
 FileKind sniff_file_kind(std::span<const std::byte> bytes) {
-  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  const std::string_view text = text_of(bytes);
   if (text.starts_with("\x89PNG\r\n\x1a\n")) return FileKind::Png;
   if (text.starts_with("PK\x03\x04") && text.size() >= 30) {
     const auto length = load_little<uint16_t>(bytes.data() + 26);

@@ -71,10 +71,6 @@ class Inflater {
   int status_ = Z_OK;
 };
 
-bool all_zero(std::span<const std::byte> bytes) {
-  return std::all_of(bytes.begin(), bytes.end(), [](std::byte b) { return b == std::byte{0}; });
-}
-
 // gzip closes with the size modulo 2^32: a hint that saves the doubling of an honest file.
 size_t first_room(std::span<const std::byte> bytes, uint64_t max_bytes) {
   const uint64_t claimed = bytes.size() < 4 ? 0 : load_little<uint32_t>(bytes.data() + bytes.size() - 4);
@@ -84,10 +80,7 @@ size_t first_room(std::span<const std::byte> bytes, uint64_t max_bytes) {
 
 }  // namespace
 
-bool is_gzip(std::span<const std::byte> bytes) {
-  return bytes.size() >= 3 && bytes[0] == std::byte{0x1F} && bytes[1] == std::byte{0x8B} &&
-         bytes[2] == std::byte{8};
-}
+bool is_gzip(std::span<const std::byte> bytes) { return text_of(bytes).starts_with("\x1F\x8B\x08"); }
 
 Buffer gunzip(std::span<const std::byte> bytes, const std::string& name, uint64_t max_bytes) {
   Inflater inflater(bytes, kGzipWindow);

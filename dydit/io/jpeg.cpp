@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "dydit/base/error.h"
+#include "dydit/io/bytes.h"
 #include "dydit/io/exif.h"
 #include "dydit/io/text.h"
 
@@ -150,10 +151,7 @@ std::span<const std::byte> segment(std::span<const std::byte> bytes, size_t at) 
 
 }  // namespace
 
-bool is_jpeg(std::span<const std::byte> bytes) {
-  return bytes.size() >= 3 && bytes[0] == std::byte{0xFF} && bytes[1] == std::byte{0xD8} &&
-         bytes[2] == std::byte{0xFF};
-}
+bool is_jpeg(std::span<const std::byte> bytes) { return text_of(bytes).starts_with("\xFF\xD8\xFF"); }
 
 std::optional<ImageHeader> parse_jpeg_header(std::span<const std::byte> bytes) {
   constexpr std::string_view kExif("Exif\0\0", 6);
@@ -182,8 +180,7 @@ std::optional<ImageHeader> parse_jpeg_header(std::span<const std::byte> bytes) {
       return header;
     }
     if (marker == 0xD9 || marker == 0xDA) return std::nullopt;  // the end, or pixels without a frame
-    const std::string_view text(reinterpret_cast<const char*>(body.data()), body.size());
-    if (marker == 0xE1 && text.starts_with(kExif))
+    if (marker == 0xE1 && text_of(body).starts_with(kExif))
       header.orientation = exif_orientation(body.subspan(kExif.size()));
     at += 4 + body.size();
   }

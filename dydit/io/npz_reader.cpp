@@ -148,12 +148,10 @@ std::string array_of(const std::string& file, std::string_view array) {
 
 }  // namespace
 
-bool is_npy(std::span<const std::byte> bytes) {
-  return std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()).starts_with(kMagic);
-}
+bool is_npy(std::span<const std::byte> bytes) { return text_of(bytes).starts_with(kMagic); }
 
 NpyHeader parse_npy_header(std::span<const std::byte> bytes, const std::string& what) {
-  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  const std::string_view text = text_of(bytes);
   DYDIT_CHECK(is_npy(bytes) && text.size() >= 12, "{}: is not in numpy's npy format", what);
   const char version = text[6];
   DYDIT_CHECK(version >= 1 && version <= 3, "{}: npy version {} is not known; 1 to 3 are", what,

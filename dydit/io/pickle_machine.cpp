@@ -34,14 +34,7 @@ class Machine {
                 "{}: pickle protocol {}; 2 to 5 are known. Save it again with "
                 "torch.save and pickle_protocol=2.",
                 name_, protocol);
-    for (;;) {
-      const auto opcode = read<uint8_t>();
-      if (opcode == kStop) break;
-      if (!run_number(opcode) && !run_text(opcode) && !run_container(opcode) && !run_call(opcode) &&
-          !run_stack(opcode)) {
-        refuse(opcode);
-      }
-    }
+    for (uint8_t opcode; (opcode = read<uint8_t>()) != kStop;) run_number(opcode);
     pickle_.root = pop();
     pickle_.size = at_;
     return std::move(pickle_);
@@ -81,7 +74,7 @@ class Machine {
   std::string_view take_text(uint64_t count) { return {reinterpret_cast<const char*>(take(count)), count}; }
 
   std::string_view take_line() {
-    const std::string_view rest(reinterpret_cast<const char*>(bytes_.data() + at_), bytes_.size() - at_);
+    const std::string_view rest = text_of(bytes_.subspan(at_));
     const size_t length = rest.find('\n');
     if (length == std::string_view::npos) damaged("a name without an end");
     at_ += length + 1;
@@ -205,39 +198,30 @@ class Machine {
     }
   }
 
-  // --- opcodes; each group returns false for an opcode of another group
+  // --- opcodes; each group hands one that it does not have to the next
 
-  bool run_number(uint8_t opcode) {
+  void run_number(uint8_t opcode) {
     switch (opcode) {
       case kNone:
-        push(none_);
-        return true;
+        return push(none_);
       case kNewTrue:
-        push(true_);
-        return true;
+        return push(true_);
       case kNewFalse:
-        push(false_);
-        return true;
+        return push(false_);
       case kBinInt:
-        push(add_integer(PickleKind::Int, read<int32_t>()));
-        return true;
+        return push(add_integer(PickleKind::Int, read<int32_t>()));
       case kBinInt1:
-        push(add_integer(PickleKind::Int, read<uint8_t>()));
-        return true;
+        return push(add_integer(PickleKind::Int, read<uint8_t>()));
       case kBinInt2:
-        push(add_integer(PickleKind::Int, read<uint16_t>()));
-        return true;
+        return push(add_integer(PickleKind::Int, read<uint16_t>()));
       case kLong1:
-        push_long(take_text(read<uint8_t>()));
-        return true;
+        return push_long(take_text(read<uint8_t>()));
       case kLong4:
-        push_long(take_text(read<uint32_t>()));
-        return true;
+        return push_long(take_text(read<uint32_t>()));
       case kBinFloat:
-        push_float();
-        return true;
+        return push_float();
       default:
-        return false;
+        return run_text(opcode);
     }
   }
 
@@ -256,87 +240,65 @@ class Machine {
     push(index);
   }
 
-  bool run_text(uint8_t opcode) {
+  void run_text(uint8_t opcode) {
     const auto push_text = [&](PickleKind kind, uint64_t size) { push(add_text(kind, take_text(size))); };
     switch (opcode) {
       case kBinString:
       case kBinUnicode:
-        push_text(PickleKind::String, read<uint32_t>());
-        return true;
+        return push_text(PickleKind::String, read<uint32_t>());
       case kShortBinString:
       case kShortBinUnicode:
-        push_text(PickleKind::String, read<uint8_t>());
-        return true;
+        return push_text(PickleKind::String, read<uint8_t>());
       case kBinUnicode8:
-        push_text(PickleKind::String, read<uint64_t>());
-        return true;
+        return push_text(PickleKind::String, read<uint64_t>());
       case kBinBytes:
-        push_text(PickleKind::Bytes, read<uint32_t>());
-        return true;
+        return push_text(PickleKind::Bytes, read<uint32_t>());
       case kShortBinBytes:
-        push_text(PickleKind::Bytes, read<uint8_t>());
-        return true;
+        return push_text(PickleKind::Bytes, read<uint8_t>());
       case kBinBytes8:
       case kByteArray8:
-        push_text(PickleKind::Bytes, read<uint64_t>());
-        return true;
+        return push_text(PickleKind::Bytes, read<uint64_t>());
       default:
-        return false;
+        return run_container(opcode);
     }
   }
 
-  bool run_container(uint8_t opcode) {
+  void run_container(uint8_t opcode) {
     switch (opcode) {
       case kEmptyList:
-        push(add(PickleKind::List));
-        return true;
+        return push(add(PickleKind::List));
       case kEmptyTuple:
-        push(add(PickleKind::Tuple));
-        return true;
+        return push(add(PickleKind::Tuple));
       case kEmptyDict:
-        push(add(PickleKind::Dict));
-        return true;
+        return push(add(PickleKind::Dict));
       case kEmptySet:
-        push(add(PickleKind::Set));
-        return true;
+        return push(add(PickleKind::Set));
       case kList:
-        push_container(PickleKind::List, pop_mark());
-        return true;
+        return push_container(PickleKind::List, pop_mark());
       case kTuple:
-        push_container(PickleKind::Tuple, pop_mark());
-        return true;
+        return push_container(PickleKind::Tuple, pop_mark());
       case kDict:
-        push_container(PickleKind::Dict, pop_mark());
-        return true;
+        return push_container(PickleKind::Dict, pop_mark());
       case kFrozenSet:
-        push_container(PickleKind::Set, pop_mark());
-        return true;
+        return push_container(PickleKind::Set, pop_mark());
       case kTuple1:
-        push_tuple(1);
-        return true;
+        return push_tuple(1);
       case kTuple2:
-        push_tuple(2);
-        return true;
+        return push_tuple(2);
       case kTuple3:
-        push_tuple(3);
-        return true;
+        return push_tuple(3);
       case kAppends:
-        extend(pop_mark(), PickleKind::List);
-        return true;
+        return extend(pop_mark(), PickleKind::List);
       case kAddItems:
-        extend(pop_mark(), PickleKind::Set);
-        return true;
+        return extend(pop_mark(), PickleKind::Set);
       case kSetItems:
-        extend(pop_mark(), PickleKind::Dict);
-        return true;
+        return extend(pop_mark(), PickleKind::Dict);
       case kAppend:
-        extend_by(1, PickleKind::List);
-        return true;
+        return extend_by(1, PickleKind::List);
       case kSetItem:
-        extend_by(2, PickleKind::Dict);
-        return true;
+        return extend_by(2, PickleKind::Dict);
       default:
-        return false;
+        return run_call(opcode);
     }
   }
 
@@ -345,19 +307,17 @@ class Machine {
     extend(stack_.size() - count, wanted);
   }
 
-  bool run_call(uint8_t opcode) {
+  void run_call(uint8_t opcode) {
     switch (opcode) {
       case kGlobal: {
         const PickleIndex module = add_text(PickleKind::String, take_line());
         const PickleIndex name = add_text(PickleKind::String, take_line());
-        push(add_call(PickleKind::Global, module, name));
-        return true;
+        return push(add_call(PickleKind::Global, module, name));
       }
       case kStackGlobal: {
         const PickleIndex name = pop();
         const PickleIndex module = pop();
-        push(add_call(PickleKind::Global, module, name));
-        return true;
+        return push(add_call(PickleKind::Global, module, name));
       }
       case kNewObjEx:
         pop();
@@ -366,21 +326,19 @@ class Machine {
       case kNewObj: {
         const PickleIndex argument = pop();
         const PickleIndex callee = pop();
-        push(call(callee, argument));
-        return true;
+        return push(call(callee, argument));
       }
       case kBuild: {
         const PickleIndex state = pop();
         PickleValue& target = pickle_.values[top()];
         // A dict's state is its attributes, such as a state dict's _metadata; nobody here asks for them.
         if (target.kind == PickleKind::Object) target.state = state;
-        return true;
+        return;
       }
       case kBinPersId:
-        push(add_call(PickleKind::Persistent, kNoPickleIndex, pop()));
-        return true;
+        return push(add_call(PickleKind::Persistent, kNoPickleIndex, pop()));
       default:
-        return false;
+        return run_stack(opcode);
     }
   }
 
@@ -402,38 +360,29 @@ class Machine {
     return add_call(PickleKind::Object, callee, argument);
   }
 
-  bool run_stack(uint8_t opcode) {
+  void run_stack(uint8_t opcode) {
     switch (opcode) {
       case kFrame:
-        take_frame(read<uint64_t>());
-        return true;
+        return take_frame(read<uint64_t>());
       case kMark:
         check_entries(marks_.size());
-        marks_.push_back(static_cast<uint32_t>(stack_.size()));
-        return true;
+        return marks_.push_back(static_cast<uint32_t>(stack_.size()));
       case kPopMark:
-        stack_.resize(pop_mark());
-        return true;
+        return stack_.resize(pop_mark());
       case kPop:
-        pop_value_or_mark();
-        return true;
+        return pop_value_or_mark();
       case kBinPut:
-        put(read<uint8_t>());
-        return true;
+        return put(read<uint8_t>());
       case kLongBinPut:
-        put(read<uint32_t>());
-        return true;
+        return put(read<uint32_t>());
       case kMemoize:
-        put(memo_.size());
-        return true;
+        return put(memo_.size());
       case kBinGet:
-        push(get(read<uint8_t>()));
-        return true;
+        return push(get(read<uint8_t>()));
       case kLongBinGet:
-        push(get(read<uint32_t>()));
-        return true;
+        return push(get(read<uint32_t>()));
       default:
-        return false;
+        return refuse(opcode);
     }
   }
 

@@ -46,6 +46,9 @@ struct Writer {
 };
 
 struct Reader {
+  Reader(std::span<const std::byte> bytes, const std::string& name) : rest(bytes) {
+    DYDIT_CHECK(info != nullptr, "{}: libpng could not be set up; is memory short?", name);
+  }
   Complaint complaint;
   std::span<const std::byte> rest;
   png_structp png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &complaint, on_error, on_warning);
@@ -89,17 +92,22 @@ bool encode(Writer& writer, const Image& image, const png_text* texts, int text_
   return true;
 }
 
-// Reads all chunks but skips those that hold neither size nor text, the pixels included.
-bool scan(Reader& reader) {
-  if (setjmp(png_jmpbuf(reader.png)) != 0) return false;
+// Passes over all chunks but those of the picture. Errors jump to the caller's setjmp.
+void begin_reading(Reader& reader) {
   png_set_read_fn(reader.png, &reader, take_bytes);
   png_set_user_limits(reader.png, kMaxPngSide, kMaxPngSide);
   png_set_chunk_malloc_max(reader.png, kMaxChunkBytes);
+  png_set_keep_unknown_chunks(reader.png, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
+}
+
+// Reads all chunks but skips those that hold neither size nor text, the pixels included.
+bool scan(Reader& reader) {
+  if (setjmp(png_jmpbuf(reader.png)) != 0) return false;
+  begin_reading(reader);
   png_set_chunk_cache_max(reader.png, kMaxChunks);
   png_set_crc_action(reader.png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
   // Each name with its NUL, as libpng wants them.
   const auto* text_chunks = reinterpret_cast<png_const_bytep>("tEXt\0zTXt\0iTXt");
-  png_set_keep_unknown_chunks(reader.png, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
   png_set_keep_unknown_chunks(reader.png, PNG_HANDLE_CHUNK_AS_DEFAULT, text_chunks, 3);
   png_set_benign_errors(reader.png, /*allowed=*/1);  // pixels left unread are one
   png_read_info(reader.png, reader.info);
@@ -112,10 +120,7 @@ bool scan(Reader& reader) {
 // Reads up to the pixels and asks for 8-bit gray or RGB. Other chunks are passed over unread.
 bool read_header(Reader& reader) {
   if (setjmp(png_jmpbuf(reader.png)) != 0) return false;
-  png_set_read_fn(reader.png, &reader, take_bytes);
-  png_set_user_limits(reader.png, kMaxPngSide, kMaxPngSide);
-  png_set_chunk_malloc_max(reader.png, kMaxChunkBytes);
-  png_set_keep_unknown_chunks(reader.png, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
+  begin_reading(reader);
   png_read_info(reader.png, reader.info);
   png_set_expand(reader.png);
   png_set_strip_16(reader.png);
@@ -184,7 +189,7 @@ void check_chunk_sizes(std::span<const std::byte> bytes, const std::string& name
   for (size_t at = kSignature; bytes.size() - at >= kStart;) {
     const size_t left = bytes.size() - at;
     const uint32_t length = __builtin_bswap32(load_little<uint32_t>(bytes.data() + at));
-    const std::string_view type(reinterpret_cast<const char*>(bytes.data() + at + 4), 4);
+    const std::string_view type = text_of(bytes.subspan(at + 4, 4));
     DYDIT_CHECK(left >= kAround && length <= left - kAround,
                 "{}: broken PNG file: chunk {} of {} bytes passes the end. Fetch or write it again.", name,
                 quote(type), length);
@@ -286,9 +291,7 @@ void write_png(const std::filesystem::path& path, const Image& image, const PngT
 PngInfo parse_png_info(std::span<const std::byte> bytes, const std::string& name) {
   DYDIT_CHECK(sniff_file_kind(bytes) == FileKind::Png, "{}: is not a PNG file (wrong first bytes)", name);
   check_chunk_sizes(bytes, name);
-  Reader reader;
-  reader.rest = bytes;
-  DYDIT_CHECK(reader.info != nullptr, "{}: libpng could not be set up; is memory short?", name);
+  Reader reader(bytes, name);
   DYDIT_CHECK(scan(reader), "{}: broken PNG file: {}. Fetch or write it again.", name,
               printable(reader.complaint.text.data()));
   PngInfo info;
@@ -298,10 +301,6 @@ PngInfo parse_png_info(std::span<const std::byte> bytes, const std::string& name
   info.channels = palette ? 3 : png_get_channels(reader.png, reader.info);
   info.text = read_texts(reader);
   return info;
-}
-
-PngInfo read_png_info(const std::filesystem::path& path) {
-  return parse_png_info(MappedFile::open(path)->bytes(), path.string());
 }
 
 std::optional<ImageHeader> parse_png_header(std::span<const std::byte> bytes) {
@@ -330,9 +329,7 @@ std::optional<ImageHeader> parse_png_header(std::span<const std::byte> bytes) {
 
 Image parse_png(std::span<const std::byte> bytes, const std::string& name, const DecodeOptions& options) {
   DYDIT_CHECK(sniff_file_kind(bytes) == FileKind::Png, "{}: is not a PNG file (wrong first bytes)", name);
-  Reader reader;
-  reader.rest = bytes;
-  DYDIT_CHECK(reader.info != nullptr, "{}: libpng could not be set up; is memory short?", name);
+  Reader reader(bytes, name);
   const auto check = [&](bool done) {
     DYDIT_CHECK(done, "{}: broken PNG file: {}. Fetch or write it again.", name,
                 printable(reader.complaint.text.data()));

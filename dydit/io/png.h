@@ -31,7 +31,6 @@ struct PngInfo {
 
 /// Size and text chunks (tEXt, zTXt, iTXt) of a PNG; the pixels are not decoded. Throws Error on a broken
 /// file.
-PngInfo read_png_info(const std::filesystem::path& path);
 PngInfo parse_png_info(std::span<const std::byte> bytes, const std::string& name);
 
 /// Size, colours, alpha and EXIF orientation (eXIf); nothing when the file does not begin with its header.

@@ -10,6 +10,7 @@
 #include <fmt/ranges.h>
 
 #include "dydit/base/error.h"
+#include "dydit/io/bytes.h"
 #include "dydit/io/file.h"
 #include "dydit/io/tar.h"
 #include "dydit/io/text.h"
@@ -25,6 +26,7 @@ constexpr const char* kUnpack = "unpack it and name what lies in it";
 constexpr const char* kConvert = "convert it to safetensors with the library that wrote it";
 constexpr const char* kSaveStateDict = "load it in PyTorch and torch.save its state_dict()";
 constexpr const char* kFetch = "fetch the file again";
+constexpr const char* kWritePictures = "write its pictures to folders, each folder a class";
 constexpr const char* kPicture = "--data-path takes folders of pictures, each folder a class";
 
 struct Signature {
@@ -63,15 +65,11 @@ constexpr std::array kSignatures = {
     Signature{0, "MM\0*"sv, "a TIFF image", "convert it to PNG"},
     Signature{4, "ftyp"sv, "a video, AVIF or HEIC file", "convert its pictures to PNG or JPEG"},
     Signature{0, "%PDF-"sv, "a PDF document", kFetch},
-    Signature{0, "PAR1"sv, "a Parquet table", "write its pictures to folders, each folder a class"},
-    Signature{0, "ARROW1"sv, "an Arrow table", "write its pictures to folders, each folder a class"},
-    Signature{16, "\xde\xc0\xef\xbe"sv, "an LMDB database",
-              "write its pictures to folders, each folder a class"},
+    Signature{0, "PAR1"sv, "a Parquet table", kWritePictures},
+    Signature{0, "ARROW1"sv, "an Arrow table", kWritePictures},
+    Signature{16, "\xde\xc0\xef\xbe"sv, "an LMDB database", kWritePictures},
     Signature{0, "SQLite format 3\0"sv, "an SQLite database", kFetch},
-    Signature{0,
-              "\x7f"
-              "ELF"sv,
-              "a program (ELF)", kFetch},
+    Signature{0, "\177ELF"sv, "a program (ELF)", kFetch},
     Signature{0, "\xff\xfe"sv, "a text in UTF-16", "save it as UTF-8"},
     Signature{0, "\xfe\xff"sv, "a text in UTF-16", "save it as UTF-8"}};
 
@@ -82,12 +80,7 @@ constexpr std::array kImageEndings = {".png"sv, ".jpg"sv, ".jpeg"sv, ".webp"sv, 
 
 template <typename Endings>
 bool ends_with_any(std::string_view name, const Endings& endings) {
-  const std::string lower = [&] {
-    std::string text(name);
-    std::transform(text.begin(), text.end(), text.begin(),
-                   [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
-    return text;
-  }();
+  const std::string lower = lower_case(name);
   return std::any_of(endings.begin(), endings.end(), [&](auto ending) { return lower.ends_with(ending); });
 }
 
@@ -100,9 +93,7 @@ bool contains_any(std::string_view text, std::initializer_list<std::string_view>
 std::optional<Likeness> recognize_text(std::string_view head, size_t size) {
   if (head.starts_with("\xEF\xBB\xBF")) head.remove_prefix(3);
   const size_t first = std::min(head.find_first_not_of(" \t\r\n"), head.size());
-  std::string start(head.substr(first, 1024));
-  std::transform(start.begin(), start.end(), start.begin(),
-                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
+  const std::string start = lower_case(head.substr(first, 1024));
   if (start.starts_with("<!doctype html") || start.starts_with("<html") ||
       (start.starts_with("<") && start.find("<html") != start.npos)) {
     return Likeness{"a web page (HTML) in place of the file",
@@ -111,10 +102,7 @@ std::optional<Likeness> recognize_text(std::string_view head, size_t size) {
   }
   if (start.starts_with("<?xml") || start.starts_with("<error"))
     return Likeness{"an XML document, perhaps a server's error message", kFetch};
-  const bool text = !head.empty() && std::all_of(head.begin(), head.end(), [](char c) {
-    return static_cast<unsigned char>(c) >= 0x20 || c == '\n' || c == '\r' || c == '\t';
-  });
-  if (!text) return std::nullopt;
+  if (head.empty() || !std::all_of(head.begin(), head.end(), is_text_byte)) return std::nullopt;
   if (start.starts_with("{") || start.starts_with("[")) {
     if (start.find("\"weight_map\"") != start.npos)
       return Likeness{"the index of several safetensors files under another name",
@@ -230,7 +218,7 @@ std::string unfinished_download(const fs::path& path) {
 }
 
 std::optional<Likeness> recognize_file(std::span<const std::byte> bytes, const fs::path& path) {
-  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  const std::string_view text = text_of(bytes);
   for (const Signature& signature : kSignatures) {
     if (text.size() > signature.offset && text.substr(signature.offset).starts_with(signature.bytes))
       return Likeness{signature.what, signature.way_out};
@@ -256,20 +244,17 @@ std::optional<Likeness> recognize_file(std::span<const std::byte> bytes, const f
 std::optional<Likeness> recognize_folder(const fs::path& folder) {
   const std::vector<std::string> names = names_in(folder);
   const auto any = [&](auto&& test) { return std::any_of(names.begin(), names.end(), test); };
-  const auto has = [&](const char* name) {
+  const auto has = [&](const fs::path& name) {
     std::error_code error;
     return fs::exists(folder / name, error);
   };
   const auto below = [&](const std::string& name) { return quote((folder / name).string()); };
   if (names.empty() && !has(".metadata")) return Likeness{"an empty folder", "was the download cut short?"};
-  if (has("data.pkl") || any([&](const std::string& name) { return has((name + "/data.pkl").c_str()); })) {
-    const fs::path inner =
-        has("data.pkl") ? folder
-                        : folder / *std::find_if(names.begin(), names.end(), [&](const std::string& name) {
-                            return has((name + "/data.pkl").c_str());
-                          });
-    const fs::path clean = inner.lexically_normal().has_filename() ? inner.lexically_normal()
-                                                                   : inner.lexically_normal().parent_path();
+  const auto unpacked = std::find_if(names.begin(), names.end(),
+                                     [&](const std::string& name) { return has(name + "/data.pkl"); });
+  if (has("data.pkl") || unpacked != names.end()) {
+    fs::path clean = (has("data.pkl") ? folder : folder / *unpacked).lexically_normal();
+    if (!clean.has_filename()) clean = clean.parent_path();
     return Likeness{
         "an unpacked torch file (data.pkl lies in it)",
         fmt::format("take the .pt as it was fetched, or pack it again: cd {} && zip -0 -r ../model.pt {}",

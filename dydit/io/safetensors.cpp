@@ -251,7 +251,7 @@ SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, const std::s
               bytes.size() - kLengthBytes, kWayOut);
   const std::span<const std::byte> data = bytes.subspan(kLengthBytes + length);
   HeaderReader reader(name, data);
-  const std::string_view header(reinterpret_cast<const char*>(bytes.data() + kLengthBytes), length);
+  const std::string_view header = text_of(bytes.subspan(kLengthBytes, length));
   check_tokens(header, name);
   Json::sax_parse(header.begin(), header.end(), &reader);
   check_tiling(reader.ranges, data.size(), name);
@@ -286,7 +286,7 @@ void write_safetensors(const std::filesystem::path& path, const TensorViews& ten
     DYDIT_CHECK(is_contiguous(tensor), "{}: tensor {} is strided; make it contiguous before writing",
                 path.string(), quote(name));
     const uint64_t begin = end;
-    end += static_cast<uint64_t>(tensor.numel()) * dtype_size(tensor.dtype);
+    end += extent_bytes(tensor);
     header[name] = {
         {"dtype", dtype_name(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {begin, end}}};
     contents.emplace_back(tensor.data, end - begin);

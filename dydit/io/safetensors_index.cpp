@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "dydit/base/error.h"
+#include "dydit/io/bytes.h"
 #include "dydit/io/safetensors.h"
 #include "dydit/io/text.h"
 
@@ -46,8 +47,7 @@ std::map<std::string, std::string> parse_safetensors_index(std::span<const std::
     if (event == Json::parse_event_t::object_end && depth == 1) seen.clear();  // weight_map ends, or metadata
     return depth <= 2;  // nothing deeper is of interest
   };
-  const auto* text = reinterpret_cast<const char*>(bytes.data());
-  const Json index = Json::parse(text, text + bytes.size(), filter, /*allow_exceptions=*/false);
+  const Json index = Json::parse(text_of(bytes), filter, /*allow_exceptions=*/false);
   const auto map = index.is_object() ? index.find("weight_map") : index.end();
   DYDIT_CHECK(index.is_object() && map != index.end() && map->is_object(),
               "{}: is not the index of a safetensors model: a JSON object with weight_map is wanted", name);
@@ -104,7 +104,7 @@ ShardedSafetensors read_safetensors_shards(const fs::path& path) {
                 "{}: tensor {} is not in {}, where the index has it. {}", index_name, quote(tensor),
                 quote(shard), kWayOut);
   }
-  result.sha256 = sha256_hex(std::as_bytes(std::span(digests.data(), digests.size())));
+  result.sha256 = sha256_hex(bytes_of(digests));
   return result;
 }
 

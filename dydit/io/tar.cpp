@@ -4,11 +4,13 @@
 #include "dydit/io/tar.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cstdint>
 #include <optional>
 #include <string_view>
 
 #include "dydit/base/error.h"
+#include "dydit/io/bytes.h"
 #include "dydit/io/text.h"
 
 namespace dydit {
@@ -23,10 +25,6 @@ struct Field {
 constexpr Field kName{0, 100}, kSize{124, 12}, kChecksum{148, 8}, kLink{157, 100}, kMagic{257, 5},
     kPrefix{345, 155};
 constexpr size_t kType = 156;
-
-std::string_view text_of(std::span<const std::byte> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
 
 // A field up to its first NUL.
 std::string_view field(std::span<const std::byte> header, Field where) {
@@ -45,14 +43,9 @@ std::optional<uint64_t> number(std::span<const std::byte> header, Field where) {
     }
     return value;
   }
-  std::string_view text = field(header, where);
-  while (text.starts_with(' ')) text.remove_prefix(1);
-  while (text.ends_with(' ')) text.remove_suffix(1);
-  uint64_t value = 0;
-  for (const char c : text) {
-    if (c < '0' || c > '7') return std::nullopt;
-    value = value * 8 + static_cast<uint64_t>(c - '0');  // at most 12 digits: no overflow
-  }
+  const std::string_view text = trimmed(field(header, where));
+  uint64_t value = 0;  // of at most 12 digits: no overflow
+  if (std::from_chars(text.begin(), text.end(), value, 8).ptr != text.end()) return std::nullopt;
   return value;
 }
 
@@ -66,10 +59,6 @@ bool checksum_fits(std::span<const std::byte> header) {
   return number(header, kChecksum) == sum;
 }
 
-bool is_zero(std::span<const std::byte> block) {
-  return std::all_of(block.begin(), block.end(), [](std::byte b) { return b == std::byte{0}; });
-}
-
 class TarParser {
  public:
   TarParser(std::span<const std::byte> bytes, const std::string& name) : rest_(bytes), file_(name) {}
@@ -78,7 +67,7 @@ class TarParser {
     while (true) {
       if (rest_.size() < kBlock) damaged("it ends without its closing blocks");
       const auto header = rest_.first(kBlock);
-      if (is_zero(header)) return std::move(members_);
+      if (all_zero(header)) return std::move(members_);
       if (!checksum_fits(header))
         damaged(fmt::format("the header after {} members is wrong", members_.size()));
       rest_ = rest_.subspan(kBlock);
@@ -173,10 +162,7 @@ class TarParser {
   static std::optional<uint64_t> decimal(std::string_view text) {
     if (text.empty() || text.size() > 18) return std::nullopt;
     uint64_t value = 0;
-    for (const char c : text) {
-      if (c < '0' || c > '9') return std::nullopt;
-      value = value * 10 + static_cast<uint64_t>(c - '0');
-    }
+    if (std::from_chars(text.begin(), text.end(), value).ptr != text.end()) return std::nullopt;
     return value;
   }
 
@@ -191,7 +177,7 @@ class TarParser {
 }  // namespace
 
 bool is_tar(std::span<const std::byte> bytes) {
-  return bytes.size() >= kBlock && !is_zero(bytes.first(kBlock)) && checksum_fits(bytes.first(kBlock));
+  return bytes.size() >= kBlock && !all_zero(bytes.first(kBlock)) && checksum_fits(bytes.first(kBlock));
 }
 
 std::vector<TarMember> parse_tar(std::span<const std::byte> bytes, const std::string& name) {

@@ -1,4 +1,4 @@
-// Dtypes and shapes of tensors in files. One table holds what is known of a dtype.
+// Dtypes and shapes of tensors in files. Tables hold what is known of a dtype.
 #include "dydit/io/tensor_view.h"
 
 #include <algorithm>
@@ -13,35 +13,21 @@
 namespace dydit {
 namespace {
 
-struct DtypeRow {
-  Dtype dtype;
-  std::string_view name;
-  size_t size;
-};
-
 // In the order of the enum.
-constexpr std::array<DtypeRow, 10> kDtypes = {{{Dtype::F64, "F64", 8},
-                                               {Dtype::F32, "F32", 4},
-                                               {Dtype::F16, "F16", 2},
-                                               {Dtype::BF16, "BF16", 2},
-                                               {Dtype::I64, "I64", 8},
-                                               {Dtype::I32, "I32", 4},
-                                               {Dtype::I16, "I16", 2},
-                                               {Dtype::I8, "I8", 1},
-                                               {Dtype::U8, "U8", 1},
-                                               {Dtype::Bool, "BOOL", 1}}};
+constexpr std::array<std::string_view, 10> kNames = {"F64", "F32", "F16", "BF16", "I64",
+                                                     "I32", "I16", "I8",  "U8",   "BOOL"};
+constexpr std::array<size_t, 10> kSizes = {8, 4, 2, 2, 8, 4, 2, 1, 1, 1};
 
 }  // namespace
 
-size_t dtype_size(Dtype dtype) { return kDtypes[static_cast<size_t>(dtype)].size; }
+size_t dtype_size(Dtype dtype) { return kSizes[static_cast<size_t>(dtype)]; }
 
-std::string_view dtype_name(Dtype dtype) { return kDtypes[static_cast<size_t>(dtype)].name; }
+std::string_view dtype_name(Dtype dtype) { return kNames[static_cast<size_t>(dtype)]; }
 
 std::optional<Dtype> dtype_from_name(std::string_view name) {
-  for (const DtypeRow& row : kDtypes) {
-    if (row.name == name) return row.dtype;
-  }
-  return std::nullopt;
+  const auto found = std::find(kNames.begin(), kNames.end(), name);
+  if (found == kNames.end()) return std::nullopt;
+  return static_cast<Dtype>(found - kNames.begin());
 }
 
 int64_t TensorView::numel() const {

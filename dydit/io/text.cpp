@@ -107,6 +107,27 @@ std::string shell_quote(std::string_view text) {
   return (escaped ? "$'" : "'") + word + "'";
 }
 
+std::string_view trimmed(std::string_view text) {
+  text.remove_prefix(std::min(text.find_first_not_of(' '), text.size()));
+  return text.substr(0, text.find_last_not_of(' ') + 1);
+}
+
+std::vector<std::string_view> comma_parts(std::string_view text) {
+  std::vector<std::string_view> parts;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t comma = std::min(text.find(',', begin), text.size());
+    parts.push_back(trimmed(text.substr(begin, comma - begin)));
+    begin = comma + 1;
+  }
+  return parts;
+}
+
+std::string lower_case(std::string_view text) {
+  std::string lower(text);
+  for (char& c : lower) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  return lower;
+}
+
 std::string_view checked_text(std::string_view bytes, const std::string& name) {
   using namespace std::string_view_literals;
   if (bytes.starts_with("\xEF\xBB\xBF")) bytes.remove_prefix(3);

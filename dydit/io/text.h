@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace dydit {
 
@@ -25,6 +26,15 @@ std::string printable(std::string_view text, size_t longest = 120);
 
 /// One word of a POSIX shell; where it holds control characters, of bash, ksh and zsh ($'...').
 std::string shell_quote(std::string_view text);
+
+/// `text` without blanks around it.
+std::string_view trimmed(std::string_view text);
+
+/// What stands between the commas, without blanks around it: "a, b" -> {"a", "b"}.
+std::vector<std::string_view> comma_parts(std::string_view text);
+
+/// With the letters A to Z as a to z.
+std::string lower_case(std::string_view text);
 
 /// The text of a file that a person wrote: UTF-8, a byte order mark passed over. Throws Error that begins
 /// with `name` and names the line: UTF-16, UTF-32 or bytes that are no UTF-8.

@@ -40,10 +40,6 @@ constexpr std::array<uint32_t, 256> make_crc_table() {
 }
 constexpr std::array<uint32_t, 256> kCrcTable = make_crc_table();
 
-std::span<const std::byte> bytes_of(std::string_view text) {
-  return std::as_bytes(std::span(text.data(), text.size()));
-}
-
 void put_varint(std::string& out, uint64_t value) {
   for (; value >= 0x80; value >>= 7) out += static_cast<char>(value | 0x80);
   out += static_cast<char>(value);
@@ -71,16 +67,8 @@ std::string new_event() {
 
 // Summary.Image.colorspace counts channels; a PNG's header has its colour type at byte 25.
 uint64_t colorspace(std::span<const std::byte> png) {
-  switch (std::to_integer<int>(png[25])) {
-    case 0:
-      return 1;
-    case 4:
-      return 2;
-    case 6:
-      return 4;
-    default:
-      return 3;
-  }
+  const auto type = std::to_integer<int>(png[25]);
+  return type == 0 ? 1 : type == 4 ? 2 : type == 6 ? 4 : 3;
 }
 
 }  // namespace
@@ -139,7 +127,7 @@ void EventWriter::image(const std::string& tag, int64_t step, int width, int hei
   put_number(picture, kImageHeight, static_cast<uint64_t>(height));
   put_number(picture, kImageWidth, static_cast<uint64_t>(width));
   put_number(picture, kImageColorspace, colorspace(png));
-  put_bytes(picture, kImageBytes, {reinterpret_cast<const char*>(png.data()), png.size()});
+  put_bytes(picture, kImageBytes, text_of(png));
   std::string out;
   put_bytes(out, kValueTag, tag);
   put_bytes(out, kValueImage, picture);
@@ -160,7 +148,7 @@ void EventWriter::record(std::span<const std::byte> event) {
   std::string out;
   append_little<uint64_t>(out, event.size());
   append_little(out, masked_crc(bytes_of(out)));
-  out.append(reinterpret_cast<const char*>(event.data()), event.size());
+  out += text_of(event);
   append_little(out, masked_crc(event));
   for (std::string_view rest = out; !rest.empty();) {
     const ssize_t written = ::write(descriptor_, rest.data(), rest.size());
@@ -173,8 +161,7 @@ void EventWriter::record(std::span<const std::byte> event) {
 std::string kept_events(std::span<const std::byte> bytes, int64_t last_step, const std::string& name) {
   std::string kept;
   for_each_event(bytes, name, [&](const Event& event) {
-    if (event.step <= last_step)
-      kept.append(reinterpret_cast<const char*>(event.record.data()), event.record.size());
+    if (event.step <= last_step) kept += text_of(event.record);
   });
   return kept;
 }

@@ -47,24 +47,14 @@ std::optional<Field> take_field(Bytes& message) {
   const std::optional<uint64_t> key = take_varint(message);
   if (!key) return std::nullopt;
   Field field{.number = *key >> 3, .wire = *key & 7, .value = 0, .bytes = {}};
-  size_t size = 0;
-  switch (field.wire) {
-    case kVarint:
-    case kBytes: {
-      const std::optional<uint64_t> value = take_varint(message);
-      if (!value) return std::nullopt;
-      field.value = *value;
-      if (field.wire == kBytes) size = *value;
-      break;
-    }
-    case kFixed64:
-      size = 8;
-      break;
-    case kFixed32:
-      size = 4;
-      break;
-    default:
-      return std::nullopt;
+  size_t size = field.wire == kFixed64 ? 8 : field.wire == kFixed32 ? 4 : 0;
+  if (field.wire == kVarint || field.wire == kBytes) {
+    const std::optional<uint64_t> value = take_varint(message);
+    if (!value) return std::nullopt;
+    field.value = *value;
+    if (field.wire == kBytes) size = *value;
+  } else if (size == 0) {
+    return std::nullopt;
   }
   if (size > message.size()) return std::nullopt;
   field.bytes = message.first(size);
@@ -111,7 +101,7 @@ std::optional<Bytes> whole_record(Bytes rest) {
 // or the file system left zeros.
 bool is_cut(Bytes rest) {
   if (rest.size() < kHeadBytes) return true;
-  if (std::all_of(rest.begin(), rest.end(), [](std::byte b) { return b == std::byte{0}; })) return true;
+  if (all_zero(rest)) return true;
   if (!is_event_file(rest)) return false;
   const auto length = load_little<uint64_t>(rest.data());
   const size_t left = rest.size() - kHeadBytes;
@@ -131,8 +121,7 @@ bool add_value(EventSummary& summary, Bytes message) {
   std::optional<float> number;
   bool picture = false;
   const bool whole = for_each_field(message, [&](const Field& field) {
-    if (field.is(kValueTag, kBytes))
-      tag = {reinterpret_cast<const char*>(field.bytes.data()), field.bytes.size()};
+    if (field.is(kValueTag, kBytes)) tag = text_of(field.bytes);
     if (field.is(kValueSimple, kFixed32)) number = std::bit_cast<float>(static_cast<uint32_t>(field.value));
     if (field.is(kValueImage, kBytes)) picture = true;
   });

@@ -3,16 +3,17 @@
 // looked at closely.
 #include "dydit/io/torch_file.h"
 
+#include <map>
 #include <optional>
 #include <utility>
 
 #include <nlohmann/json.hpp>
 
 #include "dydit/base/error.h"
+#include "dydit/io/bytes.h"
 #include "dydit/io/pickle.h"
 #include "dydit/io/tar.h"
 #include "dydit/io/text.h"
-#include "dydit/io/torch_legacy.h"
 #include "dydit/io/torch_sets.h"
 #include "dydit/io/torch_tensor.h"
 #include "dydit/io/zip.h"
@@ -25,6 +26,12 @@ using Json = nlohmann::json;
 // Shared lists may make a config that is huge when written out; ours has some hundred bytes.
 constexpr size_t kMaxConfigCost = 1 << 22;
 constexpr int kMaxConfigDepth = 64;
+
+// 0x1950a86a20f9469cfc6c, as a pickle has it.
+constexpr std::string_view kLegacyMagic("\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", 10);
+constexpr int64_t kLegacyProtocol = 1001;
+constexpr size_t kMaxStorages = 1 << 16;
+constexpr const char* kFetchAgain = "Was the download cut short? Fetch or save the file again.";
 
 // Storages as members NAME/data/KEY of an archive.
 class ArchiveStorages final : public TorchStorages {
@@ -48,6 +55,118 @@ class ArchiveStorages final : public TorchStorages {
   const ZipArchive& archive_;
   std::string folder_;
   const std::string& file_;
+};
+
+// torch.save before 1.6 (torch/serialization.py, _legacy_load): a stream of pickles (magic number, protocol,
+// system, object, keys) and then the bytes of the storages in the order of the keys. The length of a storage
+// in bytes depends on its type, which only the persistent ids tell; so those of the whole object are
+// collected first.
+class LegacyStream final : public TorchStorages {
+ public:
+  LegacyStream(std::span<const std::byte> bytes, const std::string& file) : rest_(bytes), file_(file) {
+    const Pickle magic = take_pickle();
+    DYDIT_CHECK(
+        magic[magic.root].kind == PickleKind::BigInt && magic[magic.root].text() == kLegacyMagic,
+        "{}: a pickle, but not one of torch.save (its magic number is missing). Save the weights with "
+        "torch.save.",
+        file_);
+    const Pickle protocol = take_pickle();
+    DYDIT_CHECK(
+        protocol[protocol.root].kind == PickleKind::Int && protocol[protocol.root].integer == kLegacyProtocol,
+        "{}: a legacy torch file of another protocol than {}; load it in PyTorch and torch.save it again",
+        file_, kLegacyProtocol);
+    check_system(take_pickle());
+    object = take_pickle();
+    collect_ids();
+    take_storages(take_pickle());
+  }
+
+  std::span<const std::byte> find(const TorchStorageId& id, const std::string& label) const override {
+    const auto known = storages_.find(id.key);
+    DYDIT_CHECK(known != storages_.end() && known->second.found,
+                "{}: {} lies in storage {}, which is missing. {}", file_, label, quote(id.key), kFetchAgain);
+    return known->second.bytes;
+  }
+
+  Pickle object;
+
+ private:
+  struct Storage {
+    TorchStorageId id;
+    std::span<const std::byte> bytes;
+    bool found = false;
+  };
+
+  Pickle take_pickle() {
+    DYDIT_CHECK(!rest_.empty(), "{}: a torch file of the legacy format that ends too early. {}", file_,
+                kFetchAgain);
+    Pickle pickle = parse_pickle(rest_, file_);
+    rest_ = rest_.subspan(pickle.size);
+    return pickle;
+  }
+
+  void check_system(const Pickle& system) const {
+    DYDIT_CHECK(system[system.root].kind == PickleKind::Dict,
+                "{}: a legacy torch file whose third pickle is a {}, not the dict of the system. {}", file_,
+                system.describe(system.root), kFetchAgain);
+    const PickleIndex little = system.find(system.root, "little_endian");
+    DYDIT_CHECK(
+        little == kNoPickleIndex || system[little].kind != PickleKind::Bool || system[little].integer != 0,
+        "{}: was saved on a big-endian machine; save it on a little-endian one", file_);
+  }
+
+  void collect_ids() {
+    for (PickleIndex index = 0; index < object.values.size(); ++index) {
+      const PickleValue& value = object[index];
+      if (value.kind != PickleKind::Persistent) continue;
+      // A whole model also refers to its source text; that is nobody's storage.
+      const PickleValue& id = object[value.argument];
+      if (id.kind != PickleKind::Tuple || id.item_count == 0 ||
+          object[object.items[id.first_item].value].text() != "storage") {
+        continue;
+      }
+      const TorchStorageId storage = read_storage_id(object, index, "a storage", file_);
+      const auto [place, added] = storages_.try_emplace(storage.key, Storage{storage, {}, false});
+      const TorchStorageId& known = place->second.id;
+      DYDIT_CHECK(added || (known.dtype == storage.dtype && known.numel == storage.numel),
+                  "{}: storage {} is {} elements of {} in one place and {} of {} in another. {}", file_,
+                  quote(storage.key), known.numel, dtype_name(known.dtype), storage.numel,
+                  dtype_name(storage.dtype), kFetchAgain);
+      DYDIT_CHECK(storages_.size() <= kMaxStorages, "{}: has more than {} storages; save the weights alone",
+                  file_, kMaxStorages);
+    }
+  }
+
+  void take_storages(const Pickle& keys) {
+    DYDIT_CHECK(keys[keys.root].kind == PickleKind::List && keys[keys.root].item_count <= kMaxStorages,
+                "{}: a legacy torch file whose fifth pickle is a {} of {}, not the list of its storages. {}",
+                file_, keys.describe(keys.root), keys[keys.root].item_count, kFetchAgain);
+    for (const PickleIndex index : keys.items_of(keys.root)) {
+      const PickleValue& key = keys[index];
+      const auto known = key.kind == PickleKind::String ? storages_.find(key.text()) : storages_.end();
+      DYDIT_CHECK(known != storages_.end() && !known->second.found,
+                  "{}: lists storage {}, which no tensor uses or which was listed before. {}", file_,
+                  key.kind == PickleKind::String ? quote(key.text()) : keys.describe(index), kFetchAgain);
+      Storage& storage = known->second;
+      DYDIT_CHECK(rest_.size() >= sizeof(uint64_t), "{}: ends before storage {}. {}", file_,
+                  quote(key.text()), kFetchAgain);
+      const auto numel = load_little<uint64_t>(rest_.data());
+      rest_ = rest_.subspan(sizeof(uint64_t));
+      DYDIT_CHECK(numel == static_cast<uint64_t>(storage.id.numel),
+                  "{}: storage {} has {} elements, but its tensors say {}. {}", file_, quote(key.text()),
+                  numel, storage.id.numel, kFetchAgain);
+      const size_t size = dtype_size(storage.id.dtype);
+      DYDIT_CHECK(numel <= rest_.size() / size, "{}: storage {} of {} {} elements passes its end. {}", file_,
+                  quote(key.text()), numel, dtype_name(storage.id.dtype), kFetchAgain);
+      storage.bytes = rest_.first(numel * size);
+      storage.found = true;
+      rest_ = rest_.subspan(numel * size);
+    }
+  }
+
+  std::span<const std::byte> rest_;
+  const std::string& file_;
+  std::map<std::string_view, Storage> storages_;  // by key
 };
 
 // Plain values as JSON. Values that JSON has no form for are left out of objects and null in lists.
@@ -164,28 +283,6 @@ std::map<std::string, std::string> read_metadata(const Pickle& pickle, const std
   return metadata;
 }
 
-// The folder of the archive's members, "NAME/".
-std::string find_folder(const ZipArchive& archive, const std::string& name) {
-  constexpr std::string_view kPickle = "data.pkl";
-  std::string folder(archive.find_suffix("/data.pkl"));
-  DYDIT_CHECK(
-      !folder.empty(),
-      "{}: a zip file without a data.pkl; a .pt file of torch.save is wanted. If the weights lie in it, "
-      "unzip it.",
-      name);
-  folder.resize(folder.size() - kPickle.size());
-  return folder;
-}
-
-void check_byte_order(const ZipArchive& archive, const std::string& folder, const std::string& name) {
-  const auto bytes = archive.find(folder + "byteorder");
-  if (!bytes) return;
-  const std::string_view order(reinterpret_cast<const char*>(bytes->data()), bytes->size());
-  DYDIT_CHECK(order == "little",
-              "{}: byte order is {}; little is wanted. Save it on a little-endian machine.", name,
-              quote(order));
-}
-
 TorchCheckpoint make_checkpoint(const Pickle& pickle, const TorchStorages& storages,
                                 const std::string& name) {
   TorchCheckpoint result;
@@ -199,13 +296,23 @@ TorchCheckpoint make_checkpoint(const Pickle& pickle, const TorchStorages& stora
 
 TorchCheckpoint parse_archive(std::span<const std::byte> bytes, const std::string& name) {
   const ZipArchive archive(bytes, name);
-  const std::string folder = find_folder(archive, name);
+  constexpr std::string_view kPickle = "data.pkl";
+  std::string folder(archive.find_suffix("/data.pkl"));  // of its members, "NAME/"
+  DYDIT_CHECK(
+      !folder.empty(),
+      "{}: a zip file without a data.pkl; a .pt file of torch.save is wanted. If the weights lie in it, "
+      "unzip it.",
+      name);
+  folder.resize(folder.size() - kPickle.size());
   DYDIT_CHECK(
       archive.find_suffix("/constants.pkl").empty(),
       "{}: is a TorchScript archive (torch.jit.save), not a file of torch.save; load it in PyTorch and "
       "torch.save its state_dict()",
       name);
-  check_byte_order(archive, folder, name);
+  const auto order = archive.find(folder + "byteorder");
+  DYDIT_CHECK(!order || text_of(*order) == "little",
+              "{}: byte order is {}; little is wanted. Save it on a little-endian machine.", name,
+              quote(text_of(*order)));
   // The zip's checksums are not compared: torch can be told not to write them.
   const Pickle pickle = parse_pickle(*archive.find(folder + "data.pkl"), name);
   return make_checkpoint(pickle, ArchiveStorages(archive, folder, name), name);
@@ -217,8 +324,8 @@ TorchCheckpoint parse_torch_checkpoint(std::span<const std::byte> bytes, const s
   const FileKind kind = sniff_file_kind(bytes);
   if (kind == FileKind::TorchZip) return parse_archive(bytes, name);
   if (kind == FileKind::TorchLegacy) {
-    const TorchLegacyStream stream(bytes, name);
-    return make_checkpoint(stream.object(), stream, name);
+    const LegacyStream stream(bytes, name);
+    return make_checkpoint(stream.object, stream, name);
   }
   DYDIT_CHECK(
       !is_tar(bytes),

@@ -3,7 +3,6 @@
 #include "dydit/io/torch_tensor.h"
 
 #include <algorithm>
-#include <array>
 #include <optional>
 
 #include "dydit/base/error.h"
@@ -13,21 +12,6 @@ namespace {
 
 constexpr const char* kWayOut = "The file is damaged; fetch or save it again.";
 constexpr size_t kMaxKeyBytes = 255;  // torch writes a number
-
-struct StorageType {
-  const char* name;
-  Dtype dtype;
-};
-constexpr std::array<StorageType, 10> kStorageTypes = {{{"FloatStorage", Dtype::F32},
-                                                        {"DoubleStorage", Dtype::F64},
-                                                        {"HalfStorage", Dtype::F16},
-                                                        {"BFloat16Storage", Dtype::BF16},
-                                                        {"LongStorage", Dtype::I64},
-                                                        {"IntStorage", Dtype::I32},
-                                                        {"ShortStorage", Dtype::I16},
-                                                        {"CharStorage", Dtype::I8},
-                                                        {"ByteStorage", Dtype::U8},
-                                                        {"BoolStorage", Dtype::Bool}}};
 
 // One tensor or storage while it is read.
 class Reader {
@@ -105,8 +89,8 @@ class Reader {
 
  private:
   Dtype storage_dtype(PickleIndex index) const {
-    for (const StorageType& type : kStorageTypes) {
-      if (pickle_.is_global(index, "torch", type.name)) return type.dtype;
+    for (size_t i = 0; i < kTorchStorageNames.size(); ++i) {
+      if (pickle_.is_global(index, "torch", kTorchStorageNames[i])) return static_cast<Dtype>(i);
     }
     throw Error(fmt::format(
         "{}: {} is stored as {}, which is not known here. Convert it to float32 and save it again.", file_,
@@ -119,13 +103,6 @@ class Reader {
 };
 
 }  // namespace
-
-const char* torch_storage_name(Dtype dtype) {
-  for (const StorageType& type : kStorageTypes) {
-    if (type.dtype == dtype) return type.name;
-  }
-  throw Error("a dtype that torch has no storage for");
-}
 
 TorchStorageId read_storage_id(const Pickle& pickle, PickleIndex index, const std::string& label,
                                const std::string& file) {

@@ -1,6 +1,7 @@
 // Tensors of a torch pickle: which storage, and which part of it.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -26,8 +27,10 @@ struct TorchStorageId {
 TorchStorageId read_storage_id(const Pickle& pickle, PickleIndex index, const std::string& label,
                                const std::string& file);
 
-/// torch's name of a storage of `dtype`: "FloatStorage".
-const char* torch_storage_name(Dtype dtype);
+/// torch's name of a storage of each Dtype.
+inline constexpr std::array kTorchStorageNames = {
+    "DoubleStorage", "FloatStorage", "HalfStorage", "BFloat16Storage", "LongStorage",
+    "IntStorage",    "ShortStorage", "CharStorage", "ByteStorage",     "BoolStorage"};
 
 /// Where the bytes of storages lie: members of an archive or the end of a stream.
 class TorchStorages {

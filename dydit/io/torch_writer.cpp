@@ -68,7 +68,7 @@ class PickleWriter {
     op(kMark);
     op(kMark);
     text("storage");
-    global("torch", torch_storage_name(view.dtype));
+    global("torch", kTorchStorageNames[static_cast<size_t>(view.dtype)]);
     text(key);
     text("cpu");
     integer(view.numel());
@@ -146,8 +146,7 @@ void write_torch_file(const std::filesystem::path& path, const TensorViews& tens
   zip.add(kFolder + "byteorder", "little");
   count = 0;
   for (const auto& [name, view] : tensors) {
-    zip.add(fmt::format("{}data/{}", kFolder, count++),
-            std::span(view.data, static_cast<size_t>(view.numel()) * dtype_size(view.dtype)));
+    zip.add(fmt::format("{}data/{}", kFolder, count++), std::span(view.data, extent_bytes(view)));
   }
   zip.add(kFolder + "version", "3\n");
   zip.commit(before_commit);

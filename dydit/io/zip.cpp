@@ -56,8 +56,8 @@ ZipArchive::ZipArchive(std::span<const std::byte> bytes, const std::string& name
     const size_t comment_length = load_little<uint16_t>(rest.data() + 32);
     const size_t length = zip::kDirectoryEntryBytes + name_length + extra_length + comment_length;
     if (length > rest.size()) damaged(fmt::format("entry {} of its directory is cut off", i));
-    const auto* text = reinterpret_cast<const char*>(rest.data() + zip::kDirectoryEntryBytes);
-    add_member(rest.first(zip::kDirectoryEntryBytes), {text, name_length},
+    add_member(rest.first(zip::kDirectoryEntryBytes),
+               text_of(rest.subspan(zip::kDirectoryEntryBytes, name_length)),
                rest.subspan(zip::kDirectoryEntryBytes + name_length, extra_length));
     rest = rest.subspan(length);
   }

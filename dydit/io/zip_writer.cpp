@@ -14,8 +14,6 @@ constexpr uint16_t kDosDate = (1 << 5) | 1;  // 1 January 1980, always
 constexpr uint16_t kExtraPadding = 0x4246;   // torch's own "FB": an extra field of zeros
 constexpr size_t kExtraHead = 4;             // kind and length of an extra field
 
-std::span<const std::byte> bytes_of(std::string_view text) { return std::as_bytes(std::span(text)); }
-
 uint32_t checksum(uint32_t crc, std::span<const std::byte> bytes) {
   return static_cast<uint32_t>(crc32_z(crc, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size()));
 }

@@ -12,9 +12,9 @@ import sys
 
 READERS = ("config_file", "diffusers", "image", "inflate", "jpeg", "npz_reader", "pickle", "pickle_machine", "png",
            "safetensors", "safetensors_index", "tar", "text", "tfevents", "tfevents_reader", "torch_file",
-           "torch_legacy", "torch_tensor", "zip")
+           "torch_tensor", "zip")
 NOT_READING = re.compile(r"write|Writer|make_grid|text_chunks|::encode\(|append_bytes|truncate_events|put_|new_event|"
-                         r"colorspace|std::filesystem|torch_storage_name|Renamer|block_name|bytes_of")
+                         r"colorspace|std::filesystem|Renamer|block_name|bytes_of")
 
 
 def lines_of(data):

@@ -47,7 +47,8 @@ class Sinks : public testing::Test {
     sink.finish(records);
     return sink.files();
   }
-  json record_of(const std::string& png) { return json::parse(read_png_info(png).text.at(kRecordKey)); }
+  PngInfo png_info(const std::string& png) { return parse_png_info(MappedFile::open(png)->bytes(), png); }
+  json record_of(const std::string& png) { return json::parse(png_info(png).text.at(kRecordKey)); }
 
   test::TemporaryFolder folder_;
   Checkpoint checkpoint_;
@@ -67,7 +68,7 @@ TEST_F(Sinks, NumberedPngsAreWrittenOneByOne) {
 TEST_F(Sinks, AGridHoldsTheImagesThatAreMade) {
   const auto sink = make_png_sink(run_, {folder_ / "grid", ".png"});
   EXPECT_EQ(fill(*sink), std::vector<std::string>{folder_ / "grid.png"});
-  EXPECT_EQ(read_png_info(folder_ / "grid.png").width, 3 * (kSide + kGridPadding) + kGridPadding);
+  EXPECT_EQ(png_info(folder_ / "grid.png").width, 3 * (kSide + kGridPadding) + kGridPadding);
   EXPECT_EQ(record_of(folder_ / "grid.png")["images"].size(), 3u);
 }
 
