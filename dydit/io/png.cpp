@@ -24,13 +24,11 @@ constexpr png_uint_32 kMaxChunks = 12;
 constexpr size_t kMaxKeyBytes = 79;
 
 // What libpng said, kept in a plain array: it is filled right before the longjmp.
-struct Complaint {
-  std::array<char, 200> text{};
-};
+using Complaint = std::array<char, 200>;
 
 [[noreturn]] void on_error(png_structp png, png_const_charp message) {
   auto* complaint = static_cast<Complaint*>(png_get_error_ptr(png));
-  std::strncpy(complaint->text.data(), message, complaint->text.size() - 1);
+  std::strncpy(complaint->data(), message, complaint->size() - 1);
   png_longjmp(png, 1);
 }
 
@@ -38,7 +36,7 @@ struct Complaint {
 void on_warning(png_structp, png_const_charp) {}
 
 struct Writer {
-  Complaint complaint;
+  Complaint complaint{};
   std::string bytes;
   png_structp png = png_create_write_struct(PNG_LIBPNG_VER_STRING, &complaint, on_error, on_warning);
   png_infop info = png == nullptr ? nullptr : png_create_info_struct(png);
@@ -49,7 +47,7 @@ struct Reader {
   Reader(std::span<const std::byte> bytes, const std::string& name) : rest(bytes) {
     DYDIT_CHECK(info != nullptr, "{}: libpng could not be set up; is memory short?", name);
   }
-  Complaint complaint;
+  Complaint complaint{};
   std::span<const std::byte> rest;
   png_structp png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &complaint, on_error, on_warning);
   png_infop info = png == nullptr ? nullptr : png_create_info_struct(png);
@@ -284,7 +282,7 @@ void write_png(const std::filesystem::path& path, const Image& image, const PngT
   Writer writer;
   DYDIT_CHECK(writer.info != nullptr, "{}: libpng could not be set up; is memory short?", file);
   DYDIT_CHECK(encode(writer, image, chunks.data(), static_cast<int>(chunks.size())),
-              "{}: cannot encode PNG: {}", file, printable(writer.complaint.text.data()));
+              "{}: cannot encode PNG: {}", file, printable(writer.complaint.data()));
   write_output_file(path, writer.bytes);
 }
 
@@ -293,7 +291,7 @@ PngInfo parse_png_info(std::span<const std::byte> bytes, const std::string& name
   check_chunk_sizes(bytes, name);
   Reader reader(bytes, name);
   DYDIT_CHECK(scan(reader), "{}: broken PNG file: {}. Fetch or write it again.", name,
-              printable(reader.complaint.text.data()));
+              printable(reader.complaint.data()));
   PngInfo info;
   info.width = static_cast<int>(png_get_image_width(reader.png, reader.info));
   info.height = static_cast<int>(png_get_image_height(reader.png, reader.info));
@@ -332,7 +330,7 @@ Image parse_png(std::span<const std::byte> bytes, const std::string& name, const
   Reader reader(bytes, name);
   const auto check = [&](bool done) {
     DYDIT_CHECK(done, "{}: broken PNG file: {}. Fetch or write it again.", name,
-                printable(reader.complaint.text.data()));
+                printable(reader.complaint.data()));
   };
   check(read_header(reader));
   const png_uint_32 height = png_get_image_height(reader.png, reader.info);

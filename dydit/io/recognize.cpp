@@ -27,6 +27,8 @@ constexpr const char* kConvert = "convert it to safetensors with the library tha
 constexpr const char* kSaveStateDict = "load it in PyTorch and torch.save its state_dict()";
 constexpr const char* kFetch = "fetch the file again";
 constexpr const char* kWritePictures = "write its pictures to folders, each folder a class";
+constexpr const char* kLfsPointer = "a Git LFS pointer (a small text in place of the file)";
+constexpr const char* kLfsPull = "fetch the file itself: git lfs pull, or download it from its page";
 constexpr const char* kPicture = "--data-path takes folders of pictures, each folder a class";
 
 struct Signature {
@@ -37,12 +39,8 @@ struct Signature {
 };
 
 constexpr std::array kSignatures = {
-    Signature{0, "version https://git-lfs.github.com/spec/"sv,
-              "a Git LFS pointer (a small text in place of the file)",
-              "fetch the file itself: git lfs pull, or download it from its page"},
-    Signature{0, "version https://hawser.github.com/spec/"sv,
-              "a Git LFS pointer (a small text in place of the file)",
-              "fetch the file itself: git lfs pull, or download it from its page"},
+    Signature{0, "version https://git-lfs.github.com/spec/"sv, kLfsPointer, kLfsPull},
+    Signature{0, "version https://hawser.github.com/spec/"sv, kLfsPointer, kLfsPull},
     Signature{0, "GGUF"sv, "a GGUF file", kConvert},
     Signature{0, "lmgg"sv, "a GGML file", kConvert},
     Signature{0, "tjgg"sv, "a GGML file", kConvert},
