@@ -10,9 +10,9 @@ import re
 import subprocess
 import sys
 
-READERS = ("config_file", "diffusers", "image", "inflate", "jpeg", "npz_reader", "pickle", "pickle_machine", "png",
-           "safetensors", "safetensors_index", "tar", "text", "tfevents", "tfevents_reader", "torch_file",
-           "torch_tensor", "zip")
+READERS = ("config_file", "diffusers", "image", "inflate", "jpeg", "json", "npz_reader", "pickle", "pickle_machine",
+           "plan_file", "plan_spec", "png", "safetensors", "safetensors_index", "tar", "text", "tfevents",
+           "tfevents_reader", "torch_file", "torch_tensor", "zip")
 NOT_READING = re.compile(r"write|Writer|make_grid|text_chunks|::encode\(|append_bytes|truncate_events|put_|new_event|"
                          r"colorspace|std::filesystem|Renamer|block_name|bytes_of")
 
@@ -37,7 +37,7 @@ def lines_of(data):
 
 def main():
     data = {path.name.removesuffix(".cpp.gcda"): path for path in pathlib.Path(sys.argv[1]).rglob("*.gcda")
-            if "dydit_io" in str(path) or "programs/dydit" in str(path)}
+            if any(folder in str(path) for folder in ("dydit_io", "dydit/plan", "programs/dydit"))}
     print(f"{'file':<22} {'lines':>6} {'executed':>9}   not executed")
     for name in READERS:
         if name not in data:
