@@ -41,18 +41,12 @@ struct Spelling {
 };
 
 Spelling parse_spelling(const std::string& text) {
-  std::string_view rest = text;
-  const std::string_view name = rest.substr(0, rest.find(':'));
-  const auto policy = kPolicyNames.find(name);
+  const size_t colon = std::min(text.find(':'), text.size());
+  const std::string_view all = text;
+  const auto policy = kPolicyNames.find(all.substr(0, colon));
   DYDIT_USAGE_CHECK(policy, "policy {} is unknown; choose from {}", quote(text), kPolicyHelp);
-  Spelling spelling{text, *policy, {}};
-  rest.remove_prefix(name.size());
-  while (!rest.empty()) {
-    rest.remove_prefix(1);
-    spelling.args.push_back(rest.substr(0, rest.find(',')));
-    rest.remove_prefix(spelling.args.back().size());
-  }
-  return spelling;
+  if (colon == text.size()) return {text, *policy, {}};
+  return {text, *policy, comma_parts(all.substr(colon + 1))};
 }
 
 void check_count(const Spelling& spelling, size_t least, size_t most) {
