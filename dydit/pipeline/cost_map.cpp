@@ -5,6 +5,8 @@
 #include <cassert>
 #include <cmath>
 
+#include <ATen/ops/cat.h>
+
 namespace dydit {
 namespace {
 
@@ -46,12 +48,8 @@ Image place_beside(const Image& left, const Image& right) {
 }  // namespace
 
 ShareRange share_range(std::span<const at::Tensor> shares) {
-  ShareRange range{shares[0].min().item<float>(), shares[0].max().item<float>()};
-  for (const at::Tensor& share : shares) {
-    range.min = std::min(range.min, share.min().item<float>());
-    range.max = std::max(range.max, share.max().item<float>());
-  }
-  return range;
+  const at::Tensor all = at::cat({shares.data(), shares.size()});
+  return {all.min().item<float>(), all.max().item<float>()};
 }
 
 std::array<uint8_t, 3> ramp_colour(float position) {

@@ -36,23 +36,15 @@ class Foreign {
   template <typename T>
   T number(const char* key, T low, T high) const {
     const json value = get(key);
-    if (std::is_integral_v<T> ? !is_whole(value) : !value.is_number()) fail(key);
-    if constexpr (std::is_integral_v<T>) {
-      const auto wide = value.get<uint64_t>();
-      if (wide < static_cast<uint64_t>(low) || wide > static_cast<uint64_t>(high)) fail(key);
-      return static_cast<T>(wide);
-    } else {
-      const auto wide = value.get<double>();
-      if (!(wide >= low && wide <= high)) fail(key);
-      return static_cast<T>(wide);
-    }
+    if (!is_within(value, low, high)) fail(key);
+    return value.get<T>();
   }
   std::vector<int> numbers(const char* key, int high) const {
     const json values = get(key);
     if (!values.is_array() || values.empty()) fail(key);
     std::vector<int> result;
     for (const json& value : values) {
-      if (!is_whole(value) || value.get<uint64_t>() > static_cast<uint64_t>(high)) fail(key);
+      if (!is_within(value, 0, high)) fail(key);
       result.push_back(value.get<int>());
     }
     return result;
@@ -71,8 +63,12 @@ class Foreign {
   }
 
  private:
-  static bool is_whole(const json& value) {  // and not negative
-    return value.is_number_unsigned() || (value.is_number_integer() && value.get<int64_t>() >= 0);
+  template <typename T>  // of whole numbers none is negative
+  static bool is_within(const json& value, T low, T high) {
+    using Wide = std::conditional_t<std::is_integral_v<T>, uint64_t, double>;
+    if (std::is_integral_v<T> ? !value.is_number_integer() : !value.is_number()) return false;
+    if (std::is_integral_v<T> && !value.is_number_unsigned() && value.get<int64_t>() < 0) return false;
+    return value.get<Wide>() >= static_cast<Wide>(low) && value.get<Wide>() <= static_cast<Wide>(high);
   }
   json get(const char* key) const { return has(key) ? object_[key] : json(); }
   [[noreturn]] void fail(const char* key) const {

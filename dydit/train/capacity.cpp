@@ -17,11 +17,11 @@ namespace {
 constexpr int kKinds = 3;
 
 int part_count(const DiTConfig& config, int kind) {
-  return kind == static_cast<int>(PartKind::Tokens) ? config.num_tokens() : config.num_heads;
+  return kind == PartKind::Tokens ? config.num_tokens() : config.num_heads;
 }
 
 bool is_routed(const DiTConfig& config, int kind) {
-  return kind == static_cast<int>(PartKind::Tokens) ? config.token_routers : config.width_routers;
+  return kind == PartKind::Tokens ? config.token_routers : config.width_routers;
 }
 
 // Work ratio when share_of(kind, block, quarter) of the parts are on; kinds without routers are wholly on.
@@ -29,8 +29,7 @@ template <typename Fn>
 double work_ratio(const DiTConfig& config, const Fn& share_of) {
   const auto attn = static_cast<double>(attention_macs(config, config.num_heads));
   const auto mlp = static_cast<double>(mlp_macs(config, config.num_heads, config.num_tokens()));
-  const auto share = [&](PartKind part, int l, int q) {
-    const int kind = static_cast<int>(part);
+  const auto share = [&](int kind, int l, int q) {
     return is_routed(config, kind) ? share_of(kind, l, q) : 1.0;
   };
   double work = 0;
@@ -82,9 +81,9 @@ class CountSearch {
     const auto attn = static_cast<double>(attention_macs(config_, config_.num_heads));
     const auto mlp = static_cast<double>(mlp_macs(config_, config_.num_heads, config_.num_tokens()));
     const double each = 1.0 / (part_count(config_, kind) * stride_ * (attn + mlp));
-    if (kind == static_cast<int>(PartKind::Heads)) return attn * each;
-    const PartKind other = kind == static_cast<int>(PartKind::Groups) ? PartKind::Tokens : PartKind::Groups;
-    return mlp * each * share_on(static_cast<int>(other) * stride_ + place);
+    if (kind == PartKind::Heads) return attn * each;
+    const int other = kind == PartKind::Groups ? PartKind::Tokens : PartKind::Groups;
+    return mlp * each * share_on(other * stride_ + place);
   }
 
   void move(int i, int by) {
@@ -146,7 +145,7 @@ class CountSearch {
   double error_;  // work ratio of counts_ - target
 };
 
-// d keep_ratio / d share, with shares instead of rounded counts, (3, L, 4).
+// d work ratio / d share, with shares instead of rounded counts, (3, L, 4).
 at::Tensor work_slope(const DiTConfig& config, const at::Tensor& share) {
   const auto attn = static_cast<double>(attention_macs(config, config.num_heads));
   const auto mlp = static_cast<double>(mlp_macs(config, config.num_heads, config.num_tokens()));
@@ -194,13 +193,6 @@ KeepCounts keep_counts(const DiTConfig& config, const at::Tensor& counts) {
     }
   }
   return result;
-}
-
-double keep_ratio(const DiTConfig& config, const KeepCounts& counts) {
-  const std::vector<KeepCounts::PerQuarter>* kinds[kKinds] = {&counts.heads, &counts.groups, &counts.tokens};
-  return work_ratio(config, [&](int kind, int l, int q) {
-    return static_cast<double>((*kinds[kind])[l][q]) / part_count(config, kind);
-  });
 }
 
 void project_share_gradient(const DiTConfig& config, const at::Tensor& share, at::Tensor& gradient) {

@@ -15,7 +15,9 @@ class DiT;
 /// Name of the shares among a training model's parameters: (3, L, 4), kinds heads, groups, tokens; they start
 /// at 1.
 inline constexpr const char* kKeepShareName = "keep_share";
-enum class PartKind { Heads, Groups, Tokens };
+struct PartKind {
+  enum : int { Heads, Groups, Tokens };
+};
 
 /// choose_counts is content when the work ratio is this near the target, as a share of it.
 inline constexpr double kCountTolerance = 0.001;
@@ -27,15 +29,12 @@ inline constexpr double kLogitSpread = 5.0;
 at::Tensor keep_share(DiT& model);
 
 /// The k of every kind, block and quarter, (3, L, 4) int64 within 1..count: share * count rounded, then moved
-/// by ones, first where rounding was closest to going the other way, until keep_ratio is within
+/// by ones, first where rounding was closest to going the other way, until their work ratio is within
 /// kCountTolerance of `target` or no part and no two parts bring it nearer.
 at::Tensor choose_counts(const DiTConfig& config, const at::Tensor& share, double target);
 
 /// choose_counts as a checkpoint holds it.
 KeepCounts keep_counts(const DiTConfig& config, const at::Tensor& counts);
-
-/// Work ratio of method section 2 at inference, mean over the quarters of t.
-double keep_ratio(const DiTConfig& config, const KeepCounts& counts);
 
 /// Takes from the gradient of the shares what would change the total work: the shares compete for a fixed
 /// budget.

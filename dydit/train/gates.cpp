@@ -58,18 +58,18 @@ TrainingGates::TrainingGates(DiT& model, const at::Tensor& t_emb, GateNoise nois
     : config_(model->config), noise_(std::move(noise)), all_(at::ones({t_emb.size(0)}, t_emb.options())) {
   const bool by_capacity = capacity.share.defined();
   // Each sample's share or count of one router, (B).
-  const auto of_samples = [capacity](const at::Tensor& values, PartKind part, int block) {
-    return values[static_cast<int>(part)][block].index_select(0, capacity.quarters);
+  const auto of_samples = [capacity](const at::Tensor& values, int part, int block) {
+    return values[part][block].index_select(0, capacity.quarters);
   };
-  const auto by_rank = [=](PartKind part, int block, const at::Tensor& logits, const at::Tensor& gate_noise) {
+  const auto by_rank = [=](int part, int block, const at::Tensor& logits, const at::Tensor& gate_noise) {
     return capacity_gate(logits, gate_noise, of_samples(capacity.share, part, block),
                          of_samples(capacity.counts, part, block), part != PartKind::Tokens);
   };
   // Training's gate of one router's logits, and what inference would open.
-  const auto gate_of = [=](PartKind part, int block, const at::Tensor& logits, const at::Tensor& gate_noise) {
+  const auto gate_of = [=](int part, int block, const at::Tensor& logits, const at::Tensor& gate_noise) {
     return by_capacity ? by_rank(part, block, logits, gate_noise) : gumbel_gate(logits, gate_noise, kind);
   };
-  const auto open_of = [=](PartKind part, int block, const at::Tensor& logits) {
+  const auto open_of = [=](int part, int block, const at::Tensor& logits) {
     at::NoGradGuard no_grad;
     if (!by_capacity) return (logits > kGateThreshold).to(at::kFloat);
     return by_rank(part, block, logits, at::zeros_like(logits));

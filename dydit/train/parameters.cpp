@@ -40,11 +40,7 @@ ParameterStore::ParameterStore(DiT& model, double router_lr_scale) {
   ema = values.clone();
 }
 
-void ParameterStore::zero_grad() { grads.zero_(); }
-
 double ParameterStore::grad_norm() const { return flat::l2_norm(grads); }
-
-void ParameterStore::scale_grad(double factor) { grads.mul_(factor); }
 
 void ParameterStore::adamw_step(const AdamWOptions& options, int64_t step) {
   const auto correction1 = static_cast<float>(1.0 - std::pow(options.beta1, step));

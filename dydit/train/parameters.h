@@ -22,10 +22,8 @@ class ParameterStore {
   /// starts as a copy. Routers learn with `router_lr_scale` times the learning rate.
   ParameterStore(DiT& model, double router_lr_scale);
 
-  void zero_grad();
   /// L2 norm of the gradient over all parameters; summed in double, independent of the number of threads.
   double grad_norm() const;
-  void scale_grad(double factor);
   /// One AdamW step (decoupled weight decay), `step` counted from 1.
   void adamw_step(const AdamWOptions& options, int64_t step);
   /// ema <- decay ema + (1 - decay) weights

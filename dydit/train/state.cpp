@@ -35,7 +35,7 @@ fs::path state_path(const fs::path& run, int64_t step) {
   return run / "checkpoints" / fmt::format("{:07}.state", step);
 }
 
-// Steps of the run's state files, ascending.
+// Steps of the run's state files, the newest first.
 std::vector<int64_t> saved_steps(const fs::path& run) {
   std::vector<int64_t> steps;
   std::error_code error;
@@ -48,7 +48,7 @@ std::vector<int64_t> saved_steps(const fs::path& run) {
       steps.push_back(step);
     }
   }
-  std::sort(steps.begin(), steps.end());
+  std::sort(steps.begin(), steps.end(), std::greater());
   return steps;
 }
 
@@ -238,10 +238,9 @@ void save_state(const fs::path& run, const RunState& state, const ParameterStore
 
 std::optional<RunState> load_newest_state(const fs::path& run, ParameterStore& store,
                                           const nlohmann::json& options, const TellFn& tell) {
-  std::vector<int64_t> steps = saved_steps(run);
-  for (; !steps.empty(); steps.pop_back()) {
+  for (const int64_t step : saved_steps(run)) {
     try {
-      return read_state(run, steps.back(), store, options, tell);
+      return read_state(run, step, store, options, tell);
     } catch (const OptionsDiffer&) {
       throw;
     } catch (const Error& error) {
@@ -252,9 +251,8 @@ std::optional<RunState> load_newest_state(const fs::path& run, ParameterStore& s
 }
 
 std::optional<std::string> why_not_resumed(const fs::path& run, const nlohmann::json& options) {
-  std::vector<int64_t> steps = saved_steps(run);
-  for (; !steps.empty(); steps.pop_back()) {
-    const fs::path path = state_path(run, steps.back());
+  for (const int64_t step : saved_steps(run)) {
+    const fs::path path = state_path(run, step);
     try {
       return difference(path.string(), read_header(read_safetensors(path), path.string()), options);
     } catch (const Error&) {  // load_newest_state tells it
@@ -291,7 +289,7 @@ void remove_leftovers(const fs::path& run) {
 void rotate_checkpoints(const fs::path& run, int64_t step, int keep_last, int64_t keep_every) {
   std::vector<int64_t> steps = saved_steps(run);
   std::erase_if(steps, [&](int64_t saved) { return saved > step; });
-  for (size_t i = 0; i + static_cast<size_t>(keep_last) < steps.size(); ++i) {
+  for (size_t i = static_cast<size_t>(keep_last); i < steps.size(); ++i) {
     if (keep_every > 0 && steps[i] % keep_every == 0) continue;
     std::error_code ignored;  // a file that is gone already is as good
     fs::remove(state_path(run, steps[i]), ignored);

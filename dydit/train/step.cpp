@@ -38,36 +38,24 @@ at::Tensor drop_labels(const at::Tensor& labels, const DiTConfig& config, const 
 double sum_of(const at::Tensor& values) { return values.detach().sum(at::kDouble).item<double>(); }
 
 void add_kept(StepTerms& terms, const TrainingGates::Kept& kept, int first) {
-  const at::Tensor heads = kept.heads.cpu().contiguous(), groups = kept.groups.cpu().contiguous(),
-                   tokens = kept.tokens.cpu().contiguous();
-  for (int64_t b = 0; b < heads.size(0); ++b) {
-    const int quarter = (first + static_cast<int>(b)) % kQuarters;
-    terms.heads[quarter] += heads.data_ptr<float>()[b];
-    terms.groups[quarter] += groups.data_ptr<float>()[b];
-    terms.tokens[quarter] += tokens.data_ptr<float>()[b];
+  for (const auto& [sums, shares] :
+       {std::pair{&terms.heads, kept.heads}, std::pair{&terms.groups, kept.groups},
+        std::pair{&terms.tokens, kept.tokens}}) {
+    const at::Tensor host = shares.cpu().contiguous();
+    for (int b = 0; b < host.size(0); ++b) (*sums)[(first + b) % kQuarters] += host.data_ptr<float>()[b];
   }
 }
 
 // Global sums -> means, in one message.
 void reduce_terms(StepTerms& terms, int global_batch, Communicator& processes) {
-  std::vector<double> sums = {terms.mse,         terms.vb,    terms.complete_mse,
-                              terms.complete_vb, terms.ratio, terms.inference_ratio};
-  for (const auto* kept : {&terms.heads, &terms.groups, &terms.tokens})
-    sums.insert(sums.end(), kept->begin(), kept->end());
+  const std::vector<double*> values = terms.values();
+  std::vector<double> sums;
+  for (const double* value : values) sums.push_back(*value);
   processes.sum(std::span<double>(sums));
-  const auto n = static_cast<double>(global_batch);
-  terms.mse = sums[0] / n;
-  terms.vb = sums[1] / n;
-  terms.complete_mse = sums[2] / n;
-  terms.complete_vb = sums[3] / n;
-  terms.ratio = sums[4] / n;
-  terms.inference_ratio = sums[5] / n;
-  for (int q = 0; q < kQuarters; ++q) {
-    const double samples =
-        (global_batch + kQuarters - 1 - q) / kQuarters;  // of this quarter in the global batch
-    terms.heads[q] = sums[6 + q] / samples;
-    terms.groups[q] = sums[6 + kQuarters + q] / samples;
-    terms.tokens[q] = sums[6 + 2 * kQuarters + q] / samples;
+  const int of_all = static_cast<int>(values.size()) - 3 * kQuarters;
+  for (int i = 0; i < static_cast<int>(values.size()); ++i) {
+    const int of_quarter = (global_batch + kQuarters - 1 - (i - of_all) % kQuarters) / kQuarters;
+    *values[i] = sums[i] / (i < of_all ? global_batch : of_quarter);
   }
 }
 
@@ -103,9 +91,25 @@ void backward_complete(DiT& model, const StepInputs& inputs, const at::Tensor& y
 
 }  // namespace
 
-StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options, uint64_t step, int first,
-                            const at::Tensor& images, const at::Tensor& labels) {
-  const int count = static_cast<int>(images.size(0));
+std::vector<double*> StepTerms::values() {
+  std::vector<double*> all = {&mse, &vb, &complete_mse, &complete_vb, &ratio, &inference_ratio, &flops_loss};
+  for (auto* kept : {&heads, &groups, &tokens}) {
+    for (double& share : *kept) all.push_back(&share);
+  }
+  return all;
+}
+
+StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options, Batch& batch, int first,
+                            int64_t begin, int64_t count) {
+  const uint64_t step = batch.step;
+  const auto in_batch = static_cast<int64_t>(batch.labels.size());
+  const at::Tensor images =
+      at::from_blob(batch.images.data(), {in_batch, config.in_channels, config.input_size, config.input_size},
+                    at::kFloat)
+          .slice(0, begin, begin + count);
+  const at::Tensor labels =
+      at::from_blob(batch.labels.data(), {in_batch}, at::kLong).slice(0, begin, begin + count);
+  first += static_cast<int>(begin);
   StepInputs inputs;
   inputs.x0 = images;
   inputs.noise = at::empty_like(images);
@@ -126,19 +130,9 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
   inputs.x_t = q_sample(images, inputs.t, inputs.noise);
   inputs.y = drop_labels(labels, config, options, step, first, TrainingDraw::LabelDropout);
   inputs.y_complete = drop_labels(labels, config, options, step, first, TrainingDraw::CompleteLabelDropout);
-  if (options.dynamic) inputs.gate_noise = draw_gate_noise(config, options.seed, step, first, count);
-  return inputs;
-}
-
-StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options, uint64_t step, int first,
-                            Batch& batch, int64_t begin, int64_t count) {
-  const auto in_batch = static_cast<int64_t>(batch.labels.size());
-  const at::Tensor images = at::from_blob(
-      batch.images.data(), {in_batch, config.in_channels, config.input_size, config.input_size}, at::kFloat);
-  const at::Tensor labels = at::from_blob(batch.labels.data(), {in_batch}, at::kLong);
-  return make_step_inputs(config, options, step, first, images.slice(0, begin, begin + count),
-                          labels.slice(0, begin, begin + count))
-      .to(options.device);
+  if (options.dynamic)
+    inputs.gate_noise = draw_gate_noise(config, options.seed, step, first, static_cast<int>(count));
+  return inputs.to(options.device);
 }
 
 StepInputs StepInputs::to(at::Device device) const {
@@ -149,16 +143,6 @@ StepInputs StepInputs::to(at::Device device) const {
     for (at::Tensor& noise : *gates) noise = noise.to(device);
   }
   return moved;
-}
-
-StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,
-                           Communicator& processes, uint64_t step, int first, Batch& batch) {
-  const DiTConfig& config = model->config;
-  const auto count = static_cast<int64_t>(batch.labels.size()), micro = count / options.accumulate;
-  return compute_gradient(model, store, options, processes, step, first, [&](int m) {
-    return make_step_inputs(config, options, step, first + static_cast<int>(m * micro), batch, m * micro,
-                            micro);
-  });
 }
 
 StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,
@@ -177,8 +161,7 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
     keep = choose_counts(model->config, share, target).to(share.device());
 
   StepTerms terms;
-  terms.ratio = terms.inference_ratio = 0;
-  store.zero_grad();
+  store.grads.zero_();
   double mean_ratio = 1;
   if (options.dynamic && options.accumulate > 1) {  // only a forward tells which tokens open
     at::NoGradGuard no_grad;
@@ -238,7 +221,7 @@ void apply_update(DiT& model, ParameterStore& store, const TrainOptions& options
   const bool good = std::isfinite(grad_norm) && (options.skip_norm <= 0 || grad_norm < options.skip_norm);
   if (good) {
     if (options.clip_grad > 0 && grad_norm > options.clip_grad)
-      store.scale_grad(options.clip_grad / grad_norm);
+      store.grads.mul_(options.clip_grad / grad_norm);
     if (share.defined()) project_share_gradient(model->config, share, share.mutable_grad());
     store.adamw_step({.lr = learning_rate(options, state.step), .weight_decay = options.weight_decay},
                      ++state.updates);

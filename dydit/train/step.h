@@ -19,11 +19,13 @@ struct RunState;  // dydit/train/state.h
 struct StepTerms {
   double mse = 0, vb = 0;                    // of the model as trained (dynamic when it has routers)
   double complete_mse = 0, complete_vb = 0;  // of the complete model, while that term is kept
-  double ratio = 1, inference_ratio = 1;     // work ratio by training's gates and by inference's
+  double ratio = 0, inference_ratio = 0;     // work ratio by training's gates and by inference's
   std::array<double, kQuarters> heads{}, groups{}, tokens{};  // mean share on, by quarter of t
 
   double flops_loss = 0;
   double loss() const { return mse + vb + complete_mse + complete_vb + flops_loss; }
+  /// All of them, for sums and means: first those of all samples, last those of quarters, kQuarters a kind.
+  std::vector<double*> values();
 };
 
 /// What sample j of a step's global batch draws: functions of (seed, step, j).
@@ -36,21 +38,14 @@ struct StepInputs {
   StepInputs to(at::Device device) const;
 };
 
-/// Inputs of samples [first, first + count) of the global batch from their images and labels.
-StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options, uint64_t step, int first,
-                            const at::Tensor& images, const at::Tensor& labels);
+/// Inputs of images [begin, begin + count) of a batch that holds the global batch's from sample `first` on;
+/// on the options' device.
+StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options, Batch& batch, int first,
+                            int64_t begin, int64_t count);
 
-/// The same of images [begin, begin + count) of a batch, on the options' device.
-StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options, uint64_t step, int first,
-                            Batch& batch, int64_t begin, int64_t count);
-
-/// Puts the gradient of step `step` into the store; `batch` holds this process's share of the global batch,
-/// from sample `first` on. All processes end with the same gradient and terms.
-StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,
-                           Communicator& processes, uint64_t step, int first, Batch& batch);
-
-/// The same of inputs that are there: inputs_of(m) gives micro-batch m of this process's share, the same each
-/// time it is asked.
+/// Puts the gradient of step `step` into the store: of this process's share of the global batch, from sample
+/// `first` on, whose micro-batch m inputs_of(m) gives, the same each time it is asked. All processes end with
+/// the same gradient and terms.
 StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,
                            Communicator& processes, uint64_t step, int first,
                            const std::function<StepInputs(int m)>& inputs_of);

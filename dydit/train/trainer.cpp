@@ -36,18 +36,9 @@ DiT make_training_model(const Checkpoint& start, const TrainOptions& options) {
 // Means of the terms over the steps of an interval.
 class Interval {
  public:
-  void add(const StepTerms& terms, double grad_norm) {
-    const auto add_array = [](auto& sum, const auto& value) {
-      for (size_t i = 0; i < sum.size(); ++i) sum[i] += value[i];
-    };
-    for (const auto& field :
-         {&StepTerms::mse, &StepTerms::vb, &StepTerms::complete_mse, &StepTerms::complete_vb,
-          &StepTerms::ratio, &StepTerms::inference_ratio, &StepTerms::flops_loss}) {
-      sum_.*field += terms.*field;
-    }
-    add_array(sum_.heads, terms.heads);
-    add_array(sum_.groups, terms.groups);
-    add_array(sum_.tokens, terms.tokens);
+  void add(StepTerms terms, double grad_norm) {
+    const std::vector<double*> sums = sum_.values(), values = terms.values();
+    for (size_t i = 0; i < sums.size(); ++i) *sums[i] += *values[i];
     if (std::isfinite(grad_norm)) {
       grad_norm_ += grad_norm;
       ++finite_;
@@ -60,14 +51,7 @@ class Interval {
     const double n = steps_;
     row.step = state.step;
     row.terms = sum_;
-    for (const auto& field :
-         {&StepTerms::mse, &StepTerms::vb, &StepTerms::complete_mse, &StepTerms::complete_vb,
-          &StepTerms::ratio, &StepTerms::inference_ratio, &StepTerms::flops_loss}) {
-      row.terms.*field /= n;
-    }
-    for (auto* kept : {&row.terms.heads, &row.terms.groups, &row.terms.tokens}) {
-      for (double& value : *kept) value /= n;
-    }
+    for (double* value : row.terms.values()) *value /= n;
     row.target = options.dynamic ? target_ratio(options.router, state.step - 1) : 1.0;
     row.grad_norm = finite_ ? grad_norm_ / finite_ : NAN;
     row.lr = learning_rate(options, state.step - 1);
@@ -79,15 +63,8 @@ class Interval {
     return row;
   }
 
-  bool empty() const { return steps_ == 0; }
-
  private:
-  static StepTerms zero() {
-    StepTerms terms;
-    terms.ratio = terms.inference_ratio = 0;
-    return terms;
-  }
-  StepTerms sum_ = zero();
+  StepTerms sum_;
   double grad_norm_ = 0;
   int finite_ = 0, steps_ = 0;
   Timer timer_;
@@ -108,8 +85,7 @@ class InputsAhead {
  private:
   StepInputs make() {
     Batch batch = loader_.next();
-    return make_step_inputs(config_, options_, batch.step, /*first=*/0, batch, /*begin=*/0,
-                            options_.global_batch);
+    return make_step_inputs(config_, options_, batch, /*first=*/0, /*begin=*/0, options_.global_batch);
   }
 
   Loader& loader_;
@@ -154,12 +130,8 @@ class Training {
     if (root_) alone_.emplace(run.run);
     model_ = make_training_model(start, options);
     store_.emplace(model_, options.router_lr_scale);
-    state_.options = run_identity(start, data, options);
+    state_.options = run.identity;
     state_.surroundings = run.surroundings;
-  }
-
-  // Up to where the run was broken off, if it was.
-  void begin() {
     if (run_.resume) resume();
     if (root_) watch_.emplace(run_.run, state_.step);
   }
@@ -179,10 +151,10 @@ class Training {
   }
 
  private:
+  // Up to where the run was broken off.
   void resume() {
     if (root_) remove_leftovers(run_.run);
-    const auto saved = load_newest_state(run_.run, *store_, state_.options,
-                                         [&](const std::string& line) { tell(callbacks_.on_warning, line); });
+    const auto saved = load_newest_state(run_.run, *store_, state_.options, callbacks_.on_warning);
     DYDIT_CHECK(saved, "{}: no whole checkpoint to resume from", run_.run.string());
     state_.step = saved->step;
     state_.updates = saved->updates;
@@ -191,11 +163,11 @@ class Training {
     if (root_ && !saved->model_is_whole) save_model(run_.run, state_.step, ema_checkpoint());
     if (const std::string others = differing_surroundings(saved->surroundings, run_.surroundings);
         !others.empty()) {
-      tell(callbacks_.on_warning,
-           fmt::format("{}: was saved with {}; it goes on, but not bit for bit as it would have",
-                       run_.run.string(), others));
+      callbacks_.on_warning(
+          fmt::format("{}: was saved with {}; it goes on, but not bit for bit as it would have",
+                      run_.run.string(), others));
     }
-    tell(callbacks_.on_text, fmt::format("resumed at step {}", state_.step));
+    callbacks_.on_text(fmt::format("resumed at step {}", state_.step));
   }
 
   void all_steps() {
@@ -205,13 +177,17 @@ class Training {
     Loader loader(data_, batches, state_.step);
     InputsAhead ahead(loader, start_.config, options_);
     const auto step_gradient = [&] {
+      const int micro = share / options_.accumulate;
+      const auto gradient_of = [&](const auto& inputs_of) {
+        return compute_gradient(model_, *store_, options_, processes_, state_.step, first, inputs_of);
+      };
       // On the CPU both would share the cores; micro-batches are made one by one, to save memory.
-      if (options_.device.is_cpu() || options_.accumulate > 1) {
-        Batch batch = loader.next();
-        return compute_gradient(model_, *store_, options_, processes_, state_.step, first, batch);
-      }
-      return compute_gradient(model_, *store_, options_, processes_, state_.step, first,
-                              [inputs = ahead.next()](int) { return inputs; });
+      if (!options_.device.is_cpu() && options_.accumulate == 1)
+        return gradient_of([inputs = ahead.next()](int) { return inputs; });
+      Batch batch = loader.next();
+      return gradient_of([&](int m) {
+        return make_step_inputs(start_.config, options_, batch, first, int64_t{m} * micro, micro);
+      });
     };
     Interval interval;
     while (state_.step < options_.total_steps) {
@@ -225,7 +201,7 @@ class Training {
       if (root_ && (state_.step % run_.log_every == 0 || state_.step == options_.total_steps)) {
         const LogRow row = interval.finish(options_, state_);
         watch_->add(row);
-        if (callbacks_.on_row) callbacks_.on_row(row);
+        callbacks_.on_row(row);
       }
       if (callbacks_.on_progress) callbacks_.on_progress({"steps", state_.step, options_.total_steps});
       double stop = callbacks_.cancel && *callbacks_.cancel ? 1 : 0;
@@ -235,8 +211,8 @@ class Training {
         callbacks_.on_sample(ema_checkpoint(), state_.step, *watch_);
       }
       if (stop > 0 && state_.step < options_.total_steps) {
-        tell(callbacks_.on_text,
-             fmt::format("stopped at step {}; the state is saved, --resume goes on", state_.step));
+        callbacks_.on_text(
+            fmt::format("stopped at step {}; the state is saved, --resume goes on", state_.step));
         throw Cancelled();
       }
     }
@@ -309,10 +285,6 @@ class Training {
                             why_not, newest_checkpoint()));
   }
 
-  void tell(const std::function<void(const std::string&)>& callback, const std::string& line) const {
-    if (callback) callback(line);
-  }
-
   const Checkpoint& start_;
   const Dataset& data_;
   const TrainOptions& options_;
@@ -374,9 +346,7 @@ nlohmann::json run_identity(const Checkpoint& start, const Dataset& data, const 
 int64_t train(const Checkpoint& start, const Dataset& data, const TrainOptions& options,
               const RunOptions& run, Communicator& processes, const TrainCallbacks& callbacks) {
   check_training(data, start.config, options, processes.size());
-  Training training(start, data, options, run, processes, callbacks);
-  training.begin();
-  return training.to_the_end();
+  return Training(start, data, options, run, processes, callbacks).to_the_end();
 }
 
 }  // namespace dydit

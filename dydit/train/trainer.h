@@ -11,6 +11,7 @@
 #include "dydit/model/checkpoint.h"
 #include "dydit/train/communicator.h"
 #include "dydit/train/options.h"
+#include "dydit/train/state.h"
 #include "dydit/train/watch.h"
 
 namespace dydit {
@@ -23,14 +24,15 @@ struct RunOptions {
   int64_t keep_every = 0;  // checkpoints at multiples are kept for good; 0: none
   int64_t log_every = 100;
   int64_t sample_every = 0;  // 0: never
+  nlohmann::json identity;   // run_identity, which a run that is resumed must have, too
   nlohmann::json surroundings =
       nlohmann::json::object();  // threads, versions, ...: told when a resumed run has others
 };
 
 struct TrainCallbacks {
-  std::function<void(const std::string&)> on_text;     // what happened, a line each
-  std::function<void(const std::string&)> on_warning;  // what a resumed run found broken or otherwise
-  std::function<void(const LogRow&)> on_row;
+  TellFn on_text = [](const std::string&) {};     // what happened, a line each
+  TellFn on_warning = [](const std::string&) {};  // what a resumed run found broken or otherwise
+  std::function<void(const LogRow&)> on_row = [](const LogRow&) {};
   std::function<void(const Checkpoint& ema, int64_t step, Watch& watch)> on_sample;
   ProgressFn on_progress;
   const CancelFlag* cancel = nullptr;  // looked at between steps; a checkpoint is saved first

@@ -16,7 +16,6 @@
 #include "dydit/base/version.h"
 #include "dydit/io/csv.h"
 #include "dydit/io/file.h"
-#include "dydit/io/json.h"
 #include "dydit/model/edit.h"
 #include "dydit/model/macs.h"
 #include "dydit/pipeline/generate.h"
@@ -91,7 +90,7 @@ int least_changes(const RunPlan& plan) {
   return least;
 }
 
-// One way to execute the model; a lap keeps seconds per sample and adds a sample's work.
+// One way to execute the model; a lap keeps milliseconds per sample and adds a sample's work.
 class Contestant {
  public:
   // `options`: of a run; those of forwards have no guidance.
@@ -139,7 +138,7 @@ class Contestant {
       laps_work_.required += w.required / samples;
       laps_work_.executed += w.executed / samples;
     }
-    seconds_.push_back(lap_seconds_ / samples);
+    ms_.push_back(lap_seconds_ / samples * 1e3);
   }
   // A lap of --run.
   void sampling_run() {
@@ -152,25 +151,20 @@ class Contestant {
       laps_work_.executed += sample.work.executed / flags_.batch;
     };
     pipeline_.generate(options_, options_, callbacks);
-    seconds_.push_back(seconds);
+    ms_.push_back(seconds * 1e3);
   }
   void forget() {  // the warm-up
-    seconds_.clear();
+    ms_.clear();
     laps_work_ = {};
     profile_.assign(profile_.size(), {});
   }
 
-  Spread milliseconds() const {
-    std::vector<double> values;
-    for (const double s : seconds_) values.push_back(s * 1e3);
-    return spread_of(values);
-  }
-  double macs(int64_t Work::*kind) const { return static_cast<double>(laps_work_.*kind) / seconds_.size(); }
+  Spread milliseconds() const { return spread_of(ms_); }
+  double macs(int64_t Work::*kind) const { return static_cast<double>(laps_work_.*kind) / ms_.size(); }
   const RunPlan& plan() const { return plan_; }
   // Seconds of one sample's unit (a forward) by block and operator.
   double operator_ms(int row, int op) const {
-    return profile_[row][op] * 1e3 /
-           (static_cast<double>(seconds_.size() * plan_.steps.size()) * flags_.batch);
+    return profile_[row][op] * 1e3 / (static_cast<double>(ms_.size() * plan_.steps.size()) * flags_.batch);
   }
 
  private:
@@ -187,7 +181,7 @@ class Contestant {
   std::vector<Work> work_;
   ForwardOutputs outputs_;
   double lap_seconds_ = 0;
-  std::vector<double> seconds_;
+  std::vector<double> ms_;  // of a sample, one a lap
   Work laps_work_;
   int lap_ = 0;
 };
@@ -340,11 +334,10 @@ int run_bench(const Args& args, Isa isa) {
   cli.needs("--cfg-scale", flags.run, "--run; a forward has no guidance");
   cli.needs("--profile", !flags.run && flags.engine != "reference",
             "forwards of the cpu engine: leave out --run and --engine reference");
-  Console console(cli.verbosity);
   const at::ScalarType dtype = dtype_of(flags.dtype);
   const EngineKind kind = flags.engine == "auto" ? EngineKind::Cpu : kEngineNames.at(flags.engine);
 
-  console.info("preparing the model");
+  cli.console.info("preparing the model");
   const Checkpoint checkpoint = make_checkpoint(cli, flags, dtype);
   check_targets(cli, {{"--csv", flags.csv}}, inputs_of(checkpoint));
   const DiTConfig& config = checkpoint.config;
@@ -393,7 +386,7 @@ int run_bench(const Args& args, Isa isa) {
   const int each = static_cast<int>(contestants.size());
   for (int i = 0; i < flags.repeats; ++i) {
     lap();
-    console.progress({"laps", each * (i + 1), each * flags.repeats});
+    cli.console.progress({"laps", each * (i + 1), each * flags.repeats});
   }
 
   const Contestant& complete = *contestants[0].second;
@@ -430,11 +423,7 @@ int run_bench(const Args& args, Isa isa) {
     if (value.is_number()) result[key] = value;
   }
   result["peak_rss_mb"] = peak_rss_mb();
-  if (cli.json) {
-    print_out("{}\n", json_text(result));
-  } else {
-    print_result(result);
-  }
+  cli.print(result, [&] { print_result(result); });
   if (!flags.csv.empty()) write_csv(flags.csv, result);  // after the result is out: it may fail
   return 0;
 }

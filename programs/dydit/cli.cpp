@@ -13,6 +13,7 @@
 #include "dydit/base/error.h"
 #include "dydit/base/machine.h"
 #include "dydit/base/nearest.h"
+#include "dydit/io/json.h"
 #include "dydit/io/text.h"
 
 namespace dydit {
@@ -55,8 +56,8 @@ bool is_switch(const CLI::Option* option) { return option->get_items_expected_ma
 Cli::Cli(const std::string& verb, const std::string& description) : app(description, "dydit " + verb) {
   add_config_flag(app);
   app.get_formatter()->column_width(34);
-  add_switch("-q,--quiet", quiet_, "Print results and errors only");
-  add_switch("-v,--verbose", verbose_, "Say more: also which values were given, and where");
+  add_switch("-q,--quiet", console.quiet, "Print results and errors only");
+  add_switch("-v,--verbose", verbose, "Say more: also which values were given, and where");
   add_switch("--json", json, "Print exactly one JSON object on stdout, all else on stderr");
 }
 
@@ -80,13 +81,12 @@ void Cli::parse(const std::vector<std::string>& args) {
     throw UsageError(text);
   }
   one_of("--quiet", "--verbose");
-  verbosity = quiet_ ? Verbosity::Quiet : verbose_ ? Verbosity::Verbose : Verbosity::Normal;
-  if (!verbose_) return;
+  if (!verbose) return;
   std::vector<std::string> all;
   for (const CLI::Option* option : app.get_options()) {
     if (option->count() > 0) all.push_back(described(option));
   }
-  note(fmt::format("given    {}", fmt::join(all, ", ")));
+  console.info(fmt::format("given    {}", fmt::join(all, ", ")));
   tell_near_misses();
 }
 
@@ -146,7 +146,7 @@ std::vector<std::string> Cli::variables() {
 }
 
 // Other variables may be another verb's or another program's; those that look like a slip are told.
-void Cli::tell_near_misses() const {
+void Cli::tell_near_misses() {
   std::vector<std::string> known = {"DYDIT_ISA"};
   for (const CLI::Option* option : app.get_options()) {
     for (const std::string& name : option->get_lnames()) known.push_back(variable_name(name));
@@ -157,7 +157,7 @@ void Cli::tell_near_misses() const {
     constexpr int kSlips = 2;
     const std::string nearest = nearest_name(name, known);
     if (edit_distance(name, nearest) <= kSlips)
-      note(fmt::format("{}: not read; {} knows {}", name, app.get_name(), nearest));
+      console.info(fmt::format("{}: not read; {} knows {}", name, app.get_name(), nearest));
   }
 }
 
@@ -191,7 +191,7 @@ std::string Cli::described(const CLI::Option* option) const {
 }
 
 void Cli::drop(CLI::Option* option, const std::string& why) {
-  note(fmt::format("passed over: {}: {}", described(option), why));
+  console.info(fmt::format("passed over: {}: {}", described(option), why));
   defaults_.at(option)();
   option->clear();
   variables_.erase(option);
@@ -216,8 +216,9 @@ void Cli::one_of(const std::string& first, const std::string& second) {
   drop(weaker, fmt::format("{} is given", (weaker == a ? b : a)->get_name()));
 }
 
-void Cli::note(const std::string& line) const {
-  if (!quiet_) print_error(line);
+void Cli::print(const nlohmann::json& result, const std::function<void()>& for_people) const {
+  if (!json) return for_people();
+  print_out("{}\n", json_text(result));
 }
 
 template <typename T>

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <CLI/CLI.hpp>
+#include <nlohmann/json_fwd.hpp>
 
 #include "console.h"
 #include "dydit/base/error.h"
@@ -76,11 +77,12 @@ class Cli {
       throw UsageError(named(name) + ": " + error.what());
     }
   }
-  /// A line on stderr, unless --quiet.
-  void note(const std::string& line) const;
+  /// The result on stdout: with --json this object, else what `for_people` prints.
+  void print(const nlohmann::json& result, const std::function<void()>& for_people) const;
 
   CLI::App app;
-  Verbosity verbosity = Verbosity::Normal;
+  Console console;
+  bool verbose = false;
   bool json = false;  // one JSON object on stdout, everything else on stderr
 
  private:
@@ -88,12 +90,11 @@ class Cli {
   const CLI::Option* option_of(const std::string& word) const;
   void look_at_words(const std::vector<std::string>& args);
   std::vector<std::string> variables();
-  void tell_near_misses() const;
+  void tell_near_misses();
   Source source(const CLI::Option* option) const;
   std::string described(const CLI::Option* option) const;
   void drop(CLI::Option* option, const std::string& why);
 
-  bool quiet_ = false, verbose_ = false;
   std::map<const CLI::Option*, std::function<void()>> defaults_;  // puts the default back
   std::map<const CLI::Option*, std::string> variables_;           // those that gave a value
   std::map<const CLI::Option*, int> words_;                       // flags among the arguments

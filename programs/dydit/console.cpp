@@ -14,10 +14,8 @@ constexpr double kPlainLineSeconds = 10.0;  // elsewhere
 
 }  // namespace
 
-Console::~Console() { end_progress_line(); }
-
 void Console::info(const std::string& line) {
-  if (verbosity_ == Verbosity::Quiet) return;
+  if (quiet) return;
   end_progress_line();
   print_error(line);
 }
@@ -28,7 +26,7 @@ void Console::warning(const std::string& line) {
 }
 
 void Console::progress(const Progress& progress) {
-  if (verbosity_ == Verbosity::Quiet) return;
+  if (quiet) return;
   const bool terminal = isatty(STDERR_FILENO);
   const double now = timer_.seconds();
   const bool last = progress.done == progress.total;

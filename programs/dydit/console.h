@@ -10,12 +10,9 @@
 
 namespace dydit {
 
-enum class Verbosity { Quiet, Normal, Verbose };
-
 class Console {
  public:
-  explicit Console(Verbosity verbosity) : verbosity_(verbosity) {}
-  ~Console();
+  ~Console() { end_progress_line(); }
 
   /// A line of what was decided or done.
   void info(const std::string& line);
@@ -24,10 +21,11 @@ class Console {
   /// On a terminal one line that is redrawn, with rate and remaining time; else a plain line now and then.
   void progress(const Progress& progress);
 
+  bool quiet = false;  // warnings alone
+
  private:
   void end_progress_line();
 
-  Verbosity verbosity_;
   Timer timer_;
   double last_drawn_ = -1e9;
   double first_seconds_ = 0;  // of the first progress

@@ -3,12 +3,10 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "class_names.h"
 #include "cli.h"
 #include "dydit/base/dtype.h"
 #include "dydit/base/error.h"
 #include "dydit/io/diffusers.h"
-#include "dydit/io/json.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/edit.h"
 #include "model_flags.h"
@@ -96,24 +94,22 @@ int run_convert(const Args& args, Isa isa) {
                                                 : before;
   checkpoint.config = with_semantics(checkpoint.config, after);
   save(out, checkpoint, kDtypeNames.at(dtype));
-  const std::string weights =
-      checkpoint.weights_key.empty() ? "" : fmt::format(" ({})", checkpoint.weights_key);
-  if (cli.json) {
-    print_out("{}\n", json_text(nlohmann::json{{"in", in},
-                                               {"out", out},
-                                               {"weights", checkpoint.weights_key},
-                                               {"model", model_name(checkpoint.config)},
-                                               {"dtype", dtype},
-                                               {"semantics", kSemanticsNames[after]},
-                                               {"parameters", checkpoint.num_parameters()}}));
-  } else {
-    print_out("{}: {}, {:.2f} M parameters{} -> {} ({})\n", in, model_name(checkpoint.config),
-              static_cast<double>(checkpoint.num_parameters()) / 1e6, weights, out, dtype);
-  }
+  cli.print({{"in", in},
+             {"out", out},
+             {"weights", checkpoint.weights_key},
+             {"model", model_name(checkpoint.config)},
+             {"dtype", dtype},
+             {"semantics", kSemanticsNames[after]},
+             {"parameters", checkpoint.num_parameters()}},
+            [&] {
+              const std::string& key = checkpoint.weights_key;
+              print_out("{}: {}, {:.2f} M parameters{} -> {} ({})\n", in, model_name(checkpoint.config),
+                        static_cast<double>(checkpoint.num_parameters()) / 1e6,
+                        key.empty() ? "" : fmt::format(" ({})", key), out, dtype);
+            });
   if (before != Semantics::Original || after != Semantics::Original) {
-    Console(cli.verbosity)
-        .info(fmt::format("{}; {} will be computed in {}'s way", kDifferences, out,
-                          after == Semantics::Original ? "the original" : "diffusers"));
+    cli.console.info(fmt::format("{}; {} will be computed in {}'s way", kDifferences, out,
+                                 after == Semantics::Original ? "the original" : "diffusers"));
   }
   return 0;
 }

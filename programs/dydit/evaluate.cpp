@@ -12,7 +12,7 @@
 #include "dydit/eval/loss.h"
 #include "dydit/io/csv.h"
 #include "dydit/io/file.h"
-#include "dydit/io/json.h"
+#include "dydit/pipeline/sink.h"
 #include "model_flags.h"
 #include "signals.h"
 #include "targets.h"
@@ -25,8 +25,8 @@ using nlohmann::json;
 
 struct EvaluateFlags {
   ModelFlags model;
-  std::string data_path, csv, mode, match_classes = "name";
-  DatasetOptions data;
+  DataFlags data;
+  std::string csv, mode;
   bool loss = false;
   LossOptions options;
   uint64_t seed = 0;
@@ -87,12 +87,7 @@ void write_csv(const std::string& path, const LossReport& report) {
 void add_flags(Cli& cli, EvaluateFlags& flags) {
   flags.model.add(cli);
   cli.add_switch("--loss", flags.loss, "mse and vb (in bits) by decile of t, with the gates of inference");
-  cli.add_text("--data-path,--data_path", flags.data_path,
-               "Held-out images: ROOT/CLASS/*.png|jpg, a .tar, .tar.gz or .zip of it, CIFAR-10 binary files, "
-               "or npz")
-      ->required();
-  cli.add_text("--split", flags.data.split, "Folder of the data above the class folders, e.g. test");
-  add_match_classes(cli, flags.match_classes);
+  flags.data.add(cli, "Held-out images: ", "test");
   cli.add_number("--images", flags.options.num_images, 1, 1'000'000'000,
                  "Images, spread evenly over the data; each meets ten t");
   cli.add_seed("--seed", flags.seed, "First seed of the noise");
@@ -112,7 +107,6 @@ int run_evaluate(const Args& args, Isa isa) {
   add_flags(cli, flags);
   cli.parse(args);
   DYDIT_USAGE_CHECK(flags.loss, "nothing to measure: give --loss, the only measure of this version");
-  Console console(cli.verbosity);
   const CancelFlag& cancel = install_cancel_handler();
 
   const Checkpoint checkpoint = flags.model.load(cli);
@@ -120,14 +114,10 @@ int run_evaluate(const Args& args, Isa isa) {
   cli.needs("--mode", flags.mode != "dynamic" || dynamic,
             fmt::format("routers; {} is a static DiT", flags.model.path));
   if (flags.mode.empty()) flags.mode = dynamic ? "dynamic" : "static";
-  check_targets(cli, {{"--csv", flags.csv}}, inputs_of(checkpoint, {flags.data_path}));
-  flags.data.side = checkpoint.config.input_size;
-  const int channels = checkpoint.config.in_channels;
-  flags.data.channels = channels == 1 || channels == 3 ? channels : 0;  // of latents: refused when they meet
-  flags.data.model = {checkpoint.class_names, checkpoint.config.num_classes,
-                      kMatchNames.at(flags.match_classes)};
-  flags.data.threads = flags.model.threads;
-  const auto dataset = Dataset::load(flags.data_path, flags.data);
+  check_targets(cli, {{"--csv", flags.csv}}, inputs_of(checkpoint, {flags.data.path}));
+  flags.data.fit_to(checkpoint);
+  if (!makes_pixels(checkpoint.config)) flags.data.options.channels = 0;  // latents: refused when they meet
+  const auto dataset = flags.data.load(flags.model.threads);
   LossOptions& options = flags.options;
   options.threads = flags.model.threads;
   options.dtype = dtype_of(flags.model.dtype);
@@ -136,10 +126,11 @@ int run_evaluate(const Args& args, Isa isa) {
   options.seeds.clear();
   for (int s = 0; s < flags.num_seeds; ++s) options.seeds.push_back(flags.seed + s);
   const int64_t images = std::min(options.num_images, dataset->size());
+  Console& console = cli.console;
   console.info(
       fmt::format("model    {} ({}), {}", model_name(checkpoint.config), flags.model.path, flags.mode));
-  console.info(fmt::format("data     {} of {} images of {}{}", images, dataset->size(), flags.data_path,
-                           left_out_text(*dataset, cli.verbosity == Verbosity::Verbose)));
+  console.info(fmt::format("data     {} of {} images of {}{}", images, dataset->size(), flags.data.path,
+                           left_out_text(*dataset, cli.verbose)));
   tell_notes(*dataset, console);
   console.info(fmt::format("engine   {}, {}, {} threads, batches of {}, noise seeds {} to {}",
                            kEngineNames[options.engine], kDtypeNames[options.dtype], options.threads,
@@ -147,29 +138,24 @@ int run_evaluate(const Args& args, Isa isa) {
 
   const LossReport report = evaluate_loss(
       checkpoint, *dataset, options, [&](const Progress& progress) { console.progress(progress); }, &cancel);
-  // Printed first: the file may fail.
-  if (cli.json) {
-    auto deciles = nlohmann::ordered_json::array();
-    for (int d = 0; d < kDeciles; ++d) {
-      auto row = decile_row(report[d]);
-      row["t"] = decile_name(d);
-      deciles.push_back(row);
-    }
-    json result = {{"model", flags.model.path},
-                   {"sha256", checkpoint.sha256},
-                   {"data", flags.data_path},
-                   {"images", images},
-                   {"left_out", dataset->left_out().kinds},
-                   {"seeds", options.seeds},
-                   {"mode", flags.mode},
-                   {"dtype", kDtypeNames[options.dtype]},
-                   {"engine", kEngineNames[options.engine]},
-                   {"deciles", deciles},
-                   {"all", decile_row(report[kDeciles])}};
-    print_out("{}\n", json_text(result));
-  } else {
-    print_report(report);
+  json deciles = json::array();
+  for (int d = 0; d < kDeciles; ++d) {
+    json& row = deciles.emplace_back(decile_row(report[d]));
+    row["t"] = decile_name(d);
   }
+  // Printed first: the file may fail.
+  cli.print({{"model", flags.model.path},
+             {"sha256", checkpoint.sha256},
+             {"data", flags.data.path},
+             {"images", images},
+             {"left_out", dataset->left_out().kinds},
+             {"seeds", options.seeds},
+             {"mode", flags.mode},
+             {"dtype", kDtypeNames[options.dtype]},
+             {"engine", kEngineNames[options.engine]},
+             {"deciles", deciles},
+             {"all", decile_row(report[kDeciles])}},
+            [&] { print_report(report); });
   if (!flags.csv.empty()) write_csv(flags.csv, report);
   return 0;
 }

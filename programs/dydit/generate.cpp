@@ -4,16 +4,15 @@
 #include <algorithm>
 #include <charconv>
 #include <exception>
+#include <map>
 #include <set>
 
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
-#include "class_names.h"
 #include "cli.h"
 #include "dydit/base/error.h"
 #include "dydit/base/machine.h"
-#include "dydit/io/json.h"
 #include "dydit/pipeline/classes.h"
 #include "dydit/pipeline/record.h"
 #include "model_flags.h"
@@ -137,9 +136,9 @@ void resolve(Cli& cli, GenerateFlags& flags, const Checkpoint& checkpoint) {
   if (options.num_images == 0)
     options.num_images = std::max<int>(1, static_cast<int>(options.classes.size()));
   if (options.classes.size() > static_cast<size_t>(options.num_images))
-    cli.note(fmt::format("passed over: the last {} of {} classes, for there are {} images",
-                         options.classes.size() - static_cast<size_t>(options.num_images),
-                         options.classes.size(), options.num_images));
+    cli.console.info(fmt::format("passed over: the last {} of {} classes, for there are {} images",
+                                 options.classes.size() - static_cast<size_t>(options.num_images),
+                                 options.classes.size(), options.num_images));
   flags.plan.resolve(cli, config, cli.given("--steps") || cli.given("--timesteps"), options, options);
   if (options.classes.empty()) {
     for (int label = 0; label < config.num_classes; ++label) options.classes.push_back(label);
@@ -185,13 +184,11 @@ void print_decisions(Console& console, const json& run, const Checkpoint& checkp
 
 void print_summary(const json& result, bool verbose) {
   const json& images = result["images"];
-  double seconds = 0, required = 0, executed = 0, required_share = 0, executed_share = 0;
+  std::map<std::string_view, double> sum;
   for (const json& image : images) {
-    seconds += image["seconds"].get<double>();
-    required += image["required_gmacs"].get<double>();
-    executed += image["executed_gmacs"].get<double>();
-    required_share += image["required_share"].get<double>();
-    executed_share += image["executed_share"].get<double>();
+    for (const char* key :
+         {"seconds", "required_gmacs", "executed_gmacs", "required_share", "executed_share"})
+      sum[key] += image[key].get<double>();
     if (verbose) {
       print_out(
           "image {:>4}  class {:>4}  {:.3f} s  required {:.2f} GMACs ({:.3f})  executed {:.2f} GMACs "
@@ -206,7 +203,8 @@ void print_summary(const json& result, bool verbose) {
     print_out(
         "cost per image: {:.3f} s, required {:.2f} GMACs ({:.1f} % of static), executed {:.2f} GMACs ({:.1f} "
         "%)\n",
-        seconds / n, required / n, 100 * required_share / n, executed / n, 100 * executed_share / n);
+        sum["seconds"] / n, sum["required_gmacs"] / n, 100 * sum["required_share"] / n,
+        sum["executed_gmacs"] / n, 100 * sum["executed_share"] / n);
   }
   const auto files = result["files"].get<std::vector<std::string>>();
   if (files.size() > 4 && !verbose) {
@@ -226,7 +224,7 @@ int run_generate(const Args& args, Isa isa) {
   cli.one_of("--steps", "--timesteps");
   cli.needs("--eta", flags.sampler == "ddim", "--sampler ddim; the others have no eta");
   cli.needs("--cfg-channels", flags.options.guided(), "guidance: a --cfg-scale above 1");
-  Console console(cli.verbosity);
+  Console& console = cli.console;
   const CancelFlag& cancel = install_cancel_handler();
 
   const Timer load_timer;
@@ -264,11 +262,7 @@ int run_generate(const Args& args, Isa isa) {
     result["files"] = files;
     if ((failure && written.empty()) || (result["images"].empty() && !result.contains("cancelled")))
       return failure;
-    if (cli.json) {
-      print_out("{}\n", json_text(result));
-    } else {
-      print_summary(result, cli.verbosity == Verbosity::Verbose);
-    }
+    cli.print(result, [&] { print_summary(result, cli.verbose); });
     return failure;
   };
   const Timer timer;
@@ -278,18 +272,14 @@ int run_generate(const Args& args, Isa isa) {
               .on_progress = [&](const Progress& progress) { console.progress(progress); },
               .on_preview = [&](const Preview& preview) { outputs.add_preview(preview); },
               .cancel = &cancel});
-  } catch (const Cancelled&) {
+  } catch (const Error& error) {
+    const bool cancelled = dynamic_cast<const Cancelled*>(&error) != nullptr;
+    if (!cancelled && result["images"].empty()) throw;
     console.info(fmt::format("stopped; {} of {} images are finished", result["images"].size(),
                              flags.options.num_images));
-    result["cancelled"] = true;
-    if (const auto failure = finish()) std::rethrow_exception(failure);
-    throw;
-  } catch (const Error&) {
-    if (result["images"].empty()) throw;
-    console.info(fmt::format("stopped; {} of {} images are finished", result["images"].size(),
-                             flags.options.num_images));
-    result["failed"] = true;
-    finish();  // a second failure tells less than the first
+    result[cancelled ? "cancelled" : "failed"] = true;
+    const auto failure = finish();
+    if (cancelled && failure) std::rethrow_exception(failure);  // else it tells less than the first
     throw;
   }
   result["seconds"] = timer.seconds();

@@ -9,7 +9,6 @@
 #include "dydit/base/error.h"
 #include "dydit/diffusion/schedule.h"
 #include "dydit/io/file.h"
-#include "dydit/io/json.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/macs.h"
 #include "dydit/pipeline/record.h"
@@ -165,12 +164,12 @@ int run_inspect(const Args& args, Isa isa) {
   std::shared_ptr<const MappedFile> file;      // held until the checkpoint is read: it may change in between
   if (!std::filesystem::is_directory(path)) {  // else of shards
     file = MappedFile::open(path);
-    const bool other = is_other_file(file->bytes());
+    const InspectFile other = inspector_of(file->bytes());
     const std::string what = fmt::format("a checkpoint; {} is none", path);
     for (const char* flag : {"--num-heads", "--weights", "--plan", "--cache"}) cli.needs(flag, !other, what);
     plan_flags_need(!other, what);
     if (other) {
-      inspect_file(path, file->bytes(), cli.json);
+      other(cli, path, file->bytes());
       return 0;
     }
   }
@@ -199,11 +198,7 @@ int run_inspect(const Args& args, Isa isa) {
   }
   const json result = checkpoint_json(checkpoint, plan);
   checkpoint.check_unchanged();
-  if (cli.json) {  // printed first: the files may fail
-    print_out("{}\n", json_text(result));
-  } else {
-    print_checkpoint(result, checkpoint);
-  }
+  cli.print(result, [&] { print_checkpoint(result, checkpoint); });  // first: the files may fail
   if (!svg.empty()) write_output_file(svg, plan_svg(*plan, plan_title(checkpoint)));
   if (!csv.empty()) write_output_file(csv, plan_csv(*plan));
   return 0;

@@ -22,7 +22,6 @@
 #include "dydit/io/text.h"
 #include "dydit/io/tfevents_reader.h"
 #include "dydit/pipeline/record.h"
-#include "streams.h"
 
 namespace dydit {
 namespace {
@@ -65,26 +64,19 @@ void print_record(const json& record, const std::string& where) {
   }
 }
 
-void inspect_png(const std::string& path, std::span<const std::byte> bytes, bool as_json) {
+void inspect_png(const Cli& cli, const std::string& path, std::span<const std::byte> bytes) {
   const PngInfo info = parse_png_info(bytes, path);
   const std::string where = fmt::format("{}: its text '{}'", path, kRecordKey);
-  json record;
+  json result = {{"file", path},          {"format", "png"},           {"width", info.width},
+                 {"height", info.height}, {"channels", info.channels}, {"text", info.text}};
   if (const auto found = info.text.find(kRecordKey); found != info.text.end())
-    record = parse_record(found->second, where);
-  if (as_json) {
-    json result = {{"file", path},          {"format", "png"},           {"width", info.width},
-                   {"height", info.height}, {"channels", info.channels}, {"text", info.text}};
-    if (!record.is_null()) result["record"] = record;
-    print_out("{}\n", json_text(result));
-    return;
-  }
-  print_out("{}: PNG {}x{}, {} channels\n", path, info.width, info.height, info.channels);
-  if (!record.is_null()) {
-    print_record(record, where);
-    return;
-  }
-  print_out("no record of dydit; text: {}\n", info.text.empty() ? "none" : "");
-  for (const auto& [key, value] : info.text) print_out("  {}: {}\n", key, value);
+    result["record"] = parse_record(found->second, where);
+  cli.print(result, [&] {
+    print_out("{}: PNG {}x{}, {} channels\n", path, info.width, info.height, info.channels);
+    if (result.contains("record")) return print_record(result["record"], where);
+    print_out("no record of dydit; text: {}\n", info.text.empty() ? "none" : "");
+    for (const auto& [key, value] : info.text) print_out("  {}: {}\n", key, value);
+  });
 }
 
 json array_json(const NpyHeader& header) {
@@ -151,12 +143,7 @@ json npz_json(const std::string& path, std::span<const std::byte> bytes) {
   return result;
 }
 
-void inspect_npz(const std::string& path, std::span<const std::byte> bytes, bool as_json) {
-  const json result = npz_json(path, bytes);
-  if (as_json) {
-    print_out("{}\n", json_text(result));
-    return;
-  }
+void print_npz(const json& result, const std::string& path) {
   print_out("{}: npz\n", path);
   for (const json& array : result["arrays"])
     print_out("array         {}: {}\n", printable(array["name"].get<std::string>()), array_text(array));
@@ -174,14 +161,15 @@ void inspect_npz(const std::string& path, std::span<const std::byte> bytes, bool
   if (result.contains("record")) print_record(result["record"], path + ".json");
 }
 
-void inspect_npy(const std::string& path, std::span<const std::byte> bytes, bool as_json) {
+void inspect_npz(const Cli& cli, const std::string& path, std::span<const std::byte> bytes) {
+  const json result = npz_json(path, bytes);
+  cli.print(result, [&] { print_npz(result, path); });
+}
+
+void inspect_npy(const Cli& cli, const std::string& path, std::span<const std::byte> bytes) {
   json result = array_json(parse_npy_header(bytes, path));
-  if (as_json) {
-    result.update({{"file", path}, {"format", "npy"}});
-    print_out("{}\n", json_text(result));
-  } else {
-    print_out("{}: npy {}\n", path, array_text(result));
-  }
+  result.update({{"file", path}, {"format", "npy"}});
+  cli.print(result, [&] { print_out("{}: npy {}\n", path, array_text(result)); });
 }
 
 std::string time_text(double seconds) {
@@ -218,12 +206,7 @@ void print_counts(std::string_view kind, const std::map<std::string, int64_t, st
   for (const auto& [tag, count] : counts) print_out("  {:<22} {:>8}\n", printable(tag), count);
 }
 
-void inspect_events(const std::string& path, std::span<const std::byte> bytes, bool as_json) {
-  const EventSummary events = summarize_events(bytes, path);
-  if (as_json) {
-    print_out("{}\n", json_text(events_json(path, events)));
-    return;
-  }
+void print_events(const EventSummary& events, const std::string& path) {
   print_out("{}: TensorBoard events, {} of them\n", path, events.num_events);
   if (events.cut_bytes > 0)
     print_out("cut           its last {} bytes are no whole event and are left out\n", events.cut_bytes);
@@ -244,25 +227,19 @@ void inspect_events(const std::string& path, std::span<const std::byte> bytes, b
   print_counts("other values", events.others);
 }
 
-}  // namespace
-
-bool is_other_file(std::span<const std::byte> bytes) {
-  const FileKind kind = sniff_file_kind(bytes);
-  return kind == FileKind::Png || kind == FileKind::Npz || is_npy(bytes) ||
-         (kind == FileKind::Unknown && is_event_file(bytes));
+void inspect_events(const Cli& cli, const std::string& path, std::span<const std::byte> bytes) {
+  const EventSummary events = summarize_events(bytes, path);
+  cli.print(events_json(path, events), [&] { print_events(events, path); });
 }
 
-void inspect_file(const std::string& path, std::span<const std::byte> bytes, bool as_json) {
+}  // namespace
+
+InspectFile inspector_of(std::span<const std::byte> bytes) {
   const FileKind kind = sniff_file_kind(bytes);
-  if (kind == FileKind::Png) {
-    inspect_png(path, bytes, as_json);
-  } else if (kind == FileKind::Npz) {
-    inspect_npz(path, bytes, as_json);
-  } else if (is_npy(bytes)) {
-    inspect_npy(path, bytes, as_json);
-  } else {
-    inspect_events(path, bytes, as_json);
-  }
+  if (kind == FileKind::Png) return inspect_png;
+  if (kind == FileKind::Npz) return inspect_npz;
+  if (is_npy(bytes)) return inspect_npy;
+  return kind == FileKind::Unknown && is_event_file(bytes) ? inspect_events : nullptr;
 }
 
 }  // namespace dydit

@@ -5,12 +5,14 @@
 #include <span>
 #include <string>
 
+#include "cli.h"
+
 namespace dydit {
 
-/// A PNG, npz, npy or TensorBoard event file; else it may be a checkpoint.
-bool is_other_file(std::span<const std::byte> bytes);
+/// Prints what a file holds.
+using InspectFile = void (*)(const Cli& cli, const std::string& path, std::span<const std::byte> bytes);
 
-/// Prints what such a file holds.
-void inspect_file(const std::string& path, std::span<const std::byte> bytes, bool as_json);
+/// Of a PNG, npz, npy or TensorBoard event file; null: it may be a checkpoint.
+InspectFile inspector_of(std::span<const std::byte> bytes);
 
 }  // namespace dydit

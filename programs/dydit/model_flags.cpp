@@ -1,9 +1,48 @@
 // See the header.
 #include "model_flags.h"
 
-#include <fmt/format.h>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <string_view>
+
+#include <fmt/ranges.h>
+
+#include "dydit/base/error.h"
+#include "dydit/io/text.h"
 
 namespace dydit {
+namespace {
+
+constexpr size_t kMaxNameBytes = 16 << 20;  // a thousand times what names take
+constexpr size_t kTold = 5;                 // names that several classes have
+
+// Of anything that can be read once: a file, a pipe.
+std::string read_text(const std::string& path) {
+  std::ifstream file(path);
+  DYDIT_CHECK(file && !std::filesystem::is_directory(path), "{}: cannot read class names", path);
+  std::string text(kMaxNameBytes + 1, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<size_t>(file.gcount()));
+  DYDIT_CHECK(text.size() <= kMaxNameBytes, "{}: more than {} bytes; a file of class names has one a line",
+              path, kMaxNameBytes);
+  return text;
+}
+
+void tell_shared_names(Cli& cli, const std::string& path, const std::vector<std::string>& names) {
+  std::map<std::string, std::vector<size_t>> labels;
+  for (size_t i = 0; i < names.size(); ++i) labels[names[i]].push_back(i);
+  size_t told = 0;
+  for (const auto& [name, classes] : labels) {
+    if (classes.size() == 1 || ++told > kTold) continue;
+    cli.console.info(fmt::format("{}: classes {} are all called '{}'; choose them by their labels", path,
+                                 fmt::join(classes, ", "), name));
+  }
+  if (told > kTold)
+    cli.console.info(fmt::format("{}: and {} more names that several classes have", path, told - kTold));
+}
+
+}  // namespace
 
 void add_checkpoint_options(Cli& cli, CheckpointOptions& options) {
   cli.add_number("--num-heads", options.num_heads, 1, 4096,
@@ -22,9 +61,9 @@ void add_model_path(Cli& cli, std::string& path, CheckpointOptions& options) {
   add_checkpoint_options(cli, options);
 }
 
-Checkpoint load_model(const Cli& cli, const std::string& path, const CheckpointOptions& options) {
+Checkpoint load_model(Cli& cli, const std::string& path, const CheckpointOptions& options) {
   Checkpoint checkpoint = load_checkpoint(path, options);
-  for (const std::string& note : checkpoint.read_notes) cli.note(fmt::format("{}: {}", path, note));
+  for (const std::string& note : checkpoint.read_notes) cli.console.info(fmt::format("{}: {}", path, note));
   return checkpoint;
 }
 
@@ -42,6 +81,25 @@ void ModelFlags::add(Cli& cli, const std::string& default_dtype, const std::stri
 
 EngineKind ModelFlags::resolve_engine() const {
   return engine == "auto" ? EngineKind::Cpu : kEngineNames.at(engine);
+}
+
+std::vector<std::string> read_class_names(Cli& cli, const std::string& path, int num_classes) {
+  const std::string text = read_text(path);
+  std::vector<std::string> names;
+  size_t number = 0;
+  for (std::string_view rest = checked_text(text, path); !rest.empty();) {
+    ++number;
+    std::string_view line = rest.substr(0, rest.find('\n'));
+    rest.remove_prefix(std::min(line.size() + 1, rest.size()));
+    if (line.ends_with('\r')) line.remove_suffix(1);
+    DYDIT_CHECK(printable(line, line.npos) == line, "{}: line {} holds control characters: {}", path, number,
+                quote(line));
+    if (!line.empty()) names.emplace_back(line);
+  }
+  DYDIT_CHECK(static_cast<int>(names.size()) == num_classes, "{}: {} class names, the model has {} classes",
+              path, names.size(), num_classes);
+  tell_shared_names(cli, path, names);
+  return names;
 }
 
 }  // namespace dydit

@@ -1,7 +1,8 @@
-// Flags that every verb with a model shares: which file, which engine, how it computes.
+// Flags that every verb with a model shares: which file, which engine, how it computes, its classes' names.
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "cli.h"
 #include "dydit/engine/engine.h"
@@ -16,7 +17,7 @@ void add_checkpoint_options(Cli& cli, CheckpointOptions& options);
 void add_model_path(Cli& cli, std::string& path, CheckpointOptions& options);
 
 /// Loads it and notes what was taken, computed or passed over on reading.
-Checkpoint load_model(const Cli& cli, const std::string& path, const CheckpointOptions& options);
+Checkpoint load_model(Cli& cli, const std::string& path, const CheckpointOptions& options);
 
 struct ModelFlags {
   std::string path;
@@ -26,8 +27,13 @@ struct ModelFlags {
 
   /// `default_dtype` and `default_engine` differ between verbs.
   void add(Cli& cli, const std::string& default_dtype = "auto", const std::string& default_engine = "auto");
-  Checkpoint load(const Cli& cli) const { return load_model(cli, path, checkpoint); }
+  Checkpoint load(Cli& cli) const { return load_model(cli, path, checkpoint); }
   EngineKind resolve_engine() const;
 };
+
+/// Class names from a file, one a line: UTF-8 with or without a byte order mark; empty lines do not count.
+/// Notes names that several classes have. Throws Error that names the file, and the line where there is one:
+/// not UTF-8, control characters, not exactly `num_classes` names.
+std::vector<std::string> read_class_names(Cli& cli, const std::string& path, int num_classes);
 
 }  // namespace dydit

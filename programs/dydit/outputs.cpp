@@ -62,13 +62,6 @@ void check_kept(const DiTConfig& config, const GenerateOptions& run, const Outpu
 
 bool names_folder(const std::string& out) { return out.ends_with('/') || fs::is_directory(out); }
 
-// Where a target lies, however it is spelt and through links.
-fs::path place_of(const std::string& path) {
-  std::error_code error;
-  const fs::path place = fs::weakly_canonical(fs::absolute(path), error);
-  return error ? fs::absolute(path).lexically_normal() : place;
-}
-
 }  // namespace
 
 Outputs::Outputs(const Cli& cli, const OutputOptions& options, const Checkpoint& checkpoint,

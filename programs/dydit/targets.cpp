@@ -15,34 +15,28 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Two descriptors of one file or pipe. Two of a terminal or of /dev/null do not disturb each other.
-bool same_stream(int a, int b) {
-  struct stat x {
-  }, y{};
-  if (a == b) return true;
-  if (::fstat(a, &x) != 0 || ::fstat(b, &y) != 0) return false;
-  return x.st_dev == y.st_dev && x.st_ino == y.st_ino && !S_ISCHR(x.st_mode);
+// What a path leads to, or a descriptor is open on; nothing where there is none.
+using FileState = std::optional<struct stat>;
+FileState state_of(const std::string& path) {
+  struct stat state {};
+  return ::stat(path.c_str(), &state) == 0 ? FileState(state) : std::nullopt;
+}
+FileState state_of(int descriptor) {
+  struct stat state {};
+  return ::fstat(descriptor, &state) == 0 ? FileState(state) : std::nullopt;
 }
 
-// The path names the file that a descriptor is open on.
-bool names_file_of(const std::string& path, int descriptor) {
-  struct stat x {
-  }, y{};
-  return ::stat(path.c_str(), &x) == 0 && ::fstat(descriptor, &y) == 0 && S_ISREG(x.st_mode) &&
-         x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+// One file or pipe. Two of a terminal or of /dev/null do not disturb each other.
+bool is_same(const FileState& x, const FileState& y) {
+  return x && y && x->st_dev == y->st_dev && x->st_ino == y->st_ino && !S_ISCHR(x->st_mode);
 }
+
+bool same_stream(int a, int b) { return a == b || is_same(state_of(a), state_of(b)); }
 
 // Also of files that are not there yet.
 bool same_file(const std::string& a, const std::string& b) {
-  struct stat x {
-  }, y{};
-  if (::stat(a.c_str(), &x) == 0 && ::stat(b.c_str(), &y) == 0)
-    return x.st_dev == y.st_dev && x.st_ino == y.st_ino && !S_ISCHR(x.st_mode);
-  std::error_code error;
-  const auto whole = [&](const std::string& path) {
-    return fs::weakly_canonical(fs::absolute(path, error), error);
-  };
-  return whole(a) == whole(b);
+  const FileState x = state_of(a), y = state_of(b);
+  return x && y ? is_same(x, y) : place_of(a) == place_of(b);
 }
 
 void check_stream(const Cli& cli, const Target& target, int descriptor) {
@@ -73,15 +67,22 @@ void check_targets(const Cli& cli, const std::vector<Target>& targets, std::vect
     if (const std::optional<int> descriptor = own_descriptor(path)) {
       check_stream(cli, target, *descriptor);
     } else {
+      const FileState file = state_of(path);
       for (const auto& [stream, name] :
            {std::pair{STDOUT_FILENO, "results are"}, {STDERR_FILENO, "progress is"}}) {
-        DYDIT_USAGE_CHECK(!names_file_of(path, stream), "{} {}: {} printed into that file; name another one",
-                          flag, path, name);
+        DYDIT_USAGE_CHECK(!file || !S_ISREG(file->st_mode) || !is_same(file, state_of(stream)),
+                          "{} {}: {} printed into that file; name another one", flag, path, name);
       }
     }
     check_writable(path);
     before.push_back(&target);
   }
+}
+
+fs::path place_of(const std::string& path) {
+  std::error_code error;
+  const fs::path place = fs::weakly_canonical(fs::absolute(path), error);
+  return error ? fs::absolute(path).lexically_normal() : place;
 }
 
 std::vector<fs::path> inputs_of(const Checkpoint& checkpoint, std::vector<fs::path> more) {

@@ -21,6 +21,9 @@ struct Target {
 void check_targets(const Cli& cli, const std::vector<Target>& targets,
                    std::vector<std::filesystem::path> inputs);
 
+/// Where a target lies, however it is spelt and through links.
+std::filesystem::path place_of(const std::string& path);
+
 /// What a checkpoint was read from, and `more`.
 std::vector<std::filesystem::path> inputs_of(const Checkpoint& checkpoint,
                                              std::vector<std::filesystem::path> more = {});

@@ -5,13 +5,11 @@
 #include <nlohmann/json.hpp>
 #include <torch/headeronly/version.h>
 
-#include "data_flags.h"
 #include "dydit/base/dtype.h"
 #include "dydit/base/error.h"
 #include "dydit/base/isa.h"
 #include "dydit/base/version.h"
 #include "dydit/io/file.h"
-#include "dydit/io/json.h"
 #include "dydit/io/png.h"
 #include "dydit/model/edit.h"
 #include "dydit/model/macs.h"
@@ -60,20 +58,11 @@ nlohmann::json surroundings_of(const TrainFlags& flags, int processes) {
           {"libtorch", TORCH_VERSION}};
 }
 
-// The last row of the log and where the run lies; one JSON object with --json. A resumed run that had done
-// what was asked, or more, trained nothing and wrote nothing.
-void print_result(const TrainFlags& flags, const Dataset& dataset, int64_t done,
-                  const std::optional<LogRow>& row, bool as_json) {
+// The last row of the log and where the run lies. A resumed run that had done what was asked, or more,
+// trained nothing and wrote nothing.
+void print_result(const Cli& cli, const TrainFlags& flags, const Dataset& dataset, int64_t done,
+                  const std::optional<LogRow>& row) {
   const std::string model = model_path(flags.run.run, done).string();
-  if (!as_json) {
-    if (row) {
-      print_out("wrote {}\n", model);
-    } else {
-      print_out("already at step {}, {} asked; nothing to train: {}\n", done, flags.options.total_steps,
-                model);
-    }
-    return;
-  }
   nlohmann::json result = {{"run", flags.run.run.string()},
                            {"checkpoint", model},
                            {"steps", done},
@@ -81,58 +70,54 @@ void print_result(const TrainFlags& flags, const Dataset& dataset, int64_t done,
                            {"images", dataset.size()},
                            {"left_out", dataset.left_out().kinds},
                            {"options", options_to_json(flags.options)}};
-  const auto add = [&](const char* name, const auto& value_of) {
-    result[name] = row ? nlohmann::json(value_of(*row)) : nlohmann::json();
-  };
-  add("loss", [](const LogRow& r) { return r.terms.loss(); });
-  add("mse", [](const LogRow& r) { return r.terms.mse; });
-  add("vb", [](const LogRow& r) { return r.terms.vb; });
-  add("ratio_training", [](const LogRow& r) { return r.terms.ratio; });
-  add("ratio_inference", [](const LogRow& r) { return r.terms.inference_ratio; });
-  add("grad_norm", [](const LogRow& r) { return r.grad_norm; });
-  add("skipped", [](const LogRow& r) { return r.skipped; });
-  add("images_per_second", [](const LogRow& r) { return r.images_per_second; });
-  print_out("{}\n", json_text(result));
+  const LogRow last = row.value_or(LogRow());
+  const nlohmann::json numbers = {
+      {"loss", last.terms.loss()},   {"mse", last.terms.mse},
+      {"vb", last.terms.vb},         {"ratio_training", last.terms.ratio},
+      {"grad_norm", last.grad_norm}, {"ratio_inference", last.terms.inference_ratio},
+      {"skipped", last.skipped},     {"images_per_second", last.images_per_second}};
+  for (const auto& [name, value] : numbers.items()) result[name] = row ? value : nlohmann::json();
+  cli.print(result, [&] {
+    if (row) return print_out("wrote {}\n", model);
+    print_out("already at step {}, {} asked; nothing to train: {}\n", done, flags.options.total_steps, model);
+  });
 }
 
-void run_training(const Checkpoint& start, const Dataset& dataset, TrainFlags& flags, Communicator& processes,
-                  Console& console, bool as_json, bool verbose) {
+void run_training(Cli& cli, TrainFlags& flags, const Checkpoint& start, const Dataset& dataset,
+                  Communicator& processes) {
   check_training(dataset, start.config, flags.options, processes.size());  // before there is a folder
+  Console& console = cli.console;
   const bool root = processes.rank() == 0;
+  TrainCallbacks callbacks;
+  if (root) {
+    callbacks.on_text = [&](const std::string& line) { console.info(line); };
+    callbacks.on_warning = [&](const std::string& line) { console.warning(line); };
+    callbacks.on_progress = [&](const Progress& progress) { console.progress(progress); };
+  }
+  flags.run.identity = run_identity(start, dataset, flags.options);
   if (flags.run.resume) {
     flags.run.run =
-        find_run_folder(flags.results_dir, flags.resume, run_identity(start, dataset, flags.options),
-                        [&](const std::string& line) {
-                          if (root) console.warning(line);
-                        });
+        find_run_folder(flags.results_dir, flags.resume, flags.run.identity, callbacks.on_warning);
     processes.barrier();  // nobody changes the folder before all have looked
   } else {
     flags.run.run = make_run_folder(flags.results_dir, folder_name(start.config), processes);
   }
   flags.run.surroundings = surroundings_of(flags, processes.size());
-  const CancelFlag& cancel = install_cancel_handler(SecondSignal::Waits);
+  callbacks.cancel = &install_cancel_handler(SecondSignal::Waits);
   if (root) {
     console.info(fmt::format("run      {}", flags.run.run.string()));
     console.info(fmt::format("model    {}, {:.2f} M parameters, {:.4g} GMACs a forward",
                              model_name(start.config), static_cast<double>(start.num_parameters()) / 1e6,
                              static_cast<double>(static_macs(start.config)) / 1e9));
-    console.info(fmt::format("data     {}: {} images {}x{}x{}, {} classes{}", flags.data_path, dataset.size(),
+    console.info(fmt::format("data     {}: {} images {}x{}x{}, {} classes{}", flags.data.path, dataset.size(),
                              dataset.channels(), dataset.side(), dataset.side(), start.config.num_classes,
-                             left_out_text(dataset, verbose)));
+                             left_out_text(dataset, cli.verbose)));
     tell_notes(dataset, console);
     console.info(fmt::format("training {} steps of {} images, {} process(es) x {} threads, {}, {}, seed {}",
                              flags.options.total_steps, flags.options.global_batch, processes.size(),
                              flags.threads, flags.device, kDtypeNames[flags.options.dtype],
                              flags.options.seed));
   }
-  TrainCallbacks callbacks;
-  callbacks.cancel = &cancel;
-  callbacks.on_text = [&](const std::string& line) {
-    if (root) console.info(line);
-  };
-  callbacks.on_warning = [&](const std::string& line) {
-    if (root) console.warning(line);
-  };
   std::optional<LogRow> last;
   callbacks.on_row = [&](const LogRow& row) {
     console.info(log_line(row));
@@ -141,9 +126,28 @@ void run_training(const Checkpoint& start, const Dataset& dataset, TrainFlags& f
   callbacks.on_sample = [&](const Checkpoint& ema, int64_t step, Watch& watch) {
     write_sample_grid(ema, step, flags, watch);
   };
-  if (root) callbacks.on_progress = [&](const Progress& progress) { console.progress(progress); };
   const int64_t done = train(start, dataset, flags.options, flags.run, processes, callbacks);
-  if (root) print_result(flags, dataset, done, last, as_json);
+  if (root) print_result(cli, flags, dataset, done, last);
+}
+
+// What train and finetune share once the flags are known. `prepare` makes the start of what --model holds
+// (without one: nothing) and of the data.
+int run_from(Cli& cli, TrainFlags& flags, std::string_view why_no_routers,
+             const std::function<Checkpoint(const Checkpoint& given, const Dataset&)>& prepare) {
+  const auto processes = make_communicator();
+  flags.choose_device(processes->size());
+  at::set_num_threads(flags.threads);
+  Checkpoint given;
+  if (!flags.model.empty()) {
+    given = load_model(cli, flags.model, flags.checkpoint);
+    DYDIT_USAGE_CHECK(!given.config.is_dynamic(), "{}: has routers{}", flags.model, why_no_routers);
+    flags.fit_data_to(given);
+  }
+  const auto dataset = flags.data.load(flags.threads);
+  const Checkpoint start = prepare(given, *dataset);
+  flags.resolve(*dataset);
+  run_training(cli, flags, start, *dataset, *processes);
+  return 0;
 }
 
 struct SizeFlags {
@@ -181,11 +185,11 @@ int run_train(const Args& args, Isa isa) {
   Cli cli("train", "Train a static DiT from scratch or from a checkpoint.");
   TrainFlags flags;
   SizeFlags size;
-  std::string model;
-  CheckpointOptions checkpoint;
+  const std::string& model = flags.model;
   flags.add(cli);
-  cli.add_text("--model,--ckpt", model, "Static checkpoint to start from (fresh optimizer, warm-up again)");
-  add_checkpoint_options(cli, checkpoint);
+  cli.add_text("--model,--ckpt", flags.model,
+               "Static checkpoint to start from (fresh optimizer, warm-up again)");
+  add_checkpoint_options(cli, flags.checkpoint);
   cli.add_text("--size", size.size, "Named size: DiT-S/2 ... DiT-XL/8");
   cli.add_number("--hidden", size.hidden, 4, 1 << 16, "Hidden size");
   cli.add_number("--depth", size.depth, 1, 1024, "Blocks");
@@ -198,26 +202,16 @@ int run_train(const Args& args, Isa isa) {
   cli.needs("--match-classes", !model.empty(), "--model, whose classes they are");
   for (const char* flag : {"--hidden", "--depth", "--heads", "--patch"})
     cli.needs(flag, model.empty() && size.size.empty(), "a model that neither --model nor --size describes");
-  Console console(cli.verbosity);
-  const auto processes = make_communicator();
-  flags.choose_device(processes->size());
-  at::set_num_threads(flags.threads);
-  Checkpoint start;
-  if (!model.empty()) {
-    start = load_model(cli, model, checkpoint);
-    DYDIT_USAGE_CHECK(!start.config.is_dynamic(), "{}: has routers; train makes static models, use finetune",
-                      model);
-    flags.fit_data_to(start);
-  }
-  flags.data.threads = flags.threads;
-  const auto dataset = Dataset::load(flags.data_path, flags.data);
-  if (model.empty()) start = init_checkpoint(config_from_flags(size, *dataset), flags.options.seed);
-  const auto& names = dataset->class_names();  // the model's own where it has some
-  if (static_cast<int>(names.size()) == start.config.num_classes) start.class_names = names;
-  cli.within("--sample-cache", [&] { flags.sample_request(start.config); });
-  flags.resolve(*dataset);
-  run_training(start, *dataset, flags, *processes, console, cli.json, cli.verbosity == Verbosity::Verbose);
-  return 0;
+  return run_from(cli, flags, "; train makes static models, use finetune",
+                  [&](const Checkpoint& given, const Dataset& dataset) {
+                    Checkpoint start =
+                        model.empty() ? init_checkpoint(config_from_flags(size, dataset), flags.options.seed)
+                                      : given;
+                    const auto& names = dataset.class_names();  // the model's own where it has some
+                    if (static_cast<int>(names.size()) == start.config.num_classes) start.class_names = names;
+                    cli.within("--sample-cache", [&] { flags.sample_request(start.config); });
+                    return start;
+                  });
 }
 
 int run_finetune(const Args& args, Isa isa) {
@@ -227,13 +221,11 @@ int run_finetune(const Args& args, Isa isa) {
   flags.options.skip_norm = 200;
   DynamicOptions& router = flags.options.router;
   router.complete_steps = 0;
-  RouterInit init;
-  std::string model, gates = "hard", tdw = "on", sdt = "on", importance = "magnitude", rule = "threshold";
+  std::string gates = "hard", tdw = "on", sdt = "on", importance = "magnitude", rule = "threshold";
   std::vector<double> biases = {kWidthRouterBias, kTokenRouterBias};
   bool control = false;
-  CheckpointOptions checkpoint;
   flags.add(cli);
-  add_model_path(cli, model, checkpoint);
+  add_model_path(cli, flags.model, flags.checkpoint);
   constexpr int kMost = 1 << 30;
   cli.add_number("--lambda,--token_ratio,--token-ratio", router.lambda, 0, 1,
                  "Work ratio to reach, above 0 and below 1");
@@ -257,38 +249,27 @@ int run_finetune(const Args& args, Isa isa) {
   for (const char* flag : {"--lambda", "--router-bias", "--router-lr-scale", "--anneal-start",
                            "--anneal-steps", "--complete-steps", "--gates", "--tdw", "--sdt", "--gate-rule"})
     cli.needs(flag, !control, "routers, which --static leaves out");
-  Console console(cli.verbosity);
   DYDIT_USAGE_CHECK(router.lambda > 0 && router.lambda < 1,
                     "--lambda {}: expected a work ratio above 0 and below 1", router.lambda);
   DYDIT_USAGE_CHECK(control || tdw == "on" || sdt == "on",
                     "--tdw off --sdt off: nothing is left to route; use --static");
   DYDIT_USAGE_CHECK(rule == "threshold" || gates == "hard",
                     "--gates soft: the capacity rule has hard gates only");
-  const auto processes = make_communicator();
-  flags.choose_device(processes->size());
-  at::set_num_threads(flags.threads);
-
-  Checkpoint start = load_model(cli, model, checkpoint);
-  DYDIT_USAGE_CHECK(!start.config.is_dynamic(), "{}: has routers already; finetune starts from a static DiT",
-                    model);
-  flags.fit_data_to(start);
-  cli.within("--sample-cache", [&] { flags.sample_request(start.config); });
-  flags.data.threads = flags.threads;
-  const auto dataset = Dataset::load(flags.data_path, flags.data);
-  if (importance == "magnitude") start = reorder_by_importance(start);
-  flags.options.preparation["importance"] = importance;
-  flags.options.dynamic = !control;
-  if (!control) {
-    init = {tdw == "on", sdt == "on", biases[0], biases[1]};
-    start = add_routers(start, init, flags.options.seed);
-    start.lambda = router.lambda;
-    flags.options.preparation["router-bias"] = biases;
-    router.gate_rule = kGateRuleNames.at(rule);
-    router.gates = kGateNames.at(gates);
-  }
-  flags.resolve(*dataset);
-  run_training(start, *dataset, flags, *processes, console, cli.json, cli.verbosity == Verbosity::Verbose);
-  return 0;
+  return run_from(
+      cli, flags, " already; finetune starts from a static DiT",
+      [&](const Checkpoint& given, const Dataset&) {
+        cli.within("--sample-cache", [&] { flags.sample_request(given.config); });
+        Checkpoint start = importance == "magnitude" ? reorder_by_importance(given) : given;
+        flags.options.preparation["importance"] = importance;
+        flags.options.dynamic = !control;
+        if (control) return start;
+        start = add_routers(start, {tdw == "on", sdt == "on", biases[0], biases[1]}, flags.options.seed);
+        start.lambda = router.lambda;
+        flags.options.preparation["router-bias"] = biases;
+        router.gate_rule = kGateRuleNames.at(rule);
+        router.gates = kGateNames.at(gates);
+        return start;
+      });
 }
 
 }  // namespace dydit

@@ -7,7 +7,6 @@
 
 #include <ATen/Context.h>
 
-#include "data_flags.h"
 #include "dydit/base/dtype.h"
 #include "dydit/base/error.h"
 
@@ -25,14 +24,10 @@ constexpr bool kBuiltWithCuda = false;
 void TrainFlags::add(Cli& cli) {
   constexpr int kMost = 1'000'000'000;
   constexpr double kLarge = 1e12;
-  cli.add_text("--data-path,--data_path", data_path,
-               "ROOT/CLASS/*.png|jpg, a .tar, .tar.gz or .zip of it, CIFAR-10 binary files, or npz")
-      ->required();
-  cli.add_text("--split", data.split, "Folder of the data above the class folders, e.g. train");
-  add_match_classes(cli, match_classes);
-  cli.add_number("--image-size,--image_size", data.side, 1, 4096,
+  data.add(cli, "", "train");
+  cli.add_number("--image-size,--image_size", data.options.side, 1, 4096,
                  "Side of the square images to train on; default: the model's, or that of most images");
-  cli.add_switch("--skip-broken", data.skip_broken,
+  cli.add_switch("--skip-broken", data.options.skip_broken,
                  "Leave broken images out and count them instead of stopping");
   cli.add_text("--results-dir,--results_dir", results_dir, "Runs go to DIR/000-NAME, 001-NAME, ...");
   CLI::Option* resumed = cli.app.add_option("--resume", resume,
@@ -95,13 +90,10 @@ void TrainFlags::check_needs(Cli& cli) {
 }
 
 void TrainFlags::fit_data_to(const Checkpoint& start) {
-  const DiTConfig& config = start.config;
-  DYDIT_USAGE_CHECK(data.side == 0 || data.side == config.input_size,
-                    "--image-size {}: the model takes {}x{}", data.side, config.input_size,
-                    config.input_size);
-  data.side = config.input_size;
-  data.channels = config.in_channels;
-  data.model = {start.class_names, config.num_classes, kMatchNames.at(match_classes)};
+  const int side = start.config.input_size;
+  DYDIT_USAGE_CHECK(data.options.side == 0 || data.options.side == side,
+                    "--image-size {}: the model takes {}x{}", data.options.side, side, side);
+  data.fit_to(start);
 }
 
 Request TrainFlags::sample_request(const DiTConfig& config) const {

@@ -3,17 +3,17 @@
 
 #include <string>
 
-#include "cli.h"
-#include "dydit/data/dataset.h"
+#include "data_flags.h"
 #include "dydit/pipeline/request.h"
 #include "dydit/train/trainer.h"
 
 namespace dydit {
 
 struct TrainFlags {
-  std::string data_path, results_dir = "results", flip = "on", dtype = "auto", device = "cpu";
-  std::string match_classes = "name";
-  DatasetOptions data;
+  std::string model;  // to start from; empty: none
+  CheckpointOptions checkpoint;
+  DataFlags data;
+  std::string results_dir = "results", flip = "on", dtype = "auto", device = "cpu";
   TrainOptions options;
   RunOptions run;
   std::string resume;  // the run that --resume names, empty for the newest
@@ -26,8 +26,7 @@ struct TrainFlags {
   void add(Cli& cli);
   /// After parsing: flags that need others, and what --resume says.
   void check_needs(Cli& cli);
-  /// Images are read as the model takes them, with its labels. Throws UsageError when --image-size says
-  /// otherwise.
+  /// Reads the images as `start` takes them. Throws UsageError when --image-size says otherwise.
   void fit_data_to(const Checkpoint& start);
   /// What a sample grid shows. Throws UsageError for a --sample-cache that does not fit.
   Request sample_request(const DiTConfig& config) const;

@@ -10,7 +10,6 @@
 #include "dydit/base/error.h"
 #include "dydit/base/nearest.h"
 #include "dydit/diffusion/schedule.h"
-#include "dydit/io/json.h"
 #include "dydit/io/safetensors.h"
 #include "dydit/pipeline/record.h"
 #include "model_flags.h"
@@ -172,15 +171,13 @@ int run_verify(const Args& args, Isa isa) {
   std::string reference_path;
   cli.add_text("--reference", reference_path, "Recorded vectors, safetensors")->required();
   cli.parse(args);
-  Console console(cli.verbosity);
-
   const Checkpoint checkpoint = flags.load(cli);
   const Reference reference(reference_path);
   const VerifyContext context{checkpoint, reference, dtype_of(flags.dtype), flags.resolve_engine(),
                               flags.threads};
-  console.info(fmt::format("model {} ({}), reference {}, engine {}, {}, cpu ({}), {} threads", flags.path,
-                           model_name(checkpoint.config), reference_path, kEngineNames[context.engine],
-                           kDtypeNames[context.dtype], isa_name(isa), context.threads));
+  cli.console.info(fmt::format("model {} ({}), reference {}, engine {}, {}, cpu ({}), {} threads", flags.path,
+                               model_name(checkpoint.config), reference_path, kEngineNames[context.engine],
+                               kDtypeNames[context.dtype], isa_name(isa), context.threads));
   VerifyReport report;
   if (reference.has("x") && reference.has("out")) verify_forward(context, report);
   verify_diffusion(context, report);
@@ -192,11 +189,7 @@ int run_verify(const Args& args, Isa isa) {
       "{}: holds nothing that verify can replay; expected forwards (x, t, y, out), tables (betas), single "
       "steps (step_0_x), runs (sample_p_z) or runs of plans (MODE.SPACING.PLAN.out)",
       reference_path);
-  if (cli.json) {
-    print_out("{}\n", json_text(nlohmann::json{{"passed", report.passed()}, {"checks", report.to_json()}}));
-  } else {
-    report.print();
-  }
+  cli.print({{"passed", report.passed()}, {"checks", report.to_json()}}, [&] { report.print(); });
   return report.passed() ? 0 : 1;
 }
 

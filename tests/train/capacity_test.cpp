@@ -54,6 +54,23 @@ at::Tensor learned_share(const DiTConfig& config, double spread, uint64_t seed) 
   return at::exp(random_tensor({3, config.depth, kQuarters}, seed, 0, spread)).mul(0.5).clamp(0.05, 1);
 }
 
+// Work ratio of method section 2 at inference, mean over the quarters of t.
+double keep_ratio(const DiTConfig& config, const KeepCounts& counts) {
+  const int H = config.num_heads, N = config.num_tokens(), L = config.depth;
+  const auto count = [](const std::vector<KeepCounts::PerQuarter>& kept, int l, int q, int all) {
+    return kept.empty() ? all : kept[l][q];
+  };
+  int64_t work = 0;
+  for (int l = 0; l < L; ++l) {
+    for (int q = 0; q < kQuarters; ++q) {
+      work += attention_macs(config, count(counts.heads, l, q, H)) +
+              mlp_macs(config, count(counts.groups, l, q, H), count(counts.tokens, l, q, N));
+    }
+  }
+  const int64_t all = (attention_macs(config, H) + mlp_macs(config, H, N)) * L * kQuarters;
+  return static_cast<double>(work) / static_cast<double>(all);
+}
+
 double ratio_of(const DiTConfig& config, at::Tensor share, double target) {
   scale_shares(config, share, target);
   return keep_ratio(config, keep_counts(config, choose_counts(config, share, target)));

@@ -116,7 +116,10 @@ void run_step_elsewhere(const TrainOptions& options) {
   ASSERT_TRUE(store.values.is_meta() && store.grads.is_meta() && store.ema.is_meta());
 
   const test::Inputs images = test::random_inputs(config, kBatch);
-  const StepInputs inputs = make_step_inputs(config, options, 0, 0, images.x, images.labels()).to(at::kMeta);
+  const at::Tensor pixels = images.x.contiguous(), labels = images.labels().contiguous();
+  Batch batch{.images = {pixels.data_ptr<float>(), pixels.data_ptr<float>() + pixels.numel()},
+              .labels = {labels.data_ptr<int64_t>(), labels.data_ptr<int64_t>() + labels.numel()}};
+  const StepInputs inputs = make_step_inputs(config, options, batch, 0, 0, kBatch).to(at::kMeta);
   const at::Tensor t_emb = model->embed_timestep(inputs.t);
   CapacityInputs capacity;
   if (counts.defined()) capacity = {keep_share(model), counts, at::div(inputs.t, 250, "floor")};
@@ -131,7 +134,7 @@ void run_step_elsewhere(const TrainOptions& options) {
       EXPECT_TRUE(parameter.value().grad().is_meta()) << parameter.key();
     }
   }
-  store.scale_grad(0.5);
+  store.grads.mul_(0.5);
   store.adamw_step({.lr = 1e-3, .weight_decay = 0.1}, 1);
   store.ema_step(0.9);
   EXPECT_TRUE(store.values.is_meta() && store.exp_avg.is_meta() && store.ema.is_meta());

@@ -101,7 +101,7 @@ TEST(ParameterStore, BackwardFillsTheGradientBufferAndAddsToIt) {
   ParameterStore store(model, 1);
   store.grads.fill_(7);
   for (const double factor : {1.0, 2.0}) {
-    store.zero_grad();
+    store.grads.zero_();
     for (int n = 0; n < static_cast<int>(factor); ++n) (model->final_linear->bias * 3).sum().backward();
     const auto size = static_cast<double>(model->final_linear->bias.numel());
     EXPECT_NEAR(store.grads.sum().item<double>(), 3 * factor * size, 1e-4);
@@ -116,7 +116,7 @@ TEST(ParameterStore, GradNormIsTheL2NormOverAllParameters) {
   ASSERT_GT(store.grads.numel(), 2 << 16);  // several blocks of the sum
   const double wanted = store.grads.to(at::kDouble).norm().item<double>();
   EXPECT_NEAR(store.grad_norm(), wanted, 1e-9 * wanted);
-  store.scale_grad(0.5);
+  store.grads.mul_(0.5);
   EXPECT_NEAR(store.grad_norm(), 0.5 * wanted, 1e-9 * wanted);
   store.grads[store.grads.numel() - 1] = NAN;
   EXPECT_TRUE(std::isnan(store.grad_norm()));

@@ -91,6 +91,15 @@ Batch make_batch(const DiTConfig& config, uint64_t step, int first, int count) {
   return batch;
 }
 
+// compute_gradient of the micro-batches of `batch`, this process's share of its step from sample `first` on.
+StepTerms gradient_of(DiT& model, ParameterStore& store, const TrainOptions& options, Communicator& processes,
+                      int first, Batch& batch) {
+  const auto micro = static_cast<int64_t>(batch.labels.size()) / options.accumulate;
+  return compute_gradient(model, store, options, processes, batch.step, first, [&](int m) {
+    return make_step_inputs(model->config, options, batch, first, m * micro, micro);
+  });
+}
+
 // What a gradient and its terms come to, in one process or in one of several.
 struct Trace {
   std::vector<StepTerms> terms;
@@ -110,7 +119,7 @@ Trace run_share(const TrainOptions& options, Communicator& processes) {
   Trace trace;
   for (const int step : kSteps) {
     Batch batch = make_batch(model->config, step, first, share);
-    trace.terms.push_back(compute_gradient(model, store, options, processes, step, first, batch));
+    trace.terms.push_back(gradient_of(model, store, options, processes, first, batch));
     trace.norms.push_back(store.grad_norm());
     trace.gradients.push_back(store.grads.clone());
     std::map<std::string, at::Tensor>& routers = trace.router_gradients.emplace_back();
@@ -218,14 +227,12 @@ void expect_plain_autograd(const TrainOptions& options, uint64_t step) {
   ParameterStore store(model, 1);
   Communicator alone;
   Batch batch = make_batch(model->config, step, 0, kBatch);
-  const StepTerms terms = compute_gradient(model, store, options, alone, step, 0, batch);
+  const StepTerms terms = gradient_of(model, store, options, alone, 0, batch);
 
   DiT plain = make_model(tiny_start());
   plain->train();
   const DiTConfig& config = plain->config;
-  const at::Tensor images =
-      at::from_blob(batch.images.data(), {kBatch, config.in_channels, config.input_size, config.input_size});
-  const StepInputs in = make_step_inputs(config, options, step, 0, images, at::tensor(batch.labels));
+  const StepInputs in = make_step_inputs(config, options, batch, 0, 0, kBatch);
   const at::Tensor t_emb = plain->embed_timestep(in.t);
   const TrainingGates gates(plain, t_emb, in.gate_noise, options.router.gates);
   const DiffusionLoss dynamic =
@@ -265,7 +272,7 @@ TEST(ComputeGradient, AStaticModelHasNoDynamicTerms) {
   ParameterStore store(model, 1);
   Communicator alone;
   Batch batch = make_batch(model->config, 0, 0, kBatch);
-  const StepTerms terms = compute_gradient(model, store, options, alone, 0, 0, batch);
+  const StepTerms terms = gradient_of(model, store, options, alone, 0, batch);
   EXPECT_EQ(terms.ratio, 1);
   EXPECT_EQ(terms.inference_ratio, 1);
   EXPECT_EQ(terms.flops_loss, 0);
@@ -278,8 +285,9 @@ TEST(ComputeGradient, AStaticModelHasNoDynamicTerms) {
 StepInputs inputs_of(const TrainOptions& options, uint64_t step, int first, int count) {
   const DiTConfig config = test::tiny_config();
   Batch batch = make_batch(config, step, first, count);
-  const at::Tensor images = at::from_blob(batch.images.data(), {count, 4, 8, 8}).clone();
-  return make_step_inputs(config, options, step, first, images, at::tensor(batch.labels));
+  StepInputs inputs = make_step_inputs(config, options, batch, first, 0, count);
+  inputs.x0 = inputs.x0.clone();  // the batch ends here
+  return inputs;
 }
 
 TEST(MakeStepInputs, DoNotDependOnHowTheBatchIsCut) {
@@ -336,7 +344,7 @@ TEST(ComputeGradient, DoesNotDependOnTheDefaultType) {
       ParameterStore store(model, options.router_lr_scale);
       Communicator alone;
       Batch batch = make_batch(model->config, 0, 0, 8);
-      compute_gradient(model, store, options, alone, 0, 0, batch);
+      gradient_of(model, store, options, alone, 0, batch);
       store.adamw_step({.lr = options.lr}, 1);
       store.ema_step(0.5);
       return at::cat({store.grads, store.values, store.ema});
@@ -377,7 +385,7 @@ TEST(LeastTrainingBytes, AreBelowWhatIsMeasuredAndNearIt) {
     model->train();
     ParameterStore store(model, 1);
     Communicator alone;
-    compute_gradient(model, store, options, alone, 0, 0, batch);
+    gradient_of(model, store, options, alone, 0, batch);
     const double measured = status("VmHWM") - before, least = least_training_bytes(start.config, options, 1);
     EXPECT_LE(least, measured);
     EXPECT_GE(least, measured / 3);

@@ -59,6 +59,7 @@ Outcome run_training(const fs::path& folder, const Checkpoint& start, const Trai
   Outcome result;
   Communicator alone;
   try {
+    run_options.identity = run_identity(start, data, options);
     result.done = train(start, data, options, run_options, alone,
                         {.on_text = [&](const std::string& line) { result.texts.push_back(line); },
                          .on_warning = [&](const std::string& line) { result.texts.push_back(line); },
@@ -363,12 +364,9 @@ TEST(Train, AnythingThatASampleMeetsSavesTheStateFirst) {
   run.sample_every = 2;
   Communicator alone;
   const std::string error = test::error_of([&] {
-    train(test::random_checkpoint(tiny_pixels()), NoiseImages(), tiny_training(5), run, alone,
-          {.on_text = {},
-           .on_warning = {},
-           .on_row = {},
-           .on_sample = [](const Checkpoint&, int64_t, Watch&) { throw std::bad_alloc(); },
-           .on_progress = {}});
+    train(
+        test::random_checkpoint(tiny_pixels()), NoiseImages(), tiny_training(5), run, alone,
+        {.on_sample = [](const Checkpoint&, int64_t, Watch&) { throw std::bad_alloc(); }, .on_progress = {}});
   });
   EXPECT_NE(error.find("out of memory"), std::string::npos) << error;
   EXPECT_NE(error.find("the state of step 2 is saved"), std::string::npos) << error;
