@@ -44,11 +44,6 @@ bool has_amx_bf16() {
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kBf16) && (d & kTiles) && request_tiles();
 }
 
-bool has_avx512_bf16() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
-}
-
 }  // namespace
 
 Isa detect_isa() {
@@ -57,7 +52,7 @@ Isa detect_isa() {
       !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq")) {
     return Isa::Avx2;
   }
-  if (!has_avx512_bf16()) return Isa::Avx512;
+  if (!__builtin_cpu_supports("avx512bf16")) return Isa::Avx512;
   return has_amx_bf16() ? Isa::Amx : Isa::Avx512Bf16;
 }
 

@@ -3,38 +3,45 @@
 // parallel operators do not promise (their kernels change with row and thread counts).
 #pragma once
 
-#include <condition_variable>
-#include <exception>
-#include <functional>
-#include <mutex>
-#include <thread>
-#include <vector>
+#include <algorithm>
+
+#include "dydit/base/team.h"
 
 namespace dydit {
+
+/// As long as it lives, LibTorch's operators on this thread use no other.
+class OneThread {
+ public:
+  OneThread();
+  ~OneThread();
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  int omp_ = 0, mkl_ = 0;  // what was in force
+};
 
 class RowPool {
  public:
   /// Throws Error when the system does not give so many threads.
-  explicit RowPool(int threads);
-  ~RowPool();
-  RowPool(const RowPool&) = delete;
-  RowPool& operator=(const RowPool&) = delete;
+  explicit RowPool(int threads) : team_(threads) {}
 
-  /// Calls fn(row) for row = 0..rows-1 on the pool's threads and waits; rethrows the first exception.
-  void run(int rows, const std::function<void(int row)>& fn);
-  int threads() const { return static_cast<int>(workers_.size()); }
+  /// Calls fn(row) for row = 0..rows-1 on the pool's threads, of which the caller is one, and waits;
+  /// exceptions as Team::run.
+  template <typename Fn>
+  void run(int rows, const Fn& fn) {
+    constexpr int kMost = 65535;  // of a section of the team
+    for (int first = 0; first < rows; first += kMost) {
+      team_.run(std::min(kMost, rows - first), [&](int i, int) {
+        const OneThread here;
+        fn(first + i);
+      });
+    }
+  }
+  int threads() const { return team_.threads(); }
 
  private:
-  void work();
-  void stop();
-
-  std::mutex mutex_;
-  std::condition_variable wake_, done_;
-  const std::function<void(int)>* fn_ = nullptr;
-  int rows_ = 0, next_ = 0, running_ = 0;
-  bool stop_ = false;
-  std::exception_ptr error_;
-  std::vector<std::thread> workers_;
+  Team team_;
 };
 
 }  // namespace dydit

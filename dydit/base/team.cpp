@@ -4,8 +4,9 @@
 #include <immintrin.h>
 #include <utility>
 
+#include <system_error>
+
 #include "dydit/base/error.h"
-#include "dydit/base/threads.h"
 
 namespace dydit {
 namespace {
@@ -19,8 +20,16 @@ int next_of(uint64_t state) { return static_cast<int>(state & 0xffff); }
 }  // namespace
 
 Team::Team(int threads) {
-  start_threads(
-      workers_, std::max(0, threads - 1), [this](int i) { work(i + 1); }, [this] { stop(); });
+  workers_.reserve(std::max(0, threads - 1));
+  for (int i = 1; i < threads; ++i) {
+    try {
+      workers_.emplace_back([this, i] { work(i); });
+    } catch (const std::system_error& error) {
+      stop();  // a std::thread that is destroyed while it runs ends the process
+      throw Error(fmt::format("the system gives {} of {} threads ({}); take fewer --threads", i - 1,
+                              threads - 1, error.code().message()));
+    }
+  }
 }
 
 Team::~Team() { stop(); }
