@@ -40,18 +40,12 @@ void take_safetensors(RawCheckpoint& raw, TensorViews tensors, std::map<std::str
   raw.notes.push_back(said + "; passed over, it is of another program");
 }
 
-std::shared_future<std::string> known(const std::string& sha256) {
-  std::promise<std::string> promise;
-  promise.set_value(sha256);
-  return promise.get_future();
-}
-
 RawCheckpoint read_shards(const fs::path& path) {
   ShardedSafetensors shards = read_safetensors_shards(path);
   RawCheckpoint raw;
   raw.name = path.string();
   raw.format = fmt::format("safetensors in {} files", shards.files.size());
-  raw.sha256 = known(shards.sha256);
+  raw.sha256 = std::async(std::launch::deferred, [sha256 = shards.sha256] { return sha256; });
   raw.files = shards.files;
   raw.memory = std::make_shared<const decltype(shards.files)>(std::move(shards.files));
   take_safetensors(raw, std::move(shards.tensors), std::move(shards.metadata));
@@ -63,7 +57,7 @@ RawCheckpoint read_diffusers(const fs::path& path) {
   RawCheckpoint raw;
   raw.name = path.string();
   raw.format = "diffusers folder";
-  raw.sha256 = known(dit.sha256);
+  raw.sha256 = std::async(std::launch::deferred, [sha256 = dit.sha256] { return sha256; });
   raw.stated = {*dit.config, "config.json"};
   raw.class_names = std::move(dit.class_names);
   raw.notes = std::move(dit.notes);

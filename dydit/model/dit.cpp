@@ -9,9 +9,9 @@ namespace {
 
 using torch::nn::Module;
 
-// Registers `layer` under a dotted path ("attn.qkv"), making the modules on the way, so that parameter names
+// A layer registered under a dotted path ("attn.qkv"), making the modules on the way, so that parameter names
 // are those of the published checkpoints while the code keeps flat members.
-void register_at(Module& root, const std::string& path, const Linear& layer) {
+Linear add_linear(Module& root, const std::string& path, int in_features, int out_features) {
   Module* parent = &root;
   size_t start = 0;
   for (size_t dot; (dot = path.find('.', start)) != std::string::npos; start = dot + 1) {
@@ -20,7 +20,7 @@ void register_at(Module& root, const std::string& path, const Linear& layer) {
     const auto* found = children.find(name);
     parent = found ? found->get() : parent->register_module(name, std::make_shared<Module>()).get();
   }
-  parent->register_module(path.substr(start), layer);
+  return parent->register_module(path.substr(start), Linear(in_features, out_features));
 }
 
 }  // namespace
@@ -36,27 +36,19 @@ at::Tensor LinearImpl::forward(const at::Tensor& x, at::ScalarType dtype) {
 
 DiTBlockImpl::DiTBlockImpl(const DiTConfig& config, int index) : config(config), index(index) {
   const int C = config.hidden_size, H = config.num_heads, F = config.mlp_hidden;
-  qkv = Linear(C, 3 * C);
-  proj = Linear(C, C);
-  fc1 = Linear(C, F);
-  fc2 = Linear(F, C);
-  adaLN = Linear(C, 6 * C);
-  register_at(*this, "attn.qkv", qkv);
-  register_at(*this, "attn.proj", proj);
-  register_at(*this, "mlp.fc1", fc1);
-  register_at(*this, "mlp.fc2", fc2);
-  register_at(*this, "adaLN_modulation.1", adaLN);
+  qkv = add_linear(*this, "attn.qkv", C, 3 * C);
+  proj = add_linear(*this, "attn.proj", C, C);
+  fc1 = add_linear(*this, "mlp.fc1", C, F);
+  fc2 = add_linear(*this, "mlp.fc2", F, C);
+  adaLN = add_linear(*this, "adaLN_modulation.1", C, 6 * C);
   if (config.width_routers) {
-    attn_router = Linear(C, H - 1);
-    mlp_router = Linear(C, H - 1);
-    register_at(*this, "attn_rate.router", attn_router);
-    register_at(*this, "mlp_rate.router", mlp_router);
+    attn_router = add_linear(*this, "attn_rate.router", C, H - 1);
+    mlp_router = add_linear(*this, "mlp_rate.router", C, H - 1);
   }
   if (config.token_routers) {
-    token_router_in = Linear(C, config.token_router_hidden());
-    token_router_out = Linear(config.token_router_hidden(), 1);
-    register_at(*this, "token_selection.mlp_head.0", token_router_in);
-    register_at(*this, "token_selection.mlp_head.2", token_router_out);
+    const int R = config.token_router_hidden();
+    token_router_in = add_linear(*this, "token_selection.mlp_head.0", C, R);
+    token_router_out = add_linear(*this, "token_selection.mlp_head.2", R, 1);
   }
 }
 
@@ -121,18 +113,14 @@ DiTImpl::DiTImpl(const DiTConfig& config) : config(config) {
   auto table = register_module("y_embedder", std::make_shared<Module>())
                    ->register_module("embedding_table", std::make_shared<Module>());
   label_table = table->register_parameter("weight", at::empty({config.num_classes + 1, C}, at::kFloat));
-  t_mlp_in = Linear(kFrequencyEmbeddingSize, C);
-  t_mlp_out = Linear(C, C);
-  register_at(*this, "t_embedder.mlp.0", t_mlp_in);
-  register_at(*this, "t_embedder.mlp.2", t_mlp_out);
+  t_mlp_in = add_linear(*this, "t_embedder.mlp.0", kFrequencyEmbeddingSize, C);
+  t_mlp_out = add_linear(*this, "t_embedder.mlp.2", C, C);
   auto list = register_module("blocks", std::make_shared<Module>());
   for (int i = 0; i < config.depth; ++i) {
     blocks.push_back(list->register_module(std::to_string(i), DiTBlock(config, i)));
   }
-  final_linear = Linear(C, p * p * config.out_channels());
-  final_adaLN = Linear(C, 2 * C);
-  register_at(*this, "final_layer.linear", final_linear);
-  register_at(*this, "final_layer.adaLN_modulation.1", final_adaLN);
+  final_linear = add_linear(*this, "final_layer.linear", C, p * p * config.out_channels());
+  final_adaLN = add_linear(*this, "final_layer.adaLN_modulation.1", C, 2 * C);
 }
 
 at::Tensor DiTImpl::embed_timestep(const at::Tensor& t) {

@@ -36,8 +36,4 @@ struct OpKernels {
   void (*scaled_softmax_backward)(T* ds, const T* dp, const T* p, int rows, int N, float factor);
 };
 
-/// The kernels for the instruction level in force (dydit/base/isa.h).
-template <typename T>
-const OpKernels<T>& op_kernels();
-
 }  // namespace dydit

@@ -1,8 +1,9 @@
 // Tensors between files and LibTorch: both share the memory where they can.
+#include <algorithm>
+#include <array>
 #include <cstring>
 
 #include <ATen/ATen.h>
-#include <fmt/format.h>
 
 #include "dydit/base/error.h"
 #include "dydit/model/checkpoint.h"
@@ -10,58 +11,30 @@
 namespace dydit {
 namespace {
 
-at::ScalarType to_scalar_type(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::F64:
-      return at::kDouble;
-    case Dtype::F32:
-      return at::kFloat;
-    case Dtype::F16:
-      return at::kHalf;
-    case Dtype::BF16:
-      return at::kBFloat16;
-    case Dtype::I64:
-      return at::kLong;
-    case Dtype::I32:
-      return at::kInt;
-    case Dtype::I16:
-      return at::kShort;
-    case Dtype::I8:
-      return at::kChar;
-    case Dtype::U8:
-      return at::kByte;
-    case Dtype::Bool:
-      return at::kBool;
-  }
-  throw Error("unknown dtype");
-}
+// In the order of Dtype.
+constexpr std::array kScalarTypes = {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16, at::kLong,
+                                     at::kInt,    at::kShort, at::kChar, at::kByte,     at::kBool};
 
 Dtype from_scalar_type(at::ScalarType type) {
-  for (const Dtype dtype : {Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::I64, Dtype::I32,
-                            Dtype::I16, Dtype::I8, Dtype::U8, Dtype::Bool}) {
-    if (to_scalar_type(dtype) == type) return dtype;
-  }
-  throw Error(fmt::format("tensors of type {} cannot be written to a file", c10::toString(type)));
+  const auto found = std::find(kScalarTypes.begin(), kScalarTypes.end(), type);
+  DYDIT_CHECK(found != kScalarTypes.end(), "tensors of type {} cannot be written to a file",
+              c10::toString(type));
+  return static_cast<Dtype>(found - kScalarTypes.begin());
 }
 
 }  // namespace
 
 at::Tensor to_tensor(const TensorView& view, std::shared_ptr<const void> owner) {
-  const at::ScalarType type = to_scalar_type(view.dtype);
+  const at::ScalarType type = kScalarTypes[static_cast<size_t>(view.dtype)];
   const size_t alignment = dtype_size(view.dtype);
   void* data = const_cast<std::byte*>(view.data);
   const auto keep_alive = [owner](void*) {};
   if (reinterpret_cast<uintptr_t>(data) % alignment != 0) {
     // from_blob needs aligned elements; the bytes are moved to where they are.
-    std::vector<int64_t> strides = view.strides;
-    int64_t extent = view.numel();
-    if (!strides.empty() && extent > 0) {
-      extent = 1;
-      for (size_t i = 0; i < strides.size(); ++i) extent += (view.shape[i] - 1) * strides[i];
-    }
-    const at::Tensor copy = at::empty({extent}, type);
-    if (extent > 0) std::memcpy(copy.data_ptr(), data, extent * alignment);
-    return strides.empty() ? copy.view(view.shape) : copy.as_strided(view.shape, strides);
+    const size_t extent = extent_bytes(view);
+    const at::Tensor copy = at::empty({static_cast<int64_t>(extent / alignment)}, type);
+    if (extent > 0) std::memcpy(copy.data_ptr(), data, extent);
+    return view.strides.empty() ? copy.view(view.shape) : copy.as_strided(view.shape, view.strides);
   }
   if (view.strides.empty()) return at::from_blob(data, view.shape, keep_alive, type);
   return at::from_blob(data, view.shape, view.strides, keep_alive, type);

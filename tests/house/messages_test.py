@@ -19,7 +19,6 @@ UNPROVOKED = {
     "cannot encode PNG": "libpng refuses nothing that an Image can hold",
     "cannot stat": "an open file can be looked at",
     "cannot map": "takes a machine without memory",
-    "unknown dtype": "the table of dtypes is whole",
     "cannot read: ": "takes a disk that fails",
     "cannot list the folder": "root, as whom tests may run, lists every folder",
     "holds more than {} files; is it the right folder?": "takes millions of files",
