@@ -22,6 +22,7 @@
 #include "dydit/base/noise.h"          // fill_normal: noise as a function of (seed, image, draw)
 #include "dydit/base/progress.h"       // Progress, CancelFlag
 #include "dydit/base/version.h"        // kVersion
+#include "dydit/data/classes.h"        // resolve_classes: labels and names, as --classes takes them
 #include "dydit/diffusion/gaussian.h"  // tables of a respaced schedule
 #include "dydit/diffusion/guidance.h"  // apply_guidance
 #include "dydit/diffusion/sampler.h"   // choose_timesteps, reverse_step, sample
@@ -33,7 +34,6 @@
 #include "dydit/model/checkpoint.h"    // load_checkpoint, save_checkpoint
 #include "dydit/model/config.h"        // DiTConfig
 #include "dydit/model/macs.h"          // multiply-adds of a model
-#include "dydit/pipeline/classes.h"    // resolve_classes: labels and names, as --classes takes them
 #include "dydit/pipeline/generate.h"   // Pipeline, generate
 #include "dydit/pipeline/pixels.h"     // to_image
 #include "dydit/pipeline/record.h"     // what is remembered of an image, as PNG text

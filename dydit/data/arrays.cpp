@@ -6,6 +6,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/data/source.h"
+#include "dydit/io/bytes.h"
 #include "dydit/io/npz_reader.h"
 #include "dydit/io/tensor_view.h"
 #include "dydit/io/text.h"
@@ -155,9 +156,7 @@ ImageSource open_cifar(const Tree& tree, const std::string& split, const std::st
     const bool wanted = split == "test" ? is_test_file(file.name()) : is_train_file(file.name());
     if (wanted) files.emplace_back(tree.read(file), tree.display(file));
     if (file.name() == "batches.meta.txt") {
-      const FileBytes text = tree.read(file);
-      classes = cifar_names({reinterpret_cast<const char*>(text.bytes.data()), text.bytes.size()},
-                            tree.display(file));
+      classes = cifar_names(text_of(tree.read(file).bytes), tree.display(file));
     }
   }
   DYDIT_CHECK(!files.empty(), "{}: has no {}", name, split == "test" ? "test_batch.bin" : "data_batch_*.bin");

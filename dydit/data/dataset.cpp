@@ -2,7 +2,6 @@
 #include "dydit/data/dataset.h"
 
 #include <algorithm>
-#include <array>
 #include <cassert>
 #include <cstring>
 #include <functional>
@@ -17,6 +16,7 @@
 #include "dydit/data/crop.h"
 #include "dydit/data/parallel.h"
 #include "dydit/data/source.h"
+#include "dydit/io/bytes.h"
 #include "dydit/io/file.h"
 #include "dydit/io/image.h"
 #include "dydit/io/inflate.h"
@@ -31,16 +31,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int kMaxSide = 4096;
-
-// byte / 127.5 - 1
-const std::array<float, 256>& signed_levels() {
-  static const std::array<float, 256> levels = [] {
-    std::array<float, 256> table{};
-    for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<float>(i) / 127.5f - 1.0f;
-    return table;
-  }();
-  return levels;
-}
 
 // (H, W, C) to (C, H, W)
 void write_planes(const Image& image, std::span<uint8_t> out) {
@@ -272,12 +262,6 @@ class StoredDataset final : public Dataset {
   std::vector<int64_t> kept_;      // index of the stored image
 };
 
-FileBytes unpack(const fs::path& path, const MappedFile& file) {
-  auto unpacked =
-      std::make_shared<const Buffer>(gunzip(file.bytes(), path.string(), unpack_limit(file.bytes().size())));
-  return {unpacked->bytes(), unpacked};
-}
-
 ImageSource open_tree(Tree tree, const std::string& split, const std::string& name) {
   if (has_cifar_files(tree)) return open_cifar(tree, split, name);
   return open_class_folders(std::make_shared<const Tree>(std::move(tree)), split, name);
@@ -285,8 +269,8 @@ ImageSource open_tree(Tree tree, const std::string& split, const std::string& na
 
 // A zip that is neither numpy's nor torch's.
 bool is_zip_of_folders(const FileBytes& file, const std::string& name) {
-  const std::string_view text(reinterpret_cast<const char*>(file.bytes.data()), file.bytes.size());
-  if (!text.starts_with("PK\x03\x04") || sniff_file_kind(file.bytes) == FileKind::Npz) return false;
+  if (!text_of(file.bytes).starts_with("PK\x03\x04") || sniff_file_kind(file.bytes) == FileKind::Npz)
+    return false;
   return ZipArchive(file.bytes, name).find_suffix("/data.pkl").empty();
 }
 
@@ -308,7 +292,9 @@ ImageSource open_source(const fs::path& path, const std::string& split) {
   const auto mapped = MappedFile::open(path);
   FileBytes file{mapped->bytes(), mapped};
   if (is_gzip(file.bytes)) {
-    file = unpack(path, *mapped);
+    const auto unpacked =
+        std::make_shared<const Buffer>(gunzip(file.bytes, name, unpack_limit(file.bytes.size())));
+    file = {unpacked->bytes(), unpacked};
     DYDIT_CHECK(is_tar(file.bytes), "{}: is gzip, but unpacks to no tar", name);
   }
   if (is_tar(file.bytes)) return open_tree(Tree::of_tar(std::move(file), name), split, name);
@@ -336,22 +322,20 @@ std::string Dataset::fingerprint(int threads) const {
 std::string Dataset::digest_of(int threads, const std::function<std::string(int64_t)>& image) const {
   std::vector<std::string> digests(static_cast<size_t>(size()));
   parallel_for(size(), threads, [&](int64_t i) {
-    const std::string text = fmt::format("{}/{}", label(i), image(i));
-    digests[static_cast<size_t>(i)] = sha256_hex(std::as_bytes(std::span(text.data(), text.size())));
+    digests[static_cast<size_t>(i)] = sha256_hex(bytes_of(fmt::format("{}/{}", label(i), image(i))));
   });
   std::string all;
   for (const std::string& name : class_names_) all += fmt::format("{} {}\n", name.size(), name);
   for (const std::string& digest : digests) all += digest;
-  return sha256_hex(std::as_bytes(std::span(all.data(), all.size())));
+  return sha256_hex(bytes_of(all));
 }
 
 void Dataset::read_pixels(int64_t index, bool flip, float* out) const {
   const auto side = static_cast<size_t>(side_);
   std::vector<uint8_t> bytes(static_cast<size_t>(channels_) * side * side);
   read(index, bytes);
-  const std::array<float, 256>& levels = signed_levels();
   for (size_t row = 0; row < bytes.size(); row += side) {
-    for (size_t x = 0; x < side; ++x) out[row + x] = levels[bytes[row + (flip ? side - 1 - x : x)]];
+    for (size_t x = 0; x < side; ++x) out[row + x] = bytes[row + (flip ? side - 1 - x : x)] / 127.5f - 1.0f;
   }
 }
 

@@ -7,6 +7,8 @@
 
 #include <fmt/ranges.h>
 
+#include "dydit/io/text.h"
+
 namespace dydit {
 namespace {
 
@@ -21,10 +23,7 @@ std::string counted(int64_t count, const std::string& kind) {
 }  // namespace
 
 std::string lower_extension(std::string_view file_name) {
-  std::string extension(file_name.substr(std::min(file_name.rfind('.'), file_name.size())));
-  std::transform(extension.begin(), extension.end(), extension.begin(),
-                 [](unsigned char c) { return std::tolower(c); });
-  return extension;
+  return lower_case(file_name.substr(std::min(file_name.rfind('.'), file_name.size())));
 }
 
 void LeftOut::add_by_extension(std::string_view file_name) {
@@ -33,11 +32,6 @@ void LeftOut::add_by_extension(std::string_view file_name) {
                      std::all_of(extension.begin() + 1, extension.end(),
                                  [](unsigned char c) { return c < 0x80 && std::isalnum(c); });
   add(plain ? extension : kOther);
-}
-
-void LeftOut::add(const LeftOut& other) {
-  for (const auto& [kind, count] : other.kinds) add(kind, count);
-  hidden += other.hidden;
 }
 
 std::string LeftOut::summary() const {

@@ -15,7 +15,6 @@ struct LeftOut {
   void add(const std::string& kind, int64_t files = 1) { kinds[kind] += files; }
   /// A file by its extension; one without an extension, or with a strange one, as "other file".
   void add_by_extension(std::string_view file_name);
-  void add(const LeftOut& other);
   /// "7 .webp, 1 link, 2 other files": the most numerous kinds one by one. Empty when there are none.
   std::string summary() const;
 };

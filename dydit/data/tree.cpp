@@ -133,31 +133,20 @@ std::string plain_path(const std::string& path) {
   return plain;
 }
 
-// The bytes that a tar's link stands for: those of a file of the archive, through as many links as it takes.
-class LinkTargets {
- public:
-  explicit LinkTargets(std::span<const TarMember> members) {
-    for (const TarMember& member : members) members_[plain_path(member.name)] = &member;
+// What a tar's link stands for: a file of the archive, through as many links as it takes; null without.
+const TarMember* file_of(const TarMember* member,
+                         const std::unordered_map<std::string, const TarMember*>& by_path) {
+  constexpr int kMaxLinks = 16;
+  for (int links = 0; member->kind == TarMember::Kind::Link; ++links) {
+    if (links == kMaxLinks) return nullptr;
+    // A hard link names a member; a symbolic one starts at its own folder.
+    const std::string base = member->symbolic ? member->name.substr(0, member->name.rfind('/') + 1) : "";
+    const auto found = by_path.find(plain_path(base + member->target));
+    if (found == by_path.end()) return nullptr;
+    member = found->second;
   }
-
-  std::optional<std::span<const std::byte>> bytes_of(const TarMember& link) const {
-    const TarMember* member = &link;
-    for (int links = 0; member->kind == TarMember::Kind::Link; ++links) {
-      if (links == kMaxLinks) return std::nullopt;
-      // A hard link names a member; a symbolic one starts at its own folder.
-      const std::string base = member->symbolic ? member->name.substr(0, member->name.rfind('/') + 1) : "";
-      const auto found = members_.find(plain_path(base + member->target));
-      if (found == members_.end()) return std::nullopt;
-      member = found->second;
-    }
-    if (member->kind != TarMember::Kind::File) return std::nullopt;
-    return member->bytes;
-  }
-
- private:
-  static constexpr int kMaxLinks = 16;
-  std::unordered_map<std::string, const TarMember*> members_;
-};
+  return member->kind == TarMember::Kind::File ? member : nullptr;
+}
 
 }  // namespace
 
@@ -182,7 +171,9 @@ Tree Tree::of_tar(FileBytes tar, const std::string& name) {
   const std::vector<TarMember> members = parse_tar(tar.bytes, name);
   const bool links =
       std::any_of(members.begin(), members.end(), [](const TarMember& m) { return m.kind == Link; });
-  const LinkTargets targets(links ? std::span(members) : std::span<const TarMember>());
+  std::unordered_map<std::string, const TarMember*> by_path;
+  for (const TarMember& member : links ? std::span(members) : std::span<const TarMember>())
+    by_path[plain_path(member.name)] = &member;
   for (const TarMember& member : members) {
     std::vector<std::string> parts = split_path(member.name, tree.left_out_);
     if (parts.empty()) continue;
@@ -190,13 +181,13 @@ Tree Tree::of_tar(FileBytes tar, const std::string& name) {
       folder_at(tree.root_, parts);
       continue;
     }
-    const auto bytes = member.kind == Link ? targets.bytes_of(member) : std::optional(member.bytes);
-    if (!bytes || member.kind == Other) {
+    const TarMember* file = file_of(&member, by_path);
+    if (file == nullptr) {
       tree.left_out_.add(member.kind == Link ? kLink : "other file");
       continue;
     }
     parts.pop_back();
-    folder_at(tree.root_, parts).files.push_back({member.name, *bytes, bytes->size()});
+    folder_at(tree.root_, parts).files.push_back({member.name, file->bytes, file->bytes.size()});
   }
   sort_files(tree.root_);
   return tree;

@@ -13,7 +13,7 @@
 #include "cli.h"
 #include "dydit/base/error.h"
 #include "dydit/base/machine.h"
-#include "dydit/pipeline/classes.h"
+#include "dydit/data/classes.h"
 #include "dydit/pipeline/record.h"
 #include "model_flags.h"
 #include "outputs.h"

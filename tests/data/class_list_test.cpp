@@ -1,12 +1,11 @@
 // What a list of classes means.
-#include "dydit/pipeline/classes.h"
-
 #include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
 
 #include "dydit/base/error.h"
+#include "dydit/data/classes.h"
 
 namespace dydit {
 namespace {
