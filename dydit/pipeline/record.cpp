@@ -205,9 +205,12 @@ std::string reproducing_command(const json& run) {
   command.add("--classes", fmt::format("{}", fmt::join(record.numbers("classes", kMost), ",")));
   command.add("-n", num_images);
   command.add("--seed", record.number<uint64_t>("seed", 0, std::numeric_limits<uint64_t>::max()));
-  const bool by_plan_file = run.contains("plan") && record.at("plan").has("file");
+  const bool planned = run.contains("plan"), by_plan_file = planned && record.at("plan").has("file"),
+             by_budget = planned && record.at("plan").has("budget");
   if (by_plan_file) {
     command.add_file("--plan", record.at("plan").text("file"));
+  } else if (by_budget) {  // whose plan may have fewer steps
+    command.add("--steps", record.at("plan").number<int>("steps_of_full", 1, kNumTrainTimesteps));
   } else if (run.contains("timesteps")) {
     command.add("--timesteps",
                 fmt::format("{}", fmt::join(record.numbers("timesteps", kNumTrainTimesteps - 1), ",")));
@@ -226,7 +229,12 @@ std::string reproducing_command(const json& run) {
     command.add("--noise", "torch");
     command.add("--batch", num_images);
   }
-  if (run.contains("plan") && !by_plan_file) {
+  if (by_budget) {
+    const Foreign plan = record.at("plan");
+    command.add("--budget", plan.number<double>("budget", 0, 1));
+    if (plan.has("plans")) command.add_file("--plans", plan.text("plans"));
+    if (plan.has("force")) command.text += " --force";
+  } else if (planned && !by_plan_file) {
     const Foreign plan = record.at("plan");
     command.add("--cache", plan.text("cache"));
     for (const auto& [key, flag] : {std::pair{"guide_from", "--guide-from"},

@@ -61,12 +61,7 @@ void Scheduler::add(const std::shared_ptr<Course>& course, int first, int count)
          .x = image(),
          .x0 = keeps_x0 ? image() : at::Tensor(),
          .entries = counts_tokens ? at::zeros({config.num_tokens()}, at::kFloat) : at::Tensor()});
-    Sample& sample = samples_.back();
-    const RunPlan& plan = course->plan;
-    for (size_t row = 0; plan.slots > 0 && row < (request.guided() ? 2 : 1); ++row)
-      sample.histories[row] = take_history(plan.slots);
-    if (plan.guide_slots > 0)
-      sample.differences = at::empty({plan.guide_slots, request.guided_values(config)}, at::kFloat);
+    give_memory(samples_.back());
   }
   if (course->stream) {
     course->drawn.resize(count * values_);
@@ -81,6 +76,30 @@ void Scheduler::add(const std::shared_ptr<Course>& course, int first, int count)
       fill_normal(x, request.seed, sample.index, /*draw=*/0, part.first);
     }
   });
+  prepare_steps();
+}
+
+void Scheduler::resume(std::vector<Sample> samples) {
+  for (Sample& sample : samples) {
+    give_memory(sample);
+    samples_.push_back(std::move(sample));
+  }
+  prepare_steps();
+}
+
+// For what its plan keeps.
+void Scheduler::give_memory(Sample& sample) {
+  const Request& request = sample.course->request;
+  const RunPlan& plan = sample.course->plan;
+  sample.histories = {};
+  for (size_t row = 0; plan.slots > 0 && row < (request.guided() ? 2 : 1); ++row)
+    sample.histories[row] = take_history(plan.slots);
+  if (plan.guide_slots > 0)
+    sample.differences = at::empty({plan.guide_slots, request.guided_values(engine_.config())}, at::kFloat);
+}
+
+// Tells the workspace which timesteps come next.
+void Scheduler::prepare_steps() {
   std::map<const Course*, int> next;  // each course's samples in flight go these steps and those below
   for (const Sample& sample : samples_) {
     int& step = next[sample.course.get()];

@@ -55,6 +55,9 @@ class Scheduler {
 
   /// Starts images [first, first + count) of a course; those of one with a stream of noise all at once.
   void add(const std::shared_ptr<Course>& course, int first, int count);
+  /// Takes up images where they stand, by their courses, which may be others than those that brought them
+  /// there; x and x0 are theirs alone. What a course keeps is empty, and none has a stream of noise.
+  void resume(std::vector<Sample> samples);
   /// Takes one step of every sample in flight (one forward, guidance, a reverse step each) and returns those
   /// that are finished, in the order in which they were added. After an exception none is in flight.
   std::vector<Sample> step();
@@ -68,6 +71,8 @@ class Scheduler {
   struct Part {
     size_t sample, first, size;
   };
+  void give_memory(Sample& sample);
+  void prepare_steps();
   void for_parts(size_t first_sample, const std::function<void(const Part&)>& fn);
   void lay_out_rows();
   void draw_streams();

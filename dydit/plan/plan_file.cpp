@@ -9,12 +9,13 @@
 #include <nlohmann/json.hpp>
 
 #include "dydit/base/error.h"
-#include "dydit/base/nearest.h"
 #include "dydit/base/numbers.h"
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
+#include "dydit/io/json_object.h"
 #include "dydit/io/text.h"
 #include "dydit/plan/plan_spec.h"
+#include "dydit/plan/stated_plan.h"
 
 namespace dydit {
 namespace {
@@ -24,8 +25,7 @@ using Json = nlohmann::json;
 constexpr int kVersion = 1;
 constexpr size_t kMaxBytes = 1 << 20;
 constexpr int kMaxDepth = 8;
-constexpr size_t kMaxTextBytes = 1024;
-constexpr size_t kLongestKey = 64;  // of which the nearest known one is sought
+constexpr int kLargestSize = 1 << 16;  // that a plan without a model may state
 constexpr char kComputeSign = 'c', kSkippedSign = '-';
 constexpr std::string_view kReuse = "reuse:";
 
@@ -36,85 +36,7 @@ const std::array<std::string, 11> kStepKeys = {"t",       "attn",  "mlp",    "ra
                                                "restart", "heads", "groups", "tokens", "level"};
 const std::array<std::string, 3> kRangeKeys = {"from", "to", "order"};
 
-bool is_whole(const Json& value, int wanted) { return value.is_number_integer() && value == wanted; }
-
-// An object whose keys are all known. `at`: where it stands, for messages.
-class Object {
- public:
-  Object(const Json& value, std::string at, std::span<const std::string> known)
-      : value_(value), at_(std::move(at)) {
-    DYDIT_CHECK(value.is_object(), "{}: is {}; an object {{...}} is wanted", at_, shown(value));
-    for (const auto& [key, unused] : value.items()) {
-      DYDIT_CHECK(std::find(known.begin(), known.end(), key) != known.end(),
-                  "{}: key {} is unknown; did you mean {}?", at_, quote(key),
-                  nearest_name(std::string_view(key).substr(0, kLongestKey), known));
-    }
-  }
-
-  const std::string& at() const { return at_; }
-  const Json* find(const char* key) const {
-    const auto found = value_.find(key);
-    return found == value_.end() ? nullptr : &*found;
-  }
-  const Json& get(const char* key) const {
-    const Json* found = find(key);
-    DYDIT_CHECK(found, "{}: {} is missing", at_, key);
-    return *found;
-  }
-
-  int whole(const char* key) const { return whole(get(key), key); }
-  int whole(const Json& value, const char* key) const {
-    const bool fits =
-        value.is_number_unsigned()
-            ? value.get<uint64_t>() <= uint64_t{std::numeric_limits<int>::max()}
-            : value.is_number_integer() && value.get<int64_t>() >= std::numeric_limits<int>::min();
-    DYDIT_CHECK(fits, "{}: {} is {}; a whole number below 2^31 is wanted", at_, key, shown(value));
-    return value.get<int>();
-  }
-  std::optional<float> real(const char* key) const {
-    const Json* value = find(key);
-    if (!value) return std::nullopt;
-    DYDIT_CHECK(value->is_number() && std::abs(value->get<double>()) <= std::numeric_limits<float>::max(),
-                "{}: {} is {}; a number is wanted", at_, key, shown(*value));
-    return value->get<float>();
-  }
-  bool truth(const char* key) const {
-    const Json* value = find(key);
-    DYDIT_CHECK(!value || value->is_boolean(), "{}: {} is {}; true or false is wanted", at_, key,
-                shown(*value));
-    return value && value->get<bool>();
-  }
-  // Goes into records and messages.
-  std::optional<std::string> text(const char* key) const {
-    const Json* value = find(key);
-    if (!value) return std::nullopt;
-    return text(*value, key);
-  }
-  std::string text(const Json& value, const char* key) const {
-    DYDIT_CHECK(value.is_string(), "{}: {} is {}; a text is wanted", at_, key, shown(value));
-    const auto& text = value.get_ref<const std::string&>();
-    DYDIT_CHECK(text.size() <= kMaxTextBytes && printable(text, text.npos) == text,
-                "{}: {} is {}; at most {} bytes without control characters are wanted", at_, key, quote(text),
-                kMaxTextBytes);
-    return text;
-  }
-  // Of one entry a block; how many there are check_spec looks at.
-  const Json& list(const Json& value, const char* key) const {
-    DYDIT_CHECK(value.is_array(), "{}: {} is {}; a list [...] is wanted", at_, key, shown(value));
-    return value;
-  }
-  void check_level() const {
-    const Json* level = find("level");
-    DYDIT_CHECK(!level || is_whole(*level, 0), "{}: level is {}; it is reserved, 0 or nothing is wanted", at_,
-                shown(*level));
-  }
-
- private:
-  const Json& value_;
-  std::string at_;
-};
-
-std::vector<Action> parse_actions(const Object& step, const char* key) {
+std::vector<Action> parse_actions(const JsonObject& step, const char* key) {
   std::vector<Action> actions;
   const std::string text = step.text(step.get(key), key);
   for (const char c : text) {
@@ -129,12 +51,12 @@ std::vector<Action> parse_actions(const Object& step, const char* key) {
   return actions;
 }
 
-std::vector<RangeSkip> parse_ranges(const Object& step) {
+std::vector<RangeSkip> parse_ranges(const JsonObject& step) {
   std::vector<RangeSkip> ranges;
   const Json* value = step.find("ranges");
   if (!value) return ranges;
   for (const Json& entry : step.list(*value, "ranges")) {
-    const Object range(entry, step.at() + ": ranges", kRangeKeys);
+    const JsonObject range(entry, step.at() + ": ranges", kRangeKeys);
     ranges.push_back({range.whole("from"), range.whole("to"), range.whole("order")});
   }
   std::stable_sort(ranges.begin(), ranges.end(),
@@ -142,7 +64,7 @@ std::vector<RangeSkip> parse_ranges(const Object& step) {
   return ranges;
 }
 
-void parse_guide(const Object& in, StepSpec& step) {
+void parse_guide(const JsonObject& in, StepSpec& step) {
   const std::string word = in.text("guide").value_or("full");
   if (word == "full") return;
   if (word == "off") {
@@ -158,7 +80,7 @@ void parse_guide(const Object& in, StepSpec& step) {
   step.guide_order = *order;
 }
 
-std::vector<std::vector<uint8_t>> parse_parts(const Object& step, const char* key) {
+std::vector<std::vector<uint8_t>> parse_parts(const JsonObject& step, const char* key) {
   std::vector<std::vector<uint8_t>> parts;
   const Json* value = step.find(key);
   if (!value) return parts;
@@ -173,7 +95,7 @@ std::vector<std::vector<uint8_t>> parse_parts(const Object& step, const char* ke
   return parts;
 }
 
-std::vector<int> parse_tokens(const Object& step, const DiTConfig& config) {
+std::vector<int> parse_tokens(const JsonObject& step, const DiTConfig& config) {
   const Json* value = step.find("tokens");
   if (!value) return {};
   if (*value == "router") return std::vector<int>(config.depth, -1);
@@ -192,11 +114,13 @@ std::vector<int> parse_tokens(const Object& step, const DiTConfig& config) {
 
 StepSpec parse_step(const Json& value, size_t number, const DiTConfig& config, const std::string& name) {
   const bool has_t = value.is_object() && value.contains("t") && value["t"].is_number_integer();
-  const Object in(value,
-                  has_t ? fmt::format("{}: step t = {}", name, shown(value["t"]))
-                        : fmt::format("{}: step {}", name, number),
-                  kStepKeys);
-  in.check_level();
+  const JsonObject in(value,
+                      has_t ? fmt::format("{}: step t = {}", name, shown(value["t"]))
+                            : fmt::format("{}: step {}", name, number),
+                      kStepKeys);
+  const Json* level = in.find("level");
+  DYDIT_CHECK(!level || is_whole(*level, 0), "{}: level is {}; it is reserved, 0 or nothing is wanted",
+              in.at(), shown(*level));
   StepSpec step{
       .timestep = in.whole("t"), .attn = parse_actions(in, "attn"), .mlp = parse_actions(in, "mlp")};
   step.ranges = parse_ranges(in);
@@ -209,18 +133,65 @@ StepSpec parse_step(const Json& value, size_t number, const DiTConfig& config, c
   return step;
 }
 
-void check_size(const Object& top, const char* key, int wanted) {
+void check_size(const JsonObject& top, const char* key, int wanted) {
   const int value = top.whole(key);
   DYDIT_CHECK(value == wanted, "{}: {} is {}, but the model's is {}; is the plan of another model?", top.at(),
               key, value, wanted);
 }
 
-Forecast parse_kind(const Object& top) {
+// A size that the plan alone says.
+int stated_size(const JsonObject& top, const char* key) {
+  const int size = top.whole(key);
+  DYDIT_CHECK(size >= 1 && size <= kLargestSize, "{}: {} is {}; 1 to {} is wanted", top.at(), key, size,
+              kLargestSize);
+  return size;
+}
+
+// Of the square of tokens.
+int stated_side(const JsonObject& top) {
+  const int tokens = stated_size(top, "num_tokens");
+  const int side = static_cast<int>(std::lround(std::sqrt(tokens)));
+  DYDIT_CHECK(side * side == tokens, "{}: num_tokens is {}; the tokens of an image are a square", top.at(),
+              tokens);
+  return side;
+}
+
+Forecast parse_kind(const JsonObject& top) {
   try {
     return parse_forecast(top.text("forecast").value_or("taylor"));
   } catch (const UsageError& error) {
     throw Error(fmt::format("{}: {}", top.at(), error.what()));
   }
+}
+
+Json read_plan_json(std::string_view text, const std::string& name) {
+  DYDIT_CHECK(text.size() <= kMaxBytes, "{}: a plan of {} bytes; at most {} are read", name, text.size(),
+              kMaxBytes);
+  return read_json(text, kMaxDepth, name);
+}
+
+JsonObject plan_object(const Json& json, const std::string& name) {
+  DYDIT_CHECK(json.is_object() && json.contains("dydit_plan"),
+              "{}: is no plan: an object with dydit_plan is wanted (docs/formats.md)", name);
+  DYDIT_CHECK(is_whole(json["dydit_plan"], kVersion),
+              "{}: dydit_plan is {}, but this program reads {}; use a newer dydit", name,
+              shown(json["dydit_plan"]), kVersion);
+  return {json, name, kTopKeys};
+}
+
+// All but the sizes.
+PlanSpec parse_steps(const JsonObject& top, const DiTConfig& config, const std::string& name) {
+  PlanSpec spec{.name = top.text("name").value_or(""), .forecast = parse_kind(top)};
+  const Json& steps = top.list(top.get("steps"), "steps");
+  for (size_t i = 0; i < steps.size(); ++i) spec.steps.push_back(parse_step(steps[i], i + 1, config, name));
+  std::reverse(spec.steps.begin(), spec.steps.end());
+  spec.note = top.text("note").value_or("");
+  spec.sampler = top.text("sampler");
+  spec.mode = top.text("mode");
+  spec.model_sha256 = top.text("model_sha256");
+  spec.eta = top.real("eta");
+  spec.cfg_scale = top.real("cfg_scale");
+  return spec;
 }
 
 // Writing: pieces of JSON.
@@ -285,29 +256,28 @@ std::string step_text(const StepSpec& step, const DiTConfig& config) {
 }  // namespace
 
 PlanSpec parse_plan(std::string_view text, const DiTConfig& config, const std::string& name) {
-  DYDIT_CHECK(text.size() <= kMaxBytes, "{}: a plan of {} bytes; at most {} are read", name, text.size(),
-              kMaxBytes);
-  const Json json = read_json(text, kMaxDepth, name);
-  DYDIT_CHECK(json.is_object() && json.contains("dydit_plan"),
-              "{}: is no plan: an object with dydit_plan is wanted (docs/formats.md)", name);
-  DYDIT_CHECK(is_whole(json["dydit_plan"], kVersion),
-              "{}: dydit_plan is {}, but this program reads {}; use a newer dydit", name,
-              shown(json["dydit_plan"]), kVersion);
-  const Object top(json, name, kTopKeys);
+  const Json json = read_plan_json(text, name);
+  const JsonObject top = plan_object(json, name);
   check_size(top, "depth", config.depth);
   check_size(top, "num_heads", config.num_heads);
   check_size(top, "num_tokens", config.num_tokens());
-  PlanSpec spec{.name = top.text("name").value_or(""), .forecast = parse_kind(top)};
-  const Json& steps = top.list(top.get("steps"), "steps");
-  for (size_t i = 0; i < steps.size(); ++i) spec.steps.push_back(parse_step(steps[i], i + 1, config, name));
-  std::reverse(spec.steps.begin(), spec.steps.end());
-  spec.note = top.text("note").value_or("");
-  spec.sampler = top.text("sampler");
-  spec.mode = top.text("mode");
-  spec.model_sha256 = top.text("model_sha256");
-  spec.eta = top.real("eta");
-  spec.cfg_scale = top.real("cfg_scale");
-  return spec;
+  return parse_steps(top, config, name);
+}
+
+StatedPlan parse_stated_plan(const Json& json, const std::string& name) {
+  const JsonObject top = plan_object(json, name);
+  StatedPlan plan;
+  plan.config = {.input_size = stated_side(top),
+                 .patch_size = 1,
+                 .depth = stated_size(top, "depth"),
+                 .num_heads = stated_size(top, "num_heads")};
+  plan.spec = parse_steps(top, plan.config, name);
+  check_spec(plan.spec, plan.config, /*guided=*/true, name);
+  return plan;
+}
+
+StatedPlan parse_stated_plan(std::string_view text, const std::string& name) {
+  return parse_stated_plan(read_plan_json(text, name), name);
 }
 
 PlanSpec read_plan(const std::filesystem::path& path, const DiTConfig& config) {

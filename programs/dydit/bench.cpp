@@ -361,7 +361,7 @@ int run_bench(const Args& args, Isa isa) {
     contestants.emplace_back(name, std::make_unique<Contestant>(pipeline, flags, options));
   };
   GenerateOptions planned = run;
-  flags.plan.resolve(cli, config, cli.given("--steps"), planned, planned);
+  flags.plan.resolve(cli, checkpoint, cli.given("--steps"), planned);
   const bool cached = planned.plan.has_value();
   if (cached) run.timesteps = planned.plan->timesteps();  // all go the same steps
   add("static", run);

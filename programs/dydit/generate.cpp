@@ -59,9 +59,7 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
   cli.add_number("--eta", flags.options.sampler.eta, 0, 1, "DDIM's share of DDPM's noise");
   cli.add_number("--cfg-scale", flags.options.cfg_scale, 0, 1000,
                  "Classifier-free guidance; 4.0 for looks, 1.5 for FID, <= 1 for none");
-  cli.add_text("--cfg-channels", flags.cfg_channels,
-               "How many of eps's first channels are guided, or 'all'; auto: 3 as the original, all in "
-               "diffusers' semantics");
+  add_guided_channels(cli, flags.cfg_channels);
   cli.add_seed("--seed", flags.options.seed, "Seed of the noise");
   cli.add_choice("--noise", flags.noise, kNoiseNames.names(),
                  "Noise: a function of seed, image and step; or torch.randn's stream over one batch");
@@ -69,6 +67,7 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
                  "Images sampled together; changes speed, never a pixel");
   cli.add_choice("--mode", flags.mode, kModeNames.names(), "Obey the routers or run the complete model");
   flags.plan.add(cli);
+  flags.plan.add_budget(cli);
   cli.add_text(
       "-o,--out", flags.outputs.out,
       "FILE.png (a grid when several), a pattern like img_%03d.png, or a folder/ (default: samples.png)");
@@ -115,17 +114,7 @@ void resolve(Cli& cli, GenerateFlags& flags, const Checkpoint& checkpoint) {
   options.dtype = dtype_of(flags.model.dtype);
   options.threads = flags.model.threads;
   options.engine = flags.model.resolve_engine();
-  if (flags.cfg_channels == "all") {
-    options.guided_channels = config.in_channels;
-  } else if (flags.cfg_channels != "auto") {
-    int channels = 0;
-    const char* last = flags.cfg_channels.data() + flags.cfg_channels.size();
-    const auto [end, error] = std::from_chars(flags.cfg_channels.data(), last, channels);
-    DYDIT_USAGE_CHECK(error == std::errc() && end == last && channels >= 1,
-                      "{} {}: expected a number of channels, 'all' or 'auto'", cli.named("--cfg-channels"),
-                      flags.cfg_channels);
-    options.guided_channels = channels;
-  }
+  options.guided_channels = guided_channels_of(cli, flags.cfg_channels, config);
   options.classes.clear();
   for (const std::string& list : flags.classes) {
     cli.within("--classes", [&] {
@@ -139,7 +128,7 @@ void resolve(Cli& cli, GenerateFlags& flags, const Checkpoint& checkpoint) {
     cli.console.info(fmt::format("passed over: the last {} of {} classes, for there are {} images",
                                  options.classes.size() - static_cast<size_t>(options.num_images),
                                  options.classes.size(), options.num_images));
-  flags.plan.resolve(cli, config, cli.given("--steps") || cli.given("--timesteps"), options, options);
+  flags.plan.resolve(cli, checkpoint, cli.given("--steps") || cli.given("--timesteps"), options);
   if (options.classes.empty()) {
     for (int label = 0; label < config.num_classes; ++label) options.classes.push_back(label);
   }
@@ -174,6 +163,11 @@ void print_decisions(Console& console, const json& run, const Checkpoint& checkp
                              100 * run["plan"]["required_share"].get<double>(),
                              checkpoint.keep_counts || run["mode"] == "static" ? "" : " at most",
                              memory_text(run["plan"]["bytes_per_image"].get<double>())));
+    if (run["plan"].contains("budget")) {
+      console.info(fmt::format("budget   {}: measured at cost {:.4f}, error {:.4f} +- {:.4f} to the full run",
+                               run["plan"]["budget"].get<double>(), run["plan"]["cost"].get<double>(),
+                               run["plan"]["error"].get<double>(), run["plan"]["error_se"].get<double>()));
+    }
   }
   if (run["noise"] == "torch") {
     console.info("noise    torch.randn's stream over the batch: an image depends on how many are made");
@@ -241,7 +235,7 @@ int run_generate(const Args& args, Isa isa) {
   if (flags.options.plan)
     result["plan"] = plan_record(checkpoint, flags.options, flags.plan.said(flags.options));
   Outputs outputs(cli, flags.outputs, checkpoint, flags.options, result,
-                  inputs_of(checkpoint, {flags.class_names_file, flags.plan.file}));
+                  inputs_of(checkpoint, {flags.class_names_file, flags.plan.input(checkpoint)}));
   result["load_seconds"] = load_timer.seconds();
   print_decisions(console, result, checkpoint, isa, /*by_hand=*/!flags.classes.empty());
 

@@ -143,7 +143,7 @@ int run_inspect(const Args& args, Isa isa) {
   std::string path, svg, csv, plan_file, cache = "none";
   CheckpointOptions options;
   int plan_steps = 20;
-  cli.app.add_option("file", path, "Checkpoint, PNG, npz or TensorBoard event file")->required();
+  cli.app.add_option("file", path, "Checkpoint, plan, PNG, npz or TensorBoard event file")->required();
   add_checkpoint_options(cli, options);
   cli.add_number("--plan-steps", plan_steps, 1, 1000,
                  "Timesteps of the width plan shown for a DyDiT, spread over 0..999");

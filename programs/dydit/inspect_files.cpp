@@ -22,6 +22,7 @@
 #include "dydit/io/text.h"
 #include "dydit/io/tfevents_reader.h"
 #include "dydit/pipeline/record.h"
+#include "inspect_plans.h"
 
 namespace dydit {
 namespace {
@@ -31,6 +32,10 @@ using nlohmann::json;
 constexpr int kRecordDepth = 8;              // what nests deeper would take the stack
 constexpr size_t kImagesShown = 16;          // of a record
 constexpr double kYear10000 = 253402300800;  // in seconds since 1970
+
+std::string_view text_of(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
 
 // The record of a run out of a file's text; `where` names it in an Error.
 json parse_record(std::string_view text, const std::string& where) {
@@ -137,8 +142,7 @@ json npz_json(const std::string& path, std::span<const std::byte> bytes) {
   const std::string sidecar = path + ".json";
   if (std::filesystem::exists(sidecar)) {
     const auto file = MappedFile::open(sidecar);
-    result["record"] =
-        parse_record({reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size()}, sidecar);
+    result["record"] = parse_record(text_of(file->bytes()), sidecar);
   }
   return result;
 }
@@ -232,6 +236,10 @@ void inspect_events(const Cli& cli, const std::string& path, std::span<const std
   cli.print(events_json(path, events), [&] { print_events(events, path); });
 }
 
+void inspect_plans(const Cli& cli, const std::string& path, std::span<const std::byte> bytes) {
+  inspect_plan_text(cli, path, text_of(bytes));
+}
+
 }  // namespace
 
 InspectFile inspector_of(std::span<const std::byte> bytes) {
@@ -239,7 +247,9 @@ InspectFile inspector_of(std::span<const std::byte> bytes) {
   if (kind == FileKind::Png) return inspect_png;
   if (kind == FileKind::Npz) return inspect_npz;
   if (is_npy(bytes)) return inspect_npy;
-  return kind == FileKind::Unknown && is_event_file(bytes) ? inspect_events : nullptr;
+  if (kind != FileKind::Unknown) return nullptr;
+  if (is_plan_text(text_of(bytes))) return inspect_plans;
+  return is_event_file(bytes) ? inspect_events : nullptr;
 }
 
 }  // namespace dydit

@@ -32,12 +32,13 @@ struct Verb {
 
 constexpr std::array kVerbs = {
     Verb{"generate", run_generate, "make images (or latents) from a checkpoint, with their cost"},
-    Verb{"inspect", run_inspect, "say what a checkpoint, PNG, npz or event file holds"},
+    Verb{"inspect", run_inspect, "say what a checkpoint, plan, PNG, npz or event file holds"},
     Verb{"verify", run_verify, "replay recorded vectors of the original code and compare"},
     Verb{"convert", run_convert, "write a checkpoint in another format"},
     Verb{"train", run_train, "train a static DiT"},
     Verb{"finetune", run_finetune, "fine-tune a static DiT into a dynamic one"},
     Verb{"bench", run_bench, "time a model, and how much of the saved work is saved time"},
+    Verb{"calibrate", run_calibrate, "measure what plans of caches cost and change, for generate --budget"},
     Verb{"evaluate", run_evaluate, "measure a model on held-out images"},
     Verb{"latents", nullptr, ""},
     Verb{"report", nullptr, ""},

@@ -9,6 +9,7 @@
 #include <fmt/ranges.h>
 
 #include "dydit/base/error.h"
+#include "dydit/base/numbers.h"
 #include "dydit/io/text.h"
 
 namespace dydit {
@@ -65,6 +66,21 @@ Checkpoint load_model(Cli& cli, const std::string& path, const CheckpointOptions
   Checkpoint checkpoint = load_checkpoint(path, options);
   for (const std::string& note : checkpoint.read_notes) cli.console.info(fmt::format("{}: {}", path, note));
   return checkpoint;
+}
+
+void add_guided_channels(Cli& cli, std::string& text) {
+  cli.add_text("--cfg-channels", text,
+               "How many of eps's first channels are guided, or 'all'; auto: 3 as the original, all in "
+               "diffusers' semantics");
+}
+
+std::optional<int> guided_channels_of(const Cli& cli, const std::string& text, const DiTConfig& config) {
+  if (text == "auto") return std::nullopt;
+  if (text == "all") return config.in_channels;
+  const auto channels = parse_number<int>(text);
+  DYDIT_USAGE_CHECK(channels && *channels >= 1, "{} {}: expected a number of channels, 'all' or 'auto'",
+                    cli.named("--cfg-channels"), text);
+  return *channels;
 }
 
 void ModelFlags::add(Cli& cli, const std::string& default_dtype, const std::string& default_engine) {

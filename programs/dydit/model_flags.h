@@ -1,6 +1,7 @@
 // Flags that every verb with a model shares: which file, which engine, how it computes, its classes' names.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,10 @@ void add_model_path(Cli& cli, std::string& path, CheckpointOptions& options);
 
 /// Loads it and notes what was taken, computed or passed over on reading.
 Checkpoint load_model(Cli& cli, const std::string& path, const CheckpointOptions& options);
+
+/// --cfg-channels: how many channels are guided; unset: the configuration's.
+void add_guided_channels(Cli& cli, std::string& text);
+std::optional<int> guided_channels_of(const Cli& cli, const std::string& text, const DiTConfig& config);
 
 struct ModelFlags {
   std::string path;

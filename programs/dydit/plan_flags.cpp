@@ -1,11 +1,15 @@
 #include "plan_flags.h"
 
+#include <filesystem>
+
 #include "dydit/base/error.h"
+#include "dydit/io/text.h"
 
 namespace dydit {
 namespace {
 
 constexpr double kMostGigabytes = 1e6;
+constexpr double kLeastBudget = 0.001;
 
 }  // namespace
 
@@ -23,35 +27,95 @@ void PlanFlags::add(Cli& cli) {
                  "GB that a batch may keep of branches and guidance (default: a quarter of the memory)");
 }
 
-void PlanFlags::resolve(Cli& cli, const DiTConfig& config, bool chosen, Request& request,
-                        SamplingOptions& options) const {
+void PlanFlags::add_budget(Cli& cli) {
+  has_budget_ = true;
+  cli.add_number("--budget", budget, kLeastBudget, 1,
+                 "Instead: the best plan of dydit calibrate that costs at most this share of the static "
+                 "model's work");
+  cli.add_text("--plans", plans, "Its file (default: MODEL.plans.json beside the model)");
+  cli.add_switch("--force", force, "Where all plans cost more than --budget, take the cheapest");
+}
+
+void PlanFlags::resolve(Cli& cli, const Checkpoint& checkpoint, bool chosen, GenerateOptions& options) {
   cli.one_of("--plan", "--cache");
-  const bool by_file = !file.empty();
+  if (has_budget_) {
+    cli.one_of("--plan", "--budget");
+    cli.one_of("--cache", "--budget");
+    for (const char* flag : {"--plans", "--force"}) cli.needs(flag, budget > 0, "--budget");
+    cli.needs("--timesteps", budget == 0, "no --budget, whose plans are for --steps");
+  }
+  const bool by_file = !file.empty(), by_budget = budget > 0;
   for (const char* flag : {"--guide-from", "--guide-to", "--guide-every"}) {
-    cli.needs(flag, request.guided(), "guidance: a --cfg-scale above 1");
+    cli.needs(flag, options.guided(), "guidance: a --cfg-scale above 1");
     cli.needs(flag, !by_file, "no --plan, whose steps say when guidance runs");
+    cli.needs(flag, !by_budget, "no --budget, whose plan says when guidance runs");
   }
   DYDIT_USAGE_CHECK(guide.to <= guide.from, "{} {}: is above --guide-from {}", cli.named("--guide-to"),
                     guide.to, guide.from);
-  if (by_file) {
-    const Spacing wanted = run_spacing(request);
-    request.plan = read_plan(file, config);
-    check_spec(*request.plan, config, request.guided(), file);
+  const DiTConfig& config = checkpoint.config;
+  if (by_budget) {
+    take_budget(cli, checkpoint, options);
+  } else if (by_file) {
+    const Spacing wanted = run_spacing(options);
+    options.plan = read_plan(file, config);
+    check_spec(*options.plan, config, options.guided(), file);
     DYDIT_USAGE_CHECK(
-        !chosen || wanted.timesteps == request.plan->timesteps(),
+        !chosen || wanted.timesteps == options.plan->timesteps(),
         "{}: its {} timesteps are not those of --steps or --timesteps; leave these out, or take a "
         "plan of {} steps ({})",
-        file, request.plan->steps.size(), wanted.timesteps.size(), wanted.description);
+        file, options.plan->steps.size(), wanted.timesteps.size(), wanted.description);
   } else {
-    cli.within("--cache", [&] { plan_by_policy(cache, guide, config, request); });
+    cli.within("--cache", [&] { plan_by_policy(cache, guide, config, options); });
   }
-  cli.needs("--cache-memory", request.plan.has_value(), "--plan or --cache; without them nothing is kept");
+  cli.needs("--cache-memory", options.plan.has_value(), "--plan or --cache; without them nothing is kept");
   options.cache_memory = static_cast<int64_t>(cache_memory_gb * 1e9);
+}
+
+std::string PlanFlags::input(const Checkpoint& checkpoint) const {
+  if (budget == 0) return file;
+  return plans.empty() ? plan_set_path(checkpoint.path).string() : plans;
+}
+
+void PlanFlags::take_budget(Cli& cli, const Checkpoint& checkpoint, GenerateOptions& options) {
+  const std::string name = input(checkpoint);
+  const auto calibrate = [&] {
+    return fmt::format("dydit calibrate --model {} --sampler {} --steps {} --cfg-scale {}",
+                       checkpoint.path.string(), kSamplerNames[options.sampler.kind], options.num_steps,
+                       options.cfg_scale);
+  };
+  DYDIT_CHECK(!plans.empty() || std::filesystem::exists(name),
+              "{}: there is no such file, so no plan is known for --budget; make it with: {}", name,
+              calibrate());
+  const PlanSet set = read_plan_set(name);
+  check_plan_set(set, checkpoint, options, name);
+  const MeasuredPlan* best = plan_within(set, budget);
+  const MeasuredPlan& cheapest = set.plans.front();
+  DYDIT_USAGE_CHECK(best || force,
+                    "{} {}: no plan of {} costs as little; the cheapest costs {:.4f} ({}, error {:.4f}); "
+                    "--force takes it",
+                    cli.named("--budget"), budget, name, cheapest.cost_max, quote(cheapest.plan.name),
+                    cheapest.error);
+  if (!best)
+    cli.console.info(fmt::format("--budget {}: no plan costs as little; taken: the cheapest, {:.4f}", budget,
+                                 cheapest.cost_max));
+  chosen_ = best ? *best : cheapest;
+  options.plan = chosen_.plan;
+  check_spec(*options.plan, checkpoint.config, options.guided(), name);
 }
 
 nlohmann::json PlanFlags::said(const Request& request) const {
   if (!request.plan) return {};
   if (!file.empty()) return {{"file", file}};
+  if (budget > 0) {
+    nlohmann::json said = {{"budget", budget},
+                           {"steps_of_full", request.num_steps},
+                           {"cost", chosen_.cost},
+                           {"error", chosen_.error},
+                           {"error_se", chosen_.error_se}};
+    if (!plans.empty()) said["plans"] = plans;
+    if (force) said["force"] = true;
+    return said;
+  }
   nlohmann::json said = {{"cache", cache}};
   if (guide.from != GuideOptions().from) said["guide_from"] = guide.from;
   if (guide.to != GuideOptions().to) said["guide_to"] = guide.to;

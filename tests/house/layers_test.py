@@ -19,6 +19,7 @@ ROOMS = {
     "vae": ["io"],
     "report": ["plan", "io"],
     "pipeline": ["engine", "diffusion", "vae"],
+    "calibrate": ["pipeline"],
 }
 EVERYTHING = set(ROOMS)
 SOURCES = (".h", ".cpp", ".cu", ".cuh")

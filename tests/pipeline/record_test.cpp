@@ -265,6 +265,17 @@ TEST(Record, OfNamesThatAreNoTextIsText) {
   EXPECT_NE(text.at("parameters").find("Model: caf\\xe9\\x1b,"), std::string::npos);
 }
 
+TEST(ReproducingCommand, SaysTheBudgetAndTheStepsOfTheFullRun) {
+  json run = run_record(named_checkpoint(), some_options());
+  run["plan"] = {{"name", "search:18"}, {"budget", 0.25}, {"steps_of_full", 50}, {"cost", 0.24}};
+  std::string command = reproducing_command(run);
+  EXPECT_NE(command.find(" --steps 50 "), command.npos) << command;
+  EXPECT_TRUE(command.ends_with(" --budget 0.25")) << command;
+  run["plan"]["plans"] = "-p.json";
+  run["plan"]["force"] = true;
+  EXPECT_TRUE(reproducing_command(run).ends_with(" --budget 0.25 --plans ./-p.json --force"));
+}
+
 TEST(ReproducingCommand, SurvivesTheJson) {
   const json run = run_record(named_checkpoint(), some_options());
   EXPECT_EQ(reproducing_command(json::parse(run.dump())), reproducing_command(run));

@@ -182,5 +182,32 @@ TEST(Pipeline, LeavesTheProcessAsItWas) {
   }
 }
 
+TEST(Scheduler, AnImageTakenUpHalfwayEndsAsIfItHadNeverStopped) {
+  const Checkpoint checkpoint = random_checkpoint(tiny_config());
+  const Pipeline pipeline(checkpoint, EngineKind::Cpu, {});
+  Request request;
+  request.num_images = 2;
+  request.num_steps = 6;
+  request.sampler = {SamplerKind::Dpm};
+  const auto course = std::make_shared<Course>(request, pipeline.plan(request));
+  Scheduler first(pipeline.engine(), {}), second(pipeline.engine(), {});
+  first.add(course, 0, 2);
+  for (int done = 0; done < 3; ++done) first.step();
+  std::vector<Sample> halfway;
+  for (const Sample& sample : first.in_flight()) {
+    halfway.push_back(sample);
+    halfway.back().x = sample.x.clone();
+    halfway.back().x0 = sample.x0.clone();
+  }
+  second.resume(std::move(halfway));
+  std::vector<Sample> wanted, got;
+  for (int done = 3; done < 6; ++done) {
+    wanted = first.step();
+    got = second.step();
+  }
+  ASSERT_EQ(got.size(), 2u);
+  for (size_t i = 0; i < 2; ++i) EXPECT_TRUE(at::equal(got[i].x, wanted[i].x));
+}
+
 }  // namespace
 }  // namespace dydit

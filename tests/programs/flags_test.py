@@ -166,6 +166,9 @@ class GenerateFlagsTest(FlagsBase):
         names = self.write("shared/names.txt", "".join(f"class {i}\n" for i in range(self.classes)))
         base = ["--model", model, "--steps", "3", "--dtype", "f32", "--npz", "x.npz"]
         ddim = [*base, "--sampler", "ddim"]
+        six = [*base[:2], "--steps", "6", *base[4:]]
+        plans = self.shared / "plans.json"
+        self.run_ok("calibrate", *six[:-2], "--images", "1", "--families", "fora", "--out", plans)
         self.check("generate", base, {
             **common_rows(), **MODEL,
             "--model": row("--model", self.static_model(model)), "--dtype": row("--dtype", "bf16"),
@@ -178,7 +181,23 @@ class GenerateFlagsTest(FlagsBase):
             "--mode": row("--mode", "static"), "--out": row("--out", "a.png"), "--npz": row("--npz", "y.npz"),
             "--latents": row("--latents", "x.safetensors"), "--preview-every": row("--preview-every", "1", base=[*base, "--out", "a.png"]),
             "--cost-map": row("--cost-map", "map.png"),
-            **plan_rows([*base[:2], "--steps", "6", *base[4:]], self.plan_file())})
+            **plan_rows(six, self.plan_file()),
+            "--budget": row("--budget", "1", base=[*six, "--plans", plans]), "--plans": row("--plans", plans, base=[*six, "--budget", "1"]),
+            "--force": row("--force", base=[*six, "--plans", plans, "--budget", "0.01"])})
+
+
+class CalibrateFlagsTest(FlagsBase):
+    def test_every_flag(self):
+        model = self.pixel_model()
+        base = ["--model", model, "--steps", "4", "--dtype", "f32", "--images", "2", "--families", "fora,steps", "--out", "plans.json"]
+        ddim = [*base, "--sampler", "ddim"]
+        self.check("calibrate", base, {
+            **common_rows(), **MODEL, "--model": row("--model", self.static_model(model)), "--dtype": row("--dtype", "bf16"),
+            "--engine": row("--engine", "reference"), "--steps": row("--steps", "5"), "--sampler": row("--sampler", "dpm++"),
+            "--eta": row("--eta", "0.5", base=ddim), "--cfg-scale": row("--cfg-scale", "2"), "--cfg-channels": row("--cfg-channels", "1"),
+            "--mode": row("--mode", "static"), "--images": row("--images", "3"), "--seed": row("--seed", "1"),
+            "--batch": row("--batch", "1"), "--cache-memory": row("--cache-memory", "1e-9"), "--families": row("--families", "stack"),
+            "--out": row("--out", "other.json"), "--csv": row("--csv", "a.csv")})
 
 
 class ModelFilesFlagsTest(FlagsBase):
@@ -335,7 +354,12 @@ class VainTest(FlagsBase):
                 ([*make, "--cfg-scale", "1"], "--guide-to", "9", "--cfg-scale above 1"),
                 ([*make, "--cfg-scale", "1"], "--guide-every", "2", "--cfg-scale above 1"),
                 ([*make[:3], "--plan", self.plan_file()], "--guide-every", "2", "no --plan"),
-                (make, "--cache-memory", "1", "--plan or --cache"),
+                (make, "--cache-memory", "1", "--plan or --cache"), (make, "--plans", "p.json", "--budget"),
+                ([*make[:3], "--budget", "0.5"], "--timesteps", "9", "no --budget"),
+                ([*make, "--budget", "0.5"], "--guide-every", "2", "no --budget"),
+                (["calibrate", "--model", model], "--eta", "0", "--sampler ddim"),
+                (["calibrate", "--model", static], "--mode", "dynamic", "static DiT"),
+                (["calibrate", "--model", model, "--cfg-scale", "1"], "--cfg-channels", "2", "--cfg-scale above 1"),
                 (["inspect", png], "--plan", "p.json", "checkpoint"), (["inspect", png], "--cache", "fora:2", "checkpoint"),
                 (["inspect", model, "--plan", self.plan_file()], "--plan-steps", "9", "no --plan"), (tune, "--lambda", "0.4", "--static"),
                 (tune, "--gates", "hard", "--static"), (tune, "--gate-rule", "capacity", "--static"),
@@ -354,6 +378,8 @@ class VainTest(FlagsBase):
         for args in (["generate", "--model", TINY, "--steps", "2", "--timesteps", "5"],
                      ["generate", "--model", TINY, "--quiet", "--verbose"],
                      ["generate", "--model", TINY, "--plan", "p.json", "--cache", "fora:2"],
+                     ["generate", "--model", TINY, "--plan", "p.json", "--budget", "0.5"],
+                     ["generate", "--model", TINY, "--cache", "fora:2", "--budget", "0.5"],
                      ["inspect", TINY, "--plan", "p.json", "--cache", "fora:2"],
                      ["bench", "--model", TINY, "--size", "DiT-S/2"], ["train", *data, "--model", TINY, "--size", "DiT-S/2"],
                      ["train", *data, "--total-train-steps", "2", "--epochs", "1"]):

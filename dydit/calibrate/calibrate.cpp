@@ -1,0 +1,170 @@
+#include "dydit/calibrate/calibrate.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <string>
+
+#include "dydit/base/error.h"
+#include "dydit/base/machine.h"
+#include "dydit/base/timer.h"
+#include "dydit/calibrate/forecast_errors.h"
+#include "dydit/plan/policies.h"
+
+namespace dydit {
+namespace {
+
+constexpr int kLeastInterval = 2, kMostInterval = 8;
+constexpr int kGuideIntervals[] = {2, 3, 5};
+// Of the search: shares of the full run's cost, and how many schedules are tried for each.
+constexpr double kBudgets[] = {0.15, 0.2, 0.24, 0.28, 0.32, 0.37, 0.42, 0.47, 0.53, 0.6};
+constexpr int kTriedPerBudget = 3;
+constexpr int kSearchImages = 4;
+constexpr int kLeastSearchSteps = 4;
+
+int full_steps(const PlanSpec& plan) {
+  return static_cast<int>(std::count_if(plan.steps.begin(), plan.steps.end(),
+                                        [](const StepSpec& step) { return step.computes_all(); }));
+}
+
+class Calibration {
+ public:
+  Calibration(const Checkpoint& checkpoint, const GenerateOptions& options,
+              const std::vector<Family>& families, const CalibrateCallbacks& callbacks)
+      : options_(options),
+        families_(families.begin(), families.end()),
+        callbacks_(callbacks),
+        config_(checkpoint.config),
+        pipeline_(checkpoint, options.engine, {.dtype = options.dtype, .threads = options.threads}),
+        timesteps_(run_spacing(options).timesteps),
+        meter_(pipeline_, options, options, callbacks.cancel) {}
+
+  std::vector<MeasuredPlan> measure() {
+    measure_all("plans", {full_spec(config_, timesteps_)});
+    measure_all("plans", uniform_plans());
+    if (families_.contains(Family::Search) && timesteps_.size() >= kLeastSearchSteps)
+      measure_all("searched plans", searched_plans());
+    if (families_.contains(Family::Guide) && options_.guided()) measure_all("guided plans", guided_plans());
+    return pareto_set(std::move(measured_));
+  }
+
+ private:
+  // A plan that does the same as one before is passed over.
+  void measure_all(const char* what, const std::vector<PlanSpec>& plans) {
+    for (size_t i = 0; i < plans.size(); ++i) {
+      const bool known = std::any_of(measured_.begin(), measured_.end(), [&](const MeasuredPlan& other) {
+        return other.plan.steps == plans[i].steps && other.plan.forecast == plans[i].forecast;
+      });
+      if (!known) {
+        measured_.push_back(meter_.measure(plans[i]));
+        if (callbacks_.on_plan) callbacks_.on_plan(measured_.back());
+      }
+      tell({what, static_cast<long>(i) + 1, static_cast<long>(plans.size())});
+    }
+  }
+  void tell(const Progress& progress) const {
+    if (callbacks_.on_progress) callbacks_.on_progress(progress);
+  }
+
+  std::vector<PlanSpec> uniform_plans() const {
+    std::vector<PlanSpec> plans;
+    const auto add = [&](Family family, const char* policy, int N, const char* order) {
+      if (families_.contains(family))
+        plans.push_back(policy_plan(fmt::format("{}:{}{}", policy, N, order), config_, timesteps_));
+    };
+    const int S = static_cast<int>(timesteps_.size());
+    for (int N = kLeastInterval; N <= std::min(kMostInterval, S - 1); ++N) {
+      add(Family::Fora, "fora", N, "");
+      add(Family::Taylor, "taylor", N, ",1");
+      add(Family::Taylor, "taylor", N, ",2");
+      add(Family::Lagrange, "lagrange", N, ",2");
+      add(Family::Stack, "stack", N, ",2");
+      if (!families_.contains(Family::Steps)) continue;
+      // As many as a cache with this interval computes.
+      const int steps = full_steps(policy_plan(fmt::format("taylor:{},0", N), config_, timesteps_));
+      plans.push_back(full_spec(config_, choose_timesteps(options_.sampler.kind, steps).timesteps));
+      plans.back().name = fmt::format("{}-{}", kSamplerNames[options_.sampler.kind], steps);
+    }
+    return plans;
+  }
+
+  // As many images as may be kept, at most kSearchImages.
+  Request search_request() const {
+    Request request = options_;
+    request.seed += 1;
+    const int64_t allowed = options_.cache_memory > 0 ? options_.cache_memory : memory_limit().bytes / 4;
+    const int64_t image = forecast_error_bytes(config_, options_.dtype, request);
+    DYDIT_CHECK(image <= allowed,
+                "the search keeps {} of features for one image, and may keep {}: take a larger "
+                "--cache-memory, or --families without search",
+                memory_text(image), memory_text(allowed));
+    request.num_images =
+        static_cast<int>(std::min<int64_t>(std::min(kSearchImages, options_.num_images), allowed / image));
+    return request;
+  }
+
+  std::vector<PlanSpec> searched_plans() const {
+    const ForecastErrors errors = measure_forecast_errors(pipeline_, search_request(), options_.threads,
+                                                          callbacks_.on_progress, callbacks_.cancel);
+    const std::vector<Schedule> hull = efficient_schedules(errors.table, errors.sensitivity, errors.costs);
+    double full = 0;
+    for (const double cost : errors.costs.full) full += cost;
+    std::set<size_t> chosen;
+    for (const double budget : kBudgets) {
+      size_t end = 0;  // of those within the budget; the dearest of them err least
+      while (end < hull.size() && hull[end].cost <= budget * full) ++end;
+      for (size_t k = end - std::min<size_t>(end, kTriedPerBudget); k < end; ++k) chosen.insert(k);
+    }
+    std::vector<PlanSpec> plans;
+    std::map<int, int> of_length;  // schedules by their number of full steps
+    for (const size_t k : chosen) {
+      PlanSpec plan = full_spec(config_, timesteps_);
+      plan.forecast = kSearchForecast;
+      for (size_t s = 0; s < plan.steps.size(); ++s)
+        plan.steps[s].attn = plan.steps[s].mlp = std::vector<Action>(config_.depth, hull[k].actions[s]);
+      const int length = full_steps(plan), others = of_length[length]++;
+      plan.name = fmt::format("search:{}{}", length, others > 0 ? fmt::format(".{}", others + 1) : "");
+      plans.push_back(std::move(plan));
+    }
+    return plans;
+  }
+
+  std::vector<PlanSpec> guided_plans() const {
+    std::vector<PlanSpec> plans;
+    for (const MeasuredPlan& best : pareto_set(measured_)) {
+      for (const int every : kGuideIntervals) {
+        plans.push_back(best.plan);
+        apply_guide({.every = every}, plans.back());
+        plans.back().name += fmt::format(" guide-every {}", every);
+      }
+    }
+    return plans;
+  }
+
+  const GenerateOptions& options_;
+  const std::set<Family> families_;
+  const CalibrateCallbacks& callbacks_;
+  const DiTConfig& config_;
+  const Pipeline pipeline_;
+  const std::vector<int> timesteps_;
+  const PlanMeter meter_;
+  std::vector<MeasuredPlan> measured_;
+};
+
+}  // namespace
+
+PlanSet calibrate(const Checkpoint& checkpoint, const GenerateOptions& options,
+                  const std::vector<Family>& families, const CalibrateCallbacks& callbacks) {
+  const Timer timer;
+  check_request(checkpoint.config, options);
+  check_run(options, options);
+  PlanSet set{.model_sha256 = checkpoint.sha256,
+              .run = calibrated_run(checkpoint.config, options),
+              .measured = {options.num_images, {options.seed}, {}, 0}};
+  for (int i = 0; i < options.num_images; ++i) set.measured.classes.push_back(options.label(i));
+  set.plans = Calibration(checkpoint, options, families, callbacks).measure();
+  set.measured.seconds = timer.seconds();
+  return set;
+}
+
+}  // namespace dydit

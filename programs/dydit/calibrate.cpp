@@ -1,0 +1,147 @@
+// dydit calibrate: plans of caches and guidance, measured on a model, and those that no other beats as a
+// file.
+#include "dydit/calibrate/calibrate.h"
+
+#include <algorithm>
+#include <optional>
+
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "cli.h"
+#include "dydit/base/error.h"
+#include "dydit/io/csv.h"
+#include "dydit/io/file.h"
+#include "dydit/io/json.h"
+#include "dydit/io/text.h"
+#include "inspect_plans.h"
+#include "model_flags.h"
+#include "signals.h"
+#include "targets.h"
+#include "verbs.h"
+
+namespace dydit {
+namespace {
+
+struct CalibrateFlags {
+  ModelFlags model;
+  std::string sampler = "ddpm", cfg_channels = "auto", mode, families, out, csv;
+  double cache_memory_gb = 0;
+  GenerateOptions options;
+};
+
+void add_flags(Cli& cli, CalibrateFlags& flags) {
+  flags.options.num_images = 8;
+  flags.options.seed = 1000;
+  flags.model.add(cli);
+  cli.add_number("--steps,--num-sampling-steps", flags.options.num_steps, 2, 1000,
+                 "Sampling steps of the full run, 2 to 1000");
+  cli.add_choice("--sampler", flags.sampler, kSamplerNames.names(), "Sampler; dpm++: DPM-Solver++(2M)");
+  cli.add_number("--eta", flags.options.sampler.eta, 0, 1, "DDIM's share of DDPM's noise");
+  cli.add_number("--cfg-scale", flags.options.cfg_scale, 0, 1000, "Classifier-free guidance; <= 1 for none");
+  add_guided_channels(cli, flags.cfg_channels);
+  cli.add_choice("--mode", flags.mode, kModeNames.names(), "Obey the routers or run the complete model");
+  cli.add_number("--images", flags.options.num_images, 1, 100'000,
+                 "Images that are compared, of all classes in turn");
+  cli.add_seed("--seed", flags.options.seed, "Seed of their noise; the search looks at that of the next one");
+  cli.add_number("--batch", flags.options.batch, 1, 65536,
+                 "Images sampled together; changes speed, not results");
+  cli.add_number("--cache-memory", flags.cache_memory_gb, 0, 1e6,
+                 "GB that a batch, and the search, may keep of branches (default: a quarter of the memory)");
+  cli.add_text("--families", flags.families,
+               "What is tried, comma-separated, of fora, taylor, lagrange, stack, steps (fewer of the same "
+               "sampler), search and guide (the best of the others with less guidance) (default: all)");
+  cli.add_text("-o,--out", flags.out, "The file of the plans (default: MODEL.plans.json beside the model)");
+  cli.add_text("--csv", flags.csv, "Also write all that was measured");
+}
+
+std::vector<Family> parse_families(const std::string& list) {
+  std::vector<Family> families;
+  for (const std::string_view name : comma_parts(list)) {
+    const auto family = kFamilyNames.find(name);
+    DYDIT_USAGE_CHECK(family, "{} is no family; choose from {}", quote(name),
+                      fmt::join(kFamilyNames.names(), ", "));
+    families.push_back(*family);
+  }
+  return families;
+}
+
+void write_csv(const std::string& path, const std::vector<MeasuredPlan>& plans) {
+  std::string csv = csv_line({"cost", "cost_max", "error", "error_se", "psnr", "name"});
+  for (const MeasuredPlan& plan : plans) {
+    csv += csv_line({fmt::format("{:.6g}", plan.cost), fmt::format("{:.6g}", plan.cost_max),
+                     fmt::format("{:.6g}", plan.error), fmt::format("{:.6g}", plan.error_se),
+                     plan.psnr ? fmt::format("{:.6g}", *plan.psnr) : "", plan.plan.name});
+  }
+  write_output_file(path, csv);
+}
+
+}  // namespace
+
+int run_calibrate(const Args& args, Isa isa) {
+  Cli cli("calibrate", "Measure what plans of caches and guidance cost and change, for generate --budget.");
+  CalibrateFlags flags;
+  add_flags(cli, flags);
+  cli.parse(args);
+  cli.needs("--eta", flags.sampler == "ddim", "--sampler ddim; the others have no eta");
+  cli.needs("--cfg-channels", flags.options.guided(), "guidance: a --cfg-scale above 1");
+  const CancelFlag& cancel = install_cancel_handler();
+
+  const Checkpoint checkpoint = flags.model.load(cli);
+  const DiTConfig& config = checkpoint.config;
+  cli.needs("--mode", flags.mode != "dynamic" || config.is_dynamic(),
+            fmt::format("routers; {} is a static DiT, it has none", flags.model.path));
+  GenerateOptions& options = flags.options;
+  options.sampler.kind = kSamplerNames.at(flags.sampler);
+  options.mode = !config.is_dynamic() ? Mode::Static
+                 : flags.mode.empty() ? Mode::Dynamic
+                                      : kModeNames.at(flags.mode);
+  options.guided_channels = guided_channels_of(cli, flags.cfg_channels, config);
+  options.cache_memory = static_cast<int64_t>(flags.cache_memory_gb * 1e9);
+  options.dtype = dtype_of(flags.model.dtype);
+  options.threads = flags.model.threads;
+  options.engine = flags.model.resolve_engine();
+  options.classes.clear();
+  for (int label = 0; label < config.num_classes; ++label) options.classes.push_back(label);
+  std::vector<Family> families;
+  for (const std::string& name : kFamilyNames.names()) families.push_back(kFamilyNames.at(name));
+  if (!flags.families.empty()) cli.within("--families", [&] { families = parse_families(flags.families); });
+  if (flags.out.empty()) flags.out = plan_set_path(flags.model.path).string();
+  check_targets(cli, {{"--out", flags.out}, {"--csv", flags.csv}}, inputs_of(checkpoint));
+  cli.console.info(
+      fmt::format("model    {} ({}), {}", model_name(config), flags.model.path, kModeNames[options.mode]));
+  cli.console.info(fmt::format(
+      "run      {} {} steps, guidance {}, {} images, seed {}", flags.sampler, options.num_steps,
+      options.guided() ? fmt::format("{}", options.cfg_scale) : "off", options.num_images, options.seed));
+  cli.console.info(fmt::format("engine   {}, {}, {} threads, batches of {}", kEngineNames[options.engine],
+                               kDtypeNames[options.dtype], options.threads, options.batch));
+
+  std::vector<MeasuredPlan> measured;
+  std::string phase;
+  std::optional<Console> console;  // of the phase: each has its rate
+  const auto tell = [&](const Progress& progress) {
+    if (phase != progress.what) console.emplace().quiet = cli.console.quiet;
+    phase = progress.what;
+    console->progress(progress);
+  };
+  const PlanSet set = calibrate(checkpoint, options, families,
+                                {.on_plan = [&](const MeasuredPlan& plan) { measured.push_back(plan); },
+                                 .on_progress = tell,
+                                 .cancel = &cancel});
+  console.reset();
+  checkpoint.check_unchanged();
+  nlohmann::json result = {{"file", flags.out},
+                           {"seconds", set.measured.seconds},
+                           {"plans", nlohmann::json::array()},
+                           {"measured", nlohmann::json::array()}};
+  for (const MeasuredPlan& plan : set.plans) result["plans"].push_back(measured_plan_json(plan));
+  for (const MeasuredPlan& plan : measured) result["measured"].push_back(measured_plan_json(plan));
+  // Printed first: the files may fail.
+  cli.print(result, [&] { print_measured_plans(cli.verbose ? measured : set.plans); });
+  write_output_file(flags.out, plan_set_text(set, config));
+  if (!flags.csv.empty()) write_csv(flags.csv, measured);
+  if (!cli.json) print_out("wrote {}\n", flags.out);
+  return 0;
+}
+
+}  // namespace dydit
