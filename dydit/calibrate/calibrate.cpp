@@ -1,6 +1,7 @@
 #include "dydit/calibrate/calibrate.h"
 
 #include <algorithm>
+#include <iterator>
 #include <map>
 #include <set>
 #include <string>
@@ -9,6 +10,7 @@
 #include "dydit/base/machine.h"
 #include "dydit/base/timer.h"
 #include "dydit/calibrate/forecast_errors.h"
+#include "dydit/calibrate/input_change.h"
 #include "dydit/plan/policies.h"
 
 namespace dydit {
@@ -19,7 +21,8 @@ constexpr int kGuideIntervals[] = {2, 3, 5};
 // Of the search: shares of the full run's cost, and how many schedules are tried for each.
 constexpr double kBudgets[] = {0.15, 0.2, 0.24, 0.28, 0.32, 0.37, 0.42, 0.47, 0.53, 0.6};
 constexpr int kTriedPerBudget = 3;
-constexpr int kSearchImages = 4;
+constexpr int kPolishRounds = 3;
+constexpr double kThresholds[] = {0.05, 0.08, 0.12, 0.15, 0.2, 0.3, 0.4};
 constexpr int kLeastSearchSteps = 4;
 
 int full_steps(const PlanSpec& plan) {
@@ -29,11 +32,12 @@ int full_steps(const PlanSpec& plan) {
 
 class Calibration {
  public:
-  Calibration(const Checkpoint& checkpoint, const GenerateOptions& options,
-              const std::vector<Family>& families, const CalibrateCallbacks& callbacks)
+  Calibration(const Checkpoint& checkpoint, const CalibrateOptions& options,
+              const CalibrateCallbacks& callbacks)
       : options_(options),
-        families_(families.begin(), families.end()),
+        families_(options.families.begin(), options.families.end()),
         callbacks_(callbacks),
+        checkpoint_(checkpoint),
         config_(checkpoint.config),
         pipeline_(checkpoint, options.engine, {.dtype = options.dtype, .threads = options.threads}),
         timesteps_(run_spacing(options).timesteps),
@@ -42,6 +46,7 @@ class Calibration {
   std::vector<MeasuredPlan> measure() {
     measure_all("plans", {full_spec(config_, timesteps_)});
     measure_all("plans", uniform_plans());
+    if (families_.contains(Family::Threshold)) measure_all("threshold plans", threshold_plans());
     if (families_.contains(Family::Search) && timesteps_.size() >= kLeastSearchSteps)
       measure_all("searched plans", searched_plans());
     if (families_.contains(Family::Guide) && options_.guided()) measure_all("guided plans", guided_plans());
@@ -88,45 +93,96 @@ class Calibration {
     return plans;
   }
 
-  // As many images as may be kept, at most kSearchImages.
-  Request search_request() const {
+  std::vector<PlanSpec> threshold_plans() const {
+    const std::vector<double> changes =
+        input_changes(checkpoint_, pipeline_, other_images(), options_, callbacks_.cancel);
+    std::vector<PlanSpec> plans;
+    for (const double threshold : kThresholds)
+      plans.push_back(threshold_plan(changes, threshold, config_, timesteps_));
+    return plans;
+  }
+
+  // Of noise that plans are not measured on.
+  Request other_images() const {
     Request request = options_;
     request.seed += 1;
+    request.num_images = options_.search_images;
+    return request;
+  }
+
+  // As many of them as may be kept.
+  Request search_request() const {
+    Request request = other_images();
     const int64_t allowed = options_.cache_memory > 0 ? options_.cache_memory : memory_limit().bytes / 4;
     const int64_t image = forecast_error_bytes(config_, options_.dtype, request);
     DYDIT_CHECK(image <= allowed,
                 "the search keeps {} of features for one image, and may keep {}: take a larger "
                 "--cache-memory, or --families without search",
                 memory_text(image), memory_text(allowed));
-    request.num_images =
-        static_cast<int>(std::min<int64_t>(std::min(kSearchImages, options_.num_images), allowed / image));
+    request.num_images = static_cast<int>(std::min<int64_t>(request.num_images, allowed / image));
     return request;
   }
 
   std::vector<PlanSpec> searched_plans() const {
-    const ForecastErrors errors = measure_forecast_errors(pipeline_, search_request(), options_.threads,
+    const Request request = search_request();
+    const ForecastErrors errors = measure_forecast_errors(pipeline_, request, options_.threads,
                                                           callbacks_.on_progress, callbacks_.cancel);
     const std::vector<Schedule> hull = efficient_schedules(errors.table, errors.sensitivity, errors.costs);
     double full = 0;
     for (const double cost : errors.costs.full) full += cost;
-    std::set<size_t> chosen;
-    for (const double budget : kBudgets) {
-      size_t end = 0;  // of those within the budget; the dearest of them err least
-      while (end < hull.size() && hull[end].cost <= budget * full) ++end;
-      for (size_t k = end - std::min<size_t>(end, kTriedPerBudget); k < end; ++k) chosen.insert(k);
-    }
+    const PlanMeter meter(pipeline_, request, options_, callbacks_.cancel);
     std::vector<PlanSpec> plans;
     std::map<int, int> of_length;  // schedules by their number of full steps
-    for (const size_t k : chosen) {
-      PlanSpec plan = full_spec(config_, timesteps_);
-      plan.forecast = kSearchForecast;
-      for (size_t s = 0; s < plan.steps.size(); ++s)
-        plan.steps[s].attn = plan.steps[s].mlp = std::vector<Action>(config_.depth, hull[k].actions[s]);
-      const int length = full_steps(plan), others = of_length[length]++;
-      plan.name = fmt::format("search:{}{}", length, others > 0 ? fmt::format(".{}", others + 1) : "");
-      plans.push_back(std::move(plan));
+    for (size_t i = 0; i < std::size(kBudgets); ++i) {
+      size_t end = 0;  // of those within the budget; the dearest of them err least by the table
+      while (end < hull.size() && hull[end].cost <= kBudgets[i] * full) ++end;
+      std::vector<MeasuredPlan> tried;
+      for (size_t k = end - std::min<size_t>(end, kTriedPerBudget); k < end; ++k)
+        tried.push_back(meter.measure(plan_of(hull[k])));
+      if (!tried.empty()) {
+        PlanSpec plan = polished(
+            meter, *std::min_element(tried.begin(), tried.end(),
+                                     [](const auto& a, const auto& b) { return a.error < b.error; }));
+        const int length = full_steps(plan), others = of_length[length]++;
+        plan.name = fmt::format("search:{}{}", length, others > 0 ? fmt::format(".{}", others + 1) : "");
+        plans.push_back(std::move(plan));
+      }
+      tell({"searched plans", static_cast<long>(i) + 1, static_cast<long>(std::size(kBudgets))});
     }
     return plans;
+  }
+
+  PlanSpec plan_of(const Schedule& schedule) const {
+    PlanSpec plan = full_spec(config_, timesteps_);
+    plan.forecast = kSearchForecast;
+    for (size_t s = 0; s < plan.steps.size(); ++s)
+      plan.steps[s].attn = plan.steps[s].mlp = std::vector<Action>(config_.depth, schedule.actions[s]);
+    return plan;
+  }
+
+  // The table knows single forecasts in runs that are full before them. Here full steps move by one as long
+  // as whole runs come closer and cost no more.
+  PlanSpec polished(const PlanMeter& meter, MeasuredPlan best) const {
+    const int fixed = static_cast<int>(timesteps_.size()) - 2;  // the first two steps stay full
+    bool moved = true;
+    for (int round = 0; moved && round < kPolishRounds; ++round) {
+      moved = false;
+      for (int s = 0; s < fixed; ++s) {
+        for (const int to : {s - 1, s + 1}) {
+          if (to < 0 || to >= fixed || !best.plan.steps[s].computes_all() ||
+              best.plan.steps[to].computes_all())
+            continue;
+          PlanSpec plan = best.plan;
+          std::swap(plan.steps[s].attn, plan.steps[to].attn);
+          std::swap(plan.steps[s].mlp, plan.steps[to].mlp);
+          MeasuredPlan other = meter.measure(plan);
+          if (other.error >= best.error || other.cost_max > best.cost_max) continue;
+          best = std::move(other);
+          moved = true;
+        }
+      }
+    }
+    return best.plan;
   }
 
   std::vector<PlanSpec> guided_plans() const {
@@ -141,9 +197,10 @@ class Calibration {
     return plans;
   }
 
-  const GenerateOptions& options_;
+  const CalibrateOptions& options_;
   const std::set<Family> families_;
   const CalibrateCallbacks& callbacks_;
+  const Checkpoint& checkpoint_;
   const DiTConfig& config_;
   const Pipeline pipeline_;
   const std::vector<int> timesteps_;
@@ -153,8 +210,8 @@ class Calibration {
 
 }  // namespace
 
-PlanSet calibrate(const Checkpoint& checkpoint, const GenerateOptions& options,
-                  const std::vector<Family>& families, const CalibrateCallbacks& callbacks) {
+PlanSet calibrate(const Checkpoint& checkpoint, const CalibrateOptions& options,
+                  const CalibrateCallbacks& callbacks) {
   const Timer timer;
   check_request(checkpoint.config, options);
   check_run(options, options);
@@ -162,7 +219,7 @@ PlanSet calibrate(const Checkpoint& checkpoint, const GenerateOptions& options,
               .run = calibrated_run(checkpoint.config, options),
               .measured = {options.num_images, {options.seed}, {}, 0}};
   for (int i = 0; i < options.num_images; ++i) set.measured.classes.push_back(options.label(i));
-  set.plans = Calibration(checkpoint, options, families, callbacks).measure();
+  set.plans = Calibration(checkpoint, options, callbacks).measure();
   set.measured.seconds = timer.seconds();
   return set;
 }

@@ -11,17 +11,24 @@
 
 namespace dydit {
 
-/// What is tried. Steps: fewer steps of the same sampler, which any cache has to beat. Search: schedules by
-/// what single forecasts do (schedule.h). Guide: the best of the others with guidance paid for now and then.
-enum class Family { Fora, Taylor, Lagrange, Stack, Steps, Search, Guide };
-inline constexpr EnumNames<Family, 7> kFamilyNames = {"family",
+/// What is tried. Threshold: full steps where the input has changed enough (input_change.h). Steps: fewer
+/// steps of the same sampler, which any cache has to beat. Search: schedules by what single forecasts do
+/// (schedule.h). Guide: the best of the others with guidance paid for now and then.
+enum class Family { Fora, Taylor, Lagrange, Stack, Threshold, Steps, Search, Guide };
+inline constexpr EnumNames<Family, 8> kFamilyNames = {"family",
                                                       {{"fora", Family::Fora},
                                                        {"taylor", Family::Taylor},
                                                        {"lagrange", Family::Lagrange},
                                                        {"stack", Family::Stack},
+                                                       {"threshold", Family::Threshold},
                                                        {"steps", Family::Steps},
                                                        {"search", Family::Search},
                                                        {"guide", Family::Guide}}};
+
+struct CalibrateOptions : GenerateOptions {
+  std::vector<Family> families = {};
+  int search_images = 4;  // that schedules are searched and thresholds measured on, of other noise
+};
 
 struct CalibrateCallbacks {
   std::function<void(const MeasuredPlan&)> on_plan = nullptr;  // each that was measured
@@ -29,10 +36,10 @@ struct CalibrateCallbacks {
   const CancelFlag* cancel = nullptr;  // looked at between sampling steps
 };
 
-/// Measures the families on `request`'s images, which has no plan and Philox's noise, and keeps those that no
-/// other beats; the run without any plan is one of them. The search looks at other noise (the next seed).
+/// Measures the families on the request's images, which has no plan and Philox's noise, and keeps the plans
+/// that no other beats; the run without any is one of them. The search looks at the noise of the next seed.
 /// Throws UsageError for options that do not fit, Error where the memory cannot suffice, Cancelled.
-PlanSet calibrate(const Checkpoint& checkpoint, const GenerateOptions& options,
-                  const std::vector<Family>& families, const CalibrateCallbacks& callbacks);
+PlanSet calibrate(const Checkpoint& checkpoint, const CalibrateOptions& options,
+                  const CalibrateCallbacks& callbacks);
 
 }  // namespace dydit

@@ -25,7 +25,8 @@ constexpr int kVersion = 1;
 constexpr size_t kMaxBytes = 16 << 20;
 constexpr int kMaxDepth = 11;  // a plan's, three levels down
 constexpr int kMostPlans = 10'000;
-constexpr double kScaleTolerance = 0.1;  // of the guidance scale: plans are good beside the one calibrated
+constexpr double kScaleTolerance =
+    0.1 + 1e-6;  // 2.2 is a float; of the guidance scale: plans are good beside the one calibrated
 
 const std::array<std::string, 5> kTopKeys = {"dydit_plans", "model_sha256", "run", "measured", "plans"};
 const std::array<std::string, 7> kRunKeys = {"sampler",      "eta",  "timesteps", "cfg_scale",

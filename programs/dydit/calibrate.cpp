@@ -27,7 +27,7 @@ struct CalibrateFlags {
   ModelFlags model;
   std::string sampler = "ddpm", cfg_channels = "auto", mode, families, out, csv;
   double cache_memory_gb = 0;
-  GenerateOptions options;
+  CalibrateOptions options;
 };
 
 void add_flags(Cli& cli, CalibrateFlags& flags) {
@@ -43,14 +43,17 @@ void add_flags(Cli& cli, CalibrateFlags& flags) {
   cli.add_choice("--mode", flags.mode, kModeNames.names(), "Obey the routers or run the complete model");
   cli.add_number("--images", flags.options.num_images, 1, 100'000,
                  "Images that are compared, of all classes in turn");
+  cli.add_number("--search-images", flags.options.search_images, 1, 1000,
+                 "Images of other noise that schedules are searched on");
   cli.add_seed("--seed", flags.options.seed, "Seed of their noise; the search looks at that of the next one");
   cli.add_number("--batch", flags.options.batch, 1, 65536,
                  "Images sampled together; changes speed, not results");
   cli.add_number("--cache-memory", flags.cache_memory_gb, 0, 1e6,
                  "GB that a batch, and the search, may keep of branches (default: a quarter of the memory)");
-  cli.add_text("--families", flags.families,
-               "What is tried, comma-separated, of fora, taylor, lagrange, stack, steps (fewer of the same "
-               "sampler), search and guide (the best of the others with less guidance) (default: all)");
+  cli.add_text(
+      "--families", flags.families,
+      "What is tried, comma-separated, of fora, taylor, lagrange, stack, threshold, steps (fewer of the same "
+      "sampler), search and guide (the best of the others with less guidance) (default: all)");
   cli.add_text("-o,--out", flags.out, "The file of the plans (default: MODEL.plans.json beside the model)");
   cli.add_text("--csv", flags.csv, "Also write all that was measured");
 }
@@ -91,7 +94,7 @@ int run_calibrate(const Args& args, Isa isa) {
   const DiTConfig& config = checkpoint.config;
   cli.needs("--mode", flags.mode != "dynamic" || config.is_dynamic(),
             fmt::format("routers; {} is a static DiT, it has none", flags.model.path));
-  GenerateOptions& options = flags.options;
+  CalibrateOptions& options = flags.options;
   options.sampler.kind = kSamplerNames.at(flags.sampler);
   options.mode = !config.is_dynamic() ? Mode::Static
                  : flags.mode.empty() ? Mode::Dynamic
@@ -103,9 +106,9 @@ int run_calibrate(const Args& args, Isa isa) {
   options.engine = flags.model.resolve_engine();
   options.classes.clear();
   for (int label = 0; label < config.num_classes; ++label) options.classes.push_back(label);
-  std::vector<Family> families;
-  for (const std::string& name : kFamilyNames.names()) families.push_back(kFamilyNames.at(name));
-  if (!flags.families.empty()) cli.within("--families", [&] { families = parse_families(flags.families); });
+  for (const std::string& name : kFamilyNames.names()) options.families.push_back(kFamilyNames.at(name));
+  if (!flags.families.empty())
+    cli.within("--families", [&] { options.families = parse_families(flags.families); });
   if (flags.out.empty()) flags.out = plan_set_path(flags.model.path).string();
   check_targets(cli, {{"--out", flags.out}, {"--csv", flags.csv}}, inputs_of(checkpoint));
   cli.console.info(
@@ -124,7 +127,7 @@ int run_calibrate(const Args& args, Isa isa) {
     phase = progress.what;
     console->progress(progress);
   };
-  const PlanSet set = calibrate(checkpoint, options, families,
+  const PlanSet set = calibrate(checkpoint, options,
                                 {.on_plan = [&](const MeasuredPlan& plan) { measured.push_back(plan); },
                                  .on_progress = tell,
                                  .cancel = &cancel});

@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "dydit/calibrate/forecast_errors.h"
+#include "dydit/calibrate/input_change.h"
 #include "tests/support/files.h"
 
 namespace dydit {
@@ -130,16 +131,17 @@ TEST(Calibrate, KeepsACurveFromCheapPlansToTheFullRun) {
   std::vector<Family> all;
   for (const std::string& name : kFamilyNames.names()) all.push_back(kFamilyNames.at(name));
   const PlanSet set = calibrate(
-      golden(), options, all,
+      golden(), {options, all, 2},
       {.on_plan =
            [&](const MeasuredPlan& plan) {
              kinds.insert(plan.plan.name.substr(0, plan.plan.name.find_first_of(":-")));
              if (plan.plan.name.find("guide-every") != std::string::npos) kinds.insert("guide");
            },
        .on_progress = [&](const Progress& progress) { phases.insert(std::string(progress.what)); }});
-  for (const char* kind : {"none", "fora", "taylor", "lagrange", "stack", "ddim", "search", "guide"})
+  for (const char* kind :
+       {"none", "fora", "taylor", "lagrange", "stack", "ddim", "search", "guide"})
     EXPECT_TRUE(kinds.contains(kind)) << kind;
-  EXPECT_EQ(phases.size(), 5u);
+  EXPECT_EQ(phases.size(), 6u);
   EXPECT_EQ(set.measured.classes, (std::vector<int>{0, 1, 2}));
   ASSERT_GT(set.plans.size(), 3u);
   for (size_t i = 1; i < set.plans.size(); ++i) {
@@ -157,15 +159,25 @@ TEST(Calibrate, KeepsACurveFromCheapPlansToTheFullRun) {
   EXPECT_LE(again.cost_max, 0.3);
 }
 
+TEST(Calibrate, AThresholdAddsUpChangesUntilTheyReachIt) {
+  const std::vector<double> changes = {9, .1, .1, .3, .1, .1, 0};  // the last is of the first step taken
+  const std::vector<int> timesteps = {0, 1, 2, 3, 4, 5, 6};
+  const PlanSpec plan = threshold_plan(changes, .3, golden().config, timesteps);
+  std::string full;
+  for (const StepSpec& step : plan.steps) full += step.computes_all() ? 'c' : '-';
+  EXPECT_EQ(full, "c--c--c");
+  check_spec(plan, golden().config, true, "FILE");
+}
+
 TEST(Calibrate, TheSearchStaysWithinItsMemory) {
   GenerateOptions options = options_of();
   options.cache_memory = 1000;
-  expect_error([&] { calibrate(golden(), options, {Family::Search}, {}); }, "the search keeps");
+  expect_error([&] { calibrate(golden(), {options, {Family::Search}}, {}); }, "the search keeps");
 }
 
 TEST(Calibrate, StopsWhenItIsAsked) {
   const CancelFlag cancel = true;
-  EXPECT_THROW(calibrate(golden(), options_of(), {Family::Fora}, {.cancel = &cancel}), Cancelled);
+  EXPECT_THROW(calibrate(golden(), {options_of(), {Family::Fora}}, {.cancel = &cancel}), Cancelled);
 }
 
 }  // namespace

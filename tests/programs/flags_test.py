@@ -196,6 +196,7 @@ class CalibrateFlagsTest(FlagsBase):
             "--engine": row("--engine", "reference"), "--steps": row("--steps", "5"), "--sampler": row("--sampler", "dpm++"),
             "--eta": row("--eta", "0.5", base=ddim), "--cfg-scale": row("--cfg-scale", "2"), "--cfg-channels": row("--cfg-channels", "1"),
             "--mode": row("--mode", "static"), "--images": row("--images", "3"), "--seed": row("--seed", "1"),
+            "--search-images": row("--search-images", "1", base=[*base[:2], "--steps", "12", *base[4:-4], "--families", "search", *base[-2:]]),
             "--batch": row("--batch", "1"), "--cache-memory": row("--cache-memory", "1e-9"), "--families": row("--families", "stack"),
             "--out": row("--out", "other.json"), "--csv": row("--csv", "a.csv")})
 
