@@ -51,12 +51,13 @@ void check_history(const Row& row, const DiTConfig& config, at::ScalarType dtype
   const History* const history = row.history;
   const std::vector<int64_t> shape = {step.slots, config.num_tokens(), config.hidden_size};
   DYDIT_USAGE_CHECK(history != nullptr && history->kept_at.size() == static_cast<size_t>(step.slots) &&
+                        history->features.defined() && history->features.device().is_cpu() &&
                         history->features.sizes() == shape && history->features.scalar_type() == dtype &&
                         history->features.is_contiguous(),
                     "the plan of timestep {} keeps {} features in {}: the row's history does not fit",
                     step.timestep, step.slots, c10::toString(dtype));
   const auto fits = [&](int store, const std::vector<Term>& terms) {
-    return store < step.slots && terms.size() <= kMaxOrder + 1;
+    return store >= -1 && store < step.slots && terms.size() <= kMaxOrder + 1;
   };
   const auto check_terms = [&](const std::vector<Term>& terms) {
     for (const Term& term : terms) {
@@ -70,15 +71,15 @@ void check_history(const Row& row, const DiTConfig& config, at::ScalarType dtype
   bool good = step.branches.size() == static_cast<size_t>(2 * L);
   std::vector<uint8_t> skipped(L);
   for (const RangePlan& range : step.ranges) {
-    good =
-        good && range.from >= 0 && range.from < range.to && range.to <= L && fits(range.store, range.terms);
+    good = good && range.from >= 0 && range.from < range.to && range.to <= L &&
+           fits(range.store, range.terms) && range.skipped() == (range.store < 0);
     for (int l = range.from; good && range.skipped() && l < range.to; ++l) good = skipped[l]++ == 0;
   }
   for (int b = 0; good && b < 2 * L; ++b) {
     const BranchPlan& branch = step.branches[b];
     const bool forecast = branch.action >= 0 && branch.action <= kMaxOrder;
     good = fits(branch.store, branch.terms) && (branch.action == kSkipped) == (skipped[b / 2] > 0) &&
-           forecast == !branch.terms.empty() &&
+           forecast == !branch.terms.empty() && (branch.action == kCompute || branch.store < 0) &&
            (forecast || branch.action == kCompute || branch.action == kSkipped);
   }
   DYDIT_USAGE_CHECK(good, "the plan of timestep {} does not fit {}", step.timestep, model_name(config));

@@ -1,11 +1,13 @@
 // Once the CPU engine has warmed up, a forward asks for no large memory but that of its result, and a
 // sampling run for none at all. Counted are malloc and its kin, for which alone glibc enlarges the heap by
 // brk or mmap, and our own calls of mmap.
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
 #include <new>
 #include <numeric>
+#include <optional>
 #include <unistd.h>
 #include <utility>
 #include <vector>
@@ -19,6 +21,7 @@
 #include "dydit/pipeline/generate.h"
 #include "tests/support/engines.h"
 #include "tests/support/malloc_hooks.h"
+#include "tests/support/random_plan.h"
 
 namespace {
 
@@ -117,12 +120,57 @@ TEST_P(CpuEngineMemory, IsAskedForInTheFirstStepsOnlyByTheThresholdRule) {
   EXPECT_EQ(count_large(test::random_checkpoint(wide_config()), GetParam(), 5).others, 0);
 }
 
+// Nine steps that keep and forecast branches, and keep and skip ranges.
+PlanSpec cached_steps(const DiTConfig& config) {
+  PlanSpec spec = full_spec(config, test::spread_timesteps(9));
+  for (const int step : {1, 3, 6}) {
+    std::fill(spec.steps[step].attn.begin(), spec.steps[step].attn.end(), 1);
+    std::fill(spec.steps[step].mlp.begin(), spec.steps[step].mlp.end(), 1);
+  }
+  spec.steps[4].mlp[0] = 0;
+  for (const int step : {0, 5}) {
+    spec.steps[step].ranges = {{0, 2, 1}};
+    spec.steps[step].attn = spec.steps[step].mlp = {kSkipped, kSkipped};
+  }
+  check_spec(spec, config, false, "cached");
+  return spec;
+}
+
+TEST_P(CpuEngineMemory, OfCachedStepsIsAskedForInTheFirstTwoStepsOnly) {
+  for (const Checkpoint& checkpoint : {with_counts(), test::random_checkpoint(wide_config())}) {
+    const RunPlan plan =
+        test::plan_of_spec(checkpoint, cached_steps(checkpoint.config), Mode::Dynamic, /*guided=*/false);
+    test::Walk walk(EngineKind::Cpu, checkpoint, plan, {.dtype = GetParam(), .threads = 2});
+    std::vector<at::Tensor> x;
+    for (const test::Walker& walker : walk.walkers) x.push_back(walker.x());
+    const at::Tensor inputs = at::stack(x);
+    std::vector<Work> work(x.size());
+    for (int step = 8; step >= 0; --step) {
+      std::vector<Row> rows;
+      for (test::Walker& walker : walk.walkers) rows.push_back({&walk.plan.steps[step], 1, &walker.history});
+      ForwardOutputs outputs{.work = work};
+      large = 0;
+      counting = true;
+      walk.engine->forward(inputs, rows, *walk.workspace, outputs);
+      counting = false;
+      if (step == 8) {
+        EXPECT_GT(large, 3);
+      }
+      if (step < 7) {
+        EXPECT_EQ(large, 0) << "step " << step;
+      }
+    }
+  }
+}
+
 // Of a guided run of ten images: rows of 20, whose tensors have 80 and 160 KiB.
-int count_large_of_a_run(const Checkpoint& checkpoint, SamplerKind sampler, at::ScalarType dtype) {
-  constexpr int kSteps = 12;
+int count_large_of_a_run(const Checkpoint& checkpoint, SamplerKind sampler, at::ScalarType dtype,
+                         const std::optional<PlanSpec>& plan = {}) {
   GenerateOptions options;
   options.num_images = 10;
-  options.num_steps = kSteps;
+  options.num_steps = 12;
+  options.plan = plan;
+  const int steps = options.total_steps();
   options.sampler.kind = sampler;
   options.threads = 2;
   options.dtype = dtype;
@@ -133,8 +181,8 @@ int count_large_of_a_run(const Checkpoint& checkpoint, SamplerKind sampler, at::
                 [&](const Progress& progress) {
                   counting = false;
                   if (progress.done == 2) large = 0;
-                  if (progress.done == kSteps) counted = large;
-                  counting = progress.done >= 2 && progress.done < kSteps;
+                  if (progress.done == steps) counted = large;
+                  counting = progress.done >= 2 && progress.done < steps;
                 }});
   return counted;
 }
@@ -143,6 +191,8 @@ TEST_P(CpuEngineMemory, AWholeRunAsksForInItsFirstTwoStepsOnly) {
   for (const Checkpoint& checkpoint : {with_counts(), test::random_checkpoint(wide_config())}) {
     EXPECT_EQ(count_large_of_a_run(checkpoint, SamplerKind::Ddpm, GetParam()), 0);
     EXPECT_EQ(count_large_of_a_run(checkpoint, SamplerKind::Ddim, GetParam()), 0);
+    EXPECT_EQ(
+        count_large_of_a_run(checkpoint, SamplerKind::Ddim, GetParam(), cached_steps(checkpoint.config)), 0);
   }
 }
 
@@ -197,6 +247,48 @@ TEST(CpuEngine, SurvivesThatMemoryRunsOutAtAnyMoment) {
     }
     EXPECT_GT(refused, 20) << rows << " rows";
   }
+}
+
+// Likewise of a step that keeps, forecasts and skips: what its row had kept is there for the next try.
+TEST(CpuEngine, SurvivesThatMemoryRunsOutInACachedStep) {
+  const Checkpoint checkpoint = test::random_checkpoint(test::tiny_config());
+  PlanSpec spec = full_spec(checkpoint.config, std::vector<int>{100, 400, 900});
+  spec.steps[1].attn = {0, kSkipped};
+  spec.steps[1].mlp = {kCompute, kSkipped};
+  spec.steps[1].ranges = {{1, 2, 0}};
+  spec.steps[0].mlp = {0, kSkipped};
+  spec.steps[0].attn = {kCompute, kSkipped};
+  spec.steps[0].ranges = {{1, 2, 0}};
+  const RunPlan plan = test::plan_of_spec(checkpoint, spec, Mode::Dynamic, /*guided=*/false);
+  test::Walk good(EngineKind::Cpu, checkpoint, plan, {.threads = 2});
+  good.forward();
+  const test::Forward second = good.forward(), last = good.forward();
+  int refused = 0;
+  for (bool whole = false; !whole; ++refused) {
+    test::Walk walk(EngineKind::Cpu, checkpoint, plan, {.threads = 2});
+    walk.forward();
+    walk.workspace = walk.engine->make_workspace({.threads = 2});  // its buffers are empty
+    std::vector<at::Tensor> x;
+    std::vector<Row> rows;
+    for (test::Walker& walker : walk.walkers) {
+      x.push_back(walker.x());
+      rows.push_back(walker.row());
+    }
+    const at::Tensor inputs = at::stack(x);
+    std::vector<Work> work(x.size());
+    ForwardOutputs outputs{.work = work};
+    until_refused = refused;
+    try {
+      walk.engine->forward(inputs, rows, *walk.workspace, outputs);
+      whole = until_refused >= 0;
+    } catch (const std::bad_alloc&) {
+    } catch (const c10::Error&) {  // ATen's way to say it
+    }
+    until_refused = -1;
+    ASSERT_TRUE(at::equal(walk.forward().out, second.out)) << "after block " << refused;
+    ASSERT_TRUE(at::equal(walk.forward().out, last.out)) << "after block " << refused;
+  }
+  EXPECT_GT(refused, 20);
 }
 
 }  // namespace

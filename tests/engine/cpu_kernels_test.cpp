@@ -1,7 +1,6 @@
 // Every kernel of every compiled level that this processor runs, against plain loops in double precision.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <fstream>
 #include <functional>
 #include <numeric>
@@ -12,75 +11,16 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "dydit/base/isa.h"
 #include "dydit/base/noise.h"
 #include "dydit/engine/cpu/kernels.h"
 #include "dydit/engine/cpu/packed_linear.h"
+#include "tests/support/kernel_levels.h"
 
 namespace dydit::cpu {
-namespace avx2 {
-extern const Kernels kernels;
-}
-namespace avx512 {
-extern const Kernels kernels;
-}
-namespace avx512_bf16 {
-extern const Kernels kernels;
-}
-namespace emulated_amx {
-extern const Kernels kernels;
-}
-
 namespace {
 
-struct Level {
-  const char* name;
-  Isa needs;
-  const Kernels& (*kernels)();
-};
-const Level kLevels[] = {
-    {"avx2", Isa::Avx2, []() -> const Kernels& { return avx2::kernels; }},
-    {"avx512", Isa::Avx512, []() -> const Kernels& { return avx512::kernels; }},
-    {"avx512_bf16", Isa::Avx512Bf16, []() -> const Kernels& { return avx512_bf16::kernels; }},
-    {"emulated_amx", Isa::Avx512Bf16, []() -> const Kernels& { return emulated_amx::kernels; }},
-    {"in_force", Isa::Avx2, kernels},
-};
-
-class CpuKernels : public testing::TestWithParam<Level> {
- protected:
-  void SetUp() override {
-    if (detect_isa() < GetParam().needs) GTEST_SKIP() << "this processor has no " << GetParam().name;
-  }
-  const Kernels& kernels() const { return GetParam().kernels(); }
-};
 INSTANTIATE_TEST_SUITE_P(Levels, CpuKernels, testing::ValuesIn(kLevels),
                          [](const auto& info) { return std::string(info.param.name); });
-
-// float32: 2^-24 a rounding, of some tens along a row. bfloat16: rounding a result to 8 bits costs 2^-9 of
-// it, and attention's weights were rounded once before.
-template <typename T>
-constexpr double kTolerance = sizeof(T) == 2 ? 1e-2 : 1e-5;
-
-double value_of(float x) { return x; }
-double value_of(Bf16 x) { return __builtin_bit_cast(float, static_cast<uint32_t>(x.bits) << 16); }
-void set(float& to, float x) { to = x; }
-void set(Bf16& to, float x) {  // cut, not rounded: any bfloat16 will do
-  to.bits = static_cast<uint16_t>(__builtin_bit_cast(uint32_t, x) >> 16);
-}
-
-template <typename T>
-std::vector<T> random_values(size_t count, uint64_t index, float scale = 1) {
-  std::vector<float> normals(count);
-  fill_normal(normals, /*seed=*/3, index, 0);
-  std::vector<T> values(count);
-  for (size_t i = 0; i < count; ++i) set(values[i], scale * normals[i]);
-  return values;
-}
-
-template <typename T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
-}
 
 // A layer of a few output and input segments, `outs` and `ins` of them active.
 struct Layer {
@@ -232,11 +172,41 @@ TEST_P(CpuKernels, GemmFloatIsTheProductThroughItsEpilogue) {
   check_epilogues<float, float>(kernels().gemm_float, kernels().narrow_float);
 }
 
+// Rows of each sample of a residual product, as they are kept: some samples keep none.
+template <typename A>
+struct Kept {
+  Kept(int samples, int rows, int columns) : rows(rows), stride(columns + 3) {
+    for (int b = 0; b < samples; ++b) {
+      before.push_back(random_values<A>(size_t(rows) * stride, 20 + b));
+      values.push_back(before.back());
+    }
+    for (int b = 0; b < samples; ++b) features.push_back(b == 2 ? nullptr : values[b].data());
+  }
+  // `row` of all samples' is `v`, others are what they were.
+  void expect(const std::vector<const double*>& v, int columns) const {
+    for (size_t b = 0; b < values.size(); ++b) {
+      std::vector<double> wanted;
+      for (int row = 0; row < rows; ++row) {
+        const double* const computed = features[b] ? v[b * rows + row] : nullptr;
+        for (int c = 0; c < columns; ++c)
+          wanted.push_back(computed ? computed[c] : value_of(before[b][row * stride + c]));
+      }
+      expect_rows(values[b], before[b], stride, wanted, columns);
+    }
+  }
+
+  int rows;
+  int64_t stride;
+  std::vector<std::vector<A>> before, values;
+  std::vector<void*> features;
+};
+
 // Samples of 5 rows each; the problem's rows go to scattered rows of the residual stream, in order.
 template <typename A, typename W>
 void check_residual(void (*gemm)(const Gemm&), bool narrow) {
   constexpr int kSampleRows = 5, kSamples = 4;
   const std::vector<int> scattered = {0, 1, 3, 4, 7, 9, 10, 12, 14, 15, 16, 17, 18, 19};
+  enum class Extra { None, Gates, Kept };  // what is kept has gates, too
   for (const Layer& layer : kLayers) {
     const int columns = layer.columns();
     const auto gate_values = random_values<float>(size_t{kSamples} * columns, 6);
@@ -245,28 +215,36 @@ void check_residual(void (*gemm)(const Gemm&), bool narrow) {
     for (const int rows : {1, 2, 6, 13, 14}) {
       const Problem<A, W> problem(layer, rows, narrow);
       for (const bool gathered : {false, true}) {
-        for (const bool gated : {false, true}) {
-          SCOPED_TRACE(testing::Message() << "layer " << &layer - kLayers << ", " << rows
-                                          << " rows, gathered " << gathered << ", gated " << gated);
+        for (const Extra extra : {Extra::None, Extra::Gates, Extra::Kept}) {
+          SCOPED_TRACE(testing::Message()
+                       << "layer " << &layer - kLayers << ", " << rows << " rows, gathered " << gathered
+                       << ", extra " << static_cast<int>(extra));
+          const bool gated = extra != Extra::None;
           const auto before = random_values<float>(kSamples * kSampleRows * problem.ldo(), 7);
           auto out = before;
+          Kept<A> kept(kSamples, kSampleRows, columns);
           Gemm call = problem.gemm(out.data(), Epilogue::Residual);
           call.rows = gathered ? scattered.data() : nullptr;
           call.sample_rows = kSampleRows;
           call.gates = gated ? gates.data() : nullptr;
+          call.features = extra == Extra::Kept ? kept.features.data() : nullptr;
+          call.feature_stride = kept.stride;
           problem.run(gemm, call);
           std::vector<double> wanted;
+          std::vector<const double*> computed(size_t{kSamples} * kSampleRows, nullptr);
           for (int row = 0; row < kSamples * kSampleRows; ++row) {
             for (int c = 0; c < columns; ++c) wanted.push_back(before[row * problem.ldo() + c]);
           }
           for (int r = 0; r < rows; ++r) {
             const int row = gathered ? scattered[r] : r;
+            if (extra == Extra::Kept) computed[row] = problem.wanted.data() + r * columns;
             for (int c = 0; c < columns; ++c) {
               wanted[row * columns + c] +=
                   problem.wanted[r * columns + c] * (gated ? gates[row / kSampleRows][c] : 1.0f);
             }
           }
           expect_rows(out, before, problem.ldo(), wanted, columns);
+          kept.expect(computed, columns);
           if (testing::Test::HasFatalFailure()) return;
         }
       }

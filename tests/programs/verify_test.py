@@ -1,5 +1,8 @@
 """dydit verify: that it compares all that is recorded, and that it can fail."""
 
+import json
+import shutil
+
 import numpy as np
 
 import support
@@ -7,6 +10,7 @@ from support import CIFAR, GOLDEN, TINY, TINY_PT, ProgramTest
 
 FAILED, USAGE = 1, 2
 FORWARD, DIFFUSION = GOLDEN / "forward.safetensors", GOLDEN / "diffusion.safetensors"
+PLANS = GOLDEN / "step_plan" / "runs.safetensors"
 FORWARD_CHECKS = {"pos_embed_formula", "attn_mask", "mlp_mask", "token_mask", "out", "out_static", "cfg_out"}
 
 
@@ -45,6 +49,17 @@ class AgreesTest(ProgramTest):
         for name in runs:  # decisions that no processor's rounding changes
             self.assertGreater(checks[name]["margin"], 1e-4, name)
             self.assertIs(checks[name]["within_rounding"], False, name)
+
+    def test_plans(self):
+        recorded = {name for name in support.load(PLANS)[0] if name.startswith(("dynamic.", "static."))}
+        self.assertEqual(len({name.rsplit(".", 1)[0] for name in recorded}), 4)
+        checks = self.checks("--reference", PLANS)
+        self.assertEqual(set(checks), {f"{engine} {name}" for name in recorded for engine in ("cpu", "reference")})
+        for name, check in checks.items():
+            if name.endswith(".macs"):
+                self.assertEqual((check["disagreements"], check["allowed_share"]), (0, 0), name)
+            else:
+                self.assertLessEqual(check["limit"], 1e-5, name)
 
 
 class DisagreesTest(ProgramTest):
@@ -101,6 +116,27 @@ class DisagreesTest(ProgramTest):
         betas = {"betas": tensors["betas"] * (1 + 1e-7), "timesteps_20": tensors["timesteps_20"] + 1}
         path = self.save("tables.safetensors", betas)
         self.assertEqual(self.failed_checks("--model", TINY, "--reference", path), {"betas", "timesteps_20"})
+
+    def test_each_recorded_value_of_plans_counts(self):
+        tensors, _ = support.load(PLANS)
+        shutil.copytree(PLANS.parent / "plans", self.work / "plans")
+        for kind in ("macs", "out", "x_9", "model_out_4"):
+            name = f"dynamic.s12.mixed.{kind}"
+            with self.subTest(name):
+                changed = tensors[name].copy()
+                changed.flat[1] += 1 if kind == "macs" else 1e-3 * np.abs(changed).max()
+                path = self.save("moved.safetensors", {**tensors, name: changed})
+                self.assertEqual(self.failed_checks("--model", TINY, "--reference", path), {f"cpu {name}", f"reference {name}"})
+
+    def test_another_plan(self):
+        tensors, _ = support.load(PLANS)
+        plans = shutil.copytree(PLANS.parent / "plans", self.work / "plans")
+        plan = json.loads((plans / "s12_stack_n3_o1.json").read_text())
+        for step in plan["steps"]:
+            step.get("ranges", [{}])[0]["order"] = 0  # it is 1
+        (plans / "s12_stack_n3_o1.json").write_text(json.dumps(plan))
+        failed = self.failed_checks("--model", TINY, "--reference", self.save("runs.safetensors", tensors))
+        self.assertEqual({name.rsplit(".", 1)[0] for name in failed}, {"cpu static.s12.stack_n3_o1", "reference static.s12.stack_n3_o1"})
 
 
 class RefusedTest(ProgramTest):
@@ -162,8 +198,17 @@ class RefusedTest(ProgramTest):
             with self.subTest(words[0]):
                 self.expect_refused(TINY, self.save("changed.safetensors", changed), FAILED, *words)
 
+    def test_messages_of_plans(self):
+        tensors, _ = support.load(PLANS)
+        runs = self.save("runs.safetensors", tensors)
+        self.expect_refused(TINY, runs, FAILED, "s12_guide_reuse.json", "No such file")
+        shutil.copytree(PLANS.parent / "plans", self.work / "plans")
+        changed = {**tensors, "timesteps_s12": tensors["timesteps_s12"][:-1]}
+        self.expect_refused(TINY, self.save("cut.safetensors", changed), FAILED, "timesteps_s12 are not those of", "s12_guide_reuse.json")
+
     def test_bf16_is_for_forwards_alone(self):
         for reference, what in ((DIFFUSION, "single steps and sampling runs are compared in float32 only"),
+                                (PLANS, "runs of plans are compared in float32 only"),
                                 (GOLDEN / "training.safetensors", "a training step is compared in float32 only")):
             self.expect_refused(TINY, reference, USAGE, what, flags=["--dtype", "bf16"])
 
