@@ -209,7 +209,7 @@ struct Steps {
     const at::Tensor x = scheduler.in_flight()[0].x;
     made.before = x.clone();
     scheduler.step();
-    made.after = x;
+    made.after = x.clone();
     const at::Tensor outputs = scheduler.outputs().clone();
     made.cond = outputs[0];
     if (outputs.size(0) == 2) made.null = outputs[1];
@@ -245,6 +245,7 @@ TEST(GuidanceOfPlans, IsWhatEachStepSays) {
     Request request;
     request.cfg_scale = 3;
     request.guided_channels = 3;
+    request.mode = Mode::Static;
     request.sampler = {SamplerKind::Ddim, 0};
     request.plan = full_spec(config, std::vector<int>{500, 600, 700, 800, 900});
     std::vector<StepSpec>& plan = request.plan->steps;
