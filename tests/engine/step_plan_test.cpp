@@ -41,6 +41,7 @@ using test::Walker;
 using test::with_token_bias;
 
 constexpr double kFloatTolerance = 1e-4;  // of the largest value, as of forwards without a plan
+constexpr double kKeptTolerance = 5e-4;   // forecasts that reach far enlarge the rounding of what they go by
 
 // Nothing is even: 5 heads of 7 channels, groups of 13, 9 tokens.
 DiTConfig odd_hidden_config() {
@@ -103,7 +104,7 @@ void expect_reference(const Checkpoint& checkpoint, const PlanSpec& spec, Mode m
         const at::Tensor kept = walk.walkers[b].history.features[slot],
                          wanted = reference.walkers[b].history.features[slot];
         const auto largest = [](const at::Tensor& values) { return values.abs().max().item<double>(); };
-        EXPECT_LE(largest(kept - wanted), kFloatTolerance * largest(wanted))  // both 0 where no token enters
+        EXPECT_LE(largest(kept - wanted), kKeptTolerance * largest(wanted))  // both 0 where no token enters
             << "row " << b << ", slot " << slot;
       }
     }
