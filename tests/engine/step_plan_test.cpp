@@ -443,8 +443,9 @@ TEST_P(PlansIn, KeepsInItsOwnType) {
   EXPECT_EQ(history.features.scalar_type(), GetParam().dtype);
   EXPECT_EQ(history.features.sizes(), (at::IntArrayRef{3, 9, 36}));
   EXPECT_EQ(history.kept_at, std::vector<int>(3, -1));
-  EXPECT_EQ(engine->history_bytes(3), static_cast<int64_t>(history.features.nbytes()));
-  EXPECT_EQ(engine->history_bytes(1 << 28),
+  EXPECT_EQ(history_bytes(odd_config(), GetParam().dtype, 3),
+            static_cast<int64_t>(history.features.nbytes()));
+  EXPECT_EQ(history_bytes(odd_config(), GetParam().dtype, 1 << 28),
             (int64_t{1} << 28) * 9 * 36 * (GetParam().dtype == at::kFloat ? 4 : 2));
 }
 

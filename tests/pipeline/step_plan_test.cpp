@@ -189,8 +189,8 @@ TEST(SchedulerOfPlans, WithoutGuidanceKeepsOneRow) {
   EXPECT_FALSE(scheduler.in_flight()[0].histories[1].features.defined());
   const int64_t feature = int64_t{16} * 64 * 4,
                 difference = int64_t{guided->request.channels_guided(tiny_config())} * 64 * 4;
-  EXPECT_EQ(cache_bytes(pipeline.engine(), plain->plan, plain->request), plain->plan.slots * feature);
-  EXPECT_EQ(cache_bytes(pipeline.engine(), guided->plan, guided->request),
+  EXPECT_EQ(cache_bytes(plain->plan, plain->request, at::kFloat), plain->plan.slots * feature);
+  EXPECT_EQ(cache_bytes(guided->plan, guided->request, at::kFloat),
             2 * guided->plan.slots * feature + guided->plan.guide_slots * difference);
 }
 
