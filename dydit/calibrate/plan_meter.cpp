@@ -38,6 +38,8 @@ MeasuredPlan PlanMeter::measure(const PlanSpec& plan) const {
     measured.cost += cost / n;
     measured.cost_max = std::max(measured.cost_max, cost);
     measured.error += error / n;
+    measured.executed += static_cast<double>(samples[i].work.executed) / complete / n;
+    measured.seconds += samples[i].seconds / n;
     squares += error * error / n;
     mean_square += apart * apart / static_cast<double>(full_[i].sample.numel()) / n;
   }

@@ -17,6 +17,8 @@ struct MeasuredPlan {
   double cost = 0, cost_max = 0;
   // Mean of ||x - x_full|| / ||x_full|| of the final state x, and the standard error of that mean.
   double error = 0, error_se = 0;
+  double executed = 0,
+         seconds = 0;               // an image's multiply-adds as a share likewise, its time: not in the file
   std::optional<double> psnr = {};  // dB, of values in [-1, 1], by the mean square; unset: no difference
   PlanSpec plan = {};
 };

@@ -70,9 +70,11 @@ std::vector<Family> parse_families(const std::string& list) {
 }
 
 void write_csv(const std::string& path, const std::vector<MeasuredPlan>& plans) {
-  std::string csv = csv_line({"cost", "cost_max", "error", "error_se", "psnr", "name"});
+  std::string csv =
+      csv_line({"cost", "cost_max", "executed", "seconds", "error", "error_se", "psnr", "name"});
   for (const MeasuredPlan& plan : plans) {
     csv += csv_line({fmt::format("{:.6g}", plan.cost), fmt::format("{:.6g}", plan.cost_max),
+                     fmt::format("{:.6g}", plan.executed), fmt::format("{:.6g}", plan.seconds),
                      fmt::format("{:.6g}", plan.error), fmt::format("{:.6g}", plan.error_se),
                      plan.psnr ? fmt::format("{:.6g}", *plan.psnr) : "", plan.plan.name});
   }

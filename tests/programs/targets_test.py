@@ -180,7 +180,8 @@ class RunningBase(TargetsBase):
         return process
 
     def temporaries(self):
-        return [path for path in self.work.rglob(".*.tmp-*")]
+        return [pathlib.Path(folder, name) for folder, _, names in os.walk(self.work)  # which folders may vanish under
+                for name in names if name.startswith(".") and ".tmp-" in name]
 
     def stop_at(self, process, reached):
         """Stops the process as soon as `reached` holds."""
