@@ -51,7 +51,7 @@ std::string usage() {
   std::string text =
       fmt::format("dydit {}: dynamic diffusion transformers\n\nusage: dydit VERB [options]\n\n", kVersion);
   for (const Verb& verb : kVerbs) {
-    if (verb.run) text += fmt::format("  {:<10}{}\n", verb.name, verb.help);
+    if (verb.run) text += fmt::format("  {:<11}{}\n", verb.name, verb.help);
   }
   return text + "\ndydit VERB --help lists a verb's options; dydit --version says what this build is.\n";
 }

@@ -138,8 +138,7 @@ TEST(Calibrate, KeepsACurveFromCheapPlansToTheFullRun) {
              if (plan.plan.name.find("guide-every") != std::string::npos) kinds.insert("guide");
            },
        .on_progress = [&](const Progress& progress) { phases.insert(std::string(progress.what)); }});
-  for (const char* kind :
-       {"none", "fora", "taylor", "lagrange", "stack", "ddim", "search", "guide"})
+  for (const char* kind : {"none", "fora", "taylor", "lagrange", "stack", "ddim", "search", "guide"})
     EXPECT_TRUE(kinds.contains(kind)) << kind;
   EXPECT_EQ(phases.size(), 6u);
   EXPECT_EQ(set.measured.classes, (std::vector<int>{0, 1, 2}));
