@@ -21,7 +21,7 @@ constexpr int kGuideIntervals[] = {2, 3, 5};
 // Of the search: shares of the full run's cost, and how many schedules are tried for each.
 constexpr double kBudgets[] = {0.15, 0.2, 0.24, 0.28, 0.32, 0.37, 0.42, 0.47, 0.53, 0.6};
 constexpr int kTriedPerBudget = 3;
-constexpr int kPolishRounds = 3;
+constexpr int kPolishRounds = 2;
 constexpr double kThresholds[] = {0.05, 0.08, 0.12, 0.15, 0.2, 0.3, 0.4};
 constexpr int kLeastSearchSteps = 4;
 

@@ -45,7 +45,9 @@ GeneratedSample delivered(const Sample& sample) {
   GeneratedSample result{sample.index, sample.label, sample.x, sample.seconds, sample.work};
   if (sample.entries.defined()) {
     const Course& course = *sample.course;
-    const int64_t forwards = sample.steps_done() * (course.request.guided() ? 2 : 1);
+    int64_t forwards = 0;
+    for (size_t step = 0; step < course.plan.steps.size(); ++step)
+      forwards += course.plan.rows(step, course.request.guided());
     result.token_share = sample.entries.div(forwards * course.plan.config.depth);
   }
   return result;

@@ -199,12 +199,12 @@ void Scheduler::fill_inputs(const Part& part) const {
 }
 
 History Scheduler::take_history(int slots) {
-  const auto found = std::find_if(spare_.begin(), spare_.end(), [&](const History& history) {
-    return history.kept_at.size() == static_cast<size_t>(slots);
+  std::erase_if(spare_, [&](const History& history) {  // of other plans
+    return history.kept_at.size() != static_cast<size_t>(slots);
   });
-  if (found == spare_.end()) return engine_.make_history(slots);
-  History history = std::move(*found);
-  spare_.erase(found);
+  if (spare_.empty()) return engine_.make_history(slots);
+  History history = std::move(spare_.back());
+  spare_.pop_back();
   history.kept_at.assign(slots, -1);
   return history;
 }

@@ -73,11 +73,13 @@ class CalibrateTest(ProgramTest):
         self.expect_error([*good, "--budget", few], USAGE, f"no plan of {path} costs as little; the cheapest costs")
         forced = self.generate("--budget", few, "--force")
         self.assertEqual(forced["plan"]["name"], json.loads(path.read_text())["plans"][0]["plan"]["name"])
-        self.expect_error([*good, "--budget", "1.5"], USAGE, "--budget 1.5")
+        self.expect_error([*good, "--budget", "1.5"], USAGE, "--budget: 1.5")
         self.expect_error([*good, "--budget", "0.5", "--cache", "fora:2"], USAGE, "--budget")
         self.expect_error([*good, "--budget", "0.5", "--guide-every", "2"], USAGE, "needs no --budget")
-        self.expect_error([*good, "--budget", "0.5", "--cfg-scale", "3"], USAGE, "its plans are for guidance scale 2")
-        self.expect_error([*good, "--budget", "0.5", "--steps", "9"], USAGE, "its plans are for timesteps")
+        for flag, value, what in (("--cfg-scale", "3", "guidance scale 2"), ("--steps", "9", "timesteps")):
+            other = list(good)
+            other[other.index(flag) + 1] = value
+            self.expect_error([*other, "--budget", "0.5"], USAGE, f"its plans are for {what}")
         self.expect_error([*good, "--budget", "0.5", "--plans", "none.json"], FAILED, "none.json")
         self.expect_error([*good, "--force"], USAGE, "--force: needs --budget")
         path.rename(self.work / "moved.json")
