@@ -6,7 +6,6 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
-#include <charconv>
 #include <cstring>
 #include <fcntl.h>
 #include <new>
@@ -22,6 +21,7 @@
 #include <system_error>
 
 #include "dydit/base/error.h"
+#include "dydit/base/numbers.h"
 #include "dydit/io/bytes.h"
 
 namespace dydit {
@@ -184,9 +184,7 @@ std::optional<int> own_descriptor(fs::path path) {
     const fs::path folder = fs::canonical(path.has_parent_path() ? path.parent_path() : ".", error);
     const std::string name = path.filename().string();
     if (!error && folder == descriptors) {
-      int number = -1;
-      const auto [end, parse_error] = std::from_chars(name.data(), name.data() + name.size(), number);
-      if (parse_error == std::errc() && end == name.data() + name.size() && number >= 0) return number;
+      if (const auto number = parse_number<int>(name); number && *number >= 0) return number;
     }
     if (!error) path = folder / fs::read_symlink(folder / name, error);
   }

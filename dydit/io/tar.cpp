@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "dydit/base/error.h"
+#include "dydit/base/numbers.h"
 #include "dydit/io/bytes.h"
 #include "dydit/io/text.h"
 
@@ -160,10 +161,7 @@ class TarParser {
   }
 
   static std::optional<uint64_t> decimal(std::string_view text) {
-    if (text.empty() || text.size() > 18) return std::nullopt;
-    uint64_t value = 0;
-    if (std::from_chars(text.begin(), text.end(), value).ptr != text.end()) return std::nullopt;
-    return value;
+    return text.size() > 18 ? std::nullopt : parse_number<uint64_t>(text);
   }
 
   std::span<const std::byte> rest_;
