@@ -3,7 +3,6 @@
 #include "dydit/base/machine.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <fstream>
 #include <limits>
@@ -16,6 +15,7 @@
 #include <sys/resource.h>
 
 #include "dydit/base/error.h"
+#include "dydit/base/numbers.h"
 
 namespace dydit {
 namespace {
@@ -42,12 +42,10 @@ std::vector<double> numbers_of(const fs::path& file) {
   std::string line;
   std::getline(stream, line);
   for (const std::string& word : split(line, ' ')) {
-    int64_t number = 0;
-    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), number);
     if (word == "max") {
       numbers.push_back(kNone);
-    } else if (error == std::errc() && end == word.data() + word.size()) {
-      numbers.push_back(static_cast<double>(number));
+    } else if (const auto number = parse_number<int64_t>(word)) {
+      numbers.push_back(static_cast<double>(*number));
     }
   }
   return numbers;
