@@ -76,7 +76,7 @@ void write_csv(const std::string& path, const std::vector<MeasuredPlan>& plans) 
     csv += csv_line({fmt::format("{:.6g}", plan.cost), fmt::format("{:.6g}", plan.cost_max),
                      fmt::format("{:.6g}", plan.executed), fmt::format("{:.6g}", plan.seconds),
                      fmt::format("{:.6g}", plan.error), fmt::format("{:.6g}", plan.error_se),
-                     plan.psnr ? fmt::format("{:.6g}", *plan.psnr) : "", plan.plan.name});
+                     plan.psnr ? fmt::format("{:.6g}", *plan.psnr) : "", csv_text(plan.plan.name)});
   }
   write_output_file(path, csv);
 }
