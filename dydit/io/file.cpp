@@ -236,15 +236,15 @@ int OutputFile::open_temporary() {
       return errno;
     }
   }
+  int error_number = 0;
   do {
     temporary_ = temporary_name(target_);
+    temporaries.add(temporary_.c_str());  // before it is there: a signal in between would leave it
     descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-  } while (descriptor_ < 0 && errno == EEXIST);  // left by a killed process of the same number
-  if (descriptor_ >= 0) {
-    temporaries.add(temporary_.c_str());
-    return 0;
-  }
-  const int error_number = errno;
+    if (descriptor_ >= 0) return 0;
+    error_number = errno;
+    temporaries.remove(temporary_.c_str());
+  } while (error_number == EEXIST);  // left by a killed process of the same number
   temporary_.clear();
   return error_number;
 }

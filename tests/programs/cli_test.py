@@ -6,12 +6,12 @@ import support
 from support import CIFAR, GOLDEN, TINY, ProgramTest
 
 USAGE = 2
-VERBS = ("generate", "inspect", "verify", "convert", "train", "finetune", "bench", "evaluate")
+VERBS = ("generate", "inspect", "verify", "convert", "train", "finetune", "bench", "calibrate", "evaluate")
 LATER_VERBS = ("latents", "report", "serve")
 # option, verbs, values that work, values that are known and refused
 CHOICES = (
     ("--sampler", ("generate", "bench"), ("ddpm", "ddim", "dpm++"), ()),
-    ("--engine", ("generate", "verify", "bench", "evaluate"), ("auto", "cpu", "reference"), ()),
+    ("--engine", ("generate", "verify", "bench", "calibrate", "evaluate"), ("auto", "cpu", "reference"), ()),
     ("--gate-rule", ("finetune",), ("threshold", "capacity"), ()),
     ("--noise", ("generate",), ("philox", "torch"), ()),
     ("--semantics", ("convert",), ("same", "original", "diffusers"), ()),

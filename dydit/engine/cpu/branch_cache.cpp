@@ -15,6 +15,12 @@ static_assert(kMaxTerms == kMaxOrder + 1);
 BranchCache::BranchCache(const DiTConfig& config, bool bf16)
     : N_(config.num_tokens()), C_(config.hidden_size), bf16_(bf16) {}
 
+void BranchCache::reserve(int samples, size_t ranges) {
+  if (before_.size() < ranges) before_.resize(ranges);
+  for (size_t r = 0; r < ranges; ++r)
+    before_[r].reserve(static_cast<size_t>(samples) * N_ * C_ * sizeof(float));
+}
+
 void BranchCache::forecast(int block, Branch which) {
   const int branch = 2 * block + static_cast<int>(which);
   forecasted_.push_back({branch, -1, (int64_t{3} * branch + 2) * C_});  // shift, scale, gate
@@ -59,11 +65,9 @@ bool BranchCache::keeps_at(const StepPlan& plan, int block) {
 void BranchCache::keep_ranges(const PassRows& pass, int block, const float* x, int64_t stride, Team& team) {
   const std::vector<RangePlan>& ranges = pass.plan.ranges;
   const int rows = pass.samples() * N_;
-  before_.resize(std::max(before_.size(), ranges.size()));
   for (size_t r = 0; r < ranges.size(); ++r) {
     const bool begins = ranges[r].from == block;
     if (ranges[r].skipped() || (!begins && ranges[r].to != block)) continue;
-    if (begins) before_[r].reserve(static_cast<size_t>(rows) * C_ * sizeof(float));
     auto* before = before_[r].as<float>();
     team.run(ceil_div(rows, kTaskRows), [&](int task, int) {
       for (int row = task * kTaskRows; row < std::min(rows, (task + 1) * kTaskRows); ++row) {

@@ -27,6 +27,8 @@ class BranchCache {
  public:
   BranchCache(const DiTConfig& config, bool bf16);
 
+  /// Memory for passes of so many samples whose plans name so many ranges.
+  void reserve(int samples, size_t ranges);
   /// Before a pass: nothing is forecast yet.
   void begin() { forecasted_.clear(); }
   /// Puts a forecast in the place of a branch; it is added to the stream by the next add().

@@ -84,7 +84,7 @@ class CpuEngine final : public Engine {
   void compute(const at::Tensor& x, std::span<const Row> rows, Workspace& workspace,
                const ForwardOutputs& outputs) const override;
 
-  void reserve(PassMemory& w, int samples) const;
+  void reserve(PassMemory& w, int samples, size_t ranges) const;
   void forward_pass(const Pass& pass, const float* x, float* out) const;
   void embed(const Pass& pass, const float* x) const;
   void attention_half(const Pass& pass, int index) const;
@@ -180,23 +180,25 @@ void CpuEngine::compute(const at::Tensor& x, std::span<const Row> rows, Workspac
       done.executed += model_.executed_macs(plan, kept);
     }
   };
+  size_t ranges = 0;
+  for (const Row& row : rows) ranges = std::max(ranges, row.step->ranges.size());
   const Division division = divide(B, N_, run.crew().threads());
   if (division.alone > 0) {
-    for (PassMemory& w : run.own) reserve(w, division.samples_alone());
+    for (PassMemory& w : run.own) reserve(w, division.samples_alone(), ranges);
     const std::vector<Piece> pieces = run.groups.pieces_alone(division);
     run.crew().run_apart(static_cast<int>(pieces.size()),
                          [&](int task, int thread) { forward_rows(pieces[task], run.own[thread]); });
     for (PassMemory& w : run.own) read_profile(run, w);
   }
   if (division.together > 0) {
-    reserve(run.shared, division.samples);
+    reserve(run.shared, division.samples, ranges);
     for (const Piece& piece : run.groups.pieces_together(division)) forward_rows(piece, run.shared);
   }
   read_profile(run, run.shared);
 }
 
 // All memory of a pass with everything on, so that no later step needs more.
-void CpuEngine::reserve(PassMemory& w, int samples) const {
+void CpuEngine::reserve(PassMemory& w, int samples, size_t ranges) const {
   const PassBytes bytes = pass_bytes(config_, bf16_, samples);
   w.x.reserve(bytes.x);
   w.rows.reserve(bytes.rows);
@@ -204,6 +206,7 @@ void CpuEngine::reserve(PassMemory& w, int samples) const {
   w.heads.reserve(bytes.heads);
   w.hidden.reserve(bytes.hidden);
   w.patches.reserve(bytes.patches);
+  w.cache.reserve(samples, ranges);
   if (!config_.token_routers) return;
   w.logits.reserve(bytes.logits);
   w.gathered.reserve(static_cast<size_t>(samples) * N_);
