@@ -21,7 +21,8 @@ CHOICES = (
 
 def arguments(verb):
     """Enough for the verb to run."""
-    return {"generate": ["generate", "--model", TINY, "--latents", "x.safetensors", "--threads", "1"],
+    return {"calibrate": ["calibrate", "--model", TINY, "--threads", "1"],
+            "generate": ["generate", "--model", TINY, "--latents", "x.safetensors", "--threads", "1"],
             "inspect": ["inspect", TINY],
             "verify": ["verify", "--model", TINY, "--reference", GOLDEN / "forward.safetensors"],
             "convert": ["convert", TINY, "x.safetensors"],
