@@ -113,7 +113,7 @@ class Calibration {
   // As many of them as may be kept.
   Request search_request() const {
     Request request = other_images();
-    const int64_t allowed = options_.cache_memory > 0 ? options_.cache_memory : memory_limit().bytes / 4;
+    const int64_t allowed = cache_allowance(options_);
     const int64_t image = forecast_error_bytes(config_, options_.dtype, request);
     DYDIT_CHECK(image <= allowed,
                 "the search keeps {} of features for one image, and may keep {}: take a larger "

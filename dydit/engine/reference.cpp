@@ -91,7 +91,7 @@ class ReferenceEngine final : public Engine {
     const int L = config_.depth, H = config_.num_heads;
     const int64_t C = config_.hidden_size;
     const bool dynamic = step.mode == Mode::Dynamic;
-    const int64_t width_router = dynamic && config_.width_routers ? C * (H - 1) : 0;
+    const int64_t width_router = dynamic ? width_router_macs(config_) : 0;
     int64_t macs = fixed_macs(config_);
     for (int l = 0; l < L; ++l) {
       if (step.computes(l, Branch::Attention)) macs += attention_macs(config_, H) + width_router;

@@ -22,15 +22,17 @@ int64_t fixed_macs(const DiTConfig& config) {
   return patch_embed + t_embed + adaLN + final_layer;
 }
 
+int64_t width_router_macs(const DiTConfig& config) {
+  return config.width_routers ? int64_t{config.hidden_size} * (config.num_heads - 1) : 0;
+}
+
 int64_t token_router_macs(const DiTConfig& config) {
   const int64_t R = config.token_router_hidden();
   return config.token_routers ? config.num_tokens() * (config.hidden_size * R + R) : 0;
 }
 
 int64_t router_macs(const DiTConfig& config) {
-  const int64_t C = config.hidden_size;
-  const int64_t width = config.width_routers ? 2 * C * (config.num_heads - 1) : 0;
-  return config.depth * (width + token_router_macs(config));
+  return config.depth * (2 * width_router_macs(config) + token_router_macs(config));
 }
 
 int64_t num_parameters(const DiTConfig& config) {

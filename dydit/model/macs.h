@@ -15,6 +15,8 @@ int64_t attention_macs(const DiTConfig& config, int heads);
 int64_t mlp_macs(const DiTConfig& config, int groups, int64_t tokens);
 /// Patch and timestep embedding, adaLN of all blocks, final layer: the same for every plan.
 int64_t fixed_macs(const DiTConfig& config);
+/// The width router of a block's attention, or of its MLP; 0 without width routers.
+int64_t width_router_macs(const DiTConfig& config);
 /// The token router of a block; 0 without token routers.
 int64_t token_router_macs(const DiTConfig& config);
 /// Width and token routers of all blocks; 0 for a static DiT.

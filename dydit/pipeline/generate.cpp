@@ -27,8 +27,7 @@ void check_run_memory(const Checkpoint& checkpoint, const GenerateOptions& optio
 
 // What a batch keeps of its features is never shrunk silently.
 void check_cache_memory(at::ScalarType dtype, const Course& course, const SamplingOptions& options) {
-  const int64_t image = cache_bytes(course.plan, course.request, dtype),
-                allowed = options.cache_memory > 0 ? options.cache_memory : memory_limit().bytes / 4,
+  const int64_t image = cache_bytes(course.plan, course.request, dtype), allowed = cache_allowance(options),
                 count = std::min(options.batch, course.request.num_images);
   DYDIT_CHECK(image * count <= allowed,
               "plan {} keeps {} of features an image, {} for a batch of {}, and may keep {}: {}",

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "dydit/base/error.h"
+#include "dydit/base/machine.h"
 #include "dydit/diffusion/schedule.h"
 #include "dydit/engine/engine.h"
 #include "dydit/io/text.h"
@@ -55,7 +56,8 @@ void check_plan(const DiTConfig& config, const Request& request, const PlanSpec&
   check("mode", plan.mode, kModeNames[request.mode]);
   DYDIT_USAGE_CHECK(
       request.mode == Mode::Dynamic || !plan.for_dynamic(),
-      "plan {} says which heads, groups or tokens are on, this run is static: take --mode dynamic",
+      "plan {} says which heads, groups or tokens are on, this run is static: leave them out, or take "
+      "--mode dynamic with a model that has routers",
       quote(plan.name));
 }
 
@@ -93,6 +95,10 @@ void check_run(const Request& request, const SamplingOptions& run) {
 int64_t cache_bytes(const RunPlan& plan, const Request& request, at::ScalarType dtype) {
   return history_bytes(plan.config, dtype, plan.slots) * (request.guided() ? 2 : 1) +
          plan.guide_slots * request.guided_values(plan.config) * static_cast<int64_t>(sizeof(float));
+}
+
+int64_t cache_allowance(const SamplingOptions& run) {
+  return run.cache_memory > 0 ? run.cache_memory : memory_limit().bytes / 4;
 }
 
 int64_t static_macs_per_sample(const DiTConfig& config, const Request& request) {

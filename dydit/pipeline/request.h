@@ -51,10 +51,9 @@ struct Request {
 struct SamplingOptions {
   int batch = 16;  // images sampled together
   int threads = 1;
-  int preview_every = 0;   // steps from one preview to the next; 0: none
-  bool token_map = false;  // also keep each token's share of MLP entries
-  // Bytes that a batch may keep of features and guidance; 0: a quarter of what is free.
-  int64_t cache_memory = 0;
+  int preview_every = 0;     // steps from one preview to the next; 0: none
+  bool token_map = false;    // also keep each token's share of MLP entries
+  int64_t cache_memory = 0;  // bytes that a batch may keep of features and guidance; 0: cache_allowance's
 };
 
 /// The timesteps of a run: the plan's, those given by hand, else choose_timesteps'.
@@ -70,6 +69,9 @@ RunPlan complete_plan(const Request& request, RunPlan widths);
 
 /// Bytes that an image of such a plan keeps from step to step, of both rows and of guidance.
 int64_t cache_bytes(const RunPlan& plan, const Request& request, at::ScalarType dtype);
+
+/// Bytes that a run may keep: those given, else a quarter of memory_limit().
+int64_t cache_allowance(const SamplingOptions& run);
 
 /// Throws UsageError for what this model cannot make or nobody can mean.
 void check_request(const DiTConfig& config, const Request& request);

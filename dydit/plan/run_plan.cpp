@@ -184,7 +184,7 @@ void apply_spec(const PlanSpec& spec, bool guided, RunPlan& plan) {
 int64_t required_macs(const DiTConfig& config, const StepPlan& step, std::span<const int> tokens) {
   const int64_t C = config.hidden_size, N = config.num_tokens(), ada = 3 * C * C;  // of a branch
   const bool dynamic = step.mode == Mode::Dynamic;
-  const int64_t width_router = dynamic && config.width_routers ? C * (config.num_heads - 1) : 0;
+  const int64_t width_router = dynamic ? width_router_macs(config) : 0;
   int64_t macs = fixed_macs(config) - config.depth * 2 * ada;
   for (int b = 0; b < config.depth; ++b) {
     const BlockWidth& width = step.blocks[b];

@@ -73,8 +73,8 @@ struct StepPlan {
   // Filled by apply_spec.
   int index = 0;  // of the run's steps
   int slots = 0;  // of a row's history in this run
-  std::vector<BranchPlan> branches =
-      {};  // (2L): attention and MLP of each block; empty: all computed, none kept
+  // (2L): attention and MLP of each block; empty: all computed, none kept.
+  std::vector<BranchPlan> branches = {};
   std::vector<RangePlan> ranges = {};  // by `from`, the longer first
   GuidePlan guide = {};
 

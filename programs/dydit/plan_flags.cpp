@@ -1,5 +1,6 @@
 #include "plan_flags.h"
 
+#include <algorithm>
 #include <filesystem>
 
 #include "dydit/base/error.h"
@@ -64,6 +65,11 @@ void PlanFlags::resolve(Cli& cli, const Checkpoint& checkpoint, bool chosen, Gen
         "{}: its {} timesteps are not those of --steps or --timesteps; leave these out, or take a "
         "plan of {} steps ({})",
         file, options.plan->steps.size(), wanted.timesteps.size(), wanted.description);
+    const std::vector<StepSpec>& steps = options.plan->steps;
+    if (!options.guided() && std::any_of(steps.begin(), steps.end(), [](const StepSpec& step) {
+          return step.guide != GuideKind::Full || step.scale;
+        }))
+      cli.console.info(fmt::format("passed over: what {} says of guidance, for this run has none", file));
   } else {
     cli.within("--cache", [&] { plan_by_policy(cache, guide, config, options); });
   }

@@ -25,6 +25,7 @@ using test::Forward;
 using test::Inputs;
 using test::kTimesteps;
 using test::odd_config;
+using test::odd_hidden_config;
 using test::one_head_config;
 using test::random_checkpoint;
 using test::random_inputs;
@@ -32,30 +33,12 @@ using test::relative_difference;
 using test::rows_of;
 using test::tiny_config;
 using test::with_token_bias;
+using test::xl_heads_config;
 
 constexpr double kFloatTolerance = 1e-4;  // of the largest value
 
-// Heads of 72 as in DiT-XL, 100 tokens: ten samples fill a pass.
-DiTConfig xl_heads_config() {
-  DiTConfig config = tiny_config();
-  config.input_size = 20;
-  config.hidden_size = 144;
-  config.num_heads = 2;
-  config.mlp_hidden = 576;
-  return config;
-}
-
-// Hidden size, head size and group size are odd: every row has padding.
-DiTConfig odd_hidden_config() {
-  DiTConfig config = odd_config();
-  config.hidden_size = 35;
-  config.num_heads = 5;
-  config.mlp_hidden = 65;
-  return config;
-}
-
 std::vector<DiTConfig> configs() {
-  return {tiny_config(), odd_config(), one_head_config(), xl_heads_config(), odd_hidden_config()};
+  return {tiny_config(), odd_config(), one_head_config(), xl_heads_config(20), odd_hidden_config()};
 }
 
 // Weights of `dtype` as load_checkpoint gives them.
@@ -266,7 +249,7 @@ TEST_P(CpuEngineIn, RowDoesNotDependOnABrokenRow) {
 }
 
 TEST(CpuEngine, ExecutedWorkIsWithinAQuarterOfTheRequiredOnTinyShapes) {
-  for (const DiTConfig& config : {tiny_config(), xl_heads_config()}) {
+  for (const DiTConfig& config : {tiny_config(), xl_heads_config(20)}) {
     SCOPED_TRACE(model_name(config));
     const EngineOf engine(EngineKind::Cpu, random_checkpoint(config));
     const Inputs inputs = random_inputs(config, 4);

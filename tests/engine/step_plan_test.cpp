@@ -26,6 +26,7 @@ using test::EngineOf;
 using test::expect_same_bits;
 using test::Forward;
 using test::odd_config;
+using test::odd_hidden_config;
 using test::one_head_config;
 using test::plan_of_spec;
 using test::random_checkpoint;
@@ -39,31 +40,14 @@ using test::tiny_config;
 using test::Walk;
 using test::Walker;
 using test::with_token_bias;
+using test::xl_heads_config;
 
 constexpr double kFloatTolerance = 1e-4;  // of the largest value, as of forwards without a plan
-constexpr double kKeptTolerance = 5e-4;   // forecasts that reach far enlarge the rounding of what they go by
-
-// Nothing is even: 5 heads of 7 channels, groups of 13, 9 tokens.
-DiTConfig odd_hidden_config() {
-  DiTConfig config = odd_config();
-  config.hidden_size = 35;
-  config.num_heads = 5;
-  config.mlp_hidden = 65;
-  return config;
-}
-
-// Heads of 72 as in DiT-XL, 36 tokens, whole and narrow panels.
-DiTConfig xl_heads_config() {
-  DiTConfig config = tiny_config();
-  config.input_size = 12;
-  config.hidden_size = 144;
-  config.num_heads = 2;
-  config.mlp_hidden = 576;
-  return config;
-}
+constexpr double kKeptTolerance =
+    2e-4;  // forecasts that reach far and differences enlarge rounding: to 1.1e-4
 
 std::vector<DiTConfig> configs() {
-  return {tiny_config(), odd_config(), one_head_config(), xl_heads_config(), odd_hidden_config()};
+  return {tiny_config(), odd_config(), one_head_config(), xl_heads_config(12), odd_hidden_config()};
 }
 
 Checkpoint with_counts() {

@@ -324,8 +324,7 @@ TEST_F(RefusedPlan, SaysWidthsInAStaticRun) {
     change(by_hand.plan->steps[1]);
     check_request(config_, by_hand);
     by_hand.mode = Mode::Static;
-    expect_refused(by_hand,
-                   "says which heads, groups or tokens are on, this run is static: take --mode dynamic");
+    expect_refused(by_hand, "says which heads, groups or tokens are on, this run is static: leave them out");
   };
   const std::vector<std::vector<uint8_t>> parts(2, {1, 0, 1, 0});
   refuse([&](StepSpec& step) { step.heads = parts; });

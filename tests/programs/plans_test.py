@@ -153,6 +153,13 @@ class RefusedPlansTest(PlansBase):
         made = self.run_json("generate", "--model", DYNAMIC, *RUN[:2], *RUN[4:], "-n", "1", "--plan", plan, "--cost-map", "map.png")
         self.assertAlmostEqual(made["images"][0]["token_share"], 9 / 64)
 
+    def test_guidance_of_a_plan_is_passed_over_aloud(self):
+        free = ["generate", "--model", CIFAR, "--sampler", "ddim", "-n", "1", "--dtype", "f32"]
+        plan = self.plan([FULL, {**FULL, "guide": "off"}])
+        for scale, said in (("1", 1), ("2", 0)):
+            result = self.run_program(*free, "--cfg-scale", scale, "--plan", plan, "--out", "x.png")
+            self.assertEqual((result.returncode, result.stderr.count("says of guidance, for this run has none")), (0, said))
+
     def test_guidance_between_nowhere(self):
         self.refused(["--guide-from", "10", "--guide-to", "20"], USAGE, "--guide-to 20: is above --guide-from 10")
 

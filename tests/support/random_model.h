@@ -45,6 +45,25 @@ inline DiTConfig odd_config() {
           .token_routers = true};
 }
 
+/// As odd, with odd hidden, head and group sizes: every row has padding.
+inline DiTConfig odd_hidden_config() {
+  DiTConfig config = odd_config();
+  config.hidden_size = 35;
+  config.num_heads = 5;
+  config.mlp_hidden = 65;
+  return config;
+}
+
+/// Heads of 72 as in DiT-XL, (input_size / 2)^2 tokens: whole and narrow panels.
+inline DiTConfig xl_heads_config(int input_size) {
+  DiTConfig config = tiny_config();
+  config.input_size = input_size;
+  config.hidden_size = 144;
+  config.num_heads = 2;
+  config.mlp_hidden = 576;
+  return config;
+}
+
 /// One head: the width routers have no output, head and group 0 are always on.
 inline DiTConfig one_head_config() {
   DiTConfig config = tiny_config();

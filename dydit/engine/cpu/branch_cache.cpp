@@ -79,7 +79,6 @@ void BranchCache::keep_ranges(const PassRows& pass, int block, const float* x, i
         }
         const Row& of_batch = pass.row(row / N_);
         std::byte* const to = slot(of_batch, of_batch.step->ranges[r].store);
-        if (to == nullptr) continue;  // kept for another row
         std::byte* const kept = to + int64_t{row % N_} * C_ * (bf16_ ? 2 : 4);
         if (bf16_) {
           kernels().subtract_bf16(reinterpret_cast<Bf16*>(kept), now, then, C_);

@@ -6,6 +6,8 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include "dydit/model/macs.h"
+
 namespace dydit::cpu {
 namespace {
 
@@ -105,17 +107,12 @@ int64_t PackedModel::executed_macs(const StepPlan& step, std::span<const int> to
   };
   int64_t macs = config_.num_tokens() * (layer(patch) + layer(final)) + layer(t_in) + layer(t_out);
   for (const PackedLinear& weights : ada) macs += layer(weights);
+  const int64_t width_router = step.mode == Mode::Dynamic ? width_router_macs(config_) : 0;
   for (int l = 0; l < config_.depth; ++l) {
-    if (step.computes(l, Branch::Attention)) macs += attention_macs(l, step);
-    if (step.computes(l, Branch::Mlp)) macs += mlp_macs(l, step, tokens[l]);
+    if (step.computes(l, Branch::Attention)) macs += attention_macs(l, step) + width_router;
+    if (step.computes(l, Branch::Mlp)) macs += mlp_macs(l, step, tokens[l]) + width_router;
   }
   return macs;
-}
-
-int64_t PackedModel::router_macs(const StepPlan& step) const {
-  return step.mode == Mode::Dynamic && config_.width_routers
-             ? int64_t{config_.hidden_size} * (config_.num_heads - 1)
-             : 0;
 }
 
 int64_t PackedModel::attention_macs(int index, const StepPlan& step) const {
@@ -128,7 +125,7 @@ int64_t PackedModel::attention_macs(int index, const StepPlan& step) const {
   const int64_t attention = heads * N * (keys * even(D) + channels * even(N));
   const int64_t qkv = heads * N * block.qkv.padded_out_size() * row;
   const int64_t proj = heads * N * block.proj.padded_out_size() * 2 * block.proj.segment_pairs();
-  return attention + qkv + proj + router_macs(step);
+  return attention + qkv + proj;
 }
 
 int64_t PackedModel::mlp_macs(int index, const StepPlan& step, int tokens) const {
@@ -140,7 +137,7 @@ int64_t PackedModel::mlp_macs(int index, const StepPlan& step, int tokens) const
   const int64_t R = block.token_in.out_size();
   const int64_t router =
       step.routes_tokens(config_) ? N * (int64_t{block.token_in.padded_out_size()} * row + R) : 0;
-  return fc1 + fc2 + router + router_macs(step);
+  return fc1 + fc2 + router;
 }
 
 }  // namespace dydit::cpu

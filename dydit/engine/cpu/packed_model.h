@@ -46,7 +46,6 @@ class PackedModel {
   PackedLinear pack_exact(const Checkpoint& checkpoint, const std::string& name, Team& team);
   PackedBlock pack_block(const Checkpoint& checkpoint, int index, bool bf16, Team& team);
   void pack_modulation(const Checkpoint& checkpoint, Team& team);
-  int64_t router_macs(const StepPlan& step) const;  // a branch's width router
   int64_t attention_macs(int index, const StepPlan& step) const;
   int64_t mlp_macs(int index, const StepPlan& step, int tokens) const;
 

@@ -25,7 +25,7 @@ struct Piece {
   int first, count;
 };
 
-/// The rows of a batch, those whose plans are equal but for the timestep one after the other.
+/// The rows of a batch, those whose plans do the same work one after the other.
 class RowGroups {
  public:
   void assign(std::span<const Row> rows);
