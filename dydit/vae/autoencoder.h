@@ -1,0 +1,119 @@
+// Autoencoders: images to latents and back. AutoencoderKL (Rombach et al. 2022, section 3.1 and appendix) and
+// the tiny ones of TAESD's layout.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <nlohmann/json_fwd.hpp>
+
+#include "dydit/base/enum_names.h"
+#include "dydit/base/progress.h"
+#include "dydit/model/checkpoint.h"
+
+namespace dydit {
+
+enum class AutoencoderKind { Kl, Tiny };
+inline constexpr EnumNames<AutoencoderKind, 2> kAutoencoderNames = {
+    "autoencoder", {{"AutoencoderKL", AutoencoderKind::Kl}, {"taesd", AutoencoderKind::Tiny}}};
+
+/// What a model sees of an autoencoder's latent z: x = (z - shift) scaling, or with `mean` and `std`, one
+/// value a channel, x = (z - mean) scaling / std.
+struct LatentScale {
+  double scaling = 1, shift = 0;
+  std::vector<double> mean = {}, std = {};  // both empty or of latent_channels values
+
+  /// (..., C, h, w) float32 -> the same shape, new memory.
+  at::Tensor to_model(const at::Tensor& z) const;
+  at::Tensor to_autoencoder(const at::Tensor& x) const;
+};
+
+struct AutoencoderConfig {
+  AutoencoderKind kind = AutoencoderKind::Kl;
+  int latent_channels = 4;
+  std::vector<int> channels = {128, 256, 512,
+                               512};  // of the levels, full resolution first (block_out_channels)
+  int layers = 2;                     // resnets of an encoder's level; a decoder's has one more
+  int norm_groups = 32;
+  bool quant_conv = true, post_quant_conv = true, mid_attention = true;
+  bool pool = false;      // of a tiny one: taef2's blocks with GroupNorm at the lowest resolution
+  int sample_size = 512;  // what diffusers' tiling reads
+  LatentScale scale;
+
+  /// Pixels of an image's side for one of the latent's.
+  int factor() const { return 1 << (channels.size() - 1); }
+};
+
+/// An autoencoder as it was read and checked.
+struct AutoencoderFile {
+  std::filesystem::path path;
+  std::string format;  // "diffusers folder", "ldm checkpoint (first_stage_model.)", "taesd", ...
+  AutoencoderConfig config;
+  Weights weights;  // under diffusers' names (a tiny one's: encoder.N..., decoder.N...), as stored
+  bool has_encoder = false, has_decoder = false;
+  std::vector<std::string> notes;  // lines for whoever reads it: defaults taken, keys passed over
+  std::string sha256;              // of the weights' file
+  std::vector<std::shared_ptr<const MappedFile>> files;
+
+  /// Throws Error when one of the files was written to since it was read.
+  void check_unchanged() const;
+};
+
+struct AutoencoderReadOptions {
+  std::filesystem::path config = {};  // config.json for weights that come without one; empty: none
+};
+
+/// True for what load_autoencoder takes, by content; a checkpoint of a DiT is not.
+bool is_autoencoder(const std::filesystem::path& path);
+
+/// Reads a folder of diffusers (an autoencoder's, or the `vae` of a pipeline), a bare file under diffusers'
+/// or ldm's names, an ldm checkpoint, or TAESD's files: one of them, or a folder with an encoder's and a
+/// decoder's. Throws Error that names the tensor, key or file.
+AutoencoderFile load_autoencoder(const std::filesystem::path& path,
+                                 const AutoencoderReadOptions& options = {});
+
+/// What an encoder says of images: z = mean + exp(logvar / 2) noise. Both (B, C, h, w) float32.
+struct Posterior {
+  at::Tensor mean;
+  at::Tensor logvar;  // clamped to [-30, 20]; undefined where the autoencoder is deterministic
+};
+
+struct AutoencoderOptions {
+  at::ScalarType dtype = at::kFloat;  // or at::kBFloat16; sums and statistics are float32 always
+  int threads = 1;
+  bool encoder = false, decoder = true;  // what is packed
+};
+
+/// An autoencoder that only computes: its weights packed once, const, for any number of threads at the same
+/// time. Image b depends on image b alone, bit for bit: not on the batch, not on the number of threads.
+class Autoencoder {
+ public:
+  virtual ~Autoencoder() = default;
+
+  const AutoencoderConfig& config() const { return config_; }
+  /// images (B, 3, H, W) float32 in [-1, 1] (of a tiny autoencoder, too; its own range is its own matter).
+  virtual Posterior encode(const at::Tensor& images) const = 0;
+  /// z (B, C, h, w) float32, unscaled -> images (B, 3, H, W) float32 in about [-1, 1], not clamped. Throws
+  /// Error that names the image and the stage for NaN or infinity.
+  virtual at::Tensor decode(const at::Tensor& z) const = 0;
+  /// Multiply-adds of one image, products of attention included.
+  virtual int64_t encode_macs(int height, int width) const = 0;  // of the image
+  virtual int64_t decode_macs(int height, int width) const = 0;  // of the latent
+  /// Bytes that one call needs at most beside its weights, argument and result.
+  virtual double encode_bytes(int height, int width) const = 0;
+  virtual double decode_bytes(int height, int width) const = 0;
+
+ protected:
+  explicit Autoencoder(const AutoencoderConfig& config) : config_(config) {}
+  AutoencoderConfig config_;
+};
+
+/// Throws Error where the file lacks the half that is asked for.
+std::unique_ptr<const Autoencoder> make_autoencoder(const AutoencoderFile& file,
+                                                    const AutoencoderOptions& options);
+
+}  // namespace dydit
