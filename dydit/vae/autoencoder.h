@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -76,16 +77,29 @@ bool is_autoencoder(const std::filesystem::path& path);
 AutoencoderFile load_autoencoder(const std::filesystem::path& path,
                                  const AutoencoderReadOptions& options = {});
 
+/// With the keys of diffusers' config.json.
+nlohmann::json autoencoder_config_to_json(const AutoencoderConfig& config);
+
 /// What an encoder says of images: z = mean + exp(logvar / 2) noise. Both (B, C, h, w) float32.
 struct Posterior {
   at::Tensor mean;
   at::Tensor logvar;  // clamped to [-30, 20]; undefined where the autoencoder is deterministic
 };
 
+/// Of what Autoencoder::moments() gives.
+Posterior posterior_of(const at::Tensor& moments, AutoencoderKind kind);
+
+/// Told what a stage gives, image by image, (1, C, h, w) float32. Stages are called as in the recorded
+/// vectors: enc.conv_in, enc.down0.resnet0 (the first resnet of the first level), enc.down{i},
+/// enc.mid.resnet0, enc.mid.attn, enc.mid.resnet1, enc.conv_out (before quant_conv); dec.conv_in, dec.mid...,
+/// dec.up0.resnet0, dec.up{i}, dec.conv_out. Stages that are fused with the next one (norm_out) are left out.
+using StageObserver = std::function<void(const std::string& stage, const at::Tensor& value)>;
+
 struct AutoencoderOptions {
   at::ScalarType dtype = at::kFloat;  // or at::kBFloat16; sums and statistics are float32 always
   int threads = 1;
   bool encoder = false, decoder = true;  // what is packed
+  StageObserver stages = {};             // for verify; costs copies
 };
 
 /// An autoencoder that only computes: its weights packed once, const, for any number of threads at the same
@@ -95,8 +109,10 @@ class Autoencoder {
   virtual ~Autoencoder() = default;
 
   const AutoencoderConfig& config() const { return config_; }
-  /// images (B, 3, H, W) float32 in [-1, 1] (of a tiny autoencoder, too; its own range is its own matter).
-  virtual Posterior encode(const at::Tensor& images) const = 0;
+  /// images (B, 3, H, W) float32 in [-1, 1] (of a tiny autoencoder, too; its own range is its own matter) ->
+  /// (B, 2 C, h, w) float32: the means, then logvar as the network gives it; of a tiny one (B, C, h, w).
+  virtual at::Tensor moments(const at::Tensor& images) const = 0;
+  Posterior encode(const at::Tensor& images) const { return posterior_of(moments(images), config_.kind); }
   /// z (B, C, h, w) float32, unscaled -> images (B, 3, H, W) float32 in about [-1, 1], not clamped. Throws
   /// Error that names the image and the stage for NaN or infinity.
   virtual at::Tensor decode(const at::Tensor& z) const = 0;
