@@ -80,6 +80,11 @@ AutoencoderFile load_autoencoder(const std::filesystem::path& path,
 /// With the keys of diffusers' config.json.
 nlohmann::json autoencoder_config_to_json(const AutoencoderConfig& config);
 
+/// Multiply-adds of one image: convolutions, linears and the products of attention, as the network is defined
+/// (an upsampled map convolved as a whole). Biases, norms and activations are not counted.
+int64_t encode_macs(const AutoencoderConfig& config, int height, int width);  // of the image
+int64_t decode_macs(const AutoencoderConfig& config, int height, int width);  // of the latent
+
 /// What an encoder says of images: z = mean + exp(logvar / 2) noise. Both (B, C, h, w) float32.
 struct Posterior {
   at::Tensor mean;
@@ -116,9 +121,8 @@ class Autoencoder {
   /// z (B, C, h, w) float32, unscaled -> images (B, 3, H, W) float32 in about [-1, 1], not clamped. Throws
   /// Error that names the image and the stage for NaN or infinity.
   virtual at::Tensor decode(const at::Tensor& z) const = 0;
-  /// Multiply-adds of one image, products of attention included.
-  virtual int64_t encode_macs(int height, int width) const = 0;  // of the image
-  virtual int64_t decode_macs(int height, int width) const = 0;  // of the latent
+  int64_t encode_macs(int height, int width) const { return dydit::encode_macs(config_, height, width); }
+  int64_t decode_macs(int height, int width) const { return dydit::decode_macs(config_, height, width); }
   /// Bytes that one call needs at most beside its weights, argument and result.
   virtual double encode_bytes(int height, int width) const = 0;
   virtual double decode_bytes(int height, int width) const = 0;
