@@ -16,7 +16,7 @@ ROOMS = {
     "data": ["io"],
     "train": ["plan", "diffusion", "data"],
     "eval": ["engine", "diffusion", "data"],
-    "vae": ["model", "data"],
+    "vae": ["engine", "data"],
     "report": ["plan", "io"],
     "pipeline": ["engine", "diffusion", "vae"],
     "calibrate": ["pipeline"],

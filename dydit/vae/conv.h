@@ -1,0 +1,89 @@
+// A convolution over a map, cut into blocks of its output. One thread takes a block all the way: its patch of
+// the input, normalised and activated; the tiles' products; bias, residual and moments. Blocks are the same
+// for any number of threads, and moments are merged in their order, so that bits do not depend on threads.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "dydit/base/team.h"
+#include "dydit/engine/cpu/packed_linear.h"
+#include "dydit/vae/conv_kernels.h"
+#include "dydit/vae/map.h"
+
+namespace dydit::vae {
+
+/// fn(task, thread) for any number of tasks; Team::run takes 65535.
+template <typename Fn>
+void run_tasks(Team& team, int tasks, const Fn& fn) {
+  constexpr int kMost = 65535;
+  for (int first = 0; first < tasks; first += kMost) {
+    team.run(std::min(kMost, tasks - first), [&](int i, int thread) { fn(first + i, thread); });
+  }
+}
+
+struct ConvShape {
+  int in = 0, out = 0, kernel = 3, stride = 1;
+  int before = 1, after = 1;  // rows and columns of zeros at the top and left, at the bottom and right
+  bool upsample = false;      // nearest x2 first
+
+  int out_side(int in_side) const {
+    return upsample ? 2 * in_side : (in_side + before + after - kernel + stride) / stride;
+  }
+};
+
+/// A norm over groups of channels: (x - mean) / sqrt(variance + eps) weight + bias.
+struct GroupNorm {
+  int groups = 0;  // none: no norm
+  double eps = 0;
+  std::vector<float> weight, bias;  // (C)
+};
+
+/// What one convolution does beside its sums.
+struct ConvUse {
+  const GroupNorm* norm = nullptr;  // of its input, whose moments are there
+  Activation before = Activation::None, after = Activation::None;
+  bool add = false;  // to what the output holds
+  int groups = 0;    // moments of the output are wanted for so many groups (0: none)
+};
+
+class Conv {
+ public:
+  Conv() = default;
+  /// weight (out, in, kernel, kernel) or, of one pixel, (out, in), in any type; bias (out) or undefined.
+  /// bf16: products are of bfloat16 values, else of float32 ones. The packed weights lie in `arena`.
+  Conv(const at::Tensor& weight, const at::Tensor& bias, const ConvShape& shape, bool bf16, cpu::Arena& arena,
+       Team& team);
+
+  const ConvShape& shape() const { return shape_; }
+  /// Multiply-adds of one image that are done in fact.
+  int64_t executed_macs(int out_height, int out_width) const;
+  /// Of each thread.
+  size_t scratch_bytes() const;
+
+  /// `to` has the output's size; it may be `from` where kernel and stride are 1. scratch: one a thread.
+  void run(Team& team, std::vector<cpu::Buffer>& scratch, const Map& from, Map& to, const ConvUse& use) const;
+
+ private:
+  struct Block;
+  struct Room;  // of a thread
+  Block block(int index, const Map& from, const Map& to) const;
+  Room room(const cpu::Buffer& scratch) const;
+  template <typename A>
+  void run_block(const Block& block, const Room& room, const Map& from, const Map& to, const ConvUse& use,
+                 const std::vector<float>& scales) const;
+  template <typename A>
+  void gather(A* rows, const A* patch, const Block& block) const;
+
+  ConvShape shape_;
+  Tiling tiling_ = Tiling::Direct;
+  bool bf16_ = false;
+  int row_ = 0, columns_ = 0;  // elements of a product's row, padded to pairs; outputs padded to panels
+  std::vector<cpu::PackedLinear> packed_;
+  std::vector<std::vector<cpu::Panel>> panels_;  // of every product
+  std::vector<float> bias_;                      // (columns)
+};
+
+}  // namespace dydit::vae

@@ -1,0 +1,72 @@
+// Maps: what flows through an autoencoder, pixel by pixel (NHWC), one image at a time.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "dydit/base/bf16.h"
+#include "dydit/engine/cpu/memory.h"
+
+namespace dydit::vae {
+
+/// Count, mean and sum of squares about it of a group's values.
+struct Moments {
+  double count = 0, mean = 0, squares = 0;
+
+  /// Chan, Golub and LeVeque 1979.
+  void add(const Moments& other) {
+    if (other.count == 0) return;
+    const double total = count + other.count, delta = other.mean - mean;
+    squares += other.squares + delta * delta * count * other.count / total;
+    mean += delta * other.count / total;
+    count = total;
+  }
+};
+
+struct Map {
+  Map() = default;
+  Map(int H, int W, int C, bool bf16) {
+    *this = shape(H, W, C, bf16);
+    memory = cpu::allocate(static_cast<size_t>(held_bytes()));
+  }
+  /// A map that holds nothing.
+  static Map shape(int H, int W, int C, bool bf16) {
+    Map map;
+    map.H = H;
+    map.W = W;
+    map.C = C;
+    map.stride = C;
+    map.bf16 = bf16;
+    return map;
+  }
+
+  double held_bytes() const { return double(H) * W * static_cast<double>(stride) * (bf16 ? 2 : 4); }
+  int64_t at(int y, int x) const { return (int64_t{y} * W + x) * stride; }  // element
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(memory.get());
+  }
+  float value(int64_t element) const {
+    return bf16 ? std::bit_cast<float>(uint32_t{as<Bf16>()[element].bits} << 16) : as<float>()[element];
+  }
+  bool is_finite() const {
+    for (int y = 0; y < H; ++y) {
+      for (int x = 0; x < W; ++x) {
+        for (int c = 0; c < C; ++c) {
+          if (!std::isfinite(value(at(y, x) + c))) return false;
+        }
+      }
+    }
+    return true;
+  }
+
+  int H = 0, W = 0, C = 0;
+  int64_t stride = 0;  // elements from pixel to pixel: more than C in a map that held more channels
+  bool bf16 = false;
+  std::vector<Moments> moments;  // of its groups, where they were asked for
+  cpu::Memory memory;
+};
+
+}  // namespace dydit::vae

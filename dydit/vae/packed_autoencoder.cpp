@@ -1,0 +1,165 @@
+// The class that runs an encoder and a decoder, image by image.
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include <ATen/ATen.h>
+#include <fmt/ranges.h>
+
+#include "dydit/base/error.h"
+#include "dydit/base/isa.h"
+#include "dydit/base/machine.h"
+#include "dydit/vae/autoencoder.h"
+#include "dydit/vae/networks.h"
+
+namespace dydit {
+namespace vae {
+namespace {
+
+// Image b of (B, C, H, W) as a map, each value through `fn`.
+template <typename Fn>
+Map to_map(const at::Tensor& images, int64_t b, const Fn& fn) {
+  const at::Tensor image = images[b].permute({1, 2, 0}).contiguous();
+  Map map(static_cast<int>(image.size(0)), static_cast<int>(image.size(1)), static_cast<int>(image.size(2)),
+          /*bf16=*/false);
+  const auto* from = image.const_data_ptr<float>();
+  auto* to = map.as<float>();
+  for (int64_t i = 0; i < image.numel(); ++i) to[i] = fn(from[i]);
+  return map;
+}
+
+// to (C, H, W), each value through `fn`; false where one is not finite.
+template <typename Fn>
+bool to_image(float* to, const Map& map, const Fn& fn) {
+  bool finite = true;
+  for (int c = 0; c < map.C; ++c) {
+    for (int y = 0; y < map.H; ++y) {
+      for (int x = 0; x < map.W; ++x) {
+        const float v = map.value(map.at(y, x) + c);
+        finite = finite && std::isfinite(v);
+        *to++ = fn(v);
+      }
+    }
+  }
+  return finite;
+}
+
+constexpr auto kSame = [](float v) { return v; };
+
+at::Tensor to_tensor(const Map& map) {
+  at::Tensor image = at::empty({1, map.C, map.H, map.W});
+  to_image(image.data_ptr<float>(), map, kSame);
+  return image;
+}
+
+class PackedAutoencoder : public Autoencoder {
+ public:
+  PackedAutoencoder(const AutoencoderFile& file, const AutoencoderOptions& options)
+      : Autoencoder(file.config), threads_(options.threads), stages_(options.stages) {
+    Team team(threads_);
+    const bool bf16 = options.dtype == at::kBFloat16;
+    // Without tile registers products of bfloat16 are no faster than twice as many of float32.
+    const Precision precision = {.bf16_maps = bf16, .bf16_products = bf16 && active_isa() >= Isa::Amx};
+    if (options.encoder) encoder_ = make_encoder(file, precision, arena_, team);
+    if (options.decoder) decoder_ = make_decoder(file, precision, arena_, team);
+  }
+
+  at::Tensor moments(const at::Tensor& images) const override {
+    check(images, "images", 3);
+    const int side = static_cast<int>(std::min(images.size(2), images.size(3)));
+    DYDIT_USAGE_CHECK(side >= config_.factor(),
+                      "images of {} pixels: an autoencoder of factor {} takes {} and more", side,
+                      config_.factor(), config_.factor());
+    if (!is_tiny()) return apply(*encoder_, images, "image", kSame, kSame);
+    return apply(
+        *encoder_, images, "image", [](float v) { return .5f * v + .5f; }, kSame);
+  }
+
+  at::Tensor decode(const at::Tensor& z) const override {
+    check(z, "latents", config_.latent_channels);
+    if (!is_tiny()) return apply(*decoder_, z, "latent", kSame, kSame);
+    return apply(
+        *decoder_, z, "latent", [](float v) { return 3 * std::tanh(v / 3); },
+        [](float v) { return 2 * v - 1; });
+  }
+
+  double encode_bytes(int height, int width) const override {
+    return encoder_->bytes(height, width, threads_);
+  }
+  double decode_bytes(int height, int width) const override {
+    return decoder_->bytes(height, width, threads_);
+  }
+
+ private:
+  bool is_tiny() const { return config_.kind == AutoencoderKind::Tiny; }
+
+  static void check(const at::Tensor& x, const char* what, int64_t channels) {
+    DYDIT_USAGE_CHECK(x.defined() && x.dim() == 4 && x.size(1) == channels && x.scalar_type() == at::kFloat &&
+                          x.device().is_cpu() && x.numel() > 0,
+                      "{}: expected (B, {}, height, width) in float32 on the CPU, got {}", what, channels,
+                      x.defined() ? fmt::format("({}) in {} on {}", fmt::join(x.sizes(), ", "),
+                                                c10::toString(x.scalar_type()), x.device().str())
+                                  : "no tensor");
+  }
+
+  // One image after another: what is in memory does not grow with the batch.
+  template <typename In, typename Out>
+  at::Tensor apply(const Network& network, const at::Tensor& x, const char* what, const In& in,
+                   const Out& out) const {
+    check_memory(network.bytes(static_cast<int>(x.size(2)), static_cast<int>(x.size(3)), threads_),
+                 fmt::format("an image of {} x {}", x.size(2), x.size(3)), "take a smaller one");
+    Team team(threads_);
+    Network::Observer tell;
+    if (stages_) {
+      tell = [&](const Step& step, const Map& map) {
+        if (!step.stage.empty()) stages_(step.stage, to_tensor(map));
+      };
+    }
+    at::Tensor result;
+    for (int64_t b = 0; b < x.size(0); ++b) {
+      const Map map = network.run(team, to_map(x, b, in), tell);
+      if (b == 0) result = at::empty({x.size(0), map.C, map.H, map.W});
+      if (!to_image(result.data_ptr<float>() + b * result.stride(0), map, out))
+        complain(network, team, x, b, what, in);
+    }
+    return result;
+  }
+
+  // Computes image b again to see where it went wrong.
+  template <typename In>
+  void complain(const Network& network, Team& team, const at::Tensor& x, int64_t b, const char* what,
+                const In& in) const {
+    DYDIT_CHECK(at::isfinite(x[b]).all().item<bool>(), "{} {} of the batch holds a NaN or infinity", what, b);
+    network.run(team, to_map(x, b, in), [&](const Step& step, const Map& map) {
+      DYDIT_CHECK(map.is_finite(), "{} {} of the batch: NaN or infinity, first in {}", what, b, step.name);
+    });
+  }
+
+  const int threads_;
+  const StageObserver stages_;
+  cpu::Arena arena_;
+  std::optional<Network> encoder_, decoder_;
+};
+
+}  // namespace
+}  // namespace vae
+
+Posterior posterior_of(const at::Tensor& moments, AutoencoderKind kind) {
+  constexpr double kLeast = -30, kMost = 20;  // of logvar
+  if (kind == AutoencoderKind::Tiny) return {moments, {}};
+  const int64_t z = moments.size(1) / 2;
+  return {moments.slice(1, 0, z).contiguous(), moments.slice(1, z).clamp(kLeast, kMost)};
+}
+
+std::unique_ptr<const Autoencoder> make_autoencoder(const AutoencoderFile& file,
+                                                    const AutoencoderOptions& options) {
+  const auto need = [&](bool wanted, bool there, const char* half) {
+    DYDIT_CHECK(!wanted || there, "{}: holds no {}; take a file that has both halves", file.path.string(),
+                half);
+  };
+  need(options.encoder, file.has_encoder, "encoder");
+  need(options.decoder, file.has_decoder, "decoder");
+  return std::make_unique<vae::PackedAutoencoder>(file, options);
+}
+
+}  // namespace dydit

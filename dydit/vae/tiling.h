@@ -1,0 +1,23 @@
+// Images in tiles: as diffusers does it, to reproduce its pictures, and our own, for images whose maps do not
+// fit into memory.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "dydit/base/enum_names.h"
+#include "dydit/vae/autoencoder.h"
+
+namespace dydit {
+
+/// None: whole. Diffusers: AutoencoderKL's enable_tiling, tiles of its sample_size, each by itself, seams
+/// blended.
+enum class VaeTiling { None, Diffusers };
+inline constexpr EnumNames<VaeTiling, 2> kVaeTilingNames = {
+    "tiling", {{"none", VaeTiling::None}, {"diffusers", VaeTiling::Diffusers}}};
+
+/// Autoencoder::decode and Autoencoder::moments, in tiles. Throws UsageError for Diffusers with a tiny
+/// autoencoder.
+at::Tensor decode(const Autoencoder& autoencoder, const at::Tensor& z, VaeTiling tiling);
+at::Tensor moments(const Autoencoder& autoencoder, const at::Tensor& images, VaeTiling tiling);
+
+}  // namespace dydit
