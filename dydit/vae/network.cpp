@@ -16,71 +16,72 @@ bool is_in_place(const Step& step, const Map& from) {
 
 }  // namespace
 
-Map Network::run(Team& team, Map input, const Observer& observe) const {
-  size_t most = 0;
-  for (const Step& step : steps_) most = std::max(most, step.attention ? 0 : step.conv.scratch_bytes());
-  std::vector<cpu::Buffer> scratch(team.threads());
-  for (cpu::Buffer& memory : scratch) memory.reserve(most);
-  Map x = std::move(input), h;
+template <typename Compute>
+Map Network::follow(MapPool& pool, Map x, const Compute& compute) const {
+  Map h;
   for (const Step& step : steps_) {
     Map &from = step.from == Slot::X ? x : h, &to = step.to == Slot::X ? x : h;
-    const ConvUse use = {&step.norm, step.before, step.after, step.add, step.groups};
     const ConvShape& shape = step.conv.shape();
-    if (step.attention) {
-      to = attend(team, from);
-    } else if (step.add || is_in_place(step, from)) {
-      step.conv.run(team, scratch, from, to, use);
+    if (step.add || (!step.attention && is_in_place(step, from))) {
+      compute(step, from, to);
       to.C = shape.out;
     } else {
-      Map next(shape.out_side(from.H), shape.out_side(from.W), shape.out, step.bf16);
-      step.conv.run(team, scratch, from, next, use);
+      Map next = step.attention
+                     ? pool.take(from.H, from.W, from.C / 3, /*bf16=*/false)
+                     : pool.take(shape.out_side(from.H), shape.out_side(from.W), shape.out, step.bf16);
+      compute(step, from, next);
+      pool.give(std::move(to));
       to = std::move(next);
     }
-    if (observe) observe(step, to);
-    if (step.add) h = {};
+    if (step.add) pool.give(std::move(h));
   }
+  pool.give(std::move(h));
   return x;
 }
 
-void Network::walk(int height, int width, const Visit& visit) const {
-  Map x = Map::shape(height, width, steps_.front().conv.shape().in, /*bf16=*/false), h;
-  for (const Step& step : steps_) {
-    Map &from = step.from == Slot::X ? x : h, &to = step.to == Slot::X ? x : h;
-    const ConvShape& shape = step.conv.shape();
-    double bytes = x.held_bytes() + h.held_bytes();
+Map Network::run(Workspace& workspace, Map x, const Observer& observe) const {
+  for (cpu::Buffer& memory : workspace.scratch) memory.reserve(scratch_bytes());
+  return follow(workspace.maps, std::move(x), [&](const Step& step, const Map& from, Map& to) {
     if (step.attention) {
-      Map next = Map::shape(from.H, from.W, from.C / 3, /*bf16=*/false);
-      bytes += next.held_bytes();
-      to = std::move(next);
-    } else if (step.add || is_in_place(step, from)) {
-      to.C = shape.out;
+      attend(workspace.team, from, to);
     } else {
-      Map next = Map::shape(shape.out_side(from.H), shape.out_side(from.W), shape.out, step.bf16);
-      bytes += next.held_bytes();
-      to = std::move(next);
+      step.conv.run(workspace.team, workspace.scratch, from, to,
+                    {&step.norm, step.before, step.after, step.add, step.groups});
     }
-    visit(step, to, bytes);
-    if (step.add) h = {};
+    if (observe) observe(step, to);
+  });
+}
+
+size_t Network::scratch_bytes() const {
+  size_t most = 0;
+  for (const Step& step : steps_) {
+    if (!step.attention) most = std::max(most, step.conv.scratch_bytes());
   }
+  return most;
 }
 
 int64_t Network::executed_macs(int height, int width) const {
   int64_t macs = 0;
-  walk(height, width, [&](const Step& step, const Map& to, double) {
-    const int64_t pixels = int64_t{to.H} * to.W;
-    macs += step.attention ? 2 * pixels * pixels * to.C : step.conv.executed_macs(to.H, to.W);
-  });
+  MapPool pool(MapPool::Kind::CountsOnly);
+  follow(pool, pool.take(height, width, channels(), /*bf16=*/false),
+         [&](const Step& step, const Map&, const Map& to) {
+           const int64_t pixels = int64_t{to.H} * to.W;
+           macs += step.attention ? 2 * pixels * pixels * to.C : step.conv.executed_macs(to.H, to.W);
+         });
   return macs;
 }
 
 double Network::bytes(int height, int width, int threads) const {
   double most = 0;
-  size_t scratch = 0;
-  walk(height, width, [&](const Step& step, const Map& to, double maps) {
-    most = std::max(most, maps + (step.attention ? attention_bytes(to.H, to.W, to.C, threads) : 0));
-    if (!step.attention) scratch = std::max(scratch, step.conv.scratch_bytes());
-  });
-  return most + static_cast<double>(scratch) * threads;
+  MapPool pool(MapPool::Kind::CountsOnly);
+  for (int image = 0; image < 2; ++image) {  // the second finds what the first has left
+    pool.give(follow(pool, pool.take(height, width, channels(), /*bf16=*/false),
+                     [&](const Step& step, const Map&, const Map& to) {
+                       const double more = step.attention ? attention_bytes(to.H, to.W, to.C, threads) : 0;
+                       most = std::max(most, pool.held_bytes() + more);
+                     }));
+  }
+  return most + static_cast<double>(scratch_bytes()) * threads;
 }
 
 }  // namespace dydit::vae

@@ -27,6 +27,15 @@ struct Step {
   bool bf16 = false;  // type of what comes out
 };
 
+/// What a call needs beside weights; of one call at a time.
+struct Workspace {
+  explicit Workspace(int threads) : team(threads), scratch(threads) {}
+
+  Team team;
+  std::vector<cpu::Buffer> scratch;  // of each thread
+  MapPool maps{MapPool::Kind::Memory};
+};
+
 class Network {
  public:
   explicit Network(std::vector<Step> steps) : steps_(std::move(steps)) {}
@@ -34,16 +43,20 @@ class Network {
   /// Called after every step, with what came out of it.
   using Observer = std::function<void(const Step&, const Map&)>;
 
-  Map run(Team& team, Map x, const Observer& observe = {}) const;
+  /// x: of the workspace's maps, as is the result.
+  Map run(Workspace& workspace, Map x, const Observer& observe = {}) const;
   /// Multiply-adds of one image that are done in fact.
   int64_t executed_macs(int height, int width) const;
-  /// Bytes of all maps and of the threads' memory at the step that needs most.
+  /// Bytes that a workspace holds at most, whatever the number of images that pass through it.
   double bytes(int height, int width, int threads) const;
 
  private:
-  // Every step with its output and the bytes of all maps meanwhile; the maps hold nothing.
-  using Visit = std::function<void(const Step&, const Map& to, double bytes)>;
-  void walk(int height, int width, const Visit& visit) const;
+  // Takes maps from `pool` from step to step; compute(step, from, to) before what is not needed any more goes
+  // back.
+  template <typename Compute>
+  Map follow(MapPool& pool, Map x, const Compute& compute) const;
+  size_t scratch_bytes() const;
+  int channels() const { return steps_.front().conv.shape().in; }
 
   std::vector<Step> steps_;
 };

@@ -18,10 +18,10 @@ namespace {
 
 // Image b of (B, C, H, W) as a map, each value through `fn`.
 template <typename Fn>
-Map to_map(const at::Tensor& images, int64_t b, const Fn& fn) {
+Map to_map(MapPool& pool, const at::Tensor& images, int64_t b, const Fn& fn) {
   const at::Tensor image = images[b].permute({1, 2, 0}).contiguous();
-  Map map(static_cast<int>(image.size(0)), static_cast<int>(image.size(1)), static_cast<int>(image.size(2)),
-          /*bf16=*/false);
+  Map map = pool.take(static_cast<int>(image.size(0)), static_cast<int>(image.size(1)),
+                      static_cast<int>(image.size(2)), /*bf16=*/false);
   const auto* from = image.const_data_ptr<float>();
   auto* to = map.as<float>();
   for (int64_t i = 0; i < image.numel(); ++i) to[i] = fn(from[i]);
@@ -108,7 +108,7 @@ class PackedAutoencoder : public Autoencoder {
                    const Out& out) const {
     check_memory(network.bytes(static_cast<int>(x.size(2)), static_cast<int>(x.size(3)), threads_),
                  fmt::format("an image of {} x {}", x.size(2), x.size(3)), "take a smaller one");
-    Team team(threads_);
+    Workspace workspace(threads_);
     Network::Observer tell;
     if (stages_) {
       tell = [&](const Step& step, const Map& map) {
@@ -117,20 +117,21 @@ class PackedAutoencoder : public Autoencoder {
     }
     at::Tensor result;
     for (int64_t b = 0; b < x.size(0); ++b) {
-      const Map map = network.run(team, to_map(x, b, in), tell);
+      Map map = network.run(workspace, to_map(workspace.maps, x, b, in), tell);
       if (b == 0) result = at::empty({x.size(0), map.C, map.H, map.W});
       if (!to_image(result.data_ptr<float>() + b * result.stride(0), map, out))
-        complain(network, team, x, b, what, in);
+        complain(network, workspace, x, b, what, in);
+      workspace.maps.give(std::move(map));
     }
     return result;
   }
 
   // Computes image b again to see where it went wrong.
   template <typename In>
-  void complain(const Network& network, Team& team, const at::Tensor& x, int64_t b, const char* what,
-                const In& in) const {
+  void complain(const Network& network, Workspace& workspace, const at::Tensor& x, int64_t b,
+                const char* what, const In& in) const {
     DYDIT_CHECK(at::isfinite(x[b]).all().item<bool>(), "{} {} of the batch holds a NaN or infinity", what, b);
-    network.run(team, to_map(x, b, in), [&](const Step& step, const Map& map) {
+    network.run(workspace, to_map(workspace.maps, x, b, in), [&](const Step& step, const Map& map) {
       DYDIT_CHECK(map.is_finite(), "{} {} of the batch: NaN or infinity, first in {}", what, b, step.name);
     });
   }

@@ -42,8 +42,9 @@ INSTANTIATE_TEST_SUITE_P(Kinds, EveryConv,
                                   (std::get<2>(info.param) ? "Bf16Maps" : "");
                          });
 
+Map make_map(int H, int W, int C, bool bf16) { return MapPool(MapPool::Kind::Memory).take(H, W, C, bf16); }
 Map to_map(const at::Tensor& image, bool bf16) {  // (C, H, W)
-  Map map(int(image.size(1)), int(image.size(2)), int(image.size(0)), bf16);
+  Map map = make_map(int(image.size(1)), int(image.size(2)), int(image.size(0)), bf16);
   const at::Tensor pixels = image.permute({1, 2, 0}).to(bf16 ? at::kBFloat16 : at::kFloat).contiguous();
   std::memcpy(map.as<char>(), pixels.const_data_ptr(), pixels.nbytes());
   return map;
@@ -78,7 +79,7 @@ TEST_P(EveryConv, EqualsThePlainFormula) {
     if (shape_.out_side(std::min(height, width)) < 1) continue;
     const at::Tensor image = random_map({shape_.in, height, width}, 3);
     const Map from = to_map(image, bf16_maps_);
-    Map to(shape_.out_side(height), shape_.out_side(width), shape_.out, bf16_maps_);
+    Map to = make_map(shape_.out_side(height), shape_.out_side(width), shape_.out, bf16_maps_);
     conv.run(team, scratch, from, to, {.groups = 1});
     const at::Tensor wanted = plain(image, weight, bias, shape_), got = to_tensor(to);
     ASSERT_EQ(got.sizes(), wanted.sizes());
@@ -100,7 +101,7 @@ TEST(Moments, KeepTheirDigitsFarFromZero) {
   std::vector<cpu::Buffer> scratch(1);
   scratch[0].reserve(conv.scratch_bytes());
   const at::Tensor image = random_map({16, 64, 64}, 3);
-  Map to(64, 64, 16, false);
+  Map to = make_map(64, 64, 16, false);
   conv.run(team, scratch, to_map(image, false), to, {.groups = 4});
   for (int g = 0; g < 4; ++g) {
     const at::Tensor part = to_tensor(to).slice(0, 4 * g, 4 * g + 4);

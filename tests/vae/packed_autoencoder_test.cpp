@@ -67,9 +67,10 @@ TEST_P(GoldenKl, ProductsOfBfloat16KeepTwoPercent) {
   const vae::Network network =
       vae::make_decoder(file, {.bf16_maps = true, .bf16_products = true}, arena, team);
   const at::Tensor wanted = vector("decoded")[0], z = vector("z")[0].permute({1, 2, 0}).contiguous();
-  vae::Map latent(int(z.size(0)), int(z.size(1)), int(z.size(2)), false);
+  vae::Workspace workspace(2);
+  vae::Map latent = workspace.maps.take(int(z.size(0)), int(z.size(1)), int(z.size(2)), false);
   std::memcpy(latent.as<char>(), z.const_data_ptr(), z.nbytes());
-  const vae::Map image = network.run(team, std::move(latent));
+  const vae::Map image = network.run(workspace, std::move(latent));
   const at::Tensor got =
       at::from_blob(image.as<float>(), {image.H, image.W, image.C}).permute({2, 0, 1}).contiguous();
   EXPECT_LT(apart(got, wanted), 3e-2);
