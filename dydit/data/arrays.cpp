@@ -21,12 +21,6 @@ constexpr size_t kCifarRecord = 1 + 3 * kCifarPlane;
 constexpr size_t kCifar100Record = 2 + 3 * kCifarPlane;
 constexpr int64_t kMaxClasses = 65536;
 
-DataClasses numbered_classes(int count) {
-  DataClasses classes{{}, /*named=*/false};
-  for (int i = 0; i < count; ++i) classes.names.push_back(std::to_string(i));
-  return classes;
-}
-
 // Images of one size, one after the other as their bytes are.
 void set_records(ImageSource& source, const ImageHeader& header, std::function<FileBytes(int64_t)> bytes) {
   source.header = [header](int64_t) { return std::optional(header); };

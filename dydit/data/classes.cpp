@@ -316,6 +316,12 @@ class Resolver {
 
 }  // namespace
 
+DataClasses numbered_classes(int count) {
+  DataClasses classes{{}, /*named=*/false};
+  for (int i = 0; i < count; ++i) classes.names.push_back(std::to_string(i));
+  return classes;
+}
+
 ClassMatch match_classes(const DataClasses& data, const ModelClasses& model, const std::string& where) {
   ClassMatch match;
   if (model.rule == MatchRule::Name) {

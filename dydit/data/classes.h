@@ -34,6 +34,9 @@ struct DataClasses {
   bool named = true;  // false: the names are numbers that the format gave (npz; CIFAR without its list)
 };
 
+/// Classes that are called 0, 1, ..., count - 1.
+DataClasses numbered_classes(int count);
+
 struct ClassMatch {
   std::vector<int> labels;                   // of the model, one a class of the data
   std::vector<std::string> names;            // of the labels from now on: the model's, else the data's

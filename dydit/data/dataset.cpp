@@ -13,7 +13,9 @@
 #include <fmt/ranges.h>
 
 #include "dydit/base/error.h"
+#include "dydit/base/noise.h"
 #include "dydit/data/crop.h"
+#include "dydit/data/latent_dataset.h"
 #include "dydit/data/parallel.h"
 #include "dydit/data/source.h"
 #include "dydit/io/bytes.h"
@@ -103,7 +105,7 @@ class StoredDataset final : public Dataset {
       : source_(std::move(source)) {
     left_out_ = source_.left_out;
     notes_ = source_.notes;
-    match(options, name);
+    match(source_.classes, options, name);
     choose_shape(options, name);
     const auto count = static_cast<int64_t>(source_.labels.size());
     const bool fits = count <= options.cache_bytes / image_bytes();
@@ -113,6 +115,7 @@ class StoredDataset final : public Dataset {
     if (fits || options.skip_broken) decode_all(options, broken);
     leave_out(broken);
     check_classes(options, name);
+    list_images();
     if (fits) {  // the files themselves are no longer needed
       ImageSource kept;
       kept.labels = std::move(source_.labels);
@@ -141,15 +144,12 @@ class StoredDataset final : public Dataset {
 
   std::string fingerprint(int threads) const override {
     if (!cache_.empty()) return Dataset::fingerprint(threads);
-    constexpr uint64_t kMostBytes = uint64_t{1} << 30;
     std::vector<uint64_t> sizes(kept_.size());
     parallel_for(size(), threads, [&](int64_t i) { sizes[static_cast<size_t>(i)] = source_.size(at(i)); });
-    const uint64_t total = std::accumulate(sizes.begin(), sizes.end(), uint64_t{0});
-    const auto stride = static_cast<int64_t>(total / kMostBytes + 1);
-    return digest_of(threads, [&](int64_t i) {
-      std::string text = fmt::format("{}/{}/", source_.name(at(i)), sizes[static_cast<size_t>(i)]);
-      return i % stride == 0 ? text + sha256_hex(source_.bytes(at(i)).bytes) : text;
-    });
+    return digest_of_stored(
+        threads, std::accumulate(sizes.begin(), sizes.end(), uint64_t{0}),
+        [&](int64_t i) { return fmt::format("{}/{}", source_.name(at(i)), sizes[static_cast<size_t>(i)]); },
+        [&](int64_t i) { return sha256_hex(source_.bytes(at(i)).bytes); });
   }
 
  private:
@@ -164,21 +164,6 @@ class StoredDataset final : public Dataset {
     Image image = with_channels(source_.image(stored, side_), channels_);
     if (image.width != side_ || image.height != side_) image = center_crop(std::move(image), side_);
     write_planes(image, out);
-  }
-
-  void match(const DatasetOptions& options, const std::string& name) {
-    if (!options.model) {
-      note_class_names(source_.classes, notes_, warnings_);
-      class_names_ = source_.classes.names;
-      model_labels_.resize(class_names_.size());
-      std::iota(model_labels_.begin(), model_labels_.end(), 0);
-      return;
-    }
-    ClassMatch found = match_classes(source_.classes, *options.model, name);
-    model_labels_ = std::move(found.labels);
-    class_names_ = std::move(found.names);
-    notes_.insert(notes_.end(), found.notes.begin(), found.notes.end());
-    warnings_.insert(warnings_.end(), found.warnings.begin(), found.warnings.end());
   }
 
   // Sizes that were not given are those of most images; what is made to fit is told.
@@ -252,14 +237,22 @@ class StoredDataset final : public Dataset {
                   quote(names[c]));
     }
     const auto classes = std::count_if(left.begin(), left.end(), [](int64_t n) { return n > 0; });
-    DYDIT_CHECK(classes > (options.model ? 0 : 1),
-                "{}: has images of one class only; at least two classes are wanted", name);
+    check_class_count(classes, options, name);
+  }
+
+  void list_images() {
+    std::vector<std::string> lines;
+    for (const int64_t i : kept_)
+      lines.push_back(fmt::format("{}{}{}\n", source_.name(i), '\0', source_.labels[static_cast<size_t>(i)]));
+    std::sort(lines.begin(), lines.end());
+    std::string all;
+    for (const std::string& line : lines) all += line;
+    list_sha256_ = sha256_hex(bytes_of(all));
   }
 
   ImageSource source_;
-  std::vector<int> model_labels_;  // by label of the source
-  std::vector<uint8_t> cache_;     // (stored images, channels, side, side), or empty
-  std::vector<int64_t> kept_;      // index of the stored image
+  std::vector<uint8_t> cache_;  // (stored images, channels, side, side), or empty
+  std::vector<int64_t> kept_;   // index of the stored image
 };
 
 ImageSource open_tree(Tree tree, const std::string& split, const std::string& name) {
@@ -330,6 +323,44 @@ std::string Dataset::digest_of(int threads, const std::function<std::string(int6
   return sha256_hex(bytes_of(all));
 }
 
+std::string Dataset::digest_of_stored(int threads, uint64_t total_bytes,
+                                      const std::function<std::string(int64_t)>& name,
+                                      const std::function<std::string(int64_t)>& sha256) const {
+  constexpr uint64_t kMostBytes = uint64_t{1} << 30;
+  const auto stride = static_cast<int64_t>(total_bytes / kMostBytes + 1);
+  return digest_of(threads, [&](int64_t i) {
+    const std::string text = name(i) + "/";
+    return i % stride == 0 ? text + sha256(i) : text;
+  });
+}
+
+void Dataset::match(const DataClasses& classes, const DatasetOptions& options, const std::string& name) {
+  if (!options.model) {
+    note_class_names(classes, notes_, warnings_);
+    class_names_ = classes.names;
+    model_labels_.resize(class_names_.size());
+    std::iota(model_labels_.begin(), model_labels_.end(), 0);
+    return;
+  }
+  ClassMatch found = match_classes(classes, *options.model, name);
+  model_labels_ = std::move(found.labels);
+  class_names_ = std::move(found.names);
+  notes_.insert(notes_.end(), found.notes.begin(), found.notes.end());
+  warnings_.insert(warnings_.end(), found.warnings.begin(), found.warnings.end());
+}
+
+void Dataset::check_class_count(int64_t classes, const DatasetOptions& options, const std::string& name) {
+  DYDIT_CHECK(classes > (options.model ? 0 : 1),
+              "{}: has images of one class only; at least two classes are wanted", name);
+}
+
+void Dataset::read_values(int64_t index, const Draw& draw, float* out) const {
+  float uniform = 1;
+  if (draw.flip)
+    fill_uniform({&uniform, 1}, draw.seed, draw.place, static_cast<uint64_t>(TrainingDraw::Flip));
+  read_pixels(index, /*flip=*/uniform < 0.5f, out);
+}
+
 void Dataset::read_pixels(int64_t index, bool flip, float* out) const {
   const auto side = static_cast<size_t>(side_);
   std::vector<uint8_t> bytes(static_cast<size_t>(channels_) * side * side);
@@ -340,11 +371,14 @@ void Dataset::read_pixels(int64_t index, bool flip, float* out) const {
 }
 
 std::unique_ptr<Dataset> Dataset::load(const fs::path& path, const DatasetOptions& options) {
+  if (latent_layout(path)) return load_latents(path, options);
   DYDIT_USAGE_CHECK(options.side >= 0 && options.side <= kMaxSide,
                     "image side {}: 1 to {} is wanted, or 0 for that of most images", options.side, kMaxSide);
-  DYDIT_USAGE_CHECK(options.channels == 0 || options.channels == 1 || options.channels == 3,
-                    "{} channels: 1 (gray) or 3 (RGB) are wanted, or 0 for those of most images",
-                    options.channels);
+  DYDIT_USAGE_CHECK(
+      options.channels == 0 || options.channels == 1 || options.channels == 3,
+      "{}: holds images, of 1 (gray) or 3 channels (RGB); {} are those of latents, which dydit latents "
+      "makes of images",
+      path.string(), options.channels);
   return std::make_unique<StoredDataset>(open_source(path, options.split), options, path.string());
 }
 

@@ -91,23 +91,21 @@ Batch Loader::make_batch(uint64_t step) {
   const uint64_t first =
       step * static_cast<uint64_t>(options_.global_batch) + static_cast<uint64_t>(options_.first);
   std::vector<int64_t> indices(count);
+  std::vector<Draw> draws(count);
   for (size_t i = 0; i < count; ++i) {
-    if (const uint64_t epoch = (first + i) / size; order_.empty() || epoch != epoch_) {
+    const uint64_t epoch = (first + i) / size;
+    if (order_.empty() || epoch != epoch_) {
       order_ = epoch_order(dataset_.size(), options_.seed, epoch);
       epoch_ = epoch;
     }
     indices[i] = order_[(first + i) % size];
+    draws[i] = {options_.seed, training_sample(step, static_cast<uint64_t>(options_.first) + i), epoch,
+                options_.flip};
     batch.labels[i] = dataset_.label(indices[i]);
   }
   parallel_for(options_.count, options_.threads, [&](int64_t i) {
-    float uniform = 1;
-    if (options_.flip) {
-      fill_uniform({&uniform, 1}, options_.seed,
-                   training_sample(step, static_cast<uint64_t>(options_.first + i)),
-                   static_cast<uint64_t>(TrainingDraw::Flip));
-    }
-    dataset_.read_pixels(indices[static_cast<size_t>(i)], /*flip=*/uniform < 0.5f,
-                         batch.images.data() + static_cast<size_t>(i) * image_size);
+    const auto at = static_cast<size_t>(i);
+    dataset_.read_values(indices[at], draws[at], batch.images.data() + at * image_size);
   });
   return batch;
 }

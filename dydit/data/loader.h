@@ -26,7 +26,7 @@ struct LoaderOptions {
 
 struct Batch {
   uint64_t step = 0;
-  std::vector<float> images;    // (count, channels, side, side) in [-1, 1]: byte / 127.5 - 1
+  std::vector<float> images;    // (count, channels, side, side) as Dataset::read_values gives them
   std::vector<int64_t> labels;  // (count)
 };
 

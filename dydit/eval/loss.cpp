@@ -61,11 +61,11 @@ void check_run_memory(const Checkpoint& checkpoint, const LossOptions& options, 
 struct EvalBatch {
   std::vector<int64_t> images;  // of the data set; they key the noise
   std::vector<int64_t> labels;
-  at::Tensor x0;  // (B, channels, side, side) in [-1, 1]
+  at::Tensor x0;  // (B, channels, side, side)
 };
 
-// Images first, first + 10, ... below `total`, `limit` of them at most.
-EvalBatch read_batch(const Dataset& dataset, int64_t total, int64_t first, int limit) {
+// Images first, first + 10, ... below `total`, `limit` of them at most. Latents are drawn once, by the seed.
+EvalBatch read_batch(const Dataset& dataset, uint64_t seed, int64_t total, int64_t first, int limit) {
   EvalBatch batch;
   for (int64_t i = first; i < total && static_cast<int>(batch.images.size()) < limit; i += kGroups)
     batch.images.push_back(i * dataset.size() / total);
@@ -74,7 +74,7 @@ EvalBatch read_batch(const Dataset& dataset, int64_t total, int64_t first, int l
       at::kFloat);
   float* out = batch.x0.data_ptr<float>();
   for (const int64_t image : batch.images) {
-    dataset.read_pixels(image, /*flip=*/false, out);
+    dataset.read_values(image, {.seed = seed}, out);
     out += batch.x0.stride(0);
     batch.labels.push_back(dataset.label(image));
   }
@@ -171,7 +171,7 @@ LossReport evaluate_loss(const Checkpoint& checkpoint, const Dataset& dataset, c
     checkpoint.check_unchanged();
     workspace->prepare({timesteps.rbegin(), timesteps.rend()});
     for (int64_t first = group; first < total; first += int64_t{kGroups} * options.batch) {
-      const EvalBatch batch = read_batch(dataset, total, first, options.batch);
+      const EvalBatch batch = read_batch(dataset, options.seeds[0], total, first, options.batch);
       for (size_t s = 0; s < options.seeds.size(); ++s) {
         for (int d = kDeciles - 1; d >= 0; --d) {
           if (cancel && *cancel) throw Cancelled();

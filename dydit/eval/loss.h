@@ -35,8 +35,8 @@ struct DecileLoss {
 using LossReport = std::array<DecileLoss, kDeciles + 1>;
 
 /// Image i meets one t in each decile d, 100 d + 10 (i mod 10) + 5, its own label, and noise that is a
-/// function of (seed, image, t). Throws UsageError where data and model do not fit, Cancelled between
-/// batches.
+/// function of (seed, image, t). A latent is one draw of the first seed. Throws UsageError where data and
+/// model do not fit, Cancelled between batches.
 LossReport evaluate_loss(const Checkpoint& checkpoint, const Dataset& dataset, const LossOptions& options,
                          const ProgressFn& on_progress = {}, const CancelFlag* cancel = nullptr);
 

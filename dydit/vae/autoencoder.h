@@ -14,6 +14,7 @@
 
 #include "dydit/base/enum_names.h"
 #include "dydit/base/progress.h"
+#include "dydit/data/latent_scale.h"
 #include "dydit/model/checkpoint.h"
 
 namespace dydit {
@@ -21,17 +22,6 @@ namespace dydit {
 enum class AutoencoderKind { Kl, Tiny };
 inline constexpr EnumNames<AutoencoderKind, 2> kAutoencoderNames = {
     "autoencoder", {{"AutoencoderKL", AutoencoderKind::Kl}, {"taesd", AutoencoderKind::Tiny}}};
-
-/// What a model sees of an autoencoder's latent z: x = (z - shift) scaling, or with `mean` and `std`, one
-/// value a channel, x = (z - mean) scaling / std.
-struct LatentScale {
-  double scaling = 1, shift = 0;
-  std::vector<double> mean = {}, std = {};  // both empty or of latent_channels values
-
-  /// (..., C, h, w) float32 -> the same shape, new memory.
-  at::Tensor to_model(const at::Tensor& z) const;
-  at::Tensor to_autoencoder(const at::Tensor& x) const;
-};
 
 struct AutoencoderConfig {
   AutoencoderKind kind = AutoencoderKind::Kl;

@@ -1,11 +1,16 @@
 // See the header.
 #include "data_flags.h"
 
+#include <nlohmann/json.hpp>
+
+#include "dydit/data/latents.h"
+#include "dydit/io/json.h"
+#include "dydit/io/text.h"
+
 namespace dydit {
 
 void DataFlags::add(Cli& cli, const std::string& before, const std::string& split) {
-  cli.add_text("--data-path,--data_path", path,
-               before + "ROOT/CLASS/*.png|jpg, a .tar, .tar.gz or .zip of it, CIFAR-10 binary files, or npz")
+  cli.add_text("--data-path,--data_path", path, before + kImagesHelp + ", or a folder of latents")
       ->required();
   cli.add_text("--split", options.split, "Folder of the data above the class folders, e.g. " + split);
   cli.add_choice("--match-classes", match_classes, kMatchNames.names(),
@@ -29,6 +34,21 @@ std::string left_out_text(const Dataset& dataset, bool verbose) {
     text += fmt::format("{}{} hidden", text.empty() ? "" : ", ", dataset.left_out().hidden);
   }
   return text.empty() ? text : "; left out: " + text;
+}
+
+void note_latents(const Dataset& dataset, Checkpoint& start, Console& console) {
+  const LatentInfo* const latents = dataset.latents();
+  if (latents == nullptr) return;
+  std::map<std::string, std::string> notes = {{kLatentScaleNote, json_text(scale_to_json(latents->scale))}};
+  if (!latents->vae_sha256.empty()) notes[kVaeNote] = latents->vae_sha256;
+  if (!latents->vae_kind.empty()) notes[kVaeKindNote] = latents->vae_kind;
+  for (const auto& [key, value] : notes) {
+    const auto known = start.notes.find(key);
+    if (known != start.notes.end() && known->second != value)
+      console.warning(fmt::format("the model was trained on other latents: its {} is {}, theirs {}", key,
+                                  printable(known->second), printable(value)));
+    start.notes[key] = value;
+  }
 }
 
 void tell_notes(const Dataset& dataset, Console& console) {

@@ -10,6 +10,10 @@
 
 namespace dydit {
 
+/// Help of --data-path.
+inline constexpr const char* kImagesHelp =
+    "ROOT/CLASS/*.png|jpg, a .tar, .tar.gz or .zip of it, CIFAR-10 binary files, or npz";
+
 struct DataFlags {
   std::string path, match_classes = "name";
   DatasetOptions options;
@@ -23,6 +27,9 @@ struct DataFlags {
 
 /// The rest of the data line: "; left out: 7 .webp", or nothing.
 std::string left_out_text(const Dataset& dataset, bool verbose);
+/// A model that is trained on latents remembers whose they are and how it saw them: the notes of a
+/// checkpoint. Warns where the model remembers others.
+void note_latents(const Dataset& dataset, Checkpoint& start, Console& console);
 /// The data set's notes and warnings, a line each.
 void tell_notes(const Dataset& dataset, Console& console);
 

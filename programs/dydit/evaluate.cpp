@@ -116,7 +116,6 @@ int run_evaluate(const Args& args, Isa isa) {
   if (flags.mode.empty()) flags.mode = dynamic ? "dynamic" : "static";
   check_targets(cli, {{"--csv", flags.csv}}, inputs_of(checkpoint, {flags.data.path}));
   flags.data.fit_to(checkpoint);
-  if (!makes_pixels(checkpoint.config)) flags.data.options.channels = 0;  // latents: refused when they meet
   const auto dataset = flags.data.load(flags.model.threads);
   LossOptions& options = flags.options;
   options.threads = flags.model.threads;

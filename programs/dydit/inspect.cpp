@@ -7,6 +7,7 @@
 
 #include "cli.h"
 #include "dydit/base/error.h"
+#include "dydit/data/latents.h"
 #include "dydit/diffusion/schedule.h"
 #include "dydit/io/file.h"
 #include "dydit/model/checkpoint.h"
@@ -16,6 +17,7 @@
 #include "dydit/plan/run_plan.h"
 #include "dydit/report/plan_picture.h"
 #include "inspect_files.h"
+#include "inspect_latents.h"
 #include "model_flags.h"
 #include "targets.h"
 #include "verbs.h"
@@ -143,7 +145,8 @@ int run_inspect(const Args& args, Isa isa) {
   std::string path, svg, csv, plan_file, cache = "none";
   CheckpointOptions options;
   int plan_steps = 20;
-  cli.app.add_option("file", path, "Checkpoint, plan, PNG, npz or TensorBoard event file")->required();
+  cli.app.add_option("file", path, "Checkpoint, folder of latents, plan, PNG, npz or TensorBoard event file")
+      ->required();
   add_checkpoint_options(cli, options);
   cli.add_number("--plan-steps", plan_steps, 1, 1000,
                  "Timesteps of the width plan shown for a DyDiT, spread over 0..999");
@@ -161,17 +164,24 @@ int run_inspect(const Args& args, Isa isa) {
     for (const char* flag : {"--plan-steps", "--svg", "--csv"}) cli.needs(flag, met, what);
   };
   const bool has_spec = !plan_file.empty() || cache != "none";
+  const std::string what = fmt::format("a checkpoint; {} is none", path);
+  const auto checkpoint_flags_need = [&](bool met) {
+    for (const char* flag : {"--num-heads", "--weights", "--plan", "--cache"}) cli.needs(flag, met, what);
+    plan_flags_need(met, what);
+  };
   std::shared_ptr<const MappedFile> file;      // held until the checkpoint is read: it may change in between
   if (!std::filesystem::is_directory(path)) {  // else of shards
     file = MappedFile::open(path);
     const InspectFile other = inspector_of(file->bytes());
-    const std::string what = fmt::format("a checkpoint; {} is none", path);
-    for (const char* flag : {"--num-heads", "--weights", "--plan", "--cache"}) cli.needs(flag, !other, what);
-    plan_flags_need(!other, what);
+    checkpoint_flags_need(!other);
     if (other) {
       other(cli, path, file->bytes());
       return 0;
     }
+  } else if (latent_layout(path)) {
+    checkpoint_flags_need(false);
+    inspect_latents(cli, path);
+    return 0;
   }
   const Checkpoint checkpoint = [&] {
     try {

@@ -109,9 +109,9 @@ void run_training(Cli& cli, TrainFlags& flags, const Checkpoint& start, const Da
     console.info(fmt::format("model    {}, {:.2f} M parameters, {:.4g} GMACs a forward",
                              model_name(start.config), static_cast<double>(start.num_parameters()) / 1e6,
                              static_cast<double>(static_macs(start.config)) / 1e9));
-    console.info(fmt::format("data     {}: {} images {}x{}x{}, {} classes{}", flags.data.path, dataset.size(),
-                             dataset.channels(), dataset.side(), dataset.side(), start.config.num_classes,
-                             left_out_text(dataset, cli.verbose)));
+    console.info(fmt::format("data     {}: {} {} {}x{}x{}, {} classes{}", flags.data.path, dataset.size(),
+                             dataset.latents() ? "latents" : "images", dataset.channels(), dataset.side(),
+                             dataset.side(), start.config.num_classes, left_out_text(dataset, cli.verbose)));
     tell_notes(dataset, console);
     console.info(fmt::format("training {} steps of {} images, {} process(es) x {} threads, {}, {}, seed {}",
                              flags.options.total_steps, flags.options.global_batch, processes.size(),
@@ -144,7 +144,11 @@ int run_from(Cli& cli, TrainFlags& flags, std::string_view why_no_routers,
     flags.fit_data_to(given);
   }
   const auto dataset = flags.data.load(flags.threads);
-  const Checkpoint start = prepare(given, *dataset);
+  cli.needs("--skip-broken", dataset->latents() == nullptr, "images; these are latents");
+  Checkpoint start = prepare(given, *dataset);
+  note_latents(*dataset, start, cli.console);
+  cli.needs("--sample-every", makes_pixels(start.config),
+            "a model of pixels; make images of its checkpoints with dydit generate --vae");
   flags.resolve(*dataset);
   run_training(cli, flags, start, *dataset, *processes);
   return 0;

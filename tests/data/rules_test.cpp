@@ -398,7 +398,7 @@ TEST(DatasetRefusals, NameWhatWasWanted) {
   options.side = 0;
   options.channels = 2;
   test::expect_error([&] { Dataset::load(folder / "", options); },
-                     "2 channels: 1 (gray) or 3 (RGB) are wanted, or 0 for those of most images");
+                     "holds images, of 1 (gray) or 3 channels (RGB); 2 are those of latents");
 }
 
 TEST(DatasetRefusals, NameAnImageWithoutBytes) {

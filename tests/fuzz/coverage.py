@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 READERS = ("config_file", "diffusers", "image", "inflate", "jpeg", "json", "npz_reader", "pickle", "pickle_machine",
-           "plan_file", "plan_spec", "png", "safetensors", "safetensors_index", "tar", "text", "tfevents",
+           "latents_index", "plan_file", "plan_spec", "png", "safetensors", "safetensors_index", "tar", "text", "tfevents",
            "tfevents_reader", "torch_file", "torch_tensor", "zip")
 NOT_READING = re.compile(r"write|Writer|make_grid|text_chunks|::encode\(|append_bytes|truncate_events|put_|new_event|"
                          r"colorspace|std::filesystem|Renamer|block_name|bytes_of")

@@ -20,6 +20,7 @@
 #include "dydit/io/torch_file.h"
 #include "dydit/io/zip.h"
 #include "hostile.h"
+#include "latents.h"
 #include "plan.h"
 #include "repair.h"
 #include "seeds.h"
@@ -289,6 +290,8 @@ std::vector<Target> all_targets() {
        .tokens = {"\x1f\x8b\x08", std::string("\x1f\x8b\x08\0\0\0\0\0\0\3", 10), "\xff\xff\xff\xff"},
        .hostile = hostile_gzip(),
        .read = read_gzip},
+      latents_index_target(),
+      latent_shard_target(),
       plan_target(),
       toml_target()};
 }

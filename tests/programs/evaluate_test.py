@@ -37,7 +37,7 @@ class EvaluateTest(ProgramTest):
         images = self.write_images()
         self.expect_error(["evaluate", "--model", CIFAR, "--data-path", images], USAGE, "--loss")
         self.expect_error(["evaluate", "--loss", "--model", CIFAR], USAGE, "--data-path")
-        self.expect_error(["evaluate", "--loss", "--model", TINY, "--data-path", images], USAGE, "this model takes 4x")
+        self.expect_error(["evaluate", "--loss", "--model", TINY, "--data-path", images], USAGE, "4 are those of latents, which dydit latents makes")
         self.expect_error(["evaluate", "--loss", "--model", CIFAR, "--data-path", self.write_images(classes=11)], USAGE,
                           "label 10", "classes 0 to 9")
 

@@ -345,6 +345,7 @@ class VainTest(FlagsBase):
                 (["inspect", png], "--svg", "a.svg", "x.png is none"), (["inspect", png], "--csv", "a.csv", "checkpoint"),
                 (["inspect", png], "--num-heads", "2", "checkpoint"), (["inspect", "x.npz"], "--plan-steps", "9", "checkpoint"),
                 (["inspect", static], "--plan-steps", "9", "static DiT"),
+                (["inspect", GOLDEN / "latents/packed"], "--plan-steps", "9", "packed is none"),
                 (["convert", model, "y.safetensors"], "--seed", "1", "--to dynamic"),
                 (["convert", static, "folder/"], "--class-names", "n.txt", ".safetensors"),
                 (["convert", static, "folder/"], "--semantics", "original", "diffusers"),
