@@ -10,11 +10,8 @@
 #include "dydit/io/bytes.h"
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
-#include "dydit/io/recognize.h"
 #include "dydit/io/safetensors.h"
-#include "dydit/io/safetensors_index.h"
 #include "dydit/io/text.h"
-#include "dydit/io/torch_file.h"
 
 namespace dydit {
 namespace {
@@ -25,9 +22,6 @@ using Names = std::pair<std::string_view, std::string_view>;  // diffusers', the
 
 constexpr const char* kConfig = kDiffusersFiles[0];
 constexpr const char* kWeights = kDiffusersFiles[1];
-constexpr const char* kIndex = "diffusion_pytorch_model.safetensors.index.json";
-constexpr const char* kTorchWeights = "diffusion_pytorch_model.bin";
-constexpr const char* kPipeline = "model_index.json";
 constexpr double kNormEps = 1e-5;          // before the MLP
 constexpr size_t kMaxJsonBytes = 1 << 20;  // a tree of JSON takes some twenty bytes for each of the text
 
@@ -77,8 +71,8 @@ void check_settings(const Json& config, const std::string& name) {
                                ? config["_class_name"].get<std::string>()
                                : std::string("no class");
   DYDIT_CHECK(kind == "DiTTransformer2DModel" || kind == "Transformer2DModel",
-              "{}: holds {}; a DiT is wanted (DiTTransformer2DModel or Transformer2DModel)", name,
-              quote(kind));
+              "{}: holds {}; a DiT is wanted (DiTTransformer2DModel or Transformer2DModel){}", name,
+              quote(kind), kind.starts_with("Autoencoder") ? "; an autoencoder goes to --vae" : "");
   const std::array<std::pair<const char*, Json>, 6> wanted = {{{"norm_type", "ada_norm_zero"},
                                                                {"activation_fn", "gelu-approximate"},
                                                                {"attention_bias", true},
@@ -127,62 +121,12 @@ std::vector<std::string> parse_id2label(std::span<const std::byte> bytes, int64_
 
 namespace {
 
-bool is_there(const fs::path& path) {
-  std::error_code unreadable;  // is not there for us
-  return fs::exists(path, unreadable);
-}
-
-// The file of weights in a folder: without a variant in its name, or else of the only variant. Empty without.
-std::string find_weights(const fs::path& folder) {
-  for (const char* name : {kWeights, kIndex, kTorchWeights}) {
-    if (is_there(folder / name)) return name;
-  }
-  constexpr std::string_view kStem = "diffusion_pytorch_model.";
-  std::vector<std::string>
-      variants;  // diffusion_pytorch_model.fp16.safetensors, ...safetensors.index.fp16.json
-  for (const std::string& name : names_in(folder)) {
-    if (!name.starts_with(kStem) || name.find("-of-") != name.npos) continue;
-    if (name.ends_with(".safetensors") || name.ends_with(".json") || name.ends_with(".bin"))
-      variants.push_back(name);
-  }
-  DYDIT_CHECK(variants.size() <= 1,
-              "{}: holds variants of the weights alone, {} of them ({}, {}); take the others out",
-              folder.string(), variants.size(), quote(variants[0]), quote(variants[1]));
-  return variants.empty() ? "" : variants[0];
-}
-
-// The weights as they lie in the folder, under diffusers' names.
-void read_weights(const fs::path& folder, DiffusersDiT& result) {
-  const std::string name = find_weights(folder);
-  DYDIT_CHECK(!name.empty(), "{}: has neither {} nor {}, {}; fetch the weights, too", folder.string(),
-              kWeights, kIndex, kTorchWeights);
-  if (name != kWeights && name != kIndex && name != kTorchWeights)
-    result.notes.push_back(fmt::format("read the variant {}", printable(name)));
-  const auto take = [&](TensorViews tensors, std::shared_ptr<const MappedFile> file) {
-    result.tensors = std::move(tensors);
-    result.sha256 = sha256_hex(file->bytes());
-    result.files = {std::move(file)};
-  };
-  if (name.ends_with(".safetensors")) {
-    SafetensorsFile file = read_safetensors(folder / name);
-    take(std::move(file.tensors), std::move(file.file));
-  } else if (name.ends_with(".json")) {
-    ShardedSafetensors shards = read_safetensors_shards(folder / name);
-    result.tensors = std::move(shards.tensors);
-    result.sha256 = shards.sha256;
-    result.files = std::move(shards.files);
-  } else {
-    TorchCheckpoint file = read_torch_checkpoint(folder / name);
-    take(preferred_weights(file).tensors, std::move(file.file));
-  }
-}
-
 // Its transformer's folder; a pipeline of another model has another class.
 fs::path transformer_of(const fs::path& path) {
-  if (is_there(path / kConfig) && !is_there(path / kPipeline)) return path;
+  if (is_there(path / kConfig) && !is_there(path / kDiffusersPipeline)) return path;
   const fs::path folder = path / "transformer";
-  if (!is_there(folder / kConfig) && is_there(path / kPipeline)) {
-    const std::string index = (path / kPipeline).string();
+  if (!is_there(folder / kConfig) && is_there(path / kDiffusersPipeline)) {
+    const std::string index = (path / kDiffusersPipeline).string();
     const Json pipeline = parse_object(MappedFile::open(index)->bytes(), index);
     const auto kind = pipeline.find("_class_name");
     DYDIT_CHECK(kind == pipeline.end() || *kind == "DiTPipeline",
@@ -255,8 +199,8 @@ class Renamer {
 }  // namespace
 
 bool is_diffusers_folder(const fs::path& path) {
-  return is_there(path / kPipeline) || is_there(path / "transformer" / kConfig) ||
-         (is_there(path / kConfig) && !find_weights(path).empty());
+  return is_there(path / kDiffusersPipeline) || is_there(path / "transformer" / kConfig) ||
+         (is_there(path / kConfig) && has_diffusers_weights(path));
 }
 
 DiffusersDiT read_diffusers_folder(const fs::path& path) {
@@ -266,18 +210,22 @@ DiffusersDiT read_diffusers_folder(const fs::path& path) {
   result.config = std::make_shared<Json>(
       parse_diffusers_config(MappedFile::open(folder / kConfig)->bytes(), config_name));
   const Json& config = *result.config;
-  if (const fs::path index = path / kPipeline; is_there(index)) {
+  if (const fs::path index = path / kDiffusersPipeline; is_there(index)) {
     result.class_names =
         parse_id2label(MappedFile::open(index)->bytes(), config["num_classes"], index.string());
   }
-  read_weights(folder, result);
+  FolderWeights weights = read_diffusers_weights(folder);
+  result.notes = std::move(weights.notes);
+  result.sha256 = std::move(weights.sha256);
+  result.files = std::move(weights.files);
 
   const int depth = config["depth"];
-  DYDIT_CHECK(static_cast<size_t>(depth) <= result.tensors.size(),
-              "{}: speaks of {} blocks, but {} tensors are there", config_name, depth, result.tensors.size());
+  DYDIT_CHECK(static_cast<size_t>(depth) <= weights.tensors.size(),
+              "{}: speaks of {} blocks, but {} tensors are there", config_name, depth,
+              weights.tensors.size());
   using Stacked = std::vector<std::vector<std::byte>>;
   auto stacked = std::make_shared<Stacked>();
-  Renamer names(std::move(result.tensors), folder.string());
+  Renamer names(std::move(weights.tensors), folder.string());
   for (const auto& [from, to] : kOuter) names.module(std::string(from), std::string(to));
   for (int b = 0; b < depth; ++b) {
     const auto from_name = [&](std::string_view rest) { return block_name("transformer_blocks", b, rest); };

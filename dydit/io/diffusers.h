@@ -2,7 +2,6 @@
 // and value apart, and the embedders of timestep and label copied into every block.
 #pragma once
 
-#include <array>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -14,11 +13,9 @@
 
 #include "dydit/io/file.h"
 #include "dydit/io/tensor_view.h"
+#include "dydit/io/weight_folder.h"
 
 namespace dydit {
-
-/// What write_diffusers_folder writes.
-inline constexpr std::array kDiffusersFiles = {"config.json", "diffusion_pytorch_model.safetensors"};
 
 struct DiffusersDiT {
   TensorViews tensors;  // under the original's names; without pos_embed, which is a formula

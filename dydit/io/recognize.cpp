@@ -172,7 +172,7 @@ std::optional<Likeness> recognize_zip(std::span<const std::byte> bytes) {
     return Likeness{"numpy arrays (.npz)",
                     "--data-path reads images and labels in it; weights come as "
                     "safetensors or .pt"};
-  if (any([](const std::string& member) { return ends_with_any(member, kWeightEndings); }))
+  if (any([](const std::string& member) { return is_weight_name(member); }))
     return Likeness{"a zip archive of weights", "unzip it and name the weights in it"};
   if (any([](const std::string& member) { return ends_with_any(member, kImageEndings); }))
     return Likeness{"a zip archive of pictures", "--data-path takes it, when each folder in it is a class"};
@@ -196,6 +196,8 @@ std::optional<Likeness> recognize_name(const std::string& name) {
 }
 
 }  // namespace
+
+bool is_weight_name(std::string_view name) { return ends_with_any(name, kWeightEndings); }
 
 std::vector<std::string> names_in(const fs::path& folder, size_t most) {
   std::vector<std::string> names;
@@ -276,14 +278,14 @@ std::optional<Likeness> recognize_folder(const fs::path& folder) {
   if (has("checkpoints")) {
     std::string example;
     for (const std::string& name : names_in(folder / "checkpoints"))
-      if (ends_with_any(name, kWeightEndings)) example = "checkpoints/" + name;
+      if (is_weight_name(name)) example = "checkpoints/" + name;
     return Likeness{"the folder of a training run", example.empty()
                                                         ? "it has no checkpoint yet"
                                                         : "name a checkpoint, such as " + below(example)};
   }
   std::vector<std::string> weights;
   for (const std::string& name : names)
-    if (ends_with_any(name, kWeightEndings)) weights.push_back(printable(name, 60));
+    if (is_weight_name(name)) weights.push_back(printable(name, 60));
   if (weights.size() > 1) {
     const size_t all = weights.size();
     weights.resize(std::min<size_t>(all, 5));

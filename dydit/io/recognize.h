@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace dydit {
@@ -33,6 +34,9 @@ std::optional<Likeness> recognize_folder(const std::filesystem::path& folder);
 /// What to add to an error about a damaged file whose name says that its download has not ended (.part,
 /// .crdownload, .incomplete, ...); else empty.
 std::string unfinished_download(const std::filesystem::path& path);
+
+/// The name is one of a weight file: .safetensors, .pt, .pth, .ckpt, .bin, .th.
+bool is_weight_name(std::string_view name);
 
 /// The names in a folder in alphabetical order, those that begin with a point left out; at most `most`.
 std::vector<std::string> names_in(const std::filesystem::path& folder, size_t most = 1000);

@@ -162,14 +162,6 @@ void check_stated_size(const RawCheckpoint& raw, const DiTConfig& config) {
               raw.name, raw.stated.where, image, config.input_size, 8 * config.input_size);
 }
 
-// Without temporaries: at::isfinite makes several of the tensor's size. NaN is both the least and the
-// largest.
-bool is_finite(const at::Tensor& tensor) {
-  if (tensor.numel() == 0) return true;
-  const auto [least, largest] = at::aminmax(tensor);
-  return std::isfinite(least.item<double>()) && std::isfinite(largest.item<double>());
-}
-
 int64_t elements_of(const WeightSet& set) {
   int64_t elements = 0;
   for (const auto& [key, view] : set.tensors) elements += view.numel();

@@ -67,6 +67,10 @@ std::string list_choices(const std::vector<WeightsChoice>& choices);
 /// What the names look like when it is no DiT: " It seems to be a U-ViT."; else empty.
 std::string guess_model(const TensorViews& tensors);
 
+// weights.cpp
+/// Without temporaries: at::isfinite makes several of the tensor's size.
+bool is_finite(const at::Tensor& tensor);
+
 // checkpoint_config.cpp
 /// Throws Error for a dydit_format that this program does not know.
 void check_format(const RawCheckpoint& raw);

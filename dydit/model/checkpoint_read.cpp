@@ -11,6 +11,7 @@
 #include "dydit/io/tar.h"
 #include "dydit/io/text.h"
 #include "dydit/io/torch_file.h"
+#include "dydit/io/weight_folder.h"
 #include "dydit/model/checkpoint_parts.h"
 
 namespace dydit {
@@ -106,40 +107,10 @@ void take_torch(RawCheckpoint& raw, TorchCheckpoint torch) {
                    [](const WeightSet& a, const WeightSet& b) { return a.averaged > b.averaged; });
 }
 
-// models--ORG--NAME of the hub's cache keeps its files in snapshots/COMMIT.
-fs::path resolve_hub_cache(const fs::path& path, std::vector<std::string>& notes) {
-  std::error_code unreadable;
-  if (!fs::is_directory(path / "snapshots", unreadable)) return path;
-  std::vector<std::string> commits = names_in(path / "snapshots");
-  DYDIT_CHECK(!commits.empty(),
-              "{}: is a folder of the hub's cache without a snapshot; fetch the model again", path.string());
-  if (commits.size() > 1) {
-    for (std::string& commit : commits) commit = printable(commit, 60);
-    throw Error(fmt::format("{}: is a folder of the hub's cache with {} snapshots; name one: snapshots/{}",
-                            path.string(), commits.size(), fmt::join(commits, ", snapshots/")));
-  }
-  notes.push_back(fmt::format("read snapshots/{}", printable(commits[0], 60)));
-  return path / "snapshots" / commits[0];
-}
-
 bool holds_index(const fs::path& folder) {
   const std::vector<std::string> names = names_in(folder);
   return std::any_of(names.begin(), names.end(),
                      [](const std::string& name) { return name.ends_with(".safetensors.index.json"); });
-}
-
-// The folder's one weight file; empty when there is another number of them.
-fs::path only_weight_file(const fs::path& folder) {
-  fs::path found;
-  for (const std::string& name : names_in(folder)) {
-    const std::string ending = fs::path(name).extension().string();
-    const bool weights = ending == ".safetensors" || ending == ".pt" || ending == ".pth" ||
-                         ending == ".bin" || ending == ".ckpt" || ending == ".th";
-    if (!weights) continue;
-    if (!found.empty()) return {};
-    found = folder / name;
-  }
-  return found;
 }
 
 RawCheckpoint read_file(const fs::path& path) {

@@ -149,6 +149,7 @@ std::string guess_model(const TensorViews& tensors) {
     std::string_view part;
     const char* what;
   };
+  constexpr const char* kAutoencoder = "an autoencoder (VAE), which --vae takes";
   // The first that a name holds; from the particular to the general.
   constexpr std::array kMarks = {
       Mark{"lora_A", "LoRA weights without their model"},
@@ -166,9 +167,10 @@ std::string guess_model(const TensorViews& tensors) {
       Mark{"joint_blocks.", "an MMDiT of texts"},
       Mark{"projectors.", "a SiT trained with REPA"},
       Mark{"w12.weight", "a LightningDiT (SwiGLU)"},
-      Mark{"quant_conv", "an autoencoder (VAE)"},
-      Mark{"decoder.conv_in", "an autoencoder (VAE)"},
-      Mark{"decoder.up_blocks", "an autoencoder (VAE)"},
+      Mark{"quant_conv", kAutoencoder},
+      Mark{"decoder.conv_in", kAutoencoder},
+      Mark{"decoder.up_blocks", kAutoencoder},
+      Mark{"13.conv.4.", kAutoencoder},  // TAESD's, of either half
       Mark{"text_model.", "a text encoder (CLIP)"},
       Mark{"SelfAttention", "a text encoder (T5)"},
       Mark{"self_attn.", "a language model"},

@@ -1,12 +1,14 @@
 // Tensors between files and LibTorch: both share the memory where they can.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 
 #include <ATen/ATen.h>
 
 #include "dydit/base/error.h"
 #include "dydit/model/checkpoint.h"
+#include "dydit/model/checkpoint_parts.h"
 
 namespace dydit {
 namespace {
@@ -23,6 +25,13 @@ Dtype from_scalar_type(at::ScalarType type) {
 }
 
 }  // namespace
+
+// NaN is both the least and the largest.
+bool is_finite(const at::Tensor& tensor) {
+  if (tensor.numel() == 0) return true;
+  const auto [least, largest] = at::aminmax(tensor);
+  return std::isfinite(least.item<double>()) && std::isfinite(largest.item<double>());
+}
 
 at::Tensor to_tensor(const TensorView& view, std::shared_ptr<const void> owner) {
   const at::ScalarType type = kScalarTypes[static_cast<size_t>(view.dtype)];

@@ -1,0 +1,45 @@
+#include "dydit/model/recipe.h"
+
+#include <cmath>
+#include <string_view>
+
+#include <ATen/ATen.h>
+
+namespace dydit {
+namespace {
+
+// The i-th number of the sequence that begins with `seed`.
+uint64_t splitmix64(uint64_t seed, uint64_t i) {
+  uint64_t s = seed + (i + 1) * 0x9E3779B97F4A7C15u;
+  s = (s ^ s >> 30) * 0xBF58476D1CE4E5B9u;
+  s = (s ^ s >> 27) * 0x94D049BB133111EBu;
+  return s ^ s >> 31;
+}
+
+}  // namespace
+
+uint64_t fnv1a(std::string_view text) {
+  uint64_t hash = 0xCBF29CE484222325u;
+  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
+  return hash;
+}
+
+at::Tensor recipe_tensor(const std::string& name, const std::vector<int64_t>& shape) {
+  const at::Tensor tensor = at::empty(shape, at::kFloat);
+  const bool norm = name.find("norm") != name.npos, weight = name.ends_with("weight");
+  float scale = norm ? 0.25f : 0.1f;
+  if (weight && !norm) {
+    const double fan_in = static_cast<double>(tensor.numel()) / static_cast<double>(shape[0]);
+    scale = static_cast<float>(std::sqrt(3 / fan_in));
+  }
+  const uint64_t seed = fnv1a(name);
+  float* const out = tensor.data_ptr<float>();
+  const auto count = static_cast<uint64_t>(tensor.numel());
+  for (uint64_t i = 0; i < count; ++i) {
+    const float u = static_cast<float>(splitmix64(seed, i) >> 40) * 0x1p-24f;
+    out[i] = norm && weight ? 0.5f + u : (2 * u - 1) * scale;
+  }
+  return tensor;
+}
+
+}  // namespace dydit
