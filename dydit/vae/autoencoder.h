@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -58,14 +59,19 @@ struct AutoencoderReadOptions {
   std::filesystem::path config = {};  // config.json for weights that come without one; empty: none
 };
 
-/// True for what load_autoencoder takes, by content; a checkpoint of a DiT is not.
+/// True for what load_autoencoder takes, by content; a checkpoint of a DiT is not, nor a pipeline of one,
+/// though it may have a `vae`.
 bool is_autoencoder(const std::filesystem::path& path);
 
 /// Reads a folder of diffusers (an autoencoder's, or the `vae` of a pipeline), a bare file under diffusers'
-/// or ldm's names, an ldm checkpoint, or TAESD's files: one of them, or a folder with an encoder's and a
-/// decoder's. Throws Error that names the tensor, key or file.
+/// or ldm's names, an ldm checkpoint, or TAESD's files: one of them, a folder with an encoder's and a
+/// decoder's, or "ENCODER,DECODER". "recipe:sd" and "recipe:taesd" are of published sizes, for tests and
+/// measurements (dydit/vae/recipe.h). Throws Error that names the tensor, key or file.
 AutoencoderFile load_autoencoder(const std::filesystem::path& path,
                                  const AutoencoderReadOptions& options = {});
+
+/// The same for one file in memory, which outlives the result; `name` is used in messages.
+AutoencoderFile parse_autoencoder(std::span<const std::byte> bytes, const std::string& name);
 
 /// With the keys of diffusers' config.json.
 nlohmann::json autoencoder_config_to_json(const AutoencoderConfig& config);

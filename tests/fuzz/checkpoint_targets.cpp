@@ -9,6 +9,7 @@
 #include <ATen/Parallel.h>
 #include <nlohmann/json.hpp>
 
+#include "autoencoders.h"
 #include "dydit/base/error.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/dit.h"
@@ -261,7 +262,7 @@ std::vector<Target> all_targets() {
       "state_dict", "config", "image_size"};
   const std::string labels =
       R"({"_class_name":"DiTPipeline","id2label":{"0":"a","1":"b, c","2":"c","3":"d","4":"e"}})";
-  return {
+  std::vector<Target> targets = {
       {.name = "checkpoint",
        .seeds = {safetensors(dynamic, own_metadata(), {""}),
                  safetensors(plain, {{"config", "{\"num_heads\": 2}"}, {"class_names", "a,b"}}, {"module."}),
@@ -287,6 +288,8 @@ std::vector<Target> all_targets() {
        .tokens = json_tokens,
        .hostile = {},
        .read = read_folder}};
+  for (Target& target : autoencoder_targets()) targets.push_back(std::move(target));
+  return targets;
 }
 
 }  // namespace dydit::fuzz
