@@ -16,6 +16,8 @@
 #include "dydit/plan/policies.h"
 #include "dydit/plan/run_plan.h"
 #include "dydit/report/plan_picture.h"
+#include "dydit/vae/autoencoder.h"
+#include "inspect_autoencoder.h"
 #include "inspect_files.h"
 #include "inspect_latents.h"
 #include "model_flags.h"
@@ -141,11 +143,14 @@ std::string plan_title(const Checkpoint& checkpoint) {
 }  // namespace
 
 int run_inspect(const Args& args, Isa isa) {
-  Cli cli("inspect", "Say what a checkpoint is and costs, what made images, or what a log holds.");
-  std::string path, svg, csv, plan_file, cache = "none";
+  Cli cli("inspect",
+          "Say what a checkpoint or autoencoder is and costs, what made images, or what a log holds.");
+  std::string path, svg, csv, plan_file, vae_config, cache = "none";
   CheckpointOptions options;
   int plan_steps = 20;
-  cli.app.add_option("file", path, "Checkpoint, folder of latents, plan, PNG, npz or TensorBoard event file")
+  cli.app
+      .add_option("file", path,
+                  "Checkpoint, autoencoder, folder of latents, plan, PNG, npz or TensorBoard event file")
       ->required();
   add_checkpoint_options(cli, options);
   cli.add_number("--plan-steps", plan_steps, 1, 1000,
@@ -154,6 +159,7 @@ int run_inspect(const Args& args, Isa isa) {
   cli.add_text("--cache", cache,
                std::string("Instead: a policy, for the timesteps of --plan-steps: ") + kPolicyHelp)
       ->type_name("POLICY");
+  cli.add_text("--vae-config", vae_config, "config.json of an autoencoder whose file comes without one");
   cli.add_text("--svg", svg, "Also draw the plan: heads, groups, actions and work over the timesteps");
   cli.add_text("--csv", csv, "Also write the plan's numbers");
   cli.parse(args);
@@ -163,12 +169,19 @@ int run_inspect(const Args& args, Isa isa) {
   const auto plan_flags_need = [&](bool met, const std::string& what) {
     for (const char* flag : {"--plan-steps", "--svg", "--csv"}) cli.needs(flag, met, what);
   };
-  const bool has_spec = !plan_file.empty() || cache != "none";
-  const std::string what = fmt::format("a checkpoint; {} is none", path);
   const auto checkpoint_flags_need = [&](bool met) {
+    const std::string what = fmt::format("a checkpoint; {} is none", path);
     for (const char* flag : {"--num-heads", "--weights", "--plan", "--cache"}) cli.needs(flag, met, what);
     plan_flags_need(met, what);
   };
+  const bool autoencoder = is_autoencoder(path);
+  cli.needs("--vae-config", autoencoder, fmt::format("an autoencoder; {} is none", path));
+  if (autoencoder) {
+    checkpoint_flags_need(false);
+    inspect_autoencoder(cli, path, vae_config);
+    return 0;
+  }
+  const bool has_spec = !plan_file.empty() || cache != "none";
   std::shared_ptr<const MappedFile> file;      // held until the checkpoint is read: it may change in between
   if (!std::filesystem::is_directory(path)) {  // else of shards
     file = MappedFile::open(path);

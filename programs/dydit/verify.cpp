@@ -163,22 +163,16 @@ at::Tensor checked_input(const VerifyContext& context, const std::string& name) 
   return x;
 }
 
-int run_verify(const Args& args, Isa isa) {
-  Cli cli("verify",
-          "Replay recorded vectors of the original code (forwards, schedule, sampling runs) and compare.");
-  ModelFlags flags;
-  flags.add(cli, "f32", "reference");
-  std::string reference_path;
-  cli.add_text("--reference", reference_path, "Recorded vectors, safetensors")->required();
-  cli.parse(args);
+namespace {
+
+void verify_model(Cli& cli, const ModelFlags& flags, const Reference& reference, Isa isa,
+                  VerifyReport& report) {
   const Checkpoint checkpoint = flags.load(cli);
-  const Reference reference(reference_path);
   const VerifyContext context{checkpoint, reference, dtype_of(flags.dtype), flags.resolve_engine(),
                               flags.threads};
   cli.console.info(fmt::format("model {} ({}), reference {}, engine {}, {}, cpu ({}), {} threads", flags.path,
-                               model_name(checkpoint.config), reference_path, kEngineNames[context.engine],
+                               model_name(checkpoint.config), reference.path(), kEngineNames[context.engine],
                                kDtypeNames[context.dtype], isa_name(isa), context.threads));
-  VerifyReport report;
   if (reference.has("x") && reference.has("out")) verify_forward(context, report);
   verify_diffusion(context, report);
   verify_plans(context, report);
@@ -188,7 +182,52 @@ int run_verify(const Args& args, Isa isa) {
       report.size() > 0,
       "{}: holds nothing that verify can replay; expected forwards (x, t, y, out), tables (betas), single "
       "steps (step_0_x), runs (sample_p_z) or runs of plans (MODE.SPACING.PLAN.out)",
-      reference_path);
+      reference.path());
+}
+
+void verify_vae(Cli& cli, const ModelFlags& flags, const std::string& path, const std::string& config,
+                const Reference& reference, Isa isa, VerifyReport& report) {
+  const AutoencoderFile file = load_autoencoder(path, {.config = config});
+  for (const std::string& note : file.notes) cli.console.info(fmt::format("{}: {}", path, note));
+  const at::ScalarType dtype = dtype_of(flags.dtype);
+  cli.console.info(fmt::format("autoencoder {} ({}), reference {}, {}, cpu ({}), {} threads", path,
+                               kAutoencoderNames[file.config.kind], reference.path(), kDtypeNames[dtype],
+                               isa_name(isa), flags.threads));
+  verify_autoencoder(file, reference, dtype, flags.threads, report);
+  file.check_unchanged();
+}
+
+}  // namespace
+
+int run_verify(const Args& args, Isa isa) {
+  Cli cli(
+      "verify",
+      "Replay recorded vectors of the original code (forwards, schedule, sampling runs; an autoencoder's) "
+      "and compare.");
+  ModelFlags flags;
+  flags.add(cli, "f32", "reference");
+  cli.app.get_option("--model")->required(false);
+  std::string reference_path, vae, vae_config;
+  cli.add_text("--reference", reference_path, "Recorded vectors, safetensors")->required();
+  cli.add_text(
+      "--vae", vae,
+      "Instead of a model: an autoencoder, a folder of diffusers, an ldm checkpoint, TAESD's files as "
+      "ENCODER,DECODER or their folder; recipe:sd has random weights");
+  cli.add_text("--vae-config", vae_config, "config.json of an autoencoder whose file comes without one");
+  cli.parse(args);
+  cli.one_of("--model", "--vae");
+  DYDIT_USAGE_CHECK(!flags.path.empty() || !vae.empty(),
+                    "nothing to verify: give --model FILE, or --vae FILE, an autoencoder");
+  for (const char* flag : {"--num-heads", "--weights", "--engine"})
+    cli.needs(flag, vae.empty(), "--model; an autoencoder has no such choice");
+  cli.needs("--vae-config", !vae.empty(), "--vae");
+  const Reference reference(reference_path);
+  VerifyReport report;
+  if (vae.empty()) {
+    verify_model(cli, flags, reference, isa, report);
+  } else {
+    verify_vae(cli, flags, vae, vae_config, reference, isa, report);
+  }
   cli.print({{"passed", report.passed()}, {"checks", report.to_json()}}, [&] { report.print(); });
   return report.passed() ? 0 : 1;
 }

@@ -12,6 +12,7 @@
 
 #include "dydit/engine/engine.h"
 #include "dydit/model/checkpoint.h"
+#include "dydit/vae/autoencoder.h"
 
 namespace dydit {
 
@@ -101,6 +102,11 @@ void verify_plans(const VerifyContext& context, VerifyReport& report);
 
 /// A recorded training step: x0, t, y, noise, gumbel.* -> loss terms and grad.*.
 void verify_training(const VerifyContext& context, VerifyReport& report);
+
+/// Recorded encodes and decodes: x, z -> moments, decoded, stage.* (AutoencoderKL); image -> latents,
+/// decoded.
+void verify_autoencoder(const AutoencoderFile& file, const Reference& reference, at::ScalarType dtype,
+                        int threads, VerifyReport& report);
 
 /// Forwards of an engine, and the decisions behind them.
 class Replay {

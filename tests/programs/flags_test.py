@@ -6,6 +6,7 @@ import hashlib
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import tempfile
 
@@ -15,6 +16,7 @@ import support
 from support import GOLDEN, TINY, ProgramTest
 
 FAILED, USAGE = 1, 2
+VAE, VAE_VECTORS = GOLDEN / "vae/kl16", GOLDEN / "vae/kl16.safetensors"
 # What no two runs have in common.
 TIMES = {"seconds", "load_seconds", "ms_per_sample", "ms_low", "ms_high", "gflops", "peak_share", "peak_gflops", "peak_rss_mb",
          "speedup", "realised_share", "images_per_second"}
@@ -209,7 +211,12 @@ class ModelFilesFlagsTest(FlagsBase):
         self.check("inspect", [TINY], {
             **common_rows(quiet_base=[png], quiet_env={"DYDIT_PLAN_STEPS": "3"}), "--num-heads": row("--num-heads", "4"),
             "--weights": MODEL["--weights"], "--plan-steps": row("--plan-steps", "3"), "--plan": row("--plan", self.plan_file()),
-            "--cache": row("--cache", "fora:2"), "--svg": row("--svg", "a.svg"), "--csv": row("--csv", "a.csv")})
+            "--cache": row("--cache", "fora:2"), "--svg": row("--svg", "a.svg"), "--csv": row("--csv", "a.csv"),
+            "--vae-config": row("--vae-config", VAE / "config.json", base=[self.bare_vae()])})
+
+    def bare_vae(self):
+        """Weights of an autoencoder without their configuration."""
+        return shutil.copy(VAE / "diffusion_pytorch_model.safetensors", self.shared / "bare.safetensors")
 
     def test_every_flag_of_convert(self):
         self.pixel_model()
@@ -224,7 +231,9 @@ class ModelFilesFlagsTest(FlagsBase):
         base = ["--model", TINY, "--reference", GOLDEN / "forward.safetensors"]
         self.check("verify", base, {
             **common_rows(), **MODEL, "--model": row("--model", support.CIFAR), "--dtype": row("--dtype", "bf16"),
-            "--engine": row("--engine", "cpu"), "--reference": row("--reference", TINY)})
+            "--engine": row("--engine", "cpu"), "--reference": row("--reference", TINY),
+            "--vae": row("--vae", VAE, base=["--vae", "recipe:taesd", "--reference", VAE_VECTORS]),
+            "--vae-config": row("--vae-config", VAE / "config.json", base=["--vae", self.bare_vae(), "--reference", VAE_VECTORS])})
 
 
 class BenchFlagsTest(FlagsBase):
@@ -362,6 +371,9 @@ class VainTest(FlagsBase):
                 (["calibrate", "--model", model], "--eta", "0", "--sampler ddim"),
                 (["calibrate", "--model", static], "--mode", "dynamic", "static DiT"),
                 (["calibrate", "--model", model, "--cfg-scale", "1"], "--cfg-channels", "2", "--cfg-scale above 1"),
+                (["inspect", VAE], "--num-heads", "2", "checkpoint"), (["inspect", png], "--vae-config", "c.json", "an autoencoder"),
+                (["verify", "--model", TINY, "--reference", "r"], "--vae-config", "c.json", "--vae"),
+                (["verify", "--vae", VAE, "--reference", "r"], "--engine", "cpu", "--model"),
                 (["inspect", png], "--plan", "p.json", "checkpoint"), (["inspect", png], "--cache", "fora:2", "checkpoint"),
                 (["inspect", model, "--plan", self.plan_file()], "--plan-steps", "9", "no --plan"), (tune, "--lambda", "0.4", "--static"),
                 (tune, "--gates", "hard", "--static"), (tune, "--gate-rule", "capacity", "--static"),
@@ -383,6 +395,7 @@ class VainTest(FlagsBase):
                      ["generate", "--model", TINY, "--plan", "p.json", "--budget", "0.5"],
                      ["generate", "--model", TINY, "--cache", "fora:2", "--budget", "0.5"],
                      ["inspect", TINY, "--plan", "p.json", "--cache", "fora:2"],
+                     ["verify", "--reference", "r", "--model", TINY, "--vae", VAE],
                      ["bench", "--model", TINY, "--size", "DiT-S/2"], ["train", *data, "--model", TINY, "--size", "DiT-S/2"],
                      ["train", *data, "--total-train-steps", "2", "--epochs", "1"]):
             said = self.expect_error(args, USAGE, "give one of them", quiet=False)
