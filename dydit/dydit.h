@@ -34,7 +34,9 @@
 #include "dydit/model/checkpoint.h"    // load_checkpoint, save_checkpoint
 #include "dydit/model/config.h"        // DiTConfig
 #include "dydit/model/macs.h"          // multiply-adds of a model
+#include "dydit/pipeline/decoder.h"    // LatentDecoder: latents to pixels
 #include "dydit/pipeline/generate.h"   // Pipeline, generate
 #include "dydit/pipeline/pixels.h"     // to_image
 #include "dydit/pipeline/record.h"     // what is remembered of an image, as PNG text
 #include "dydit/plan/run_plan.h"       // make_width_plan, required_macs
+#include "dydit/vae/autoencoder.h"     // load_autoencoder, make_autoencoder

@@ -248,6 +248,59 @@ class Model {
   std::shared_ptr<Prepared> prepared_;
 };
 
+// An autoencoder, both of its halves packed.
+class Vae {
+ public:
+  Vae(const std::string& path, const std::string& config, const Model* model, at::ScalarType dtype,
+      int threads)
+      : file_(load_autoencoder(path, {.config = config})),
+        decoder_(file_,
+                 model ? latent_origin(model->checkpoint().notes, file_.config.latent_channels,
+                                       model->checkpoint().path.string())
+                       : LatentOrigin(),
+                 model ? model->checkpoint().config.in_channels : file_.config.latent_channels,
+                 {.dtype = dtype, .threads = threads}),
+        encoder_(make_autoencoder(file_,
+                                  {.dtype = dtype, .threads = threads, .encoder = true, .decoder = false})) {}
+
+  const AutoencoderFile& file() const { return file_; }
+  std::vector<std::string> notes() const {
+    std::vector<std::string> all = file_.notes;
+    all.insert(all.end(), decoder_.notes().begin(), decoder_.notes().end());
+    return all;
+  }
+
+  at::Tensor decode(const at::Tensor& latents) const {
+    check(latents, file_.config.latent_channels, "latents");
+    const py::gil_scoped_release unlocked;
+    std::vector<at::Tensor> images;
+    for (int64_t i = 0; i < latents.size(0); ++i)
+      images.push_back(decoder_.decode(latents[i].contiguous(), fmt::format("latents[{}]", i)));
+    return at::stack(images);
+  }
+  std::pair<at::Tensor, std::optional<at::Tensor>> encode(const at::Tensor& images) const {
+    check(images, 3, "images");
+    const py::gil_scoped_release unlocked;
+    const at::NoGradGuard no_grad;
+    const Posterior posterior = encoder_->encode(images.contiguous());
+    if (!posterior.logvar.defined()) return {posterior.mean, std::nullopt};
+    return {posterior.mean, posterior.logvar};
+  }
+
+ private:
+  static void check(const at::Tensor& x, int channels, const char* name) {
+    DYDIT_USAGE_CHECK(x.device().is_cpu() && x.scalar_type() == at::kFloat && x.dim() == 4 && x.size(0) > 0 &&
+                          x.size(1) == channels,
+                      "{}: expected (rows, {}, height, width) in float32 on the CPU, got ({}) in {} on {}",
+                      name, channels, fmt::join(x.sizes(), ", "), c10::toString(x.scalar_type()),
+                      x.device().str());
+  }
+
+  const AutoencoderFile file_;
+  const LatentDecoder decoder_;
+  const std::unique_ptr<const Autoencoder> encoder_;
+};
+
 void translate(std::exception_ptr thrown) {
   try {
     std::rethrow_exception(thrown);
@@ -281,6 +334,33 @@ PYBIND11_MODULE(_dydit, m) {
       "Loads a checkpoint: safetensors, a torch file or a folder of diffusers. num_heads: of a static DiT "
       "whose file does not say. weights: the key of one of the file's sets of weights (\"model\"); empty: an "
       "average, else the model.");
+
+  m.def(
+      "load_vae",
+      [](const std::string& path, const Model* model, const std::string& config,
+         std::optional<at::ScalarType> dtype, std::optional<int> threads) {
+        const at::ScalarType type = dtype.value_or(at::kFloat);
+        DYDIT_USAGE_CHECK(type == at::kFloat || type == at::kBFloat16,
+                          "dtype {}: expected float32 or bfloat16", c10::toString(type));
+        return std::make_unique<Vae>(path, config, model, type, threads_of(threads));
+      },
+      "path"_a, "model"_a = py::none(), "config"_a = "", "dtype"_a = py::none(), "threads"_a = py::none(),
+      py::call_guard<py::gil_scoped_release>(),
+      "Loads an autoencoder: a folder of diffusers, a file (config: its config.json), an ldm checkpoint, "
+      "TAESD's. With the\n"
+      "model whose latents it is for, decode obeys the scale that the model was trained with.");
+
+  py::class_<Vae>(m, "Vae")
+      .def("decode", &Vae::decode, "latents"_a,
+           "Images (n, 3, H, W) in about [-1, 1] of a model's latents (n, C, h, w), as Model.generate gives "
+           "them.")
+      .def("encode", &Vae::encode, "images"_a,
+           "(mean, logvar) of images (n, 3, H, W) in [-1, 1]: latents (n, C, h, w), not scaled; logvar is "
+           "None where the\n"
+           "autoencoder is deterministic.")
+      .def_property_readonly(
+          "config", [](const Vae& v) { return to_python(autoencoder_config_to_json(v.file().config)); })
+      .def_property_readonly("notes", &Vae::notes);
 
   py::class_<Model>(m, "Model")
       .def("generate", &Model::generate, py::kw_only(), "classes"_a = std::vector<int>{0},

@@ -30,9 +30,12 @@ struct GenerateOptions : Request, SamplingOptions {
 struct GeneratedSample {
   int index = 0;  // of the run, from 0; keys the noise
   int label = 0;
-  at::Tensor sample;            // (in_channels, side, side) float32: a latent, or pixels in about [-1, 1]
-  double seconds = 0;           // its share of the time of its forwards
-  Work work;                    // summed over steps and guidance halves
+  at::Tensor sample;       // (in_channels, side, side) float32: a latent, or pixels in about [-1, 1]
+  double seconds = 0;      // its share of the time of its forwards
+  Work work;               // summed over steps and guidance halves
+  at::Tensor pixels = {};  // (channels, height, width) float32 in about [-1, 1]: `sample`, or what it was
+                           // decoded to (decoder.h); undefined where nobody did
+  double decode_seconds = 0;
   at::Tensor token_share = {};  // (N) float32, of the (step, block, guidance half) in which a token entered
                                 // the MLP; undefined unless asked for and the run routes tokens
 };

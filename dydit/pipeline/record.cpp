@@ -14,6 +14,7 @@
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
 #include "dydit/io/text.h"
+#include "dydit/pipeline/decoder.h"
 
 namespace dydit {
 namespace {
@@ -21,6 +22,7 @@ namespace {
 using nlohmann::json;
 
 constexpr double kGiga = 1e9;
+constexpr size_t kHashShown = 10;     // as image tools do
 constexpr int kMost = 1'000'000'000;  // more of anything is no run of ours
 
 // An object of a record that anyone may have written.
@@ -91,6 +93,12 @@ struct Command {
   void add_file(std::string_view flag, const std::string& path) {
     add(flag, path.starts_with('-') ? "./" + path : path);
   }
+  void add_vae(const Foreign& vae) {
+    if (!vae.has("own")) add_file("--vae", vae.text("file"));
+    if (vae.has("config")) add_file("--vae-config", vae.text("config"));
+    if (const std::string dtype = vae.choice("dtype", kDtypeNames); dtype != "f32") add("--vae-dtype", dtype);
+    if (vae.has("tiling")) add("--vae-tiling", vae.choice("tiling", kVaeTilingNames));
+  }
 };
 
 }  // namespace
@@ -125,6 +133,10 @@ json run_record(const Checkpoint& checkpoint, const GenerateOptions& options, co
               {"static_gmacs", static_cast<double>(static_macs_per_sample(config, options)) / kGiga}};
   if (!options.timesteps.empty()) {
     run["timesteps"] = std::vector<int>(spacing.timesteps.rbegin(), spacing.timesteps.rend());
+  }
+  for (const char* key : {kVaeNote, kLatentScaleNote}) {
+    if (const auto found = checkpoint.notes.find(key); found != checkpoint.notes.end())
+      run["trained_on"][key] = printable(found->second, std::string::npos);
   }
   for (const auto& [key, value] : loading.items())
     run["loading"][key] =
@@ -167,6 +179,7 @@ json image_record(const Checkpoint& checkpoint, const GenerateOptions& options,
   if (sample.token_share.defined()) {
     record["token_share"] = sample.token_share.mean(at::kDouble).item<double>();
   }
+  if (sample.decode_seconds > 0) record["decode_seconds"] = sample.decode_seconds;
   return record;
 }
 
@@ -176,17 +189,22 @@ PngText png_text(const json& run, const json& images) {
     const auto name = image["class_name"].get<std::string>();
     classes.push_back(name.empty() ? fmt::format("class {}", image["class"].get<int>()) : name);
   }
-  const auto file = run["model"]["file"].get<std::string>();
-  const auto sha256 = run["model"]["sha256"].get<std::string>();
   json record = run;
   record["images"] = images;
-  return {{"parameters",
-           fmt::format(
-               "{}\nSteps: {}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}x{}, Model hash: {}, Model: {}, "
-               "Version: dydit {}",
-               fmt::join(classes, ", "), run["steps"].get<int>(), run["sampler"].get<std::string>(),
-               run["cfg_scale"].get<float>(), run["seed"].get<uint64_t>(), run["size"].get<int>(),
-               run["size"].get<int>(), sha256.substr(0, 10), file.substr(0, file.rfind('.')), kVersion)},
+  std::string parameters = fmt::format("{}\n", fmt::join(classes, ", "));
+  if (run.contains("model")) {  // decoded latents may be anybody's
+    const auto file = run["model"]["file"].get<std::string>();
+    parameters += fmt::format(
+        "Steps: {}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}x{}, Model hash: {}, Model: {}, ",
+        run["steps"].get<int>(), run["sampler"].get<std::string>(), run["cfg_scale"].get<float>(),
+        run["seed"].get<uint64_t>(), run["size"].get<int>(), run["size"].get<int>(),
+        run["model"]["sha256"].get<std::string>().substr(0, kHashShown), file.substr(0, file.rfind('.')));
+  }
+  if (run.contains("vae"))
+    parameters +=
+        fmt::format("VAE hash: {}, VAE: {}, ", run["vae"]["sha256"].get<std::string>().substr(0, kHashShown),
+                    run["vae"]["file"].get<std::string>());
+  return {{"parameters", parameters + fmt::format("Version: dydit {}", kVersion)},
           {kRecordKey, json_text(record)},
           {"Software", fmt::format("dydit {}", kVersion)}};
 }
@@ -194,6 +212,12 @@ PngText png_text(const json& run, const json& images) {
 std::string reproducing_command(const json& run) {
   const Foreign record(run);
   Command command;
+  if (run.contains("latents")) {  // decoded
+    command.text = "dydit decode";
+    command.add_file("--latents", record.at("latents").text("file"));
+    command.add_vae(record.at("vae"));
+    return command.text;
+  }
   command.add_file("--model", record.at("model").text("file"));
   if (run.contains("loading")) {
     const Foreign loading = record.at("loading");
@@ -242,6 +266,9 @@ std::string reproducing_command(const json& run) {
                                     {"guide_every", "--guide-every"}}) {
       if (plan.has(key)) command.add(flag, plan.number<int>(key, 0, kNumTrainTimesteps));
     }
+  }
+  if (run.contains("vae")) {
+    command.add_vae(record.at("vae"));
   }
   if (run.contains("preview_step"))
     command.add("--preview-every", record.number<int>("preview_step", 1, kNumTrainTimesteps - 1));

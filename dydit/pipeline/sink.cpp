@@ -32,27 +32,24 @@ class PngSink : public Sink {
   PngSink(const SinkRun& run, const PngName& name) : run_(run), name_(name) {}
 
   void add(const GeneratedSample& sample, const json& record) override {
-    Image image = to_image(sample.sample);
+    Image image = to_image(sample.pixels);
     if (one_by_one()) {
       write(file_of(sample.index), {std::move(image)}, run_.record, json::array({record}));
     } else {
       images_.push_back(std::move(image));
     }
   }
-  void add_preview(const Preview& preview) override {
+  void add_preview(const Preview& preview, const json& records) override {
     json run = run_.record;
     run["preview_step"] = preview.step;
     PreviewGrid& grid = previews_[preview.step];
-    int index = preview.first;
-    // A broken run ends with an error of its own.
-    for (const at::Tensor& x0 : at::nan_to_num(preview.x0).unbind(0)) {
-      const int label = run_.options.label(index);
-      grid.images.push_back(to_image(x0));
-      grid.records.push_back(
-          {{"index", index}, {"class", label}, {"class_name", class_name_of(run_.checkpoint, label)}});
-      ++index;
+    const at::Tensor x0 = at::nan_to_num(preview.x0);  // a broken run ends with an error of its own
+    for (size_t i = 0; i < records.size(); ++i) {
+      grid.images.push_back(to_image(x0[static_cast<int64_t>(i)]));
+      grid.records.push_back(records[i]);
       if (!one_by_one()) continue;
-      write(name_.of_preview(index - 1, preview.step), grid.images, run, grid.records);
+      write(name_.of_preview(preview.first + static_cast<int>(i), preview.step), grid.images, run,
+            grid.records);
       grid = {};
     }
     if (!one_by_one())
@@ -88,7 +85,7 @@ class CostMapSink : public Sink {
 
   void add(const GeneratedSample& sample, const json& record) override {
     shares_.push_back(sample.token_share);
-    if (makes_pixels(run_.checkpoint.config)) images_.push_back(to_image(sample.sample));
+    if (run_.pixels.channels > 0) images_.push_back(to_image(sample.pixels));
   }
   void finish(const json& records) override {
     const ShareRange range = share_range(shares_);
@@ -97,7 +94,7 @@ class CostMapSink : public Sink {
         {"shows", "share of steps, blocks and guidance halves in which a token entered the MLP"},
         {"min", range.min},
         {"max", range.max}};
-    write_png(path_, draw_cost_map(images_, shares_, range, run_.checkpoint.config.input_size, kGridColumns),
+    write_png(path_, draw_cost_map(images_, shares_, range, map_side(run_), kGridColumns),
               png_text(run, records));
     files_.push_back(path_);
   }
@@ -112,13 +109,10 @@ class CostMapSink : public Sink {
 class NpzSink : public Sink {
  public:
   NpzSink(const SinkRun& run, const std::string& path)
-      : run_(run),
-        path_(path),
-        npz_(path, run.checkpoint.config.input_size, run.checkpoint.config.input_size,
-             run.checkpoint.config.in_channels) {}
+      : run_(run), path_(path), npz_(path, run.pixels.height, run.pixels.width, run.pixels.channels) {}
 
   void add(const GeneratedSample& sample, const json& record) override {
-    npz_.append(to_image(sample.sample));
+    npz_.append(to_image(sample.pixels));
   }
   void finish(const json& records) override {
     npz_.commit();
@@ -140,7 +134,7 @@ class LatentsSink : public Sink {
   void add(const GeneratedSample& sample, const json& record) override {
     const at::Tensor& x = sample.sample;
     if (!latents_.defined())
-      latents_ = at::empty({run_.options.num_images, x.size(0), x.size(1), x.size(2)}, at::kFloat);
+      latents_ = at::empty({run_.num_images, x.size(0), x.size(1), x.size(2)}, at::kFloat);
     latents_[static_cast<int64_t>(labels_.size())].copy_(x);
     labels_.push_back(sample.label);
   }

@@ -19,12 +19,22 @@ inline bool makes_pixels(const DiTConfig& config) {
   return config.in_channels == 3 || config.in_channels == 1;
 }
 
+struct PixelShape {
+  int channels = 0, height = 0, width = 0;  // no channels: there are no pixels
+};
+
 /// What is being made; outlives the sinks.
 struct SinkRun {
-  const Checkpoint& checkpoint;
-  const GenerateOptions& options;
-  nlohmann::json record;  // run_record
+  nlohmann::json record;  // of the run (run_record), without its images'
+  int num_images = 1;
+  PixelShape pixels;    // of GeneratedSample::pixels
+  int sample_side = 0;  // of GeneratedSample::sample, square, where a map of its tokens is drawn
 };
+
+/// Of a picture of the tokens: the images' where there are some.
+inline int map_side(const SinkRun& run) {
+  return run.pixels.channels > 0 ? run.pixels.height : run.sample_side;
+}
 
 class Sink {
  public:
@@ -32,7 +42,8 @@ class Sink {
 
   /// A sample and its image_record, in order of index.
   virtual void add(const GeneratedSample& sample, const nlohmann::json& record) = 0;
-  virtual void add_preview(const Preview&) {}
+  /// A preview as pixels (images, channels, height, width), and what is known of its images.
+  virtual void add_preview(const Preview&, const nlohmann::json& records) {}
   /// Writes what takes all samples. `records` are those of the samples that were added, one at least.
   virtual void finish(const nlohmann::json& records) {}
   /// The PNG in which image `index` is, or is going to be; empty: none.

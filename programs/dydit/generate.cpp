@@ -14,12 +14,14 @@
 #include "dydit/base/error.h"
 #include "dydit/base/machine.h"
 #include "dydit/data/classes.h"
+#include "dydit/pipeline/decoder.h"
 #include "dydit/pipeline/record.h"
 #include "model_flags.h"
 #include "outputs.h"
 #include "plan_flags.h"
 #include "signals.h"
 #include "targets.h"
+#include "vae_flags.h"
 #include "verbs.h"
 
 namespace dydit {
@@ -35,6 +37,8 @@ struct GenerateFlags {
   GenerateOptions options;
   OutputOptions outputs;
   PlanFlags plan;
+  VaeFlags vae;
+  std::string preview_vae;
 };
 
 void add_flags(Cli& cli, GenerateFlags& flags) {
@@ -68,6 +72,11 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
   cli.add_choice("--mode", flags.mode, kModeNames.names(), "Obey the routers or run the complete model");
   flags.plan.add(cli);
   flags.plan.add_budget(cli);
+  flags.vae.add(
+      cli,
+      "Autoencoder that decodes a latent model's samples: a folder of diffusers, a file, or TAESD's "
+      "(default: the one in a pipeline's folder)");
+  cli.add_text("--preview-vae", flags.preview_vae, "Autoencoder for previews alone: a tiny one is cheap");
   cli.add_text(
       "-o,--out", flags.outputs.out,
       "FILE.png (a grid when several), a pattern like img_%03d.png, or a folder/ (default: samples.png)");
@@ -134,6 +143,73 @@ void resolve(Cli& cli, GenerateFlags& flags, const Checkpoint& checkpoint) {
   }
 }
 
+// The autoencoders of a run; none where the model makes pixels, or nobody asks for pixels.
+struct Decoders {
+  std::optional<LatentDecoder> images, previews;
+
+  const LatentDecoder& of_previews() const { return previews ? *previews : *images; }
+};
+
+Decoders make_decoders(Cli& cli, const GenerateFlags& flags, const Checkpoint& checkpoint) {
+  const DiTConfig& config = checkpoint.config;
+  const OutputOptions& outputs = flags.outputs;
+  const bool asked = !outputs.out.empty() || !outputs.npz.empty(),
+             nothing = !asked && outputs.latents.empty() && outputs.cost_map.empty(),
+             latent = !makes_pixels(config) || !flags.vae.path.empty();
+  cli.needs("--vae", asked || nothing || !outputs.cost_map.empty(), "an output of pixels: --out or --npz");
+  const std::optional<AutoencoderFile> file = flags.vae.load(
+      cli, latent && (asked || nothing || !outputs.cost_map.empty()) ? own_autoencoder(checkpoint.path)
+                                                                     : std::filesystem::path());
+  cli.needs("--preview-vae", flags.options.preview_every > 0, "--preview-every");
+  cli.needs("--preview-vae", file.has_value(), "a model of latents and its autoencoder: --vae");
+  Decoders decoders;
+  if (!file) return decoders;
+  const LatentOrigin origin = latent_origin(checkpoint.notes, config.in_channels, checkpoint.path.string());
+  const AutoencoderOptions options = {.dtype = flags.vae.resolve_dtype(), .threads = flags.options.threads};
+  const auto make = [&](const AutoencoderFile& from, std::optional<LatentDecoder>& decoder) {
+    decoder.emplace(from, origin, config.in_channels, options, flags.vae.resolve_tiling());
+    for (const std::string& note : decoder->notes()) cli.console.info(note);
+    decoder->check_memory(config.input_size, config.input_size);
+  };
+  make(*file, decoders.images);
+  if (!flags.preview_vae.empty()) make(load_autoencoder(flags.preview_vae), decoders.previews);
+  return decoders;
+}
+
+// What the outputs must know of a run.
+OutputRun output_run(const Checkpoint& checkpoint, const GenerateOptions& options, const Decoders& decoders,
+                     const json& record) {
+  const DiTConfig& config = checkpoint.config;
+  OutputRun run;
+  run.record = record;
+  run.num_images = options.num_images;
+  run.sample_side = config.input_size;
+  if (decoders.images) {
+    const int side = config.input_size * decoders.images->factor();
+    run.pixels = {3, side, side};
+  } else if (makes_pixels(config)) {
+    run.pixels = {config.in_channels, config.input_size, config.input_size};
+  }
+  run.source = checkpoint.path.string();
+  run.channels = config.in_channels;
+  run.num_tokens = config.num_tokens();
+  for (const std::string& name : checkpoint.class_names)
+    run.longest_name = std::max(run.longest_name, name.size());
+  run.preview_every = options.preview_every;
+  run.total_steps = options.total_steps();
+  return run;
+}
+
+// Index and class of a preview's images.
+json preview_records(const Checkpoint& checkpoint, const GenerateOptions& options, const Preview& preview) {
+  json records = json::array();
+  for (int i = 0; i < preview.x0.size(0); ++i) {
+    const int index = preview.first + i, label = options.label(index);
+    records.push_back({{"index", index}, {"class", label}, {"class_name", class_name_of(checkpoint, label)}});
+  }
+  return records;
+}
+
 constexpr size_t kClassesShown = 8;
 
 // `by_hand`: the classes were given, so what was made of them is told.
@@ -169,6 +245,13 @@ void print_decisions(Console& console, const json& run, const Checkpoint& checkp
                                run["plan"]["error"].get<double>(), run["plan"]["error_se"].get<double>()));
     }
   }
+  if (run.contains("vae")) {
+    const json& vae = run["vae"];
+    console.info(fmt::format(
+        "decoding {}: {}, {}, {:.1f} GMACs an image of {}x{}, sha256 {:.10}", vae["file"].get<std::string>(),
+        vae["kind"].get<std::string>(), vae["dtype"].get<std::string>(), vae["gmacs"].get<double>(),
+        run["size"].get<int>(), run["size"].get<int>(), vae["sha256"].get<std::string>()));
+  }
   if (run["noise"] == "torch") {
     console.info("noise    torch.randn's stream over the batch: an image depends on how many are made");
   }
@@ -183,6 +266,7 @@ void print_summary(const json& result, bool verbose) {
     for (const char* key :
          {"seconds", "required_gmacs", "executed_gmacs", "required_share", "executed_share"})
       sum[key] += image[key].get<double>();
+    if (image.contains("decode_seconds")) sum["decode_seconds"] += image["decode_seconds"].get<double>();
     if (verbose) {
       print_out(
           "image {:>4}  class {:>4}  {:.3f} s  required {:.2f} GMACs ({:.3f})  executed {:.2f} GMACs "
@@ -199,6 +283,9 @@ void print_summary(const json& result, bool verbose) {
         "%)\n",
         sum["seconds"] / n, sum["required_gmacs"] / n, 100 * sum["required_share"] / n,
         sum["executed_gmacs"] / n, 100 * sum["executed_share"] / n);
+    if (result.contains("vae"))
+      print_out("decoding an image: {:.3f} s, {:.2f} GMACs, beside that\n", sum["decode_seconds"] / n,
+                result["vae"]["gmacs"].get<double>());
   }
   const auto files = result["files"].get<std::vector<std::string>>();
   if (files.size() > 4 && !verbose) {
@@ -234,8 +321,17 @@ int run_generate(const Args& args, Isa isa) {
   json result = run_record(checkpoint, flags.options, loading);
   if (flags.options.plan)
     result["plan"] = plan_record(checkpoint, flags.options, flags.plan.said(flags.options));
-  Outputs outputs(cli, flags.outputs, checkpoint, flags.options, result,
-                  inputs_of(checkpoint, {flags.class_names_file, flags.plan.input(checkpoint)}));
+  const Decoders decoders = make_decoders(cli, flags, checkpoint);
+  if (decoders.images) {
+    const int side = checkpoint.config.input_size;
+    result["vae"] = decoders.images->record(side, side);
+    flags.vae.say(result["vae"]);
+    result["size"] = side * decoders.images->factor();
+  }
+  const OutputRun run = output_run(checkpoint, flags.options, decoders, result);
+  Outputs outputs(cli, flags.outputs, run,
+                  inputs_of(checkpoint, {flags.class_names_file, flags.plan.input(checkpoint), flags.vae.path,
+                                         flags.vae.config, flags.preview_vae}));
   result["load_seconds"] = load_timer.seconds();
   print_decisions(console, result, checkpoint, isa, /*by_hand=*/!flags.classes.empty());
 
@@ -262,9 +358,23 @@ int run_generate(const Args& args, Isa isa) {
   const Timer timer;
   try {
     generate(checkpoint, flags.options,
-             {.on_sample = [&](GeneratedSample&& sample) { result["images"].push_back(outputs.add(sample)); },
+             {.on_sample =
+                  [&](GeneratedSample&& sample) {
+                    if (decoders.images) {
+                      decoders.images->decode(sample);
+                    } else if (makes_pixels(checkpoint.config)) {
+                      sample.pixels = sample.sample;
+                    }
+                    const json record = image_record(checkpoint, flags.options, sample);
+                    result["images"].push_back(outputs.add(sample, record));
+                  },
               .on_progress = [&](const Progress& progress) { console.progress(progress); },
-              .on_preview = [&](const Preview& preview) { outputs.add_preview(preview); },
+              .on_preview =
+                  [&](const Preview& preview) {
+                    const json records = preview_records(checkpoint, flags.options, preview);
+                    outputs.add_preview(decoders.images ? decoders.of_previews().decode(preview) : preview,
+                                        records);
+                  },
               .cancel = &cancel});
   } catch (const Error& error) {
     const bool cancelled = dynamic_cast<const Cancelled*>(&error) != nullptr;

@@ -32,6 +32,7 @@ struct Verb {
 
 constexpr std::array kVerbs = {
     Verb{"generate", run_generate, "make images (or latents) from a checkpoint, with their cost"},
+    Verb{"decode", run_decode, "make images from latents that generate --latents wrote"},
     Verb{"inspect", run_inspect, "say what a checkpoint, autoencoder, plan, PNG, npz or event file holds"},
     Verb{"verify", run_verify, "replay recorded vectors of the original code and compare"},
     Verb{"convert", run_convert, "write a checkpoint in another format"},

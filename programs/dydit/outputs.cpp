@@ -45,16 +45,15 @@ PngName parse_pattern(const std::string& name, const std::string& out) {
 
 // What is kept until the end fits, or is refused now: a record of each image always, its pixels for a grid,
 // for previews' grids and for a cost map, its floats for --latents.
-void check_kept(const DiTConfig& config, const GenerateOptions& run, const OutputOptions& options,
-                bool grid) {
+void check_kept(const OutputRun& run, const OutputOptions& options, bool grid) {
   constexpr double kRecords = 1000;  // of an image, at least, in both places
-  const double pixels = static_cast<double>(config.in_channels) * config.input_size * config.input_size;
+  const double pixels = static_cast<double>(run.pixels.channels) * run.pixels.height * run.pixels.width,
+               values = static_cast<double>(run.channels) * run.sample_side * run.sample_side;
   double bytes = kRecords;
   if (grid) bytes += 2 * pixels;
-  if (grid && run.preview_every > 0) bytes += pixels * ((run.total_steps() - 1) / run.preview_every);
-  if (!options.latents.empty()) bytes += pixels * sizeof(float);
-  if (!options.cost_map.empty())
-    bytes += config.num_tokens() * sizeof(float) + 3.0 * kMinMapSide * kMinMapSide;
+  if (grid && run.preview_every > 0) bytes += pixels * ((run.total_steps - 1) / run.preview_every);
+  if (!options.latents.empty()) bytes += values * sizeof(float);
+  if (!options.cost_map.empty()) bytes += run.num_tokens * sizeof(float) + 3.0 * kMinMapSide * kMinMapSide;
   check_memory(run.num_images * bytes, fmt::format("{} images kept until the last is made", run.num_images),
                grid ? "make fewer in a run, or write each to a file of its own: --out folder/"
                     : "make fewer in a run");
@@ -64,33 +63,31 @@ bool names_folder(const std::string& out) { return out.ends_with('/') || fs::is_
 
 }  // namespace
 
-Outputs::Outputs(const Cli& cli, const OutputOptions& options, const Checkpoint& checkpoint,
-                 const GenerateOptions& run, const nlohmann::json& record,
+Outputs::Outputs(const Cli& cli, const OutputOptions& options, const OutputRun& run,
                  const std::vector<fs::path>& inputs)
-    : run_{checkpoint, run, record}, options_(options) {
-  const DiTConfig& config = checkpoint.config;
+    : run_(run), options_(options) {
   std::string& out = options_.out;
-  const bool pixels = makes_pixels(config);
+  const bool pixels = run.pixels.channels > 0;
+  const auto latents = [&] {
+    return fmt::format("{} makes latents of {} channels, not pixels: give its autoencoder with --vae",
+                       run.source, run.channels);
+  };
   DYDIT_USAGE_CHECK(pixels || (out.empty() && options_.npz.empty()),
-                    "{} makes latents of {} channels, not pixels: write them with --latents FILE.safetensors "
-                    "instead of {}",
-                    checkpoint.path.string(), config.in_channels, out.empty() ? "--npz" : "--out");
+                    "{}, or write them with --latents FILE.safetensors instead of {}", latents(),
+                    out.empty() ? "--npz" : "--out");
   DYDIT_USAGE_CHECK(pixels || !options_.latents.empty() || !options_.cost_map.empty(),
-                    "{} makes latents of {} channels, not pixels: say where with --latents FILE.safetensors",
-                    checkpoint.path.string(), config.in_channels);
+                    "{}, or say where they go with --latents FILE.safetensors", latents());
   if (pixels && out.empty() && options_.npz.empty() && options_.latents.empty()) out = "samples.png";
-  DYDIT_USAGE_CHECK(run.preview_every == 0 || pixels,
-                    "--preview-every {}: {} makes latents of {} channels, not pixels", run.preview_every,
-                    checkpoint.path.string(), config.in_channels);
+  DYDIT_USAGE_CHECK(run.preview_every == 0 || pixels, "--preview-every {}: {}", run.preview_every, latents());
   DYDIT_USAGE_CHECK(run.preview_every == 0 || !out.empty(),
                     "--preview-every {}: previews are written beside the PNG of --out; say where",
                     run.preview_every);
   if (!out.empty()) choose_out(out);
-  check_kept(config, run, options, !out.empty() && out_.digits == 0);
+  check_kept(run, options, !out.empty() && out_.digits == 0);
   if (!options_.cost_map.empty()) {
     DYDIT_USAGE_CHECK(options_.cost_map.ends_with(".png"), "--cost-map {}: expected a name that ends in .png",
                       options_.cost_map);
-    const int side = config.input_size * ((kMinMapSide + config.input_size - 1) / config.input_size);
+    const int shown = map_side(run), side = shown * ((kMinMapSide + shown - 1) / shown);
     check_grid(pixels ? 2 * side + kGridPadding : side, side, "--cost-map " + options_.cost_map,
                "leave it out");
   }
@@ -107,10 +104,9 @@ Outputs::Outputs(const Cli& cli, const OutputOptions& options, const Checkpoint&
 
 // All that will be written; of numbered images the first.
 std::vector<Target> Outputs::targets() const {
-  const GenerateOptions& run = run_.options;
   std::vector<Target> result;
   if (!options_.out.empty()) result.push_back({"--out", out_.of(0)});
-  for (int step = run.preview_every; step > 0 && step < run.total_steps(); step += run.preview_every)
+  for (int step = run_.preview_every; step > 0 && step < run_.total_steps; step += run_.preview_every)
     result.push_back({"--preview-every", out_.of_preview(0, step)});
   for (const Target& target :
        {Target{"--cost-map", options_.cost_map}, Target{"--latents", options_.latents},
@@ -123,7 +119,6 @@ std::vector<Target> Outputs::targets() const {
 }
 
 void Outputs::choose_out(const std::string& out) {
-  const int side = run_.checkpoint.config.input_size;
   const fs::path given = names_folder(out) ? fs::path(out) / "%06d.png" : fs::path(out);
   out_ = parse_pattern(given.filename().string(), out);
   out_.before = (given.parent_path() / out_.before).string();
@@ -132,25 +127,22 @@ void Outputs::choose_out(const std::string& out) {
                     "--out {}: expected a name that ends in .png (--npz and --latents write other formats)",
                     out);
   if (out_.digits == 0)
-    check_grid(side, side, "--out " + shown.string(),
+    check_grid(run_.pixels.width, run_.pixels.height, "--out " + shown.string(),
                "write them into a folder (a name that ends in /) or --npz");
-  DYDIT_USAGE_CHECK(run_.options.preview_every == 0 || !own_descriptor(shown),
+  DYDIT_USAGE_CHECK(run_.preview_every == 0 || !own_descriptor(shown),
                     "--preview-every {}: previews are written beside the PNG of --out, and {} is a stream",
-                    run_.options.preview_every, shown.string());
+                    run_.preview_every, shown.string());
 }
 
 // A grid is held in memory as a whole, and what is written must be read again.
 void Outputs::check_grid(int cell_width, int cell_height, const std::string& flag,
                          const std::string& way_out) const {
   constexpr size_t kRecordBytes = 400;  // of an image, beside its class's name
-  size_t longest_name = 0;
-  for (const std::string& name : run_.checkpoint.class_names)
-    longest_name = std::max(longest_name, name.size());
-  const int64_t images = run_.options.num_images, rows = (images + kGridColumns - 1) / kGridColumns;
+  const int64_t images = run_.num_images, rows = (images + kGridColumns - 1) / kGridColumns;
   const int64_t columns = std::min<int64_t>(images, kGridColumns);
   const int64_t width = columns * (cell_width + kGridPadding) + kGridPadding;
   const int64_t height = rows * (cell_height + kGridPadding) + kGridPadding;
-  const auto text_bytes = static_cast<size_t>(images) * (kRecordBytes + 4 * longest_name);
+  const auto text_bytes = static_cast<size_t>(images) * (kRecordBytes + 4 * run_.longest_name);
   DYDIT_USAGE_CHECK(
       images == 1 || (width <= kMaxPngSide && height <= kMaxPngSide && text_bytes <= kMaxPngTextBytes),
       "{}: a grid of {} images has {}x{} pixels and a record of up to {:.0f} MB; at most {} pixels a "
@@ -164,7 +156,7 @@ bool Outputs::is_numbered_target(const fs::path& place) const {
   const fs::path folder = place_of(out_.of(0)).parent_path();
   std::string name = place.filename().string();
   if (place.parent_path() != folder) return false;
-  if (const size_t mark = name.rfind("_step"); run_.options.preview_every > 0 && mark != name.npos)
+  if (const size_t mark = name.rfind("_step"); run_.preview_every > 0 && mark != name.npos)
     name = name.substr(0, mark) + fs::path(out_.of(0)).extension().string();
   const std::string before = fs::path(out_.before + "0").filename().string();  // the 0: before may be empty
   const size_t begin = before.size() - 1;
@@ -172,11 +164,10 @@ bool Outputs::is_numbered_target(const fs::path& place) const {
   const std::string digits = name.substr(begin, name.size() - begin - out_.after.size());
   int index = -1;
   std::from_chars(digits.data(), digits.data() + digits.size(), index);
-  return index >= 0 && index < run_.options.num_images && place_of(out_.of(index)).filename() == name;
+  return index >= 0 && index < run_.num_images && place_of(out_.of(index)).filename() == name;
 }
 
-nlohmann::json Outputs::add(const GeneratedSample& sample) {
-  nlohmann::json record = image_record(run_.checkpoint, run_.options, sample);
+nlohmann::json Outputs::add(const GeneratedSample& sample, nlohmann::json record) {
   for (const auto& sink : sinks_) sink->add(sample, record);
   records_.push_back(record);  // of samples that all sinks have
   for (const auto& sink : sinks_) {
@@ -185,8 +176,8 @@ nlohmann::json Outputs::add(const GeneratedSample& sample) {
   return record;
 }
 
-void Outputs::add_preview(const Preview& preview) {
-  for (const auto& sink : sinks_) sink->add_preview(preview);
+void Outputs::add_preview(const Preview& preview, const nlohmann::json& records) {
+  for (const auto& sink : sinks_) sink->add_preview(preview, records);
 }
 
 void Outputs::finish() {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <csignal>
 #include <cstddef>
 #include <string_view>
@@ -41,6 +42,9 @@ void draw_name(std::string_view name) {
 void on_bus_error(int signal, siginfo_t* info, void*) {
   const MappedFile* const file = MappedFile::at(info->si_addr);
   if (file == nullptr) end_by(signal);
+  // Several threads may read the file: the first one tells, the others wait for the end.
+  static std::atomic_flag told = ATOMIC_FLAG_INIT;
+  while (told.test_and_set()) ::pause();
   remove_temporaries();
   draw_error("dydit: error: ");
   draw_name(file->path().native());

@@ -11,6 +11,7 @@ namespace dydit {
 using Args = std::vector<std::string>;
 
 int run_generate(const Args& args, Isa isa);
+int run_decode(const Args& args, Isa isa);
 int run_inspect(const Args& args, Isa isa);
 int run_verify(const Args& args, Isa isa);
 int run_train(const Args& args, Isa isa);

@@ -39,8 +39,9 @@ class Sinks : public testing::Test {
   std::vector<std::string> fill(Sink& sink) {
     json records = json::array();
     for (int i = 0; i < 3; ++i) {
-      const GeneratedSample sample{i,  options_.label(i),        at::full({3, kSide, kSide}, 0.1f * i), 0.5,
-                                   {}, at::full({16}, 0.25f * i)};
+      GeneratedSample sample{i, options_.label(i), at::full({3, kSide, kSide}, 0.1f * i), 0.5};
+      sample.pixels = sample.sample;
+      sample.token_share = at::full({16}, 0.25f * i);
       records.push_back(image_record(checkpoint_, options_, sample));
       sink.add(sample, records.back());
     }
@@ -53,7 +54,7 @@ class Sinks : public testing::Test {
   test::TemporaryFolder folder_;
   Checkpoint checkpoint_;
   GenerateOptions options_;
-  SinkRun run_{checkpoint_, options_, {}};
+  SinkRun run_{{}, 5, {3, kSide, kSide}, kSide};
 };
 
 TEST_F(Sinks, NumberedPngsAreWrittenOneByOne) {
@@ -74,7 +75,12 @@ TEST_F(Sinks, AGridHoldsTheImagesThatAreMade) {
 
 TEST_F(Sinks, PreviewsOfAStepShareAGridThatGrows) {
   const auto sink = make_png_sink(run_, {folder_ / "grid", ".png"});
-  for (const int first : {0, 2}) sink->add_preview({first, 2, at::full({2, 3, kSide, kSide}, NAN)});
+  for (const int first : {0, 2}) {
+    json records = json::array();
+    for (const int i : {first, first + 1})
+      records.push_back({{"index", i}, {"class", 1}, {"class_name", ""}});
+    sink->add_preview({first, 2, at::full({2, 3, kSide, kSide}, NAN)}, records);
+  }
   const std::string path = folder_ / "grid_step0002.png";
   EXPECT_EQ(sink->files(), std::vector<std::string>{path});
   const json run = record_of(path);

@@ -6,7 +6,7 @@ import support
 from support import CIFAR, GOLDEN, TINY, ProgramTest
 
 USAGE = 2
-VERBS = ("generate", "inspect", "verify", "convert", "train", "finetune", "bench", "calibrate", "evaluate")
+VERBS = ("generate", "decode", "inspect", "verify", "convert", "train", "finetune", "bench", "calibrate", "evaluate")
 LATER_VERBS = ("latents", "report", "serve")
 # option, verbs, values that work, values that are known and refused
 CHOICES = (
@@ -23,6 +23,7 @@ def arguments(verb):
     """Enough for the verb to run."""
     return {"calibrate": ["calibrate", "--model", TINY, "--threads", "1"],
             "generate": ["generate", "--model", TINY, "--latents", "x.safetensors", "--threads", "1"],
+            "decode": ["decode", "--latents", "x.safetensors", "--vae", "vae"],
             "inspect": ["inspect", TINY],
             "verify": ["verify", "--model", TINY, "--reference", GOLDEN / "forward.safetensors"],
             "convert": ["convert", TINY, "x.safetensors"],

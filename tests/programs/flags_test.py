@@ -13,12 +13,13 @@ import tempfile
 import numpy as np
 
 import support
+import vae_files
 from support import GOLDEN, TINY, ProgramTest
 
 FAILED, USAGE = 1, 2
 VAE, VAE_VECTORS = GOLDEN / "vae/kl16", GOLDEN / "vae/kl16.safetensors"
 # What no two runs have in common.
-TIMES = {"seconds", "load_seconds", "ms_per_sample", "ms_low", "ms_high", "gflops", "peak_share", "peak_gflops", "peak_rss_mb",
+TIMES = {"seconds", "load_seconds", "decode_seconds", "ms_per_sample", "ms_low", "ms_high", "gflops", "peak_share", "peak_gflops", "peak_rss_mb",
          "speedup", "realised_share", "images_per_second"}
 # Files whose bytes are a function of the flags; of others the name counts.
 EXACT = (".npz", ".safetensors", ".csv", ".svg", ".pt", "samples/0000002.png")
@@ -162,7 +163,37 @@ def plan_rows(base, plan):
             "--cache-memory": row("--cache-memory", "1e-9", base=cached)}
 
 
+def vae_rows(work, base):
+    """Of verbs that decode latents of 4 channels; `base` gives no autoencoder."""
+    vae, other = vae_files.write_kl(work / "shared/vae"), vae_files.write_kl(work / "shared/other-vae", seed=1)
+    bare = [*base, "--vae", vae / "diffusion_pytorch_model.safetensors"]
+    tiled = vae_files.write_kl(work / "shared/tiled", config=vae_files.kl_config(sample_size=16))
+    config = work / "shared/config.json"
+    config.write_text(json.dumps(vae_files.kl_config(scaling_factor=0.5)))
+    return {"--vae": row("--vae", other, base=[*base, "--vae", vae]), "--vae-config": row("--vae-config", config, base=bare),
+            "--vae-dtype": row("--vae-dtype", "bf16", base=[*base, "--vae", vae]),
+            "--vae-tiling": row("--vae-tiling", "diffusers", base=[*base, "--vae", tiled])}
+
+
+class DecodeFlagsTest(FlagsBase):
+    def test_every_flag(self):
+        for seed in (0, 1):
+            self.run_ok("generate", "--model", TINY, "--steps", "1", "--seed", seed, "--latents", self.shared / f"{seed}.safetensors")
+        start = ["--latents", self.shared / "0.safetensors", "--npz", "x.npz"]
+        rows = vae_rows(self.work, start)
+        base = rows["--vae"]["base"]
+        self.check("decode", base, {
+            **common_rows(), **rows, "--latents": row("--latents", self.shared / "1.safetensors"),
+            "--out": row("--out", "a.png"), "--npz": row("--npz", "y.npz"), "--threads": MODEL["--threads"]})
+
+
 class GenerateFlagsTest(FlagsBase):
+    def vae_rows(self, base):
+        rows = vae_rows(self.work, base)
+        vae = rows["--vae"]["base"]
+        rows["--preview-vae"] = row("--preview-vae", self.shared / "other-vae", base=[*vae, "--out", "a.png", "--preview-every", "1"])
+        return rows
+
     def test_every_flag(self):
         model = self.pixel_model()
         names = self.write("shared/names.txt", "".join(f"class {i}\n" for i in range(self.classes)))
@@ -182,7 +213,7 @@ class GenerateFlagsTest(FlagsBase):
             "--seed": row("--seed", "1"), "--noise": row("--noise", "torch"), "--batch": row("--batch", "2"),
             "--mode": row("--mode", "static"), "--out": row("--out", "a.png"), "--npz": row("--npz", "y.npz"),
             "--latents": row("--latents", "x.safetensors"), "--preview-every": row("--preview-every", "1", base=[*base, "--out", "a.png"]),
-            "--cost-map": row("--cost-map", "map.png"),
+            "--cost-map": row("--cost-map", "map.png"), **self.vae_rows(["--model", TINY, *base[2:]]),
             **plan_rows(six, self.plan_file()),
             "--budget": row("--budget", "1", base=[*six, "--plans", plans]), "--plans": row("--plans", plans, base=[*six, "--budget", "1"]),
             "--force": row("--force", base=[*six, "--plans", plans, "--budget", "0.01"])})

@@ -42,9 +42,9 @@ class MessageTest(ProgramTest):
 
     def test_latents_are_no_pixels(self):
         self.expect_error(["generate", "--model", TINY, "--out", "a.png"], USAGE,
-                          "makes latents of 4 channels, not pixels: write them with --latents FILE.safetensors instead of --out")
+                          "makes latents of 4 channels, not pixels: give its autoencoder with --vae, or write them with --latents FILE.safetensors instead of --out")
         self.expect_error(["generate", "--model", TINY], USAGE,
-                          "makes latents of 4 channels, not pixels: say where with --latents FILE.safetensors")
+                          "makes latents of 4 channels, not pixels: give its autoencoder with --vae, or say where they go with --latents FILE.safetensors")
 
     def test_train_takes_static_models(self):
         self.expect_error(["train", "--model", TINY, "--data-path", "d", "--total-train-steps", "1"], USAGE,

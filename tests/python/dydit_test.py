@@ -17,6 +17,7 @@ for package in ("torch", "safetensors", "dydit"):
         sys.exit(SKIPPED)
 
 import dydit  # noqa: E402
+import numpy  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
@@ -62,6 +63,25 @@ class DyditTest(unittest.TestCase):
             wanted = next(tensor for tensor in load_file(path).values() if tensor.dim() == 4)
         found = self.cifar.generate(classes=[3, 8], steps=4, seed=7, cfg_scale=2.0, sampler="ddim")
         self.assertTrue(torch.equal(found, wanted))
+
+    def test_pictures_are_the_programs(self):
+        pipeline = ROOT / "tests" / "golden" / "diffusers"
+        model = dydit.load(str(pipeline))
+        vae = dydit.load_vae(str(pipeline / "vae"), model)
+        flags = {"steps": 4, "sampler": "ddim", "seed": 7, "dtype": torch.float32}
+        latents = model.generate(classes=[1, 2], **flags)
+        pictures = vae.decode(latents)
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/x.npz"
+            subprocess.run([PROGRAM, "generate", "--model", pipeline, "--classes", "1,2", "--steps", "4", "--sampler", "ddim",
+                            "--seed", "7", "--dtype", "f32", "--npz", path, "-q"], check=True)
+            wanted = torch.from_numpy(numpy.load(path)["arr_0"])
+        self.assertTrue(torch.equal((pictures * 127.5 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1), wanted))
+        mean, logvar = vae.encode(pictures.clamp(-1, 1))
+        self.assertEqual((mean.shape, logvar.shape), (latents.shape, latents.shape))
+        self.assertEqual(vae.config["latent_channels"], 4)
+        with self.assertRaisesRegex(ValueError, r"latents: expected \(rows, 4, height, width\) in float32"):
+            vae.decode(latents[:, :3])
 
     def test_forward_is_pytorchs(self):
         """Rows of several timesteps in one call, with every router deciding."""

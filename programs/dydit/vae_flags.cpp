@@ -1,0 +1,38 @@
+#include "vae_flags.h"
+
+#include <nlohmann/json.hpp>
+
+#include "dydit/base/dtype.h"
+#include "dydit/io/text.h"
+
+namespace dydit {
+
+CLI::Option* VaeFlags::add(Cli& cli, const std::string& help) {
+  CLI::Option* option = cli.add_text("--vae", path, help);
+  cli.add_text("--vae-config", config, "config.json of an autoencoder whose file comes without one");
+  cli.add_choice("--vae-dtype", dtype, kDtypeNames.names(),
+                 "The autoencoder's arithmetic; bf16 is off by a level or so, and faster on some processors");
+  cli.add_choice("--vae-tiling", tiling, kVaeTilingNames.names(),
+                 "Large images in tiles: as diffusers does it, seams included, to reproduce its pictures");
+  return option;
+}
+
+std::optional<AutoencoderFile> VaeFlags::load(Cli& cli, const std::filesystem::path& otherwise) const {
+  cli.needs("--vae-config", !path.empty(), "--vae");
+  const std::filesystem::path chosen = path.empty() ? otherwise : std::filesystem::path(path);
+  for (const char* flag : {"--vae-dtype", "--vae-tiling"})
+    cli.needs(flag, !chosen.empty(), "an autoencoder: --vae");
+  if (chosen.empty()) return std::nullopt;
+  AutoencoderFile file = load_autoencoder(chosen, {.config = config});
+  for (const std::string& note : file.notes) cli.console.info(fmt::format("{}: {}", chosen.string(), note));
+  return file;
+}
+
+at::ScalarType VaeFlags::resolve_dtype() const { return kDtypeNames.at(dtype); }
+
+void VaeFlags::say(nlohmann::json& record) const {
+  if (path.empty()) record["own"] = true;  // of the model's folder
+  if (!config.empty()) record["config"] = printable(config, std::string::npos);
+}
+
+}  // namespace dydit

@@ -1,0 +1,28 @@
+// Flags of every verb that goes between latents and pixels.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "cli.h"
+#include "dydit/vae/autoencoder.h"
+#include "dydit/vae/tiling.h"
+
+namespace dydit {
+
+struct VaeFlags {
+  std::string path, config, dtype = "f32", tiling = "none";
+
+  /// --vae, --vae-config, --vae-dtype and --vae-tiling; `help` says what --vae is for.
+  CLI::Option* add(Cli& cli, const std::string& help);
+  /// Reads --vae, or else `otherwise`; nothing where neither is given. Tells the notes of what was read.
+  /// Flags that need an autoencoder are refused without one.
+  std::optional<AutoencoderFile> load(Cli& cli, const std::filesystem::path& otherwise = {}) const;
+  at::ScalarType resolve_dtype() const;
+  VaeTiling resolve_tiling() const { return kVaeTilingNames.at(tiling); }
+  /// Adds to the record of a decoder what a command needs that does the same again.
+  void say(nlohmann::json& record) const;
+};
+
+}  // namespace dydit
