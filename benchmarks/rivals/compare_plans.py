@@ -4,7 +4,7 @@
     build/rivals/bin/python benchmarks/rivals/compare_plans.py [--case S --cache taylor:3,2 --rounds 5]
 
 Both go through the same steps, some of which compute all branches and keep what these added, un-gated, with differences
-to the last order (TaylorSeer's ladder), the others of which forecast them; bfloat16, random weights of the same shapes,
+to the last order (TaylorSeer's ladder), the others of which forecast them; one type of number, random weights of the same shapes,
 the same number of threads, no guidance. PyTorch competes eager and with torch.compile, whichever is faster at each kind
 of step, attention fused or written out. A round is one run of each; medians of all rounds are compared.
 """
@@ -21,6 +21,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CASES = {"XL": ("XL/2", 2), "S": ("S/2", 16)}
+TORCH_DTYPES = {"bf16": "bfloat16", "f32": "float32"}
 SIZES = {"XL/2": (1152, 28, 16), "S/2": (384, 12, 6)}
 
 
@@ -29,14 +30,14 @@ def full_steps(steps, every):
     return [step == 0 or (step - 1) % every == 0 for step in range(steps)]
 
 
-def make_step_functions(size, order, fused):
+def make_step_functions(size, order, fused, dtype):
     """(full, cached): functions of (x, t, y, ladders, distance) that return the output and the new ladders."""
     import torch
     from dit_torch import Config, DiT, modulate
     hidden, depth, heads = SIZES[size]
     torch.manual_seed(0)
     model = DiT(Config(hidden_size=hidden, depth=depth, num_heads=heads, fused_attention=fused)).eval()
-    model = model.requires_grad_(False).bfloat16()
+    model = model.requires_grad_(False).to(getattr(torch, TORCH_DTYPES[dtype]))
 
     def rise(feature, ladder, distance):
         """The feature and its differences, as far as the last ladder allows."""
@@ -81,14 +82,14 @@ def make_step_functions(size, order, fused):
     return frame(full), frame(cached)
 
 
-def torch_run(functions, size, batch, steps, every):
+def torch_run(functions, batch, args, steps):
     """Seconds of every step of a run."""
     import torch
     full, cached = functions
-    x = torch.randn(batch, 4, 32, 32).bfloat16()
+    x = torch.randn(batch, 4, 32, 32).to(getattr(torch, TORCH_DTYPES[args.dtype]))
     y = torch.arange(batch)
     ladders, last, seconds = None, 0, []
-    for step, whole in enumerate(full_steps(steps, every)):
+    for step, whole in enumerate(full_steps(steps, args.every)):
         t = torch.full((batch,), 999 - 20 * step)
         start = time.perf_counter()
         with torch.no_grad():
@@ -106,12 +107,12 @@ def torch_variants(size, batch, args):
     torch._inductor.config.freezing = True
     variants = {}
     for fused, compiled in itertools.product((True, False), (False, True)):
-        functions = make_step_functions(size, args.order, fused)
+        functions = make_step_functions(size, args.order, fused, args.dtype)
         if compiled:
             functions = tuple(torch.compile(function, dynamic=False) for function in functions)
         name = f"{'compile' if compiled else 'eager'}, {'fused' if fused else 'matmul'} attention"
         try:
-            torch_run(functions, size, batch, 4 * args.every, args.every)
+            torch_run(functions, batch, args, 4 * args.every)
         except Exception as error:  # a compiler that is not there: the others compete
             print(f"{name}: left out: {str(error).splitlines()[0]}", file=sys.stderr)
             continue
@@ -121,7 +122,7 @@ def torch_variants(size, batch, args):
 
 def bench_dydit(size, batch, args):
     out = subprocess.run([args.dydit, "bench", f"--size=DiT-{size}", f"--batch={batch}", f"--threads={args.threads}",
-                          "--dtype=bf16", f"--steps={args.steps}", "--repeats=1", "--json", "--quiet",
+                          f"--dtype={args.dtype}", f"--steps={args.steps}", "--repeats=1", "--json", "--quiet",
                           f"--cache=taylor:{args.every},{args.order}"], capture_output=True, text=True, check=True)
     return json.loads(out.stdout)
 
@@ -131,6 +132,7 @@ def parse_args():
     parser.add_argument("--dydit", default=str(ROOT / "build/release/dydit"))
     parser.add_argument("--case", choices=CASES, default="S")
     parser.add_argument("--cache", default="taylor:3,2", help="taylor:N,O")
+    parser.add_argument("--dtype", choices=TORCH_DTYPES, default="bf16", help="of all: take what is fastest on this processor")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -153,7 +155,7 @@ def main():
         plain.append(result["static"]["ms_per_sample"])
         realised.append(result["static cached"]["realised_share"])
         for name, functions in variants.items():
-            runs[name].append(torch_run(functions, size, batch, args.steps, args.every))
+            runs[name].append(torch_run(functions, batch, args, args.steps))
         print(f"round {turn + 1} of {args.rounds}", file=sys.stderr)
     kinds = full_steps(args.steps, args.every)
     to_ms = 1e3 / batch
@@ -167,7 +169,7 @@ def main():
     share = sum(kinds) / len(kinds)
     rows.append(("the faster at each kind of step", share * best[0] + (1 - share) * best[1], *best))
     mine = statistics.median(ours)
-    print(f"\nDiT-{size}, batch {batch}, {args.threads} threads, bf16, {args.cache} over {args.steps} steps ({sum(kinds)} full), "
+    print(f"\nDiT-{size}, batch {batch}, {args.threads} threads, {args.dtype}, {args.cache} over {args.steps} steps ({sum(kinds)} full), "
           f"{result['processor']}; medians of {args.rounds}, ms a sample and step\n")
     print("| program | mean | full step | cached step | over dydit |\n|---|---|---|---|---|")
     for name, mean, whole, cached in rows:
