@@ -73,7 +73,7 @@ std::vector<std::string> weight_seeds() {
 std::vector<Target> autoencoder_targets() {
   AutoencoderConfig playground;
   playground.scale = {0.5, 0, {1, 2, 3, 4}, {1, 2, 3, 4}};
-  return {{.name = "autoencoder-config",
+  return {{.name = "vae-config",
            .seeds = {autoencoder_config_to_json(AutoencoderConfig{}).dump(),
                      autoencoder_config_to_json(playground).dump(),
                      autoencoder_config_to_json(tiny_config(4, false)).dump()},
@@ -112,7 +112,7 @@ std::vector<Target> autoencoder_targets() {
                           return text + "]}";
                         }}},
            .read = read_config},
-          {.name = "autoencoder",
+          {.name = "vae-weights",
            .seeds = weight_seeds(),
            .tokens = {"first_stage_model.",
                       "vae.",
