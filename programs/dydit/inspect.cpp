@@ -22,6 +22,7 @@
 #include "inspect_latents.h"
 #include "model_flags.h"
 #include "targets.h"
+#include "vae_flags.h"
 #include "verbs.h"
 
 namespace dydit {
@@ -159,7 +160,7 @@ int run_inspect(const Args& args, Isa isa) {
   cli.add_text("--cache", cache,
                std::string("Instead: a policy, for the timesteps of --plan-steps: ") + kPolicyHelp)
       ->type_name("POLICY");
-  cli.add_text("--vae-config", vae_config, "config.json of an autoencoder whose file comes without one");
+  add_vae_config(cli, vae_config);
   cli.add_text("--svg", svg, "Also draw the plan: heads, groups, actions and work over the timesteps");
   cli.add_text("--csv", csv, "Also write the plan's numbers");
   cli.parse(args);

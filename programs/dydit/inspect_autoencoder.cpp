@@ -7,6 +7,7 @@
 #include "dydit/io/text.h"
 #include "dydit/vae/layers.h"
 #include "streams.h"
+#include "vae_flags.h"
 
 namespace dydit {
 namespace {
@@ -81,8 +82,7 @@ void print_autoencoder(const json& result, const AutoencoderFile& file) {
 }  // namespace
 
 void inspect_autoencoder(Cli& cli, const std::string& path, const std::string& config) {
-  const AutoencoderFile file = load_autoencoder(path, {.config = config});
-  for (const std::string& note : file.notes) cli.console.info(fmt::format("{}: {}", path, note));
+  const AutoencoderFile file = load_vae(cli, path, config);
   const json result = autoencoder_json(file);
   file.check_unchanged();
   cli.print(result, [&] { print_autoencoder(result, file); });

@@ -7,9 +7,19 @@
 
 namespace dydit {
 
+void add_vae_config(Cli& cli, std::string& config) {
+  cli.add_text("--vae-config", config, "config.json of an autoencoder whose file comes without one");
+}
+
+AutoencoderFile load_vae(Cli& cli, const std::filesystem::path& path, const std::string& config) {
+  AutoencoderFile file = load_autoencoder(path, {.config = config});
+  for (const std::string& note : file.notes) cli.console.info(fmt::format("{}: {}", path.string(), note));
+  return file;
+}
+
 CLI::Option* VaeFlags::add(Cli& cli, const std::string& help) {
   CLI::Option* option = cli.add_text("--vae", path, help);
-  cli.add_text("--vae-config", config, "config.json of an autoencoder whose file comes without one");
+  add_vae_config(cli, config);
   cli.add_choice("--vae-dtype", dtype, kDtypeNames.names(),
                  "The autoencoder's arithmetic; bf16 is off by a level or so, and faster on some processors");
   cli.add_choice("--vae-tiling", tiling, kVaeTilingNames.names(),
@@ -23,9 +33,7 @@ std::optional<AutoencoderFile> VaeFlags::load(Cli& cli, const std::filesystem::p
   for (const char* flag : {"--vae-dtype", "--vae-tiling"})
     cli.needs(flag, !chosen.empty(), "an autoencoder: --vae");
   if (chosen.empty()) return std::nullopt;
-  AutoencoderFile file = load_autoencoder(chosen, {.config = config});
-  for (const std::string& note : file.notes) cli.console.info(fmt::format("{}: {}", chosen.string(), note));
-  return file;
+  return load_vae(cli, chosen, config);
 }
 
 at::ScalarType VaeFlags::resolve_dtype() const { return kDtypeNames.at(dtype); }

@@ -13,6 +13,7 @@
 #include "dydit/io/safetensors.h"
 #include "dydit/pipeline/record.h"
 #include "model_flags.h"
+#include "vae_flags.h"
 #include "verbs.h"
 
 namespace dydit {
@@ -187,8 +188,7 @@ void verify_model(Cli& cli, const ModelFlags& flags, const Reference& reference,
 
 void verify_vae(Cli& cli, const ModelFlags& flags, const std::string& path, const std::string& config,
                 const Reference& reference, Isa isa, VerifyReport& report) {
-  const AutoencoderFile file = load_autoencoder(path, {.config = config});
-  for (const std::string& note : file.notes) cli.console.info(fmt::format("{}: {}", path, note));
+  const AutoencoderFile file = load_vae(cli, path, config);
   const at::ScalarType dtype = dtype_of(flags.dtype);
   cli.console.info(fmt::format("autoencoder {} ({}), reference {}, {}, cpu ({}), {} threads", path,
                                kAutoencoderNames[file.config.kind], reference.path(), kDtypeNames[dtype],
@@ -213,7 +213,7 @@ int run_verify(const Args& args, Isa isa) {
       "--vae", vae,
       "Instead of a model: an autoencoder, a folder of diffusers, an ldm checkpoint, TAESD's files as "
       "ENCODER,DECODER or their folder; recipe:sd has random weights");
-  cli.add_text("--vae-config", vae_config, "config.json of an autoencoder whose file comes without one");
+  add_vae_config(cli, vae_config);
   cli.parse(args);
   cli.one_of("--model", "--vae");
   DYDIT_USAGE_CHECK(!flags.path.empty() || !vae.empty(),

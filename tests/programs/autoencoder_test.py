@@ -76,10 +76,8 @@ class InspectTest(AutoencoderBase):
         self.assertIn("new_idea", self.run_json("inspect", folder)["notes"][0])
 
     def test_a_pipeline_of_a_dit_is_a_dit(self):
-        shutil.copytree(GOLDEN / "diffusers", self.work / "pipeline")
-        shutil.copytree(VAE, self.work / "pipeline/vae")
-        self.assertEqual(self.run_json("inspect", "pipeline")["format"], "diffusers folder")
-        self.assertIn("model", self.run_json("inspect", "pipeline"))
+        self.assertIn("model", self.run_json("inspect", GOLDEN / "diffusers"))
+        self.assertIn("autoencoder", self.run_json("inspect", GOLDEN / "diffusers/vae"))
 
 
 class VerifyTest(AutoencoderBase):

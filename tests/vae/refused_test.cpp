@@ -127,7 +127,8 @@ TEST_F(Refused, OtherAutoencodersByTheirName) {
 TEST_F(Refused, OtherModelsByTheirName) {
   expect_error([] { load_autoencoder(test::golden_path("model.safetensors")); },
                "is a DiT, which --model takes; an autoencoder is wanted");
-  expect_error([] { load_autoencoder(test::golden_path("diffusers")); },
+  write_file(at("pipeline/model_index.json"), "{}");
+  expect_error([&] { load_autoencoder(at("pipeline")); },
                "is a pipeline of diffusers without an autoencoder (vae/config.json)");
   expect_error([] { load_autoencoder(test::golden_path("diffusers/transformer")); },
                "is of \"DiTTransformer2DModel\"");
