@@ -25,9 +25,8 @@
 #include "dydit/data/classes.h"        // resolve_classes: labels and names, as --classes takes them
 #include "dydit/diffusion/gaussian.h"  // tables of a respaced schedule
 #include "dydit/diffusion/guidance.h"  // apply_guidance
-#include "dydit/diffusion/sampler.h"   // choose_timesteps, reverse_step, sample
 #include "dydit/diffusion/schedule.h"  // linear_betas, even_timesteps
-#include "dydit/diffusion/solver.h"    // reverse steps of all samplers as coefficients
+#include "dydit/diffusion/solver.h"    // choose_timesteps, reverse steps as coefficients
 #include "dydit/engine/engine.h"       // make_engine, Engine::forward, Work
 #include "dydit/io/image.h"            // Image, make_grid
 #include "dydit/io/png.h"              // write_png

@@ -12,11 +12,6 @@
 namespace dydit {
 namespace {
 
-at::Tensor linear(const Checkpoint& checkpoint, const std::string& name, const at::Tensor& x) {
-  return at::linear(x, checkpoint.weights.at(name + ".weight").to(at::kFloat).flatten(1),
-                    checkpoint.weights.at(name + ".bias").to(at::kFloat));
-}
-
 // x (in_channels, side, side) -> (N, C): modulate(norm(tokens)) of block 0.
 at::Tensor modulated_input(const Checkpoint& checkpoint, const at::Tensor& x, int timestep, int label) {
   const DiTConfig& config = checkpoint.config;
@@ -26,12 +21,8 @@ at::Tensor modulated_input(const Checkpoint& checkpoint, const at::Tensor& x, in
                                  .reshape({g * g, config.patch_values()});
   const at::Tensor tokens =
       linear(checkpoint, "x_embedder.proj", patches) + checkpoint.weights.at("pos_embed").to(at::kFloat)[0];
-  const at::Tensor frequencies =
-      timestep_frequencies(at::tensor({static_cast<int64_t>(timestep)}), config.frequency_divisor);
-  const at::Tensor t_emb =
-      linear(checkpoint, "t_embedder.mlp.2", at::silu(linear(checkpoint, "t_embedder.mlp.0", frequencies)));
-  const at::Tensor c =
-      t_emb + checkpoint.weights.at("y_embedder.embedding_table.weight")[label].to(at::kFloat);
+  const at::Tensor c = embed_timesteps(checkpoint, at::tensor({static_cast<int64_t>(timestep)})) +
+                       checkpoint.weights.at("y_embedder.embedding_table.weight")[label].to(at::kFloat);
   const auto ada = linear(checkpoint, "blocks.0.adaLN_modulation.1", at::silu(c)).chunk(6, 1);
   const at::Tensor normal =
       at::layer_norm(tokens, {config.hidden_size}, {}, {}, config.block(0).attn_norm_eps);

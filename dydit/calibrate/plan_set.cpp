@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <limits>
 #include <optional>
 
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include "dydit/base/error.h"
+#include "dydit/io/bytes.h"
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
 #include "dydit/io/json_object.h"
@@ -41,13 +41,6 @@ double not_negative(const JsonObject& object, const char* key) {
   return value.get<double>();
 }
 
-int whole_from(const JsonObject& object, const Json& value, const char* key, int low, int high) {
-  const int number = object.whole(value, key);
-  DYDIT_CHECK(number >= low && number <= high, "{}: {} is {}; {} to {} is wanted", object.at(), key, number,
-              low, high);
-  return number;
-}
-
 template <typename Names>
 auto choice(const JsonObject& object, const char* key, const Names& names) {
   const std::string word = object.text(object.get(key), key);
@@ -63,7 +56,7 @@ CalibratedRun parse_run(const Json& json, const std::string& name) {
   run.sampler.kind = choice(in, "sampler", kSamplerNames);
   run.sampler.eta = static_cast<float>(not_negative(in, "eta"));
   for (const Json& value : in.list(in.get("timesteps"), "timesteps")) {
-    const int t = whole_from(in, value, "timesteps", 0, kNumTrainTimesteps - 1);
+    const int t = in.whole(value, "timesteps", 0, kNumTrainTimesteps - 1);
     DYDIT_CHECK(run.timesteps.empty() || t < run.timesteps.back(),
                 "{}: timesteps holds {} after {}; they fall", in.at(), t, run.timesteps.back());
     run.timesteps.push_back(t);
@@ -71,8 +64,7 @@ CalibratedRun parse_run(const Json& json, const std::string& name) {
   DYDIT_CHECK(!run.timesteps.empty(), "{}: timesteps is empty", in.at());
   std::reverse(run.timesteps.begin(), run.timesteps.end());
   run.cfg_scale = static_cast<float>(not_negative(in, "cfg_scale"));
-  run.cfg_channels =
-      whole_from(in, in.get("cfg_channels"), "cfg_channels", 1, std::numeric_limits<int>::max());
+  run.cfg_channels = in.whole("cfg_channels", 1);
   run.mode = choice(in, "mode", kModeNames);
   run.dtype = choice(in, "dtype", kDtypeNames);
   return run;
@@ -80,15 +72,14 @@ CalibratedRun parse_run(const Json& json, const std::string& name) {
 
 void parse_measured(const Json& json, const std::string& name, PlanSet& set) {
   const JsonObject in(json, name + ": measured", kMeasuredKeys);
-  constexpr int kMost = std::numeric_limits<int>::max();
-  set.measured.images = whole_from(in, in.get("images"), "images", 1, kMost);
+  set.measured.images = in.whole("images", 1);
   for (const Json& seed : in.list(in.get("seeds"), "seeds")) {
     DYDIT_CHECK(seed.is_number_unsigned(), "{}: seeds holds {}; whole numbers from 0 are wanted", in.at(),
                 shown(seed));
     set.measured.seeds.push_back(seed.get<uint64_t>());
   }
   for (const Json& label : in.list(in.get("classes"), "classes"))
-    set.measured.classes.push_back(whole_from(in, label, "classes", 0, kMost));
+    set.measured.classes.push_back(in.whole(label, "classes", 0));
   set.measured.seconds = not_negative(in, "seconds");
 }
 
@@ -172,9 +163,7 @@ PlanSet parse_plan_set(std::string_view text, const std::string& name) {
 }
 
 PlanSet read_plan_set(const std::filesystem::path& path) {
-  const auto file = MappedFile::open(path);
-  return parse_plan_set({reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size()},
-                        path.string());
+  return parse_plan_set(text_of(MappedFile::open(path)->bytes()), path.string());
 }
 
 void check_plan_set(const PlanSet& set, const Checkpoint& checkpoint, const GenerateOptions& options,

@@ -1,7 +1,6 @@
 #include "dydit/data/classes.h"
 
 #include <algorithm>
-#include <charconv>
 #include <map>
 #include <optional>
 #include <set>
@@ -10,6 +9,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/base/nearest.h"
+#include "dydit/base/numbers.h"
 #include "dydit/io/text.h"
 #include "dydit/io/unicode.h"
 
@@ -32,11 +32,8 @@ std::string list_of(const Names& names) {
 
 // The whole number that a name is, written as numbers are or with zeros before it.
 std::optional<int> number_of(const std::string& name) {
-  int number = 0;
-  const char* end = name.data() + name.size();
-  const auto [stop, error] = std::from_chars(name.data(), end, number);
-  if (error != std::errc() || stop != end || number < 0 || name.empty()) return std::nullopt;
-  return number;
+  const auto number = parse_number<int>(name);
+  return number && *number >= 0 ? number : std::nullopt;
 }
 
 bool are_numbers(const Names& names) {

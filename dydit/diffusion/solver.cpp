@@ -4,6 +4,10 @@
 #include <cassert>
 #include <cmath>
 
+#include <fmt/format.h>
+
+#include "dydit/diffusion/schedule.h"
+
 namespace dydit {
 namespace {
 
@@ -42,6 +46,15 @@ void make_dpm(const DiffusionTables& tables, int step, SolverStep& made) {
 }
 
 }  // namespace
+
+Spacing choose_timesteps(SamplerKind kind, int steps) {
+  if (kind == SamplerKind::Dpm) return {linspace_timesteps(steps), "linspace, 0 left out"};
+  if (kind == SamplerKind::Ddpm) return {even_timesteps(steps), "even sections"};
+  const std::vector<int> strided = strided_timesteps(steps);
+  if (strided.empty())
+    return {even_timesteps(steps), fmt::format("even sections (no fixed stride gives {} steps)", steps)};
+  return {strided, fmt::format("fixed stride {}", strided[1])};  // two or more: every stride is below 1000
+}
 
 SolverStep make_solver_step(const DiffusionTables& tables, const SamplerOptions& options, int step) {
   SolverStep made;

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <span>
+#include <string>
+#include <vector>
 
 #include "dydit/base/enum_names.h"
 #include "dydit/diffusion/gaussian.h"
@@ -16,6 +18,16 @@ struct SamplerOptions {
   SamplerKind kind = SamplerKind::Ddpm;
   float eta = 0;  // DDIM's share of DDPM's noise
 };
+
+/// The timesteps of a run (ascending) and how they were chosen, for the log.
+struct Spacing {
+  std::vector<int> timesteps;
+  std::string description;
+};
+
+/// DDPM: even sections. DDIM: the fixed stride where one gives exactly `steps`, else even sections.
+/// DPM-Solver++: linspace_timesteps.
+Spacing choose_timesteps(SamplerKind kind, int steps);
 
 /// x <- d_factor d + x_factor x + eps_factor eps + sigma noise, with
 ///   x0 = recip x - recipm1 eps    the image predicted at this step, never clamped,

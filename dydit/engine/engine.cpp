@@ -43,7 +43,8 @@ void check_step(const StepPlan* step, const DiTConfig& config) {
                     "the plan of timestep {} does not fit {}", step->timestep, model_name(config));
 }
 
-// What a step keeps and forecasts fits the model and the row's history.
+// What a step keeps and forecasts fits the model and the row's history, in whose slots it finds what it reads
+// and keeps one feature each.
 void check_history(const Row& row, const DiTConfig& config, at::ScalarType dtype) {
   const StepPlan& step = *row.step;
   if (step.branches.empty() && step.ranges.empty()) return;
@@ -56,8 +57,10 @@ void check_history(const Row& row, const DiTConfig& config, at::ScalarType dtype
                         history->features.is_contiguous(),
                     "the plan of timestep {} keeps {} features in {}: the row's history does not fit",
                     step.timestep, step.slots, c10::toString(dtype));
+  std::vector<uint8_t> stored(step.slots);
   const auto fits = [&](int store, const std::vector<Term>& terms) {
-    return store >= -1 && store < step.slots && terms.size() <= kMaxOrder + 1;
+    return store >= -1 && store < step.slots && terms.size() <= kMaxOrder + 1 &&
+           (store < 0 || stored[store]++ == 0);
   };
   const auto check_terms = [&](const std::vector<Term>& terms) {
     for (const Term& term : terms) {
@@ -66,6 +69,9 @@ void check_history(const Row& row, const DiTConfig& config, at::ScalarType dtype
           "step {} of a plan forecasts from step {}, which this history does not hold: its steps "
           "are taken in order, all by one history",
           step.index, term.step);
+      DYDIT_USAGE_CHECK(!stored[term.slot],
+                        "step {} of a plan forecasts from slot {} and keeps another feature in it",
+                        step.index, term.slot);
     }
   };
   bool good = step.branches.size() == static_cast<size_t>(2 * L);
@@ -187,7 +193,7 @@ std::unique_ptr<Engine> make_engine(EngineKind kind, const Checkpoint& checkpoin
 }
 
 double least_engine_bytes(EngineKind kind, const Checkpoint& checkpoint, const EngineOptions& options,
-                          int64_t rows) {
+                          int64_t rows, int ranges) {
   const DiTConfig& config = checkpoint.config;
   const bool bf16 = options.dtype == at::kBFloat16;
   double bytes = 0;
@@ -199,7 +205,8 @@ double least_engine_bytes(EngineKind kind, const Checkpoint& checkpoint, const E
   const double side = config.input_size,
                outputs = static_cast<double>(rows) * config.out_channels() * side * side;
   bytes += outputs * sizeof(float);
-  if (kind == EngineKind::Cpu) return bytes + cpu::workspace_bytes(config, bf16, rows, options.threads);
+  if (kind == EngineKind::Cpu)
+    return bytes + cpu::workspace_bytes(config, bf16, rows, options.threads, ranges);
   // The stream and the MLP's hidden rows, of as many rows as are in work at a time.
   const double tokens = static_cast<double>(std::min<int64_t>(rows, options.threads)) * config.num_tokens();
   return bytes + tokens * (config.hidden_size * 4.0 + config.mlp_hidden * (bf16 ? 2.0 : 4.0));

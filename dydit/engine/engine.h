@@ -147,9 +147,9 @@ std::unique_ptr<Engine> make_engine(EngineKind kind, const Checkpoint& checkpoin
                                     const EngineOptions& options);
 
 /// Bytes that such an engine and its forwards of `rows` rows on options.threads threads take at least, beside
-/// the checkpoint.
+/// the checkpoint and the rows' histories. `ranges`: of the rows' plans (RunPlan::ranges).
 double least_engine_bytes(EngineKind kind, const Checkpoint& checkpoint, const EngineOptions& options,
-                          int64_t rows);
+                          int64_t rows, int ranges = 0);
 
 /// Multiply-adds per second that this processor does at best in `dtype` on `threads` threads with the CPU
 /// engine's instructions: measured for about `seconds`.

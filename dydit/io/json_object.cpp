@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <string_view>
 
 #include "dydit/base/error.h"
@@ -43,13 +42,14 @@ const Json& JsonObject::get(const char* key) const {
   return *found;
 }
 
-int JsonObject::whole(const Json& value, const char* key) const {
-  const bool fits =
-      value.is_number_unsigned()
-          ? value.get<uint64_t>() <= uint64_t{std::numeric_limits<int>::max()}
-          : value.is_number_integer() && value.get<int64_t>() >= std::numeric_limits<int>::min();
+int JsonObject::whole(const Json& value, const char* key, int low, int high) const {
+  const bool fits = value.is_number_unsigned() ? value.get<uint64_t>() <= uint64_t{kMost}
+                                               : value.is_number_integer() && value.get<int64_t>() >= kLeast;
   DYDIT_CHECK(fits, "{}: {} is {}; a whole number below 2^31 is wanted", at_, key, shown(value));
-  return value.get<int>();
+  const int number = value.get<int>();
+  DYDIT_CHECK(number >= low && number <= high, "{}: {} is {}; {} to {} is wanted", at_, key, number, low,
+              high);
+  return number;
 }
 
 std::optional<float> JsonObject::real(const char* key) const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <span>
 #include <string>
@@ -25,8 +26,10 @@ class JsonObject {
   const nlohmann::json* find(const char* key) const;
   const nlohmann::json& get(const char* key) const;
 
-  int whole(const char* key) const { return whole(get(key), key); }
-  int whole(const nlohmann::json& value, const char* key) const;
+  int whole(const char* key, int low = kLeast, int high = kMost) const {
+    return whole(get(key), key, low, high);
+  }
+  int whole(const nlohmann::json& value, const char* key, int low = kLeast, int high = kMost) const;
   std::optional<float> real(const char* key) const;
   bool truth(const char* key) const;
   /// At most 1 KiB without control characters: it goes into records and messages.
@@ -35,6 +38,7 @@ class JsonObject {
   const nlohmann::json& list(const nlohmann::json& value, const char* key) const;
 
  private:
+  static constexpr int kLeast = std::numeric_limits<int>::min(), kMost = std::numeric_limits<int>::max();
   const nlohmann::json& value_;
   std::string at_;
 };

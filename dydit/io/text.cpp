@@ -107,9 +107,9 @@ std::string shell_quote(std::string_view text) {
   return (escaped ? "$'" : "'") + word + "'";
 }
 
-std::string_view trimmed(std::string_view text) {
-  text.remove_prefix(std::min(text.find_first_not_of(' '), text.size()));
-  return text.substr(0, text.find_last_not_of(' ') + 1);
+std::string_view trimmed(std::string_view text, std::string_view blanks) {
+  text.remove_prefix(std::min(text.find_first_not_of(blanks), text.size()));
+  return text.substr(0, text.find_last_not_of(blanks) + 1);
 }
 
 std::vector<std::string_view> comma_parts(std::string_view text) {

@@ -28,7 +28,7 @@ std::string printable(std::string_view text, size_t longest = 120);
 std::string shell_quote(std::string_view text);
 
 /// `text` without blanks around it.
-std::string_view trimmed(std::string_view text);
+std::string_view trimmed(std::string_view text, std::string_view blanks = " ");
 
 /// What stands between the commas, without blanks around it: "a, b" -> {"a", "b"}.
 std::vector<std::string_view> comma_parts(std::string_view text);

@@ -5,11 +5,20 @@
 
 #include <ATen/ATen.h>
 
-#include "dydit/model/config.h"
-
 namespace dydit {
 
 inline constexpr double kFrequencyMaxPeriod = 10000.0;
+
+at::Tensor linear(const Checkpoint& checkpoint, const std::string& name, const at::Tensor& x) {
+  return at::linear(x, checkpoint.weights.at(name + ".weight").to(at::kFloat).flatten(1),
+                    checkpoint.weights.at(name + ".bias").to(at::kFloat));
+}
+
+at::Tensor embed_timesteps(const Checkpoint& checkpoint, const at::Tensor& t) {
+  const at::Tensor frequencies = timestep_frequencies(t, checkpoint.config.frequency_divisor);
+  const at::Tensor hidden = at::silu(linear(checkpoint, "t_embedder.mlp.0", frequencies));
+  return linear(checkpoint, "t_embedder.mlp.2", hidden);
+}
 
 at::Tensor sincos_pos_embed(int hidden_size, int grid) {
   const int quarter = hidden_size / 4;

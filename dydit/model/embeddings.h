@@ -1,11 +1,19 @@
-// The two embeddings that are formulas, not weights.
+// The two embeddings that are formulas, not weights, and what is made of them before the first block.
 #pragma once
+
+#include <string>
 
 #include <ATen/core/Tensor.h>
 
-#include "dydit/model/config.h"
+#include "dydit/model/checkpoint.h"
 
 namespace dydit {
+
+/// x (rows, in) through the linear layer `name` of a checkpoint, in float32.
+at::Tensor linear(const Checkpoint& checkpoint, const std::string& name, const at::Tensor& x);
+
+/// Embeddings of timesteps: t (B) -> (B, C) float32.
+at::Tensor embed_timesteps(const Checkpoint& checkpoint, const at::Tensor& t);
 
 /// Fixed 2-D sin-cos position table (1, N, C): w before h, each half [sin | cos], omega = 10000^(-i/(C/4)).
 at::Tensor sincos_pos_embed(int hidden_size, int grid);

@@ -17,12 +17,12 @@ namespace dydit {
 namespace {
 
 // Before anything is allocated: what cannot fit is refused instead of slowly running out.
-void check_run_memory(const Checkpoint& checkpoint, const GenerateOptions& options) {
-  check_memory(least_generate_bytes(checkpoint, options, 1), model_name(checkpoint.config),
+void check_run_memory(const Checkpoint& checkpoint, const GenerateOptions& options, int ranges = 0) {
+  check_memory(least_generate_bytes(checkpoint, options, 1, ranges), model_name(checkpoint.config),
                "take a smaller model");
   const int count = std::min(options.batch, options.num_images);
-  check_memory(least_generate_bytes(checkpoint, options, count), fmt::format("a batch of {} images", count),
-               "take a smaller --batch");
+  check_memory(least_generate_bytes(checkpoint, options, count, ranges),
+               fmt::format("a batch of {} images", count), "take a smaller --batch");
 }
 
 // What a batch keeps of its features is never shrunk silently.
@@ -97,7 +97,7 @@ void Pipeline::generate(const Request& request, const SamplingOptions& options,
                         const GenerateCallbacks& callbacks) const {
   const auto course = std::make_shared<Course>(request, plan(request));
   check_run(request, options);
-  check_run_memory(checkpoint_, {request, options, dtype_, kind_});
+  check_run_memory(checkpoint_, {request, options, dtype_, kind_}, course->plan.ranges);
   check_cache_memory(dtype_, *course, options);
   c10::InferenceMode guard;
   Scheduler scheduler(*engine_, options);
@@ -132,7 +132,8 @@ void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
   pipeline.generate(options, options, callbacks);
 }
 
-double least_generate_bytes(const Checkpoint& checkpoint, const GenerateOptions& options, int count) {
+double least_generate_bytes(const Checkpoint& checkpoint, const GenerateOptions& options, int count,
+                            int ranges) {
   const DiTConfig& config = checkpoint.config;
   const int64_t rows = int64_t{count} * (options.guided() ? 2 : 1);
   const double plane = static_cast<double>(config.input_size) * config.input_size,
@@ -141,7 +142,7 @@ double least_generate_bytes(const Checkpoint& checkpoint, const GenerateOptions&
                entries = static_cast<double>(count) * config.num_tokens(),
                traces = options.token_map && config.token_routers ? tokens * 2.0 * config.depth + entries : 0;
   return least_engine_bytes(options.engine, checkpoint, {.dtype = options.dtype, .threads = options.threads},
-                            rows) +
+                            rows, ranges) +
          (state + traces) * sizeof(float);
 }
 

@@ -86,8 +86,9 @@ class Pipeline {
 void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
               const GenerateCallbacks& callbacks);
 
-/// Bytes that a run with batches of `count` images takes at least, beside the checkpoint and what the
-/// callbacks keep.
-double least_generate_bytes(const Checkpoint& checkpoint, const GenerateOptions& options, int count);
+/// Bytes that a run with batches of `count` images takes at least, beside the checkpoint, what the images
+/// keep from step to step (cache_bytes) and what the callbacks keep. `ranges`: of its plan.
+double least_generate_bytes(const Checkpoint& checkpoint, const GenerateOptions& options, int count,
+                            int ranges = 0);
 
 }  // namespace dydit

@@ -7,7 +7,7 @@
 
 #include "dydit/base/enum_names.h"
 #include "dydit/diffusion/guidance.h"
-#include "dydit/diffusion/sampler.h"
+#include "dydit/diffusion/solver.h"
 #include "dydit/model/config.h"
 #include "dydit/plan/policies.h"
 #include "dydit/plan/run_plan.h"

@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <limits>
 #include <span>
 
 #include <nlohmann/json.hpp>
 
 #include "dydit/base/error.h"
 #include "dydit/base/numbers.h"
+#include "dydit/io/bytes.h"
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
 #include "dydit/io/json_object.h"
@@ -139,17 +139,9 @@ void check_size(const JsonObject& top, const char* key, int wanted) {
               key, value, wanted);
 }
 
-// A size that the plan alone says.
-int stated_size(const JsonObject& top, const char* key) {
-  const int size = top.whole(key);
-  DYDIT_CHECK(size >= 1 && size <= kLargestSize, "{}: {} is {}; 1 to {} is wanted", top.at(), key, size,
-              kLargestSize);
-  return size;
-}
-
 // Of the square of tokens.
 int stated_side(const JsonObject& top) {
-  const int tokens = stated_size(top, "num_tokens");
+  const int tokens = top.whole("num_tokens", 1, kLargestSize);
   const int side = static_cast<int>(std::lround(std::sqrt(tokens)));
   DYDIT_CHECK(side * side == tokens, "{}: num_tokens is {}; the tokens of an image are a square", top.at(),
               tokens);
@@ -269,8 +261,8 @@ StatedPlan parse_stated_plan(const Json& json, const std::string& name) {
   StatedPlan plan;
   plan.config = {.input_size = stated_side(top),
                  .patch_size = 1,
-                 .depth = stated_size(top, "depth"),
-                 .num_heads = stated_size(top, "num_heads")};
+                 .depth = top.whole("depth", 1, kLargestSize),
+                 .num_heads = top.whole("num_heads", 1, kLargestSize)};
   plan.spec = parse_steps(top, plan.config, name);
   check_spec(plan.spec, plan.config, /*guided=*/true, name);
   return plan;
@@ -281,9 +273,7 @@ StatedPlan parse_stated_plan(std::string_view text, const std::string& name) {
 }
 
 PlanSpec read_plan(const std::filesystem::path& path, const DiTConfig& config) {
-  const auto file = MappedFile::open(path);
-  return parse_plan({reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size()}, config,
-                    path.string());
+  return parse_plan(text_of(MappedFile::open(path)->bytes()), config, path.string());
 }
 
 std::string plan_text(const PlanSpec& spec, const DiTConfig& config) {

@@ -173,6 +173,7 @@ void apply_spec(const PlanSpec& spec, bool guided, RunPlan& plan) {
   for (StepPlan& step : plan.steps) {
     step.slots = plan.slots;
     std::erase_if(step.ranges, [](const RangePlan& range) { return !range.skipped() && range.store < 0; });
+    plan.ranges = std::max(plan.ranges, static_cast<int>(step.ranges.size()));
     const bool plain = step.ranges.empty() &&
                        std::all_of(step.branches.begin(), step.branches.end(), [](const BranchPlan& branch) {
                          return branch.action == kCompute && branch.store < 0;

@@ -96,6 +96,7 @@ struct RunPlan {
   std::vector<StepPlan> steps;  // in the order of the timesteps given
   std::string name = {};        // of the spec; empty: everything is computed
   int slots = 0;                // features (N, C) that each row keeps at a time
+  int ranges = 0;               // the most that a step keeps or skips
   int guide_slots = 0;          // differences (guided channels, side, side) that each sample keeps
 
   /// Rows of a sample at a step: 2 where guidance is paid for.

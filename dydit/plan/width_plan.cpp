@@ -48,18 +48,6 @@ std::vector<uint8_t> open_parts(std::span<const float> logits, int keep) {
   return parts;
 }
 
-// x (rows, in) through the linear layer `name` in float32.
-at::Tensor linear(const Checkpoint& checkpoint, const std::string& name, const at::Tensor& x) {
-  return at::linear(x, checkpoint.weights.at(name + ".weight").to(at::kFloat),
-                    checkpoint.weights.at(name + ".bias").to(at::kFloat));
-}
-
-at::Tensor embed_timesteps(const Checkpoint& checkpoint, const at::Tensor& t) {
-  const at::Tensor hidden =
-      linear(checkpoint, "t_embedder.mlp.0", timestep_frequencies(t, checkpoint.config.frequency_divisor));
-  return linear(checkpoint, "t_embedder.mlp.2", at::silu(hidden));
-}
-
 // Decides timesteps[first, first + kRowsPerBlock), the last block padded with its own last timestep.
 void decide_rows(const Checkpoint& checkpoint, std::span<const int> timesteps, int first, RunPlan& plan) {
   c10::InferenceMode guard;

@@ -18,17 +18,8 @@ constexpr double kLeft = 64, kWidth = 640, kStrip = 16, kRight = 76, kTop = 44, 
 
 std::string escape(std::string_view text) {
   std::string escaped;
-  for (const char c : text) {
-    if (c == '<') {
-      escaped += "&lt;";
-    } else if (c == '>') {
-      escaped += "&gt;";
-    } else if (c == '&') {
-      escaped += "&amp;";
-    } else {
-      escaped += c;
-    }
-  }
+  for (const char c : text)
+    escaped += c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '&' ? "&amp;" : std::string(1, c);
   return escaped;
 }
 
@@ -132,10 +123,14 @@ class Picture {
                                                        : colour_of(1),
                            std::string(described(kind(s)))};
         });
+    draw_frame(top, kStrip);
+  }
+
+  void draw_frame(double top, double height) {
     body_ += fmt::format(
         "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" fill=\"none\" "
         "stroke=\"#888888\"/>\n",
-        kLeft, top, kWidth, kStrip);
+        kLeft, top, kWidth, height);
   }
 
   void draw_map(double top, double cell, std::string_view name, Branch which,
@@ -161,10 +156,7 @@ class Picture {
           });
     }
     const double height = cell * plan_.config.depth;
-    body_ += fmt::format(
-        "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" fill=\"none\" "
-        "stroke=\"#888888\"/>\n",
-        kLeft, top, kWidth, height);
+    draw_frame(top, height);
     draw_scale(top, height, parts);
   }
 

@@ -3,12 +3,12 @@
 #include "dydit/train/state.h"
 
 #include <algorithm>
-#include <charconv>
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
 #include "dydit/base/error.h"
+#include "dydit/base/numbers.h"
 #include "dydit/io/json.h"
 #include "dydit/io/safetensors.h"
 #include "dydit/io/text.h"
@@ -40,13 +40,8 @@ std::vector<int64_t> saved_steps(const fs::path& run) {
   std::vector<int64_t> steps;
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(run / "checkpoints", error)) {
-    const std::string stem = entry.path().stem().string();
-    int64_t step = 0;
-    const auto [end, parse_error] = std::from_chars(stem.data(), stem.data() + stem.size(), step);
-    if (entry.path().extension() == ".state" && parse_error == std::errc() &&
-        end == stem.data() + stem.size()) {
-      steps.push_back(step);
-    }
+    if (entry.path().extension() != ".state") continue;
+    if (const auto step = parse_number<int64_t>(entry.path().stem().string())) steps.push_back(*step);
   }
   std::sort(steps.begin(), steps.end(), std::greater());
   return steps;

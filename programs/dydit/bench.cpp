@@ -291,10 +291,7 @@ void write_csv(const std::string& path, const json& result) {
 }
 
 void add_flags(Cli& cli, BenchFlags& flags) {
-  cli.add_text(
-      "--model,--ckpt", flags.model,
-      "Checkpoint: safetensors, the index or folder of several, a torch file (.pt, .pth), or a folder "
-      "of diffusers");
+  cli.add_text("--model,--ckpt", flags.model, kCheckpointHelp);
   cli.add_text("--size", flags.size,
                "Instead: a published size with random weights, e.g. DiT-XL/2; DyDiT-XL/2 has random "
                "routers, which decide by the timestep");
@@ -343,9 +340,12 @@ int run_bench(const Args& args, Isa isa) {
   const DiTConfig& config = checkpoint.config;
   const double peak = measure_peak_macs(dtype, flags.threads, kPeakSeconds);
   const EngineOptions options = {.dtype = dtype, .threads = flags.threads};
-  check_memory(least_engine_bytes(kind, checkpoint, options, flags.batch),
-               fmt::format("a batch of {} {}", flags.batch, flags.run ? "images" : "samples"),
-               flags.run ? "take a smaller --batch" : "take a smaller --batch, --input-size or model");
+  const auto check_fits = [&](int ranges) {
+    check_memory(least_engine_bytes(kind, checkpoint, options, flags.batch, ranges),
+                 fmt::format("a batch of {} {}", flags.batch, flags.run ? "images" : "samples"),
+                 flags.run ? "take a smaller --batch" : "take a smaller --batch, --input-size or model");
+  };
+  check_fits(0);
   const Pipeline pipeline(checkpoint, kind, options);
   GenerateOptions run{{.num_images = flags.batch,
                        .num_steps = flags.steps,
@@ -359,6 +359,7 @@ int run_bench(const Args& args, Isa isa) {
   std::vector<std::pair<std::string, std::unique_ptr<Contestant>>> contestants;
   const auto add = [&](const std::string& name, const GenerateOptions& options) {
     contestants.emplace_back(name, std::make_unique<Contestant>(pipeline, flags, options));
+    check_fits(contestants.back().second->plan().ranges);
   };
   GenerateOptions planned = run;
   flags.plan.resolve(cli, checkpoint, cli.given("--steps"), planned);

@@ -2,7 +2,6 @@
 #include "cli.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <cstdlib>
 #include <unistd.h>
@@ -13,6 +12,7 @@
 #include "dydit/base/error.h"
 #include "dydit/base/machine.h"
 #include "dydit/base/nearest.h"
+#include "dydit/base/numbers.h"
 #include "dydit/io/json.h"
 #include "dydit/io/text.h"
 
@@ -30,13 +30,10 @@ std::string variable_name(std::string flag) {
 // Empty when `text` is a number from low to high; CLI11 2.1 wraps negative ones, cuts large ones, reads 010
 // as eight and lets NaN through any range.
 template <typename T>
-std::string parse_number(const std::string& text, T& value, T low, T high) {
-  const char* begin = text.data() + (text.starts_with('+') ? 1 : 0);
-  const char* end = text.data() + text.size();
-  T parsed{};
-  const auto [stop, error] = std::from_chars(begin, end, parsed);
-  if (error == std::errc() && stop == end && parsed >= low && parsed <= high) {
-    value = parsed;
+std::string take_number(std::string_view text, T& value, T low, T high) {
+  const auto number = parse_number<T>(text.substr(text.starts_with('+') ? 1 : 0));
+  if (number && *number >= low && *number <= high) {
+    value = *number;
     return "";
   }
   return fmt::format("{}: expected a {}number from {} to {}", text, std::is_integral_v<T> ? "whole " : "",
@@ -227,13 +224,13 @@ CLI::Option* Cli::add_number(const std::string& names, T& value, std::type_ident
   CLI::Option* option = app.add_option(
       names,
       [&value, low, high](const CLI::results_t& given) {
-        return parse_number(given[0], value, low, high).empty();
+        return take_number(given[0], value, low, high).empty();
       },
       help, /*defaulted=*/value >= low && value <= high, [&value] { return fmt::format("{}", value); });
   keep_default(option, value);
   return option->type_name(type_text(low, high))->check([low, high](const std::string& text) {
     T ignored;
-    return parse_number(text, ignored, low, high);
+    return take_number(text, ignored, low, high);
   });
 }
 template CLI::Option* Cli::add_number(const std::string&, int&, int, int, const std::string&);
@@ -247,11 +244,8 @@ CLI::Option* Cli::add_numbers(const std::string& names, std::vector<double>& val
   CLI::Option* option = app.add_option(
       names,
       [&values, low, high](const CLI::results_t& given) {
-        if (given.size() != values.size()) return false;
-        for (size_t i = 0; i < given.size(); ++i) {
-          if (!parse_number(given[i], values[i], low, high).empty()) return false;
-        }
-        return true;
+        for (size_t i = 0; i < given.size(); ++i) take_number(given[i], values.at(i), low, high);
+        return true;  // their number and what they are has been looked at
       },
       help, /*defaulted=*/true, [&values] { return fmt::format("{}", fmt::join(values, ",")); });
   keep_default(option, values);
@@ -260,7 +254,7 @@ CLI::Option* Cli::add_numbers(const std::string& names, std::vector<double>& val
       ->expected(static_cast<int>(values.size()))
       ->check([low, high](const std::string& text) {
         double ignored;
-        return parse_number(text, ignored, low, high);
+        return take_number(text, ignored, low, high);
       });
 }
 

@@ -21,12 +21,6 @@ constexpr size_t kLongestMessage = 500;
 constexpr int kMostDots = 200;  // CLI11 passes over keys of more parts than a byte counts
 constexpr std::string_view kBlanks = " \t\v\f\r";
 
-std::string_view trimmed(std::string_view line) {
-  const size_t begin = std::min(line.find_first_not_of(kBlanks), line.size());
-  const size_t end = line.find_last_not_of(kBlanks) + 1;
-  return line.substr(begin, std::max(begin, end) - begin);
-}
-
 // CLI11 would cut a text at a #, whether it stands in quotes or not.
 void check_quotes(std::string_view line, size_t number) {
   char open = '\0';  // the quote that is to be closed
@@ -48,7 +42,7 @@ void check_text(std::string_view text) {
     throw CLI::ConfigError(fmt::format("has more than {} bytes; a few flags are wanted", kMaxConfigBytes));
   for (size_t begin = 0, number = 1; begin < text.size(); ++number) {
     const size_t end = std::min(text.find('\n', begin), text.size());
-    const std::string_view line = trimmed(text.substr(begin, end - begin));
+    const std::string_view line = trimmed(text.substr(begin, end - begin), kBlanks);
     begin = end + 1;
     if (line.starts_with('#') || line.starts_with(';')) continue;  // a comment to CLI11
     if (line.starts_with('[') && line.ends_with(']'))

@@ -51,11 +51,7 @@ int run_convert(const Args& args, Isa isa) {
   std::string in, out, dtype = "f32", class_names, to = "same", semantics = "same";
   CheckpointOptions options;
   uint64_t seed = 0;
-  cli.app
-      .add_option("in", in,
-                  "Checkpoint: safetensors, the index or folder of several, a torch file (.pt, .pth), or a "
-                  "folder of diffusers")
-      ->required();
+  cli.app.add_option("in", in, kCheckpointHelp)->required();
   cli.app
       .add_option("out", out, "Target: .safetensors, .pt, or a name that ends in / for a folder of diffusers")
       ->required();

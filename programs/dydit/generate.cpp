@@ -2,7 +2,6 @@
 #include "dydit/pipeline/generate.h"
 
 #include <algorithm>
-#include <charconv>
 #include <exception>
 #include <map>
 #include <set>
@@ -13,7 +12,9 @@
 #include "cli.h"
 #include "dydit/base/error.h"
 #include "dydit/base/machine.h"
+#include "dydit/base/numbers.h"
 #include "dydit/data/classes.h"
+#include "dydit/io/text.h"
 #include "dydit/pipeline/decoder.h"
 #include "dydit/pipeline/record.h"
 #include "model_flags.h"
@@ -91,14 +92,10 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
 // "999,500,0"; CLI11's own lists pass over empty items.
 std::vector<int> parse_timesteps(const std::string& list) {
   std::vector<int> timesteps;
-  for (size_t begin = 0; begin <= list.size();) {
-    const size_t comma = std::min(list.find(',', begin), list.size());
-    int t = -1;
-    const auto [end, error] = std::from_chars(list.data() + begin, list.data() + comma, t);
-    DYDIT_USAGE_CHECK(error == std::errc() && end == list.data() + comma,
-                      "'{}' is not a whole number from 0 to 999", list.substr(begin, comma - begin));
-    timesteps.push_back(t);
-    begin = comma + 1;
+  for (const std::string_view item : comma_parts(list)) {
+    const auto t = parse_number<int>(item);
+    DYDIT_USAGE_CHECK(t, "'{}' is not a whole number from 0 to 999", item);
+    timesteps.push_back(*t);
   }
   return timesteps;
 }

@@ -14,6 +14,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/data/source.h"
+#include "dydit/io/bytes.h"
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
 #include "dydit/io/npz_reader.h"
@@ -32,10 +33,6 @@ using nlohmann::json;
 constexpr int kRecordDepth = 8;              // what nests deeper would take the stack
 constexpr size_t kImagesShown = 16;          // of a record
 constexpr double kYear10000 = 253402300800;  // in seconds since 1970
-
-std::string_view text_of(std::span<const std::byte> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
 
 // The record of a run out of a file's text; `where` names it in an Error.
 json parse_record(std::string_view text, const std::string& where) {

@@ -55,10 +55,7 @@ void add_checkpoint_options(Cli& cli, CheckpointOptions& options) {
 }
 
 void add_model_path(Cli& cli, std::string& path, CheckpointOptions& options) {
-  cli.add_text("--model,--ckpt", path,
-               "Checkpoint: safetensors, the index or folder of several, a torch file (.pt, .pth), or a "
-               "folder of diffusers")
-      ->required();
+  cli.add_text("--model,--ckpt", path, kCheckpointHelp)->required();
   add_checkpoint_options(cli, options);
 }
 

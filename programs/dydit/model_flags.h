@@ -11,6 +11,10 @@
 
 namespace dydit {
 
+inline constexpr const char* kCheckpointHelp =
+    "Checkpoint: safetensors, the index or folder of several, a torch file (.pt, .pth), or a folder of "
+    "diffusers";
+
 /// --num-heads and --weights.
 void add_checkpoint_options(Cli& cli, CheckpointOptions& options);
 

@@ -2,7 +2,6 @@
 #include "run_folder.h"
 
 #include <algorithm>
-#include <charconv>
 #include <vector>
 
 #include <fmt/format.h>
@@ -10,6 +9,7 @@
 #include <system_error>
 
 #include "dydit/base/error.h"
+#include "dydit/base/numbers.h"
 #include "dydit/io/text.h"
 
 namespace dydit {
@@ -29,10 +29,10 @@ std::vector<Run> existing_runs(const fs::path& results) {
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(results, error)) {
     const std::string name = entry.path().filename().string();
-    int64_t number = 0;
-    const auto [end, parse_error] = std::from_chars(name.data(), name.data() + name.size(), number);
-    if (parse_error == std::errc() && *end == '-' && entry.is_directory(error))
-      runs.push_back({number, entry.path()});
+    const size_t mark = name.find('-');
+    if (mark == name.npos || !entry.is_directory(error)) continue;
+    if (const auto number = parse_number<int64_t>(name.substr(0, mark)))
+      runs.push_back({*number, entry.path()});
   }
   std::sort(runs.begin(), runs.end());
   return runs;
@@ -48,12 +48,10 @@ std::string names_of(const std::vector<Run>& runs) {
 
 fs::path named_run(const std::string& results_dir, const std::string& which) {
   const std::vector<Run> runs = existing_runs(results_dir);
-  int64_t number = 0;
-  const auto [end, error] = std::from_chars(which.data(), which.data() + which.size(), number);
   std::vector<fs::path> found;
-  if (error == std::errc() && end == which.data() + which.size()) {
+  if (const auto number = parse_number<int64_t>(which)) {
     for (const Run& run : runs) {
-      if (run.number == number) found.push_back(run.folder);
+      if (run.number == *number) found.push_back(run.folder);
     }
   } else {
     for (const fs::path& folder : {fs::path(results_dir) / which, fs::path(which)}) {

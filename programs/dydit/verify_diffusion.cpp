@@ -1,7 +1,6 @@
 // Recorded schedule tables, single reverse steps and whole sampling runs with their noise.
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <numeric>
 
 #include <ATen/ATen.h>
@@ -9,9 +8,10 @@
 #include <fmt/format.h>
 
 #include "dydit/base/error.h"
+#include "dydit/base/numbers.h"
 #include "dydit/diffusion/guidance.h"
-#include "dydit/diffusion/sampler.h"
 #include "dydit/diffusion/schedule.h"
+#include "dydit/diffusion/solver.h"
 #include "verify.h"
 
 namespace dydit {
@@ -23,11 +23,9 @@ at::Tensor to_double_tensor(const std::vector<double>& values) { return at::tens
 std::vector<int> named_timesteps(std::string_view text) {
   const bool strided = text.starts_with("ddim");
   if (strided) text.remove_prefix(4);
-  int steps = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), steps);
-  if (error != std::errc() || end != text.data() + text.size() || steps < 1 || steps > kNumTrainTimesteps)
-    return {};
-  return strided ? strided_timesteps(steps) : even_timesteps(steps);
+  const auto steps = parse_number<int>(text);
+  if (!steps || *steps < 1 || *steps > kNumTrainTimesteps) return {};
+  return strided ? strided_timesteps(*steps) : even_timesteps(*steps);
 }
 
 void verify_tables(const VerifyContext& context, VerifyReport& report) {
@@ -107,6 +105,18 @@ SamplerOptions named_sampler(const std::string& name) {
   return {SamplerKind::Ddim, name.find("eta1") == std::string::npos ? 0.0f : 1.0f};
 }
 
+// x (rows, channels, side, side) one step closer to the image, by what the model says of it and `noise`.
+void take_step(const SolverStep& step, at::Tensor& x, const at::Tensor& output, const at::Tensor& noise) {
+  const auto size = static_cast<size_t>(x[0].numel()), output_size = static_cast<size_t>(output[0].numel());
+  for (int64_t row = 0; row < x.size(0); ++row) {
+    const float* eps = output[row].data_ptr<float>();
+    apply_step(step, {.x = {x[row].data_ptr<float>(), size},
+                      .eps = {eps, size},
+                      .variance = {eps + size, output_size - size},
+                      .noise = {noise[row].data_ptr<float>(), size}});
+  }
+}
+
 void verify_step(const VerifyContext& context, RecordedRun& run, int step, VerifyReport& report) {
   const Reference& reference = context.reference;
   const std::string prefix = fmt::format("step_{}_", step);
@@ -117,7 +127,7 @@ void verify_step(const VerifyContext& context, RecordedRun& run, int step, Verif
   for (const char* kind : {"p_out", "ddim_eta0_out", "ddim_eta1_out"}) {
     if (!reference.has(prefix + kind)) continue;
     at::Tensor next = x.clone();
-    reverse_step(make_solver_step(run.tables(), named_sampler(kind), step), next, output, noise);
+    take_step(make_solver_step(run.tables(), named_sampler(kind), step), next, output, noise);
     report.compare(prefix + kind, next, reference.at(prefix + kind), kForwardTolerance);
   }
 }
@@ -125,14 +135,15 @@ void verify_step(const VerifyContext& context, RecordedRun& run, int step, Verif
 void verify_run(const VerifyContext& context, const std::string& name, VerifyReport& report) {
   RecordedRun run(context, name);
   at::Tensor x = checked_input(context, name + "_z").clone();
-  const at::Tensor noises = context.reference.at(name + "_noise").to(at::kFloat);
+  const at::Tensor noises = context.reference.at(name + "_noise").to(at::kFloat).contiguous();
   DYDIT_CHECK(
       noises.dim() == 5 && noises[0].sizes() == x.sizes() && noises.size(0) == run.tables().num_steps(),
       "{}: {}_noise does not hold one noise of {}_z's shape a step", context.reference.path(), name, name);
-  sample(
-      run.tables(), named_sampler(name), x,
-      [&](const at::Tensor& state, int step) { return run.denoise(state, step); },
-      [&](at::Tensor& noise, int draw) { noise.copy_(noises[draw]); });
+  const int last = run.tables().num_steps() - 1;
+  for (int step = last; step >= 0; --step) {
+    const SolverStep solver = make_solver_step(run.tables(), named_sampler(name), step);
+    take_step(solver, x, run.denoise(x, step), noises[last - step]);
+  }
   report.compare(name + "_out", x, context.reference.at(name + "_out"), kRunTolerance, {}, &run.margin());
 }
 
@@ -146,11 +157,8 @@ void verify_diffusion(const VerifyContext& context, VerifyReport& report) {
   std::vector<int> steps;
   for (const std::string& name : reference.names()) {
     if (name.ends_with("_z")) runs.push_back(name.substr(0, name.size() - 2));
-    int step = 0;
-    const auto [end, error] =
-        std::from_chars(name.data() + std::min<size_t>(5, name.size()), name.data() + name.size(), step);
-    if (name.starts_with("step_") && error == std::errc() && std::string_view(end) == "_x")
-      steps.push_back(step);
+    if (!name.starts_with("step_") || !name.ends_with("_x")) continue;
+    if (const auto step = parse_number<int>(name.substr(5, name.size() - 7))) steps.push_back(*step);
   }
   DYDIT_USAGE_CHECK(
       (runs.empty() && steps.empty()) || context.dtype == at::kFloat,

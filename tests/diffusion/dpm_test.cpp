@@ -7,11 +7,11 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "dydit/diffusion/sampler.h"
-#include "dydit/diffusion/schedule.h"
+#include "dydit/diffusion/solver.h"
 #include "dydit/io/safetensors.h"
 #include "dydit/model/checkpoint.h"
 #include "tests/support/random_model.h"
+#include "tests/support/sampling.h"
 
 namespace dydit {
 namespace {
@@ -53,7 +53,7 @@ void expect_states(const std::string& name) {
     ++steps;
     EXPECT_LT(relative_difference(x, states[done - 1]), kTolerance) << name << ", step " << done;
   };
-  sample(tables, {SamplerKind::Dpm, 0}, x, denoise, nullptr, compare);
+  test::sample(tables, {SamplerKind::Dpm, 0}, x, denoise, nullptr, compare);
   EXPECT_EQ(steps, states.size(0));
 }
 

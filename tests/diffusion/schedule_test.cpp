@@ -9,7 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "dydit/base/error.h"
-#include "dydit/diffusion/sampler.h"
+#include "dydit/diffusion/solver.h"
 #include "tests/support/files.h"
 #include "tests/support/golden.h"
 

@@ -1,11 +1,14 @@
 // The door of all engines: what they take, what they refuse, and what they need.
 #include "dydit/engine/engine.h"
 
+#include <algorithm>
+#include <array>
 #include <fstream>
 #include <functional>
 #include <malloc.h>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -15,6 +18,7 @@
 #include "tests/support/engines.h"
 #include "tests/support/files.h"
 #include "tests/support/random_model.h"
+#include "tests/support/random_plan.h"
 
 namespace dydit {
 namespace {
@@ -276,6 +280,36 @@ TEST(LeastEngineBytes, AreBelowWhatIsMeasuredAndNearIt) {
       EXPECT_LE(least, 1.02 * measured) << model_name(config) << ", " << rows << " rows";
       EXPECT_GE(least, measured / 3) << model_name(config) << ", " << rows << " rows";
     }
+  }
+}
+
+// Every pass keeps the stream where each range of a step begins.
+TEST(LeastEngineBytes, CountTheRangesOfAPlan) {
+  DiTConfig config = test::static_config();
+  config.input_size = 64;  // 1024 tokens: a sample is a pass
+  const Checkpoint checkpoint = random_checkpoint(config);
+  PlanSpec spec = full_spec(config, std::vector<int>{20, 300, 500, 700});
+  for (int s = 0; s < 3; ++s) {
+    const auto [from, to] = std::array{std::pair{1, 2}, std::pair{0, 1}, std::pair{0, 2}}[s];
+    spec.steps[s].ranges = {{from, to, 1}};
+    std::fill(spec.steps[s].attn.begin() + from, spec.steps[s].attn.begin() + to, kSkipped);
+    spec.steps[s].mlp = spec.steps[s].attn;
+  }
+  const RunPlan plan = test::plan_of_spec(checkpoint, spec, Mode::Static, false);
+  ASSERT_EQ(plan.ranges, 3);  // of the first step, which keeps all of them
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const EngineOptions options = {.dtype = dtype, .threads = 2};
+    const auto least = [&](int64_t rows, int ranges) {
+      return least_engine_bytes(EngineKind::Cpu, checkpoint, options, rows, ranges);
+    };
+    const double stream = 1024.0 * config.hidden_size * sizeof(float);
+    EXPECT_EQ(least(1, 3) - least(1, 0), 3 * stream);  // all threads together
+    EXPECT_EQ(least(5, 3) - least(5, 0), 9 * stream);  // and each alone
+    const double before = resident();
+    test::Walk walk(EngineKind::Cpu, checkpoint, plan, options);  // of three rows
+    const double histories = 3.0 * static_cast<double>(history_bytes(config, dtype, plan.slots));
+    walk.forward();
+    EXPECT_LE(least(3, plan.ranges) + histories, 1.02 * (resident() - before));
   }
 }
 

@@ -127,6 +127,14 @@ TEST_P(RowHistory, WhoseStepsAreNotTakenInOrderIsRefused) {
       "step 0 of a plan forecasts from step 7");
 }
 
+TEST_P(RowHistory, OfAStepThatKeepsWhereItReadsIsRefused) {
+  const int slot = plan_.steps[1].branches[0].terms[0].slot;
+  ASSERT_NE(slot, plan_.steps[1].ranges[0].store);
+  expect_step_refused(
+      [&](StepPlan& step) { step.branches[1].store = slot; },
+      fmt::format("step 1 of a plan forecasts from slot {} and keeps another feature in it", slot));
+}
+
 TEST_P(RowHistory, OfAStepThatDoesNotFitIsRefused) {
   const auto refuse = [&](const std::function<void(StepPlan&)>& change) {
     expect_step_refused(change, "the plan of timestep 300 does not fit DyDiT");
@@ -135,6 +143,8 @@ TEST_P(RowHistory, OfAStepThatDoesNotFitIsRefused) {
   refuse([](StepPlan& step) { step.branches.clear(); });  // of a step that keeps a range
   refuse([](StepPlan& step) { step.branches[1].store = step.slots; });
   refuse([](StepPlan& step) { step.branches[1].store = -2; });
+  refuse([](StepPlan& step) { step.branches[1].store = step.ranges[0].store; });        // two features in one
+  refuse([](StepPlan& step) { step.branches[1].store = step.branches[2].store = 0; });  // slot
   refuse([](StepPlan& step) { step.branches[0].store = 0; });      // a forecast is not kept
   refuse([](StepPlan& step) { step.branches[0].terms.clear(); });  // of nothing
   refuse([](StepPlan& step) { step.branches[0].terms.resize(kMaxOrder + 2, step.branches[0].terms[0]); });

@@ -8,6 +8,7 @@
 #include "dydit/pipeline/generate.h"
 #include "tests/support/engines.h"
 #include "tests/support/random_model.h"
+#include "tests/support/sampling.h"
 
 namespace dydit {
 namespace {
@@ -33,8 +34,8 @@ at::Tensor image_by_hand(const Checkpoint& checkpoint, const GenerateOptions& op
   for (int k = 0; k < steps; ++k) {
     const int step = steps - 1 - k;
     const at::Tensor out = engine.forward(x, step, {options.label(index)}).out;
-    reverse_step(make_solver_step(tables, options.sampler, step), x, out,
-                 normals(config, options.seed, index, k + 1), x0);
+    test::reverse_step(make_solver_step(tables, options.sampler, step), x, out,
+                       normals(config, options.seed, index, k + 1), x0);
   }
   return x[0];
 }

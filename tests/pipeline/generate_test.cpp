@@ -21,6 +21,7 @@
 #include "tests/support/engines.h"
 #include "tests/support/files.h"
 #include "tests/support/random_model.h"
+#include "tests/support/sampling.h"
 
 namespace dydit {
 namespace {
@@ -319,7 +320,7 @@ TEST(Generate, TorchNoiseIsDrawnAsTheOriginalScriptDraws) {
     return out.slice(0, 0, 4);
   };
   const auto draw = [&](at::Tensor& noise, int) { noise.copy_(randn(8).slice(0, 0, 4)); };
-  sample(make_diffusion_tables(timesteps), {SamplerKind::Ddpm, 0}, x, denoise, draw);
+  test::sample(make_diffusion_tables(timesteps), {SamplerKind::Ddpm, 0}, x, denoise, draw);
   for (int i = 0; i < 4; ++i) EXPECT_TRUE(at::equal(got[i].sample, x[i])) << i;
 }
 
@@ -381,7 +382,7 @@ at::Tensor share_of_traces(const DiTConfig& config, const GenerateOptions& optio
     apply_guidance(out, options.cfg_scale, 3);
     return out.slice(0, 0, 1);
   };
-  sample(make_diffusion_tables(timesteps), {SamplerKind::Ddim, 0}, x, denoise, nullptr);
+  test::sample(make_diffusion_tables(timesteps), {SamplerKind::Ddim, 0}, x, denoise, nullptr);
   return at::stack(masks).mean(at::IntArrayRef{0, 1, 2});
 }
 
@@ -480,6 +481,7 @@ TEST(Generate, MemoryGrowsWithTheBatchAndTheTokenMap) {
   EXPECT_GE(bytes(plain, 1000) - bytes(plain, 0), rows * (4 + 8) * 8 * 8 * sizeof(float));
   EXPECT_EQ(bytes(map, 1000) - bytes(plain, 1000), (rows * 2 * 2 + 1000) * 16 * sizeof(float));
   EXPECT_LT(bytes(unguided, 1000), bytes(plain, 1000));
+  EXPECT_GT(least_generate_bytes(checkpoint, plain, 1000, /*ranges=*/2), bytes(plain, 1000));
 }
 
 // Sets the flag after `stop_at` steps of two batches of two images; returns (delivered, steps done).

@@ -15,12 +15,6 @@ static_assert(kMaxTerms == kMaxOrder + 1);
 BranchCache::BranchCache(const DiTConfig& config, bool bf16)
     : N_(config.num_tokens()), C_(config.hidden_size), bf16_(bf16) {}
 
-void BranchCache::reserve(int samples, size_t ranges) {
-  if (before_.size() < ranges) before_.resize(ranges);
-  for (size_t r = 0; r < ranges; ++r)
-    before_[r].reserve(static_cast<size_t>(samples) * N_ * C_ * sizeof(float));
-}
-
 void BranchCache::forecast(int block, Branch which) {
   const int branch = 2 * block + static_cast<int>(which);
   forecasted_.push_back({branch, -1, (int64_t{3} * branch + 2) * C_});  // shift, scale, gate
@@ -68,7 +62,7 @@ void BranchCache::keep_ranges(const PassRows& pass, int block, const float* x, i
   for (size_t r = 0; r < ranges.size(); ++r) {
     const bool begins = ranges[r].from == block;
     if (ranges[r].skipped() || (!begins && ranges[r].to != block)) continue;
-    auto* before = before_[r].as<float>();
+    float* const before = before_.as<float>() + static_cast<int64_t>(r) * rows * C_;
     team.run(ceil_div(rows, kTaskRows), [&](int task, int) {
       for (int row = task * kTaskRows; row < std::min(rows, (task + 1) * kTaskRows); ++row) {
         const float* now = x + row * stride;

@@ -27,8 +27,8 @@ class BranchCache {
  public:
   BranchCache(const DiTConfig& config, bool bf16);
 
-  /// Memory for passes of so many samples whose plans name so many ranges.
-  void reserve(int samples, size_t ranges);
+  /// Memory for the streams where ranges begin (PassBytes::before).
+  void reserve(size_t bytes) { before_.reserve(bytes); }
   /// Before a pass: nothing is forecast yet.
   void begin() { forecasted_.clear(); }
   /// Puts a forecast in the place of a branch; it is added to the stream by the next add().
@@ -59,7 +59,7 @@ class BranchCache {
   const bool bf16_;
   std::vector<Forecasted> forecasted_;
   std::vector<ForecastTerms> terms_;  // theirs, sample by sample
-  std::vector<Buffer> before_;        // of each range of the plan: the stream where it begins
+  Buffer before_;  // (ranges of the plan, samples N, C) float32: the stream where each begins
   std::vector<void*> features_;
 };
 

@@ -84,7 +84,7 @@ class CpuEngine final : public Engine {
   void compute(const at::Tensor& x, std::span<const Row> rows, Workspace& workspace,
                const ForwardOutputs& outputs) const override;
 
-  void reserve(PassMemory& w, int samples, size_t ranges) const;
+  void reserve(PassMemory& w, int samples, int ranges) const;
   void forward_pass(const Pass& pass, const float* x, float* out) const;
   void embed(const Pass& pass, const float* x) const;
   void attention_half(const Pass& pass, int index) const;
@@ -180,8 +180,8 @@ void CpuEngine::compute(const at::Tensor& x, std::span<const Row> rows, Workspac
       done.executed += model_.executed_macs(plan, kept);
     }
   };
-  size_t ranges = 0;
-  for (const Row& row : rows) ranges = std::max(ranges, row.step->ranges.size());
+  int ranges = 0;
+  for (const Row& row : rows) ranges = std::max(ranges, static_cast<int>(row.step->ranges.size()));
   const Division division = divide(B, N_, run.crew().threads());
   if (division.alone > 0) {
     for (PassMemory& w : run.own) reserve(w, division.samples_alone(), ranges);
@@ -198,15 +198,15 @@ void CpuEngine::compute(const at::Tensor& x, std::span<const Row> rows, Workspac
 }
 
 // All memory of a pass with everything on, so that no later step needs more.
-void CpuEngine::reserve(PassMemory& w, int samples, size_t ranges) const {
-  const PassBytes bytes = pass_bytes(config_, bf16_, samples);
+void CpuEngine::reserve(PassMemory& w, int samples, int ranges) const {
+  const PassBytes bytes = pass_bytes(config_, bf16_, samples, ranges);
   w.x.reserve(bytes.x);
   w.rows.reserve(bytes.rows);
   w.qkv.reserve(bytes.qkv);
   w.heads.reserve(bytes.heads);
   w.hidden.reserve(bytes.hidden);
   w.patches.reserve(bytes.patches);
-  w.cache.reserve(samples, ranges);
+  w.cache.reserve(bytes.before);
   if (!config_.token_routers) return;
   w.logits.reserve(bytes.logits);
   w.gathered.reserve(static_cast<size_t>(samples) * N_);

@@ -72,10 +72,10 @@ std::vector<Piece> RowGroups::pieces_together(const Division& division) const {
 double PassBytes::sum() const {
   return static_cast<double>(x) + static_cast<double>(rows) + static_cast<double>(qkv) +
          static_cast<double>(heads) + static_cast<double>(hidden) + static_cast<double>(patches) +
-         static_cast<double>(logits);
+         static_cast<double>(logits) + static_cast<double>(before);
 }
 
-PassBytes pass_bytes(const DiTConfig& config, bool bf16, int samples) {
+PassBytes pass_bytes(const DiTConfig& config, bool bf16, int samples, int ranges) {
   const size_t rows = static_cast<size_t>(samples) * config.num_tokens(), element = bf16 ? 2 : 4,
                row = even(config.hidden_size), H = config.num_heads;
   const int patch =
@@ -86,16 +86,17 @@ PassBytes pass_bytes(const DiTConfig& config, bool bf16, int samples) {
           .heads = rows * H * even(config.head_size()) * element,
           .hidden = rows * H * even(config.group_size()) * element,
           .patches = rows * patch * sizeof(float),
-          .logits = config.token_routers ? rows * sizeof(float) : 0};
+          .logits = config.token_routers ? rows * sizeof(float) : 0,
+          .before = ranges * rows * config.hidden_size * sizeof(float)};
 }
 
-double workspace_bytes(const DiTConfig& config, bool bf16, int64_t rows, int threads) {
+double workspace_bytes(const DiTConfig& config, bool bf16, int64_t rows, int threads, int ranges) {
   const int B = static_cast<int>(std::min<int64_t>(rows, std::numeric_limits<int>::max() / 2));
   const Division division = divide(B, config.num_tokens(), threads);
   double bytes =
       static_cast<double>(attention_scratch(config.num_tokens(), config.head_size(), bf16 ? 2 : 4)) * threads;
-  if (division.alone > 0) bytes += pass_bytes(config, bf16, division.samples_alone()).sum() * threads;
-  if (division.together > 0) bytes += pass_bytes(config, bf16, division.samples).sum();
+  if (division.alone > 0) bytes += pass_bytes(config, bf16, division.samples_alone(), ranges).sum() * threads;
+  if (division.together > 0) bytes += pass_bytes(config, bf16, division.samples, ranges).sum();
   return bytes;
 }
 

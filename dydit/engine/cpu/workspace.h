@@ -43,14 +43,14 @@ class RowGroups {
   std::vector<int> starts_;  // of each group in order_, then the number of rows
 };
 
-/// Bytes of the buffers of a pass with everything on.
+/// Bytes of the buffers of a pass with everything on, of plans that name so many ranges.
 struct PassBytes {
-  size_t x, rows, qkv, heads, hidden, patches, logits;
+  size_t x, rows, qkv, heads, hidden, patches, logits, before;
   double sum() const;
 };
-PassBytes pass_bytes(const DiTConfig& config, bool bf16, int samples);
+PassBytes pass_bytes(const DiTConfig& config, bool bf16, int samples, int ranges);
 
 /// Bytes that the passes of `rows` samples take at least, attention's scratch memory included.
-double workspace_bytes(const DiTConfig& config, bool bf16, int64_t rows, int threads);
+double workspace_bytes(const DiTConfig& config, bool bf16, int64_t rows, int threads, int ranges);
 
 }  // namespace dydit::cpu

@@ -1,5 +1,5 @@
-// The loop's order, what it draws, and guidance.
-#include "dydit/diffusion/sampler.h"
+// Which steps draw, what they predict, and guidance.
+#include "dydit/diffusion/solver.h"
 
 #include <cmath>
 #include <vector>
@@ -8,18 +8,19 @@
 #include <gtest/gtest.h>
 
 #include "dydit/diffusion/guidance.h"
-#include "dydit/diffusion/schedule.h"
 #include "tests/support/random_model.h"
+#include "tests/support/sampling.h"
 
 namespace dydit {
 namespace {
 
 using test::random_tensor;
 using test::relative_difference;
+using test::sample;
 
 struct SamplerRun {
   at::Tensor x = random_tensor({2, 3, 4, 4}, 1, 0);
-  std::vector<int> steps, draws, done;
+  std::vector<int> draws;
 };
 
 // A run whose denoiser answers 0.1 x and, with `variance_channels`, zeros for the variance.
@@ -28,23 +29,15 @@ SamplerRun run_sampler(const SamplerOptions& options, int num_steps, int varianc
   const DiffusionTables tables = make_diffusion_tables(choose_timesteps(options.kind, num_steps).timesteps);
   sample(
       tables, options, run.x,
-      [&](const at::Tensor& x, int step) {
-        run.steps.push_back(step);
+      [&](const at::Tensor& x, int) {
         return at::cat({0.1 * x, at::zeros({2, variance_channels, 4, 4})}, 1);
       },
       [&](at::Tensor& noise, int draw) {
         run.draws.push_back(draw);
         noise.copy_(random_tensor(noise.sizes(), 2, draw));
-      },
-      [&](int done, const at::Tensor&) { run.done.push_back(done); });
+      });
   return run;
 }
-
-TEST(Sampler, WalksFromTheLastStepToStep0) {
-  EXPECT_EQ(run_sampler({}, 4, 3).steps, (std::vector<int>{3, 2, 1, 0}));
-}
-
-TEST(Sampler, ReportsEveryStepDone) { EXPECT_EQ(run_sampler({}, 4, 3).done, (std::vector<int>{1, 2, 3, 4})); }
 
 TEST(Sampler, DdpmDrawsForEveryStepButTheLast) {
   EXPECT_EQ(run_sampler({}, 4, 3).draws, (std::vector<int>{0, 1, 2}));
@@ -93,22 +86,6 @@ TEST(Sampler, OneStepRunIsFinite) {
     EXPECT_TRUE(at::isfinite(run.x).all().item<bool>());
     EXPECT_TRUE(run.draws.empty());
   }
-}
-
-TEST(Sampler, StopsWhenBetweenThrows) {
-  const DiffusionTables tables = make_diffusion_tables(even_timesteps(4));
-  at::Tensor x = at::zeros({1, 1, 2, 2});
-  int forwards = 0;
-  const auto denoise = [&](const at::Tensor& state, int) {
-    ++forwards;
-    return at::zeros_like(state);
-  };
-  const auto noise = [](at::Tensor& values, int) { values.zero_(); };
-  const auto stop_after_two = [](int done, const at::Tensor&) {
-    if (done == 2) throw std::runtime_error("stop");
-  };
-  EXPECT_THROW(sample(tables, {}, x, denoise, noise, stop_after_two), std::runtime_error);
-  EXPECT_EQ(forwards, 2);
 }
 
 TEST(Guidance, GuidesTheFirstChannelsOnly) {
