@@ -8,7 +8,6 @@
 
 #include "dydit/base/noise.h"
 #include "dydit/io/safetensors.h"
-#include "dydit/io/torch_file.h"
 #include "dydit/vae/autoencoder.h"
 #include "tests/support/shared.h"
 
@@ -31,41 +30,13 @@ inline AutoencoderConfig kl_config(std::vector<int> channels, int layers, int no
 
 /// kl4 or kl16 of golden/vae, which must be there.
 inline AutoencoderFile golden_kl(const std::string& name) {
-  AutoencoderFile file;
-  file.has_encoder = file.has_decoder = true;
-  if (name == "kl4") {
-    file.path = shared_path("golden/vae/kl4/vae_bin/diffusion_pytorch_model.bin");
-    const TorchCheckpoint read = read_torch_checkpoint(file.path);
-    for (const auto& [key, view] : preferred_weights(read).tensors)
-      file.weights[key] = to_tensor(view, read.file);
-    file.config = kl_config({8, 16, 16, 16}, 1, 4, 4);
-    file.config.sample_size = 32;
-  } else {
-    file.path = shared_path("golden/vae/kl16/vae/diffusion_pytorch_model.safetensors");
-    const SafetensorsFile read = read_safetensors(file.path);
-    for (const auto& [key, view] : read.tensors) file.weights[key] = to_tensor(view, read.file);
-    file.config = kl_config({8, 8, 16}, 1, 4, 16);
-    file.config.sample_size = 32;
-    file.config.quant_conv = file.config.post_quant_conv = false;
-  }
-  return file;
+  return load_autoencoder(shared_path("golden/vae/" + name + "/vae"));
 }
 
 /// data/taef2_*.pth, which must be there.
 inline AutoencoderFile taef2() {
-  AutoencoderFile file;
-  file.has_encoder = file.has_decoder = true;
-  file.config.kind = AutoencoderKind::Tiny;
-  file.config.latent_channels = 32;
-  file.config.channels = {64, 64, 64, 64};
-  file.config.pool = true;
-  for (const std::string half : {"encoder", "decoder"}) {
-    file.path = shared_path("data/taef2_" + half + ".pth");
-    const TorchCheckpoint read = read_torch_checkpoint(file.path);
-    for (const auto& [key, view] : preferred_weights(read).tensors)
-      file.weights[half + "." + key] = to_tensor(view, read.file);
-  }
-  return file;
+  return load_autoencoder(shared_path("data/taef2_encoder.pth").string() + "," +
+                          shared_path("data/taef2_decoder.pth").string());
 }
 
 /// Fills a file with the tensors of an AutoencoderKL of its configuration.
