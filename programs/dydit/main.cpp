@@ -41,7 +41,7 @@ constexpr std::array kVerbs = {
     Verb{"bench", run_bench, "time a model, and how much of the saved work is saved time"},
     Verb{"calibrate", run_calibrate, "measure what plans of caches cost and change, for generate --budget"},
     Verb{"evaluate", run_evaluate, "measure a model on held-out images"},
-    Verb{"latents", nullptr, ""},
+    Verb{"latents", run_latents, "encode images into packed latents, to train on"},
     Verb{"report", nullptr, ""},
     Verb{"serve", nullptr, ""},
 };

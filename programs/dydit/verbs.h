@@ -20,5 +20,6 @@ int run_convert(const Args& args, Isa isa);
 int run_bench(const Args& args, Isa isa);
 int run_calibrate(const Args& args, Isa isa);
 int run_evaluate(const Args& args, Isa isa);
+int run_latents(const Args& args, Isa isa);
 
 }  // namespace dydit

@@ -129,6 +129,13 @@ TEST(Latents, OfPackedShardsAreTheRecordedOnesInFloat16) {
   }
 }
 
+TEST(Latents, LogvarIsCutBeforeItBecomesADeviation) {
+  std::vector<float> values = {-100, -30, 0, 20, 100};
+  to_std(values);
+  EXPECT_EQ(values,
+            (std::vector<float>{std::exp(-15.0f), std::exp(-15.0f), 1, std::exp(10.0f), std::exp(10.0f)}));
+}
+
 TEST(Latents, FoldersOfOtherThingsAreNone) {
   for (const char* name : {"golden", "golden/diffusers", "golden/diffusers/transformer", "no such folder"})
     EXPECT_FALSE(latent_layout(fs::path(DYDIT_TESTS_DIR) / name)) << name;

@@ -6,8 +6,8 @@ import support
 from support import CIFAR, GOLDEN, TINY, ProgramTest
 
 USAGE = 2
-VERBS = ("generate", "decode", "inspect", "verify", "convert", "train", "finetune", "bench", "calibrate", "evaluate")
-LATER_VERBS = ("latents", "report", "serve")
+VERBS = ("generate", "decode", "inspect", "verify", "convert", "train", "finetune", "bench", "calibrate", "evaluate", "latents")
+LATER_VERBS = ("report", "serve")
 # option, verbs, values that work, values that are known and refused
 CHOICES = (
     ("--sampler", ("generate", "bench"), ("ddpm", "ddim", "dpm++"), ()),
@@ -30,6 +30,7 @@ def arguments(verb):
             "bench": ["bench", "--model", TINY, "--steps", "1", "--repeats", "1"],
             "train": ["train", "--data-path", "images", "--size", "DiT-S/2", "--total-train-steps", "1"],
             "finetune": ["finetune", "--data-path", "images", "--model", TINY, "--total-train-steps", "1"],
+            "latents": ["latents", "--vae", "vae", "--data-path", "images", "--out", "set"],
             "evaluate": ["evaluate", "--loss", "--data-path", "images", "--model", TINY]}[verb]
 
 

@@ -300,6 +300,25 @@ class EvaluateFlagsTest(FlagsBase):
             "--batch": row("--batch", "2"), "--mode": row("--mode", "static"), "--csv": row("--csv", "a.csv")})
 
 
+class LatentsFlagsTest(FlagsBase):
+    def test_every_flag(self):
+        images, broken = self.images("images", side=16), self.images("broken", side=16)
+        split = self.images("deep/train", side=16).parent
+        self.images("deep/test", side=16)
+        self.write("shared/broken/dark/9.png", support.tiny_png()[:40])
+        rows = vae_rows(self.work, ["--data-path", images, "--out", "set"])
+        tiled = vae_files.write_kl(self.shared / "tiled-8", config=vae_files.kl_config(sample_size=8))
+        base = rows["--vae"]["base"]
+        elsewhere = lambda path: [path if word == images else word for word in base]
+        self.check("latents", base, {
+            **common_rows(), **rows, "--vae-tiling": row("--vae-tiling", "diffusers", base=[*base[:-1], tiled]),
+            "--threads": MODEL["--threads"], "--data-path": row("--data-path", self.images("other", side=16, level=10)),
+            "--out": row("--out", "there"), "--split": row("--split", "train", base=elsewhere(split)),
+            "--image-size": row("--image-size", "8"), "--skip-broken": row("--skip-broken", base=elsewhere(broken)),
+            "--shard-size": row("--shard-size", "3"), "--dtype": row("--dtype", "bf16"), "--no-flip": row("--no-flip"),
+            "--normalize": row("--normalize"), "--batch": row("--batch", "2"), "--check": row("--check")})
+
+
 class TrainFlagsBase(FlagsBase):
     def data_rows(self, base):
         """Flags that train and finetune share; `base` has two steps."""
@@ -465,7 +484,7 @@ class NumbersTest(FlagsBase):
 
     def test_every_number(self):
         positions = {"inspect": [TINY], "convert": [TINY, "x.safetensors"]}
-        for verb in ("generate", "inspect", "verify", "convert", "train", "finetune", "bench", "evaluate"):
+        for verb in ("generate", "inspect", "verify", "convert", "train", "finetune", "bench", "evaluate", "latents"):
             said = self.run_program(verb, "--help").stdout
             numbers = re.findall(r"^  (?:-\w,)?(--[a-z-]+)[^ ]* (INT|FLOAT|UINT)", said, re.MULTILINE)
             self.assertTrue(numbers, verb)
