@@ -8,6 +8,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -57,6 +58,8 @@ struct AutoencoderFile {
 
 struct AutoencoderReadOptions {
   std::filesystem::path config = {};  // config.json for weights that come without one; empty: none
+  // Its text as another file states it, by that file's name: taken where nothing else says.
+  std::pair<std::string, std::string> stated = {};
 };
 
 /// True for what load_autoencoder takes, by content; a checkpoint of a DiT is not, nor a pipeline of one,

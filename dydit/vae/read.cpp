@@ -34,10 +34,13 @@ void check_no_config(const AutoencoderReadOptions& options, const fs::path& path
                     path.string(), own);
 }
 
+void take_config(RawAutoencoder& raw, std::string_view text, const std::string& name) {
+  raw.config = parse_autoencoder_config(text, name, raw.notes);
+  raw.config_name = name;
+}
+
 void take_config(RawAutoencoder& raw, const fs::path& path) {
-  const auto file = MappedFile::open(path);
-  raw.config = parse_autoencoder_config(text_of(file->bytes()), path.string(), raw.notes);
-  raw.config_name = path.string();
+  take_config(raw, text_of(MappedFile::open(path)->bytes()), path.string());
 }
 
 bool holds_autoencoder(const TensorViews& tensors, const std::string& name) {
@@ -221,6 +224,11 @@ RawAutoencoder read_raw_autoencoder(const fs::path& path, const AutoencoderReadO
   RawAutoencoder raw = read_path(path);
   if (raw.config) check_no_config(options, path, raw.config_name);
   if (!options.config.empty()) take_config(raw, options.config);
+  const auto& [name, text] = options.stated;
+  if (!raw.config && !text.empty()) {
+    take_config(raw, text, name);
+    raw.notes.push_back(fmt::format("comes without a configuration; took that of {}", name));
+  }
   return raw;
 }
 

@@ -82,7 +82,7 @@ void print_autoencoder(const json& result, const AutoencoderFile& file) {
 }  // namespace
 
 void inspect_autoencoder(Cli& cli, const std::string& path, const std::string& config) {
-  const AutoencoderFile file = load_vae(cli, path, config);
+  const AutoencoderFile file = load_vae(cli, path, {.config = config});
   const json result = autoencoder_json(file);
   file.check_unchanged();
   cli.print(result, [&] { print_autoencoder(result, file); });

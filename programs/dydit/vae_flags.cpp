@@ -11,8 +11,8 @@ void add_vae_config(Cli& cli, std::string& config) {
   cli.add_text("--vae-config", config, "config.json of an autoencoder whose file comes without one");
 }
 
-AutoencoderFile load_vae(Cli& cli, const std::filesystem::path& path, const std::string& config) {
-  AutoencoderFile file = load_autoencoder(path, {.config = config});
+AutoencoderFile load_vae(Cli& cli, const std::filesystem::path& path, const AutoencoderReadOptions& options) {
+  AutoencoderFile file = load_autoencoder(path, options);
   for (const std::string& note : file.notes) cli.console.info(fmt::format("{}: {}", path.string(), note));
   return file;
 }
@@ -33,7 +33,7 @@ std::optional<AutoencoderFile> VaeFlags::load(Cli& cli, const std::filesystem::p
   for (const char* flag : {"--vae-dtype", "--vae-tiling"})
     cli.needs(flag, !chosen.empty(), "an autoencoder: --vae");
   if (chosen.empty()) return std::nullopt;
-  return load_vae(cli, chosen, config);
+  return load_vae(cli, chosen, {.config = config});
 }
 
 at::ScalarType VaeFlags::resolve_dtype() const { return kDtypeNames.at(dtype); }

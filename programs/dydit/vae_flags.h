@@ -15,7 +15,7 @@ namespace dydit {
 void add_vae_config(Cli& cli, std::string& config);
 
 /// Loads it, with the configuration where one is given, and notes what was assumed or passed over on reading.
-AutoencoderFile load_vae(Cli& cli, const std::filesystem::path& path, const std::string& config);
+AutoencoderFile load_vae(Cli& cli, const std::filesystem::path& path, const AutoencoderReadOptions& options);
 
 struct VaeFlags {
   std::string path, config, dtype = "f32", tiling = "none";

@@ -10,6 +10,7 @@
 #include "dydit/base/error.h"
 #include "dydit/base/nearest.h"
 #include "dydit/diffusion/schedule.h"
+#include "dydit/io/json.h"
 #include "dydit/io/safetensors.h"
 #include "dydit/pipeline/record.h"
 #include "model_flags.h"
@@ -94,6 +95,12 @@ void VerifyReport::print() const {
 Reference::Reference(const std::string& path) : path_(path) {
   const SafetensorsFile file = read_safetensors(path);
   for (const auto& [name, view] : file.tensors) tensors_[name] = to_tensor(view, file.file);
+  metadata_ = file.metadata;
+}
+
+std::string Reference::metadata(const std::string& key) const {
+  const auto found = metadata_.find(key);
+  return found == metadata_.end() ? "" : found->second;
 }
 
 const at::Tensor& Reference::at(const std::string& name) const {
@@ -186,9 +193,19 @@ void verify_model(Cli& cli, const ModelFlags& flags, const Reference& reference,
       reference.path());
 }
 
+// config.json of the autoencoder whose vectors these are, as they state it; empty without.
+std::string stated_config(const Reference& reference) {
+  std::optional<nlohmann::json> config = parse_json(reference.metadata("config"), /*max_depth=*/2);
+  if (!config || !config->is_object()) return "";
+  if (!config->contains("_class_name")) (*config)["_class_name"] = kAutoencoderNames[AutoencoderKind::Kl];
+  return config->dump();
+}
+
 void verify_vae(Cli& cli, const ModelFlags& flags, const std::string& path, const std::string& config,
                 const Reference& reference, Isa isa, VerifyReport& report) {
-  const AutoencoderFile file = load_vae(cli, path, config);
+  // A bare file does not say how many groups its norms have; the vectors do.
+  const AutoencoderFile file =
+      load_vae(cli, path, {.config = config, .stated = {reference.path(), stated_config(reference)}});
   const at::ScalarType dtype = dtype_of(flags.dtype);
   cli.console.info(fmt::format("autoencoder {} ({}), reference {}, {}, cpu ({}), {} threads", path,
                                kAutoencoderNames[file.config.kind], reference.path(), kDtypeNames[dtype],

@@ -76,10 +76,13 @@ class Reference {
   const at::Tensor& at(const std::string& name) const;
   std::vector<std::string> names() const;
   const std::string& path() const { return path_; }
+  /// The metadata of that key; empty without.
+  std::string metadata(const std::string& key) const;
 
  private:
   std::string path_;
   Weights tensors_;
+  std::map<std::string, std::string> metadata_;
 };
 
 struct VerifyContext {

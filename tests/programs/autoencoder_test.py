@@ -123,7 +123,7 @@ class VerifyTest(AutoencoderBase):
         formulas = {f"{name} of moments" for name in ("mean", "logvar", "std", "sample", "scaled_mode")}
         names = formulas | {"mean", "logvar", "z", "decoded", "pixels", "mean_odd", "decoded_odd", "mean_tiled", "tiled_decoded",
                             "untiled_decoded", "stage.enc.down1", "stage.dec.up2"}
-        for vae, more in (("kl4/vae", []), ("kl4/vae_bin", []), ("kl4/ldm.ckpt", ["--vae-config", "kl4/vae/config.json"]),
+        for vae, more in (("kl4/vae", []), ("kl4/vae_bin", []), ("kl4/ldm.ckpt", []),
                           ("kl16/vae", []), ("kl16/ae.safetensors", ["--vae-config", "kl16/vae/config.json"])):
             with self.subTest(vae):
                 config = [self.shared(word) if "/" in word else word for word in more]
