@@ -1073,7 +1073,7 @@ class BadTrainingInputTest(TrainBase):
 
     def test_a_model_of_latents(self):
         static = self.save_static(TINY)
-        self.refused(FAILED, "4 are those of latents", flags=["--model", static, "--num-heads", "4"])
+        self.refused(USAGE, "4 are those of latents", flags=["--model", static, "--num-heads", "4"])
 
     def save_static(self, dynamic):
         """The file without its routers."""
