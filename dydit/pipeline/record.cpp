@@ -270,6 +270,8 @@ std::string reproducing_command(const json& run) {
   if (run.contains("vae")) {
     command.add_vae(record.at("vae"));
   }
+  if (run.contains("preview_step") && run.contains("preview_vae"))
+    command.add_file("--preview-vae", record.at("preview_vae").text("file"));
   if (run.contains("preview_step"))
     command.add("--preview-every", record.number<int>("preview_step", 1, kNumTrainTimesteps - 1));
   if (run.contains("cost_map")) command.add("--cost-map", "cost-map.png");

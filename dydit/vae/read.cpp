@@ -254,7 +254,9 @@ bool is_autoencoder(const fs::path& path) {
   try {
     std::vector<std::string> notes;
     if (!fs::is_directory(path, unreadable)) {
-      const TensorViews tensors = read_path(path).tensors;
+      if (pair_of(path)) return holds_autoencoder(read_path(path).tensors, path.string());
+      const auto file = MappedFile::open(path);
+      const TensorViews tensors = parse_bytes(file->bytes(), path.string()).tensors;
       return !tensors.contains("x_embedder.proj.weight") && holds_autoencoder(tensors, path.string());
     }
     const fs::path top = resolve_hub_cache(path, notes), folder = autoencoder_in(top);

@@ -169,7 +169,7 @@ Decoders make_decoders(Cli& cli, const GenerateFlags& flags, const Checkpoint& c
     decoder->check_memory(config.input_size, config.input_size);
   };
   make(*file, decoders.images);
-  if (!flags.preview_vae.empty()) make(load_autoencoder(flags.preview_vae), decoders.previews);
+  if (!flags.preview_vae.empty()) make(load_vae(cli, flags.preview_vae, {}), decoders.previews);
   return decoders;
 }
 
@@ -242,10 +242,11 @@ void print_decisions(Console& console, const json& run, const Checkpoint& checkp
                                run["plan"]["error"].get<double>(), run["plan"]["error_se"].get<double>()));
     }
   }
-  if (run.contains("vae")) {
-    const json& vae = run["vae"];
+  for (const auto& [key, what] : {std::pair{"vae", "decoding"}, {"preview_vae", "previews"}}) {
+    if (!run.contains(key)) continue;
+    const json& vae = run[key];
     console.info(fmt::format(
-        "decoding {}: {}, {}, {:.1f} GMACs an image of {}x{}, sha256 {:.10}", vae["file"].get<std::string>(),
+        "{} {}: {}, {}, {:.1f} GMACs an image of {}x{}, sha256 {:.10}", what, vae["file"].get<std::string>(),
         vae["kind"].get<std::string>(), vae["dtype"].get<std::string>(), vae["gmacs"].get<double>(),
         run["size"].get<int>(), run["size"].get<int>(), vae["sha256"].get<std::string>()));
   }
@@ -323,6 +324,7 @@ int run_generate(const Args& args, Isa isa) {
     const int side = checkpoint.config.input_size;
     result["vae"] = decoders.images->record(side, side);
     flags.vae.say(result["vae"]);
+    if (decoders.previews) result["preview_vae"] = decoders.previews->record(side, side);
     result["size"] = side * decoders.images->factor();
   }
   const OutputRun run = output_run(checkpoint, flags.options, decoders, result);

@@ -175,6 +175,9 @@ int run_inspect(const Args& args, Isa isa) {
     for (const char* flag : {"--num-heads", "--weights", "--plan", "--cache"}) cli.needs(flag, met, what);
     plan_flags_need(met, what);
   };
+  std::error_code unreadable;              // is told when it is read
+  std::shared_ptr<const MappedFile> file;  // held until all is read: it may change in between
+  if (std::filesystem::is_regular_file(path, unreadable)) file = MappedFile::open(path);
   const bool autoencoder = is_autoencoder(path);
   cli.needs("--vae-config", autoencoder, fmt::format("an autoencoder; {} is none", path));
   if (autoencoder) {
@@ -183,9 +186,8 @@ int run_inspect(const Args& args, Isa isa) {
     return 0;
   }
   const bool has_spec = !plan_file.empty() || cache != "none";
-  std::shared_ptr<const MappedFile> file;      // held until the checkpoint is read: it may change in between
   if (!std::filesystem::is_directory(path)) {  // else of shards
-    file = MappedFile::open(path);
+    if (!file) file = MappedFile::open(path);
     const InspectFile other = inspector_of(file->bytes());
     checkpoint_flags_need(!other);
     if (other) {
@@ -221,6 +223,7 @@ int run_inspect(const Args& args, Isa isa) {
     plan = make_width_plan(checkpoint, even_timesteps(plan_steps), Mode::Dynamic);
   }
   const json result = checkpoint_json(checkpoint, plan);
+  if (file) file->check_unchanged();
   checkpoint.check_unchanged();
   cli.print(result, [&] { print_checkpoint(result, checkpoint); });  // first: the files may fail
   if (!svg.empty()) write_output_file(svg, plan_svg(*plan, plan_title(checkpoint)));
