@@ -120,6 +120,11 @@ class Autoencoder {
   /// z (B, C, h, w) float32, unscaled -> images (B, 3, H, W) float32 in about [-1, 1], not clamped. Throws
   /// Error that names the image and the stage for NaN or infinity.
   virtual at::Tensor decode(const at::Tensor& z) const = 0;
+  /// An approximation of decode() for images whose maps are too large for the memory: all up to the decoder's
+  /// levels is done whole, these in tiles of `tile` latents to each side, with a halo as wide as they look,
+  /// and with moments from a mosaic of the image that is as large as a tile (a tiny one's levels have no
+  /// norms: equal to decode() but for rounding).
+  virtual at::Tensor decode_in_tiles(const at::Tensor& z, int tile = 64) const = 0;
   int64_t encode_macs(int height, int width) const { return dydit::encode_macs(config_, height, width); }
   int64_t decode_macs(int height, int width) const { return dydit::decode_macs(config_, height, width); }
   /// Bytes that one call needs at most beside its weights, argument and result.

@@ -1,6 +1,7 @@
 #include "dydit/vae/network.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "dydit/vae/attention.h"
 
@@ -16,10 +17,15 @@ bool is_in_place(const Step& step, const Map& from) {
 
 }  // namespace
 
+std::span<const Step> Network::steps(Part part) const {
+  const std::span<const Step> all(steps_);
+  return part == Part::All ? all : part == Part::Body ? all.first(body_) : all.subspan(body_);
+}
+
 template <typename Compute>
-Map Network::follow(MapPool& pool, Map x, const Compute& compute) const {
+Map Network::follow(MapPool& pool, Map x, Part part, const Compute& compute) const {
   Map h;
-  for (const Step& step : steps_) {
+  for (const Step& step : steps(part)) {
     Map &from = step.from == Slot::X ? x : h, &to = step.to == Slot::X ? x : h;
     const ConvShape& shape = step.conv.shape();
     if (step.add || (!step.attention && is_in_place(step, from))) {
@@ -39,9 +45,9 @@ Map Network::follow(MapPool& pool, Map x, const Compute& compute) const {
   return x;
 }
 
-Map Network::run(Workspace& workspace, Map x, const Observer& observe) const {
+Map Network::run(Workspace& workspace, Map x, const Observer& observe, Part part) const {
   for (cpu::Buffer& memory : workspace.scratch) memory.reserve(scratch_bytes());
-  return follow(workspace.maps, std::move(x), [&](const Step& step, const Map& from, Map& to) {
+  return follow(workspace.maps, std::move(x), part, [&](const Step& step, const Map& from, Map& to) {
     if (step.attention) {
       attend(workspace.team, from, to);
     } else {
@@ -60,10 +66,15 @@ size_t Network::scratch_bytes() const {
   return most;
 }
 
+Map Network::input(MapPool& pool, int height, int width, Part part) const {
+  return pool.take(height, width, steps(part).front().conv.shape().in,
+                   part == Part::Rest && steps_[body_ - 1].bf16);
+}
+
 int64_t Network::executed_macs(int height, int width) const {
   int64_t macs = 0;
   MapPool pool(MapPool::Kind::CountsOnly);
-  follow(pool, pool.take(height, width, channels(), /*bf16=*/false),
+  follow(pool, input(pool, height, width, Part::All), Part::All,
          [&](const Step& step, const Map&, const Map& to) {
            const int64_t pixels = int64_t{to.H} * to.W;
            macs += step.attention ? 2 * pixels * pixels * to.C : step.conv.executed_macs(to.H, to.W);
@@ -71,17 +82,27 @@ int64_t Network::executed_macs(int height, int width) const {
   return macs;
 }
 
-double Network::bytes(int height, int width, int threads) const {
+double Network::bytes(int height, int width, int threads, Part part) const {
   double most = 0;
   MapPool pool(MapPool::Kind::CountsOnly);
   for (int image = 0; image < 2; ++image) {  // the second finds what the first has left
-    pool.give(follow(pool, pool.take(height, width, channels(), /*bf16=*/false),
+    pool.give(follow(pool, input(pool, height, width, part), part,
                      [&](const Step& step, const Map&, const Map& to) {
                        const double more = step.attention ? attention_bytes(to.H, to.W, to.C, threads) : 0;
                        most = std::max(most, pool.held_bytes() + more);
                      }));
   }
   return most + static_cast<double>(scratch_bytes()) * threads;
+}
+
+int Network::reach() const {
+  double reach = 0, pixel = 1;  // size of a map's pixel in those of the first
+  for (const Step& step : steps(Part::Rest)) {
+    const ConvShape& shape = step.conv.shape();
+    reach += pixel * (shape.kernel / 2);
+    if (shape.upsample) pixel /= 2;
+  }
+  return static_cast<int>(std::ceil(reach));
 }
 
 }  // namespace dydit::vae

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -36,29 +37,37 @@ struct Workspace {
   MapPool maps{MapPool::Kind::Memory};
 };
 
+/// Steps in a row.
+enum class Part { All, Body, Rest };  // Rest: a decoder's levels, which are convolutions; Body: all before
+
 class Network {
  public:
-  explicit Network(std::vector<Step> steps) : steps_(std::move(steps)) {}
+  /// body: how many steps there are before Rest.
+  Network(std::vector<Step> steps, size_t body) : steps_(std::move(steps)), body_(body) {}
 
-  /// Called after every step, with what came out of it.
-  using Observer = std::function<void(const Step&, const Map&)>;
+  /// Called after every step, with what came out of it and the moments that the next norm will take.
+  using Observer = std::function<void(const Step&, Map&)>;
 
   /// x: of the workspace's maps, as is the result.
-  Map run(Workspace& workspace, Map x, const Observer& observe = {}) const;
+  Map run(Workspace& workspace, Map x, const Observer& observe = {}, Part part = Part::All) const;
   /// Multiply-adds of one image that are done in fact.
   int64_t executed_macs(int height, int width) const;
   /// Bytes that a workspace holds at most, whatever the number of images that pass through it.
-  double bytes(int height, int width, int threads) const;
+  double bytes(int height, int width, int threads, Part part = Part::All) const;
+  /// How far to each side a pixel of Rest's output looks, in pixels of its input, norms aside.
+  int reach() const;
 
  private:
+  std::span<const Step> steps(Part part) const;
   // Takes maps from `pool` from step to step; compute(step, from, to) before what is not needed any more goes
   // back.
   template <typename Compute>
-  Map follow(MapPool& pool, Map x, const Compute& compute) const;
+  Map follow(MapPool& pool, Map x, Part part, const Compute& compute) const;
+  Map input(MapPool& pool, int height, int width, Part part) const;
   size_t scratch_bytes() const;
-  int channels() const { return steps_.front().conv.shape().in; }
 
   std::vector<Step> steps_;
+  size_t body_;
 };
 
 }  // namespace dydit::vae

@@ -32,7 +32,7 @@ class Builder {
     const int moments = 2 * config_.latent_channels;
     conv_out(at, c.back(), moments).stage = stage + "conv_out";
     if (config_.quant_conv) conv("quant_conv", pixel(moments, moments)).bf16 = false;
-    return Network(std::move(steps_));
+    return whole();
   }
 
   Network kl_decoder() {
@@ -42,6 +42,7 @@ class Builder {
     if (config_.post_quant_conv) conv("post_quant_conv", pixel(z, z)).bf16 = false;
     conv_in(at, z, r[0]).stage = stage + "conv_in";
     middle(at, stage, r[0]);
+    const size_t body = steps_.size();
     for (size_t i = 0; i < r.size(); ++i) {
       const std::string level = at + "up_blocks." + std::to_string(i) + ".";
       for (int j = 0; j < config_.layers + 1; ++j)
@@ -53,7 +54,7 @@ class Builder {
       steps_.back().stage = stage + "up" + std::to_string(i);
     }
     conv_out(at, r.back(), 3).stage = stage + "conv_out";
-    return Network(std::move(steps_));
+    return Network(std::move(steps_), body);
   }
 
   Network tiny_encoder() {
@@ -66,23 +67,29 @@ class Builder {
       for (int b = 1; b <= 3; ++b) tiny_block(at + std::to_string(n + b), width);
     }
     conv(at + "14", {.in = width, .out = config_.latent_channels}).bf16 = false;
-    return Network(std::move(steps_));
+    return whole();
   }
 
   Network tiny_decoder() {
     const std::string at = "decoder.";
     const int width = channels_out(at + "1");
     conv(at + "1", {.in = config_.latent_channels, .out = width}).after = Activation::Relu;
+    size_t body = 0;
     for (int n = 3; n <= 13; n += 5) {
       for (int b = 0; b < 3; ++b) tiny_block(at + std::to_string(n + b), width);
+      if (n == 3) body = steps_.size();  // the only blocks with norms
       conv(at + std::to_string(n + 4), {.in = width, .out = width, .upsample = true});
     }
     tiny_block(at + "18", width);
     conv(at + "19", {.in = width, .out = 3}).bf16 = false;
-    return Network(std::move(steps_));
+    return Network(std::move(steps_), body);
   }
 
  private:
+  Network whole() {
+    const size_t all = steps_.size();
+    return Network(std::move(steps_), all);
+  }
   static ConvShape pixel(int in, int out) {
     return {.in = in, .out = out, .kernel = 1, .before = 0, .after = 0};
   }

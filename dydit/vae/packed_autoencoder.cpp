@@ -1,6 +1,8 @@
 // The class that runs an encoder and a decoder, image by image.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <numeric>
 #include <optional>
 
 #include <ATen/ATen.h>
@@ -44,12 +46,52 @@ bool to_image(float* to, const Map& map, const Fn& fn) {
   return finite;
 }
 
+constexpr auto kTinyClamp = [](float v) { return 3 * std::tanh(v / 3); };
+constexpr auto kTinyPixel = [](float v) { return 2 * v - 1; };
 constexpr auto kSame = [](float v) { return v; };
 
 at::Tensor to_tensor(const Map& map) {
   at::Tensor image = at::empty({1, map.C, map.H, map.W});
   to_image(image.data_ptr<float>(), map, kSame);
   return image;
+}
+
+// Some rows and columns of a map, with the moments of all of it.
+Map gather(MapPool& pool, const Map& map, const std::vector<int>& rows, const std::vector<int>& cols) {
+  Map part = pool.take(static_cast<int>(rows.size()), static_cast<int>(cols.size()), map.C, map.bf16);
+  part.moments = map.moments;
+  const size_t element = map.bf16 ? 2 : 4, pixel = map.C * element;
+  auto* to = part.as<std::byte>();
+  for (const int y : rows) {
+    for (const int x : cols) {
+      std::memcpy(to, map.as<std::byte>() + map.at(y, x) * element, pixel);
+      to += pixel;
+    }
+  }
+  return part;
+}
+
+std::vector<int> range(int begin, int end) {
+  std::vector<int> all(end - begin);
+  std::iota(all.begin(), all.end(), begin);
+  return all;
+}
+
+// Of `size` rows or columns, every `every`th band.
+std::vector<int> bands(int size, int every) {
+  constexpr int kBand = 16;  // 8 and 32 were further from the whole on a map that is not everywhere alike
+  std::vector<int> some;
+  for (int i = 0; i < size; ++i) {
+    if (i / kBand % every == 0) some.push_back(i);
+  }
+  return some;
+}
+
+// A sample of a map of no more than about side x side pixels, spread over all of it.
+Map mosaic(MapPool& pool, const Map& map, int side) {
+  int every = 1;
+  while (bands(map.H, every).size() * bands(map.W, every).size() > size_t{1} * side * side) ++every;
+  return gather(pool, map, bands(map.H, every), bands(map.W, every));
 }
 
 class PackedAutoencoder : public Autoencoder {
@@ -78,9 +120,28 @@ class PackedAutoencoder : public Autoencoder {
   at::Tensor decode(const at::Tensor& z) const override {
     check(z, "latents", config_.latent_channels);
     if (!is_tiny()) return apply(*decoder_, z, "latent", kSame, kSame);
-    return apply(
-        *decoder_, z, "latent", [](float v) { return 3 * std::tanh(v / 3); },
-        [](float v) { return 2 * v - 1; });
+    return apply(*decoder_, z, "latent", kTinyClamp, kTinyPixel);
+  }
+
+  at::Tensor decode_in_tiles(const at::Tensor& z, int tile) const override {
+    check(z, "latents", config_.latent_channels);
+    const int h = static_cast<int>(z.size(2)), w = static_cast<int>(z.size(3)),
+              most = tile + 2 * decoder_->reach();
+    check_memory(std::max(decoder_->bytes(h, w, threads_, Part::Body),
+                          decoder_->bytes(most, most, threads_, Part::Rest)),
+                 fmt::format("an image of {} x {} latents in tiles", h, w), "take a smaller one");
+    Workspace workspace(threads_);
+    at::Tensor images = at::empty({z.size(0), 3, h * config_.factor(), w * config_.factor()});
+    for (int64_t b = 0; b < z.size(0); ++b) {
+      Map latent = is_tiny() ? to_map(workspace.maps, z, b, kTinyClamp) : to_map(workspace.maps, z, b, kSame);
+      Map body = decoder_->run(workspace, std::move(latent), {}, Part::Body);
+      const at::Tensor image = images[b];
+      fill_in_tiles(workspace, image, body, tile);
+      DYDIT_CHECK(at::isfinite(image).all().item<bool>(), "latent {} of the batch: NaN or infinity in a tile",
+                  b);
+      workspace.maps.give(std::move(body));
+    }
+    return is_tiny() ? images * 2 - 1 : images;
   }
 
   double encode_bytes(int height, int width) const override {
@@ -124,6 +185,33 @@ class PackedAutoencoder : public Autoencoder {
       workspace.maps.give(std::move(map));
     }
     return result;
+  }
+
+  // image (3, H, W) <- the decoder's levels of what its body gave.
+  void fill_in_tiles(Workspace& workspace, const at::Tensor& image, const Map& body, int tile) const {
+    const int reach = decoder_->reach(), most = tile + 2 * reach, factor = config_.factor();
+    std::vector<std::vector<Moments>> moments;  // of every step's output
+    workspace.maps.give(decoder_->run(
+        workspace, mosaic(workspace.maps, body, most),
+        [&](const Step&, Map& map) { moments.push_back(map.moments); }, Part::Rest));
+    for (int y = 0; y < body.H; y += tile) {
+      for (int x = 0; x < body.W; x += tile) {
+        const int top = std::max(0, y - reach), left = std::max(0, x - reach),
+                  end_y = std::min(y + tile, body.H), end_x = std::min(x + tile, body.W);
+        Map part = gather(workspace.maps, body, range(top, std::min(end_y + reach, body.H)),
+                          range(left, std::min(end_x + reach, body.W)));
+        size_t step = 0;
+        Map pixels = decoder_->run(
+            workspace, std::move(part), [&](const Step&, Map& map) { map.moments = moments[step++]; },
+            Part::Rest);
+        const auto core = [&](const at::Tensor& whole, int from_y, int from_x) {
+          return whole.slice(1, factor * (y - from_y), factor * (end_y - from_y))
+              .slice(2, factor * (x - from_x), factor * (end_x - from_x));
+        };
+        core(image, 0, 0).copy_(core(to_tensor(pixels)[0], top, left));
+        workspace.maps.give(std::move(pixels));
+      }
+    }
   }
 
   // Computes image b again to see where it went wrong.

@@ -64,6 +64,7 @@ bool fits(const at::Tensor& x, int tile) { return x.size(2) <= tile && x.size(3)
 
 at::Tensor decode(const Autoencoder& autoencoder, const at::Tensor& z, VaeTiling tiling) {
   if (tiling == VaeTiling::None) return autoencoder.decode(z);
+  if (tiling == VaeTiling::Approximate) return autoencoder.decode_in_tiles(z);
   const auto [sample, latent] = diffusers_tile(autoencoder);
   if (fits(z, latent)) return autoencoder.decode(z);
   const int64_t seam = part(sample, kOverlap);
@@ -72,7 +73,7 @@ at::Tensor decode(const Autoencoder& autoencoder, const at::Tensor& z, VaeTiling
 }
 
 at::Tensor moments(const Autoencoder& autoencoder, const at::Tensor& images, VaeTiling tiling) {
-  if (tiling == VaeTiling::None) return autoencoder.moments(images);
+  if (tiling != VaeTiling::Diffusers) return autoencoder.moments(images);
   const auto [sample, latent] = diffusers_tile(autoencoder);
   if (fits(images, sample)) return autoencoder.moments(images);
   const int64_t seam = part(latent, kOverlap);

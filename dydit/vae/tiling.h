@@ -10,14 +10,16 @@
 namespace dydit {
 
 /// None: whole. Diffusers: AutoencoderKL's enable_tiling, tiles of its sample_size, each by itself, seams
-/// blended.
-enum class VaeTiling { None, Diffusers };
-inline constexpr EnumNames<VaeTiling, 2> kVaeTilingNames = {
-    "tiling", {{"none", VaeTiling::None}, {"diffusers", VaeTiling::Diffusers}}};
+/// blended. Approximate: Autoencoder::decode_in_tiles.
+enum class VaeTiling { None, Diffusers, Approximate };
+inline constexpr EnumNames<VaeTiling, 3> kVaeTilingNames = {"tiling",
+                                                            {{"none", VaeTiling::None},
+                                                             {"diffusers", VaeTiling::Diffusers},
+                                                             {"approximate", VaeTiling::Approximate}}};
 
-/// Autoencoder::decode and Autoencoder::moments, in tiles. Throws UsageError for Diffusers with a tiny
-/// autoencoder.
+/// Throws UsageError for Diffusers with a tiny autoencoder.
 at::Tensor decode(const Autoencoder& autoencoder, const at::Tensor& z, VaeTiling tiling);
+/// Of Approximate, too: encoders are done whole.
 at::Tensor moments(const Autoencoder& autoencoder, const at::Tensor& images, VaeTiling tiling);
 
 }  // namespace dydit

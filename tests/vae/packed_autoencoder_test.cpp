@@ -166,6 +166,30 @@ TEST(Autoencoder, NamesTheImageAndTheStageOfANan) {
       "latent 0 of the batch: NaN or infinity, first in decoder.up_blocks.0.resnets.1.conv1");
 }
 
+// A mosaic that holds the whole image gives exact moments: what is left would be a halo that is too narrow.
+TEST(DecodeInTiles, HaloIsAsWideAsTheLevelsLook) {
+  const auto autoencoder = make_autoencoder(RandomKl(kl_config({16, 16, 32, 32}, 2, 8, 4)).file(), both(2));
+  const at::Tensor z = random_map({1, 4, 40, 33}, 1);
+  EXPECT_LT(apart(autoencoder->decode_in_tiles(z, 12), autoencoder->decode(z)), 1e-5);
+}
+
+// Seams: what is left is the difference of the moments of a part to those of all.
+TEST(DecodeInTiles, IsNearTheWholeDecode) {
+  const auto autoencoder = make_autoencoder(RandomKl(kl_config({16, 16, 32, 32}, 2, 8, 4)).file(), both(2));
+  at::Tensor z = random_map({1, 4, 100, 120}, 1);
+  for (int x = 0; x < 120; ++x) z.select(3, x) += (x - 60) / 60.0;  // an image is not everywhere alike
+  const at::Tensor whole = autoencoder->decode(z);
+  const double tiled = apart(autoencoder->decode_in_tiles(z, 24), whole);
+  EXPECT_LT(tiled, .1);
+  RecordProperty("largest_difference", std::to_string(tiled));
+}
+
+TEST_F(Taef2, TilesEqualTheWhole) {
+  const auto autoencoder = make_autoencoder(test::taef2(), {.threads = 2});
+  const at::Tensor z = at::cat({vector("latents").slice(0, 0, 1), vector("latents").slice(0, 1, 2)}, 3);
+  EXPECT_LT(apart(autoencoder->decode_in_tiles(z, 10), autoencoder->decode(z)), 1e-5);
+}
+
 TEST(Autoencoder, RefusesWhatItCannotTake) {
   AutoencoderFile file = RandomKl(kl_config({32, 64}, 1, 8, 4)).file();
   const auto autoencoder = make_autoencoder(file, both(1));
