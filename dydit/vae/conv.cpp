@@ -7,6 +7,7 @@
 #include <ATen/ATen.h>
 
 #include "dydit/base/isa.h"
+#include "dydit/base/row_pool.h"
 
 namespace dydit::vae {
 
@@ -36,22 +37,18 @@ constexpr int kWinogradChannels = 16;
 
 // Tiles of a block to each side, and so rows of a product: few enough for the second-level cache, many enough
 // for every panel of weights that is read.
-struct BlockSides {
-  int y, x;
-};
-BlockSides block_sides(Tiling) { return {8, 8}; }
+constexpr int kBlock = 8;
 
 size_t round_up(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
-// G w G^T of (out, in, 3, 3), as (rows of G, rows of G, out, in) in float64: Winograd's, or sums for
-// Upsample.
+// G w G^T of (out, in, 3, 3) in float64, as (products, out, in): Winograd's G, or the sums of Upsample.
 at::Tensor transformed(const at::Tensor& weight, Tiling tiling) {
   const at::Tensor G =
       tiling == Tiling::Winograd
           ? at::tensor({1.0, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5, -0.5, 0.5, 0.0, 0.0, 1.0}, at::kDouble)
                 .view({4, 3})
           : at::tensor({1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0}, at::kDouble).view({3, 3});
-  return at::matmul(at::matmul(G, weight), G.t()).permute({2, 3, 0, 1});
+  return at::matmul(at::kron(G, G), weight.reshape({-1, 9}).t());
 }
 
 }  // namespace
@@ -82,6 +79,7 @@ Conv::Conv(const at::Tensor& weight, const at::Tensor& bias, const ConvShape& sh
              std::min(shape.in, shape.out) >= kWinogradChannels) {
     tiling_ = Tiling::Winograd;
   }
+  const OneThread here;  // else sums would be those of the machine's cores
   const at::Tensor w = weight.to(at::kDouble).reshape({shape.out, shape.in, shape.kernel, shape.kernel});
   const at::Tensor matrix = (tiling_ == Tiling::Direct ? w.permute({0, 2, 3, 1}) : transformed(w, tiling_))
                                 .to(at::kFloat)
@@ -89,12 +87,12 @@ Conv::Conv(const at::Tensor& weight, const at::Tensor& bias, const ConvShape& sh
   const int products = products_of(tiling_);
   const int inputs = tiling_ == Tiling::Direct ? shape.in * shape.kernel * shape.kernel : shape.in;
   row_ = even(inputs);
-  packed_.emplace_back(matrix.view({int64_t{products} * shape.out, inputs}),
-                       at::zeros({int64_t{products} * shape.out}), products, /*in_segments=*/1, bf16,
-                       /*narrow=*/false, arena, team);
+  packed_ = cpu::PackedLinear(matrix.view({int64_t{products} * shape.out, inputs}),
+                              at::zeros({int64_t{products} * shape.out}), products, /*in_segments=*/1, bf16,
+                              /*narrow=*/false, arena, team);
   for (int p = 0; p < products; ++p) {
     cpu::Panels panels;
-    packed_[0].add_panels(p, 0, panels);
+    packed_.add_panels(p, 0, panels);
     panels_.push_back(std::move(panels.whole));
   }
   bias_.assign(columns_, 0.0f);
@@ -111,18 +109,15 @@ int64_t Conv::executed_macs(int out_height, int out_width) const {
 }
 
 Conv::Room Conv::room(const cpu::Buffer& scratch) const {
-  const auto [y, x] = block_sides(tiling_);
-  const int tiles = y * x, products = products_of(tiling_);
+  const int tiles = kBlock * kBlock, products = products_of(tiling_);
   const size_t element = bf16_ ? 2 : 4;
-  const auto side = [&](int tiles_here) {
-    return tiling_ == Tiling::Winograd   ? 2 * tiles_here + 2
-           : tiling_ == Tiling::Upsample ? tiles_here + 2
-                                         : (tiles_here - 1) * shape_.stride + shape_.kernel;
-  };
+  const int side = tiling_ == Tiling::Winograd   ? 2 * kBlock + 2
+                   : tiling_ == Tiling::Upsample ? kBlock + 2
+                                                 : (kBlock - 1) * shape_.stride + shape_.kernel;
   Room room = {};
   room.row_stride = tiles * row_ + static_cast<int64_t>(kLine / element);
   room.sum_stride = tiles * columns_ + cpu::kPanel;
-  const size_t patch = round_up(element * side(y) * side(x) * shape_.in),
+  const size_t patch = round_up(element * side * side * shape_.in),
                rows = round_up(element * products * room.row_stride),
                sums = sizeof(float) * products * room.sum_stride;
   room.patch = scratch.as<std::byte>();
@@ -135,14 +130,13 @@ Conv::Room Conv::room(const cpu::Buffer& scratch) const {
 
 size_t Conv::scratch_bytes() const { return room({}).bytes; }
 
-Conv::Block Conv::block(int index, const Map&, const Map& to) const {
-  const auto [most_y, most_x] = block_sides(tiling_);
-  const int side = side_of(tiling_), blocks_x = ceil_div(to.W, most_x * side);
+Conv::Block Conv::block(int index, const Map& to) const {
+  const int side = side_of(tiling_), most = kBlock * side, blocks_x = ceil_div(to.W, most);
   Block b = {};
-  b.y = index / blocks_x * most_y * side;
-  b.x = index % blocks_x * most_x * side;
-  b.rows = std::min(most_y * side, to.H - b.y);
-  b.cols = std::min(most_x * side, to.W - b.x);
+  b.y = index / blocks_x * most;
+  b.x = index % blocks_x * most;
+  b.rows = std::min(most, to.H - b.y);
+  b.cols = std::min(most, to.W - b.x);
   b.tiles_y = ceil_div(b.rows, side);
   b.tiles_x = ceil_div(b.cols, side);
   switch (tiling_) {
@@ -293,11 +287,10 @@ void Conv::run(Team& team, std::vector<cpu::Buffer>& scratch, const Map& from, M
                const ConvUse& use) const {
   std::vector<float> scales;
   if (use.norm != nullptr && use.norm->groups > 0) scales = scales_of(*use.norm, from);
-  const auto [most_y, most_x] = block_sides(tiling_);
-  const int side = side_of(tiling_), blocks = ceil_div(to.H, most_y * side) * ceil_div(to.W, most_x * side);
+  const int most = kBlock * side_of(tiling_), blocks = ceil_div(to.H, most) * ceil_div(to.W, most);
   std::vector<Moments> partial(static_cast<size_t>(blocks) * use.groups);
   run_tasks(team, blocks, [&](int index, int thread) {
-    const Block b = block(index, from, to);
+    const Block b = block(index, to);
     const Room mine = room(scratch[thread]);
     bf16_ ? run_block<Bf16>(b, mine, from, to, use, scales)
           : run_block<float>(b, mine, from, to, use, scales);

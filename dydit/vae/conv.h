@@ -69,7 +69,7 @@ class Conv {
  private:
   struct Block;
   struct Room;  // of a thread
-  Block block(int index, const Map& from, const Map& to) const;
+  Block block(int index, const Map& to) const;
   Room room(const cpu::Buffer& scratch) const;
   template <typename A>
   void run_block(const Block& block, const Room& room, const Map& from, const Map& to, const ConvUse& use,
@@ -83,7 +83,7 @@ class Conv {
   Tiling tiling_ = Tiling::Direct;
   bool bf16_ = false;
   int row_ = 0, columns_ = 0;  // elements of a product's row, padded to pairs; outputs padded to panels
-  std::vector<cpu::PackedLinear> packed_;
+  cpu::PackedLinear packed_;
   std::vector<std::vector<cpu::Panel>> panels_;  // of every product
   std::vector<float> bias_;                      // (columns)
 };

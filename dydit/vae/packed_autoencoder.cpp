@@ -129,7 +129,7 @@ class PackedAutoencoder : public Autoencoder {
               most = tile + 2 * decoder_->reach();
     check_memory(std::max(decoder_->bytes(h, w, threads_, Part::Body),
                           decoder_->bytes(most, most, threads_, Part::Rest)),
-                 fmt::format("an image of {} x {} latents in tiles", h, w), "take a smaller one");
+                 fmt::format("the latent of {} x {}, in tiles,", h, w), "take a smaller one");
     Workspace workspace(threads_);
     at::Tensor images = at::empty({z.size(0), 3, h * config_.factor(), w * config_.factor()});
     for (int64_t b = 0; b < z.size(0); ++b) {
@@ -168,7 +168,9 @@ class PackedAutoencoder : public Autoencoder {
   at::Tensor apply(const Network& network, const at::Tensor& x, const char* what, const In& in,
                    const Out& out) const {
     check_memory(network.bytes(static_cast<int>(x.size(2)), static_cast<int>(x.size(3)), threads_),
-                 fmt::format("an image of {} x {}", x.size(2), x.size(3)), "take a smaller one");
+                 fmt::format("the {} of {} x {}", what, x.size(2), x.size(3)),
+                 decoder_ && &network == &*decoder_ ? "take a smaller one, or --vae-tiling approximate"
+                                                    : "take a smaller one");
     Workspace workspace(threads_);
     Network::Observer tell;
     if (stages_) {

@@ -9,6 +9,7 @@
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
+#include "bench_vae.h"
 #include "cli.h"
 #include "dydit/base/error.h"
 #include "dydit/base/isa.h"
@@ -32,6 +33,11 @@ using nlohmann::json;
 constexpr double kPeakSeconds = 1;  // on a shared machine both threads may be slow for a moment
 // The complete model, the same by its routers, and both by a plan.
 constexpr const char* kContestants[] = {"static", "static cached", "dynamic", "dynamic cached"};
+// Of forwards; an autoencoder has none of it.
+constexpr const char* kModelFlags[] = {
+    "--input-size", "--num-heads",  "--weights",  "--heads",       "--groups",      "--tokens", "--steps",
+    "--run",        "--sampler",    "--engine",   "--cfg-scale",   "--profile",     "--csv",    "--plan",
+    "--cache",      "--guide-from", "--guide-to", "--guide-every", "--cache-memory"};
 constexpr int kWarmupLaps = 2;  // kernels load, buffers grow, clocks settle
 
 struct BenchFlags {
@@ -42,6 +48,7 @@ struct BenchFlags {
   bool run = false, profile = false;
   CheckpointOptions checkpoint;
   PlanFlags plan;
+  BenchVaeFlags vae;
 };
 
 // Medians and quartiles of milliseconds per sample.
@@ -297,7 +304,8 @@ void add_flags(Cli& cli, BenchFlags& flags) {
                "routers, which decide by the timestep");
   cli.add_number("--input-size", flags.input_size, 2, 4096, "Side of the latent of --size");
   add_checkpoint_options(cli, flags.checkpoint);
-  cli.add_number("--batch", flags.batch, 1, 65536, "Samples of a forward; with --run images");
+  flags.vae.add(cli);
+  cli.add_number("--batch", flags.batch, 1, 65536, "Samples of a forward; with --run or --vae images");
   cli.add_number("--heads", flags.heads, 0, 1, "Share of heads that is on, instead of the routers' own");
   cli.add_number("--groups", flags.groups, 0, 1, "Share of channel groups");
   cli.add_number("--tokens", flags.tokens, 0, 1, "Share of tokens that enter the MLP");
@@ -322,9 +330,17 @@ int run_bench(const Args& args, Isa isa) {
   BenchFlags flags;
   add_flags(cli, flags);
   cli.parse(args);
-  DYDIT_USAGE_CHECK(!flags.model.empty() || !flags.size.empty(),
-                    "nothing to time: give --model FILE, or --size, e.g. DiT-XL/2, for random weights");
+  DYDIT_USAGE_CHECK(
+      !flags.model.empty() || !flags.size.empty() || !flags.vae.path.empty(),
+      "nothing to time: give --model FILE, or --size, e.g. DiT-XL/2, for random weights, or --vae FILE");
   cli.one_of("--model", "--size");
+  cli.one_of("--model", "--vae");
+  cli.one_of("--size", "--vae");
+  cli.needs("--side", !flags.vae.path.empty(), "--vae");
+  if (!flags.vae.path.empty()) {
+    for (const char* flag : kModelFlags) cli.needs(flag, false, "--model or --size");
+    return bench_vae(cli, flags.vae, {flags.dtype, flags.batch, flags.threads, flags.repeats}, isa);
+  }
   cli.needs("--input-size", !flags.size.empty(), "--size; a model has its own");
   cli.needs("--num-heads", !flags.model.empty(), "--model; a --size has its own");
   cli.needs("--weights", !flags.model.empty(), "--model; a --size has random ones");

@@ -3,6 +3,7 @@
 import csv
 
 import support
+import vae_files
 from support import CIFAR, TINY, ProgramTest
 
 USAGE = 2
@@ -49,6 +50,15 @@ class BenchTest(ProgramTest):
         result = self.run_json("bench", "--model", TINY, *QUICK, "--run", "--cfg-scale", "1.5")
         self.assertEqual(result["unit"], "sampling runs")
         self.assertGreater(result["realised_share"], 0)
+
+    def test_autoencoder(self):
+        vae = vae_files.write_kl(self.work / "vae")
+        result = self.run_json("bench", "--vae", vae, "--side", "32", "--repeats", "2", "--threads", "1")
+        for half in ("encode", "decode"):
+            for key in ("seconds", "cpu_seconds", "gmacs", "bytes"):
+                self.assertGreater(result[half][key], 0, key)
+            self.assertAlmostEqual(result[half]["gmacs_per_second"] * result[half]["seconds"], result[half]["gmacs"], places=6)
+        self.expect_error(["bench", "--vae", vae, "--side", "33"], USAGE, "--side 33: not a multiple of the autoencoder's factor")
 
     def test_refusals(self):
         self.expect_error(["bench"], USAGE, "--model", "--size")

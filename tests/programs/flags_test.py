@@ -19,7 +19,7 @@ from support import GOLDEN, TINY, ProgramTest
 FAILED, USAGE = 1, 2
 VAE, VAE_VECTORS = GOLDEN / "vae/kl16", GOLDEN / "vae/kl16.safetensors"
 # What no two runs have in common.
-TIMES = {"seconds", "load_seconds", "decode_seconds", "ms_per_sample", "ms_low", "ms_high", "gflops", "peak_share", "peak_gflops", "peak_rss_mb",
+TIMES = {"seconds", "load_seconds", "decode_seconds", "ms_per_sample", "ms_low", "ms_high", "gflops", "peak_share", "peak_gflops", "peak_rss_mb", "seconds_low", "cpu_seconds", "gmacs_per_second", "peak_bytes",
          "speedup", "realised_share", "images_per_second"}
 # Files whose bytes are a function of the flags; of others the name counts.
 EXACT = (".npz", ".safetensors", ".csv", ".svg", ".pt", "samples/0000002.png")
@@ -271,6 +271,8 @@ class BenchFlagsTest(FlagsBase):
     def test_every_flag(self):
         base = ["--model", TINY, "--steps", "1", "--repeats", "1", "--batch", "1"]
         size = ["--size", "DiT-S/8", "--steps", "1", "--repeats", "1", "--batch", "1"]
+        vae = vae_files.write_kl(self.work / "shared/vae")
+        half = ["--vae", vae, "--side", "16", "--repeats", "1"]
         self.check("bench", base, {
             **common_rows(), "--num-heads": MODEL["--num-heads"], "--threads": MODEL["--threads"],
             "--weights": MODEL["--weights"], "--model": row("--model", self.pixel_model()), "--dtype": row("--dtype", "f32", base=[*base, "--dtype", "bf16"]),
@@ -280,6 +282,7 @@ class BenchFlagsTest(FlagsBase):
             "--steps": row("--steps", "2"), "--repeats": row("--repeats", "2"), "--run": row("--run"),
             "--sampler": row("--sampler", "ddpm"), "--cfg-scale": row("--cfg-scale", "1", base=[*base, "--run"]),
             "--profile": row("--profile"), "--csv": row("--csv", "a.csv"),
+            "--vae": row("--vae", vae, base=half[2:]), "--side": row("--side", "32", base=half),
             **plan_rows(["--model", TINY, "--run", "--repeats", "1", "--batch", "1", "--steps", "6"], self.plan_file())})
 
 
@@ -432,6 +435,8 @@ class VainTest(FlagsBase):
                 (tune, "--anneal-steps", "2", "--static"), (tune, "--complete-steps", "1", "--static"),
                 ([*bench, "--model", model], "--cfg-scale", "2", "--run"), ([*bench, "--model", model], "--input-size", "8", "--size"),
                 ([*bench, "--size", "DiT-S/8"], "--num-heads", "2", "--model"),
+                ([*bench, "--model", model], "--side", "8", "--vae"), (["bench", "--vae", "v"], "--cache", "fora:2", "--model or --size"),
+                (["bench", "--vae", "v"], "--cfg-scale", "2", "--model or --size"),
                 (["evaluate", "--loss", "--data-path", data, "--model", static], "--mode", "dynamic", "static DiT")):
             self.expect_error([*args, flag, value], USAGE, f"{flag} {value}: needs ", what)
         self.expect_error([*bench, "--model", model, "--run", "--profile"], USAGE, "--profile: needs forwards")
@@ -446,7 +451,7 @@ class VainTest(FlagsBase):
                      ["generate", "--model", TINY, "--cache", "fora:2", "--budget", "0.5"],
                      ["inspect", TINY, "--plan", "p.json", "--cache", "fora:2"],
                      ["verify", "--reference", "r", "--model", TINY, "--vae", VAE],
-                     ["bench", "--model", TINY, "--size", "DiT-S/2"], ["train", *data, "--model", TINY, "--size", "DiT-S/2"],
+                     ["bench", "--model", TINY, "--size", "DiT-S/2"], ["bench", "--model", TINY, "--vae", "v"], ["train", *data, "--model", TINY, "--size", "DiT-S/2"],
                      ["train", *data, "--total-train-steps", "2", "--epochs", "1"]):
             said = self.expect_error(args, USAGE, "give one of them", quiet=False)
             for flag in args[-4::2] if "--quiet" not in args else args[-2:]:
