@@ -193,6 +193,7 @@ class PublishedTest(ProgramTest):
         (self.work / "DiT-XL-2-256x256.pt").unlink()
         noise = np.random.default_rng(0)
         for name in ("n01440764", "n01443537"):
+            (self.work / "train" / name).mkdir(parents=True)
             self.write(f"train/{name}/0.png", support.png_bytes(noise.integers(0, 255, (256, 256, 3), np.uint8)))
         self.run_ok("latents", "--vae", "sd-vae-ft-ema", "--data-path", "train", "--image-size", "256", "--out", "train-latents")
         self.run_ok("finetune", "--model", "DiT-S-2-256x256.pt", "--data-path", "train-latents", "--match-classes", "position",
