@@ -22,9 +22,10 @@ CLI::Option* VaeFlags::add(Cli& cli, const std::string& help) {
   add_vae_config(cli, config);
   cli.add_choice("--vae-dtype", dtype, kDtypeNames.names(),
                  "The autoencoder's arithmetic; bf16 is off by a level or so, and faster on some processors");
-  cli.add_choice("--vae-tiling", tiling, kVaeTilingNames.names(),
-                 "Large images in tiles: diffusers, as it does it, seams included, to reproduce its pictures; "
-                 "approximate, for images that do not fit into memory");
+  cli.add_choice(
+      "--vae-tiling", tiling, kVaeTilingNames.names(),
+      "Large images in tiles: diffusers, as it does it, seams included, to reproduce its pictures; "
+      "approximate, for images that do not fit into memory");
   return option;
 }
 
