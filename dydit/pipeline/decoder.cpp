@@ -1,8 +1,6 @@
 // See the header.
 #include "dydit/pipeline/decoder.h"
 
-#include <cmath>
-
 #include <ATen/ops/nan_to_num.h>
 #include <ATen/ops/stack.h>
 #include <c10/core/InferenceMode.h>
@@ -14,6 +12,7 @@
 #include "dydit/base/timer.h"
 #include "dydit/io/json.h"
 #include "dydit/io/text.h"
+#include "dydit/io/weight_folder.h"
 
 namespace dydit {
 namespace {
@@ -22,11 +21,6 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr int kShaShown = 10;
-
-bool is_there(const fs::path& path) {
-  std::error_code unreadable;  // is not there for us
-  return fs::exists(path, unreadable);
-}
 
 }  // namespace
 
@@ -46,8 +40,10 @@ LatentOrigin latent_origin(const std::map<std::string, std::string>& notes, int 
 fs::path own_autoencoder(const fs::path& model) {
   std::error_code unreadable;
   if (!fs::is_directory(model, unreadable)) return {};
-  for (const fs::path& pipeline : {model, model / ".."}) {
-    if (is_there(pipeline / "model_index.json") && is_there(pipeline / "vae" / "config.json"))
+  std::vector<std::string> ignored;  // told when the model was read
+  const fs::path folder = resolve_hub_cache(model, ignored);
+  for (const fs::path& pipeline : {folder, folder / ".."}) {
+    if (is_there(pipeline / kDiffusersPipeline) && is_there(pipeline / "vae" / kDiffusersFiles[0]))
       return (pipeline / "vae").lexically_normal();
   }
   return {};

@@ -7,7 +7,6 @@
 #include "cli.h"
 #include "dydit/base/error.h"
 #include "dydit/io/json.h"
-#include "dydit/io/recognize.h"
 #include "dydit/io/safetensors.h"
 #include "dydit/io/text.h"
 #include "dydit/pipeline/decoder.h"

@@ -56,6 +56,11 @@ TEST(OwnAutoencoder, LiesInAPipelinesFolder) {
   EXPECT_EQ(own_autoencoder(pipeline), pipeline / "vae");
   EXPECT_EQ(own_autoencoder(pipeline / "transformer"), pipeline / "vae");
   EXPECT_EQ(own_autoencoder(pipeline / "model_index.json"), "");
+
+  const fs::path cache = folder / "models--a--b", snapshot = cache / "snapshots/0123";  // of the hub
+  fs::create_directories(cache / "snapshots");
+  fs::copy(pipeline, snapshot, fs::copy_options::recursive);
+  EXPECT_EQ(own_autoencoder(cache), snapshot / "vae");
 }
 
 }  // namespace
