@@ -26,8 +26,11 @@ struct ProductOptions {
 };
 
 /// x (N, d), y (M, d) float32; products of `type`, float or double. fn is called from several threads at
-/// once. Where y is x, blocks below the diagonal are left out. Throws Cancelled between blocks.
+/// once. Throws Cancelled between blocks.
 void for_each_product(const at::Tensor& x, const at::Tensor& y, at::ScalarType type,
                       const ProductOptions& options, const std::function<void(const ProductBlock&)>& fn);
+/// Of the rows of one set among themselves: blocks on the diagonal and above it.
+void for_each_own_product(const at::Tensor& x, at::ScalarType type, const ProductOptions& options,
+                          const std::function<void(const ProductBlock&)>& fn);
 
 }  // namespace dydit

@@ -2,6 +2,7 @@
 // known.
 #include "dydit/io/npz.h"
 
+#include <array>
 #include <string_view>
 
 #include <fmt/format.h>
@@ -15,17 +16,19 @@ namespace {
 constexpr std::string_view kMember = "arr_0.npy";
 constexpr size_t kNpyHeaderBytes = 128;  // npy wants a multiple of 64; holds any four sizes
 
-// numpy's format.py, version 1.0: magic, version, length, a Python dict padded with spaces to the newline.
-std::string npy_header(int64_t count, int height, int width, int channels) {
+}  // namespace
+
+// numpy's format.py: magic, version, length, a Python dict padded with spaces to the newline.
+std::string npy_header(std::string_view type, std::span<const int64_t> shape) {
+  std::string sizes;
+  for (const int64_t size : shape) sizes += fmt::format("{}, ", size);
+  if (shape.size() > 1) sizes.resize(sizes.size() - 2);
   std::string header("\x93NUMPY\x01\x00", 8);
   append_little<uint16_t>(header, kNpyHeaderBytes - 10);
-  header += fmt::format("{{'descr': '|u1', 'fortran_order': False, 'shape': ({}, {}, {}, {}), }}", count,
-                        height, width, channels);
+  header += fmt::format("{{'descr': '{}', 'fortran_order': False, 'shape': ({}), }}", type, sizes);
   header.resize(kNpyHeaderBytes - 1, ' ');
   return header + '\n';
 }
-
-}  // namespace
 
 NpzImageWriter::NpzImageWriter(const std::filesystem::path& path, int height, int width, int channels)
     : zip_(path), height_(height), width_(width), channels_(channels) {
@@ -48,7 +51,7 @@ void NpzImageWriter::append(const Image& image) {
 }
 
 void NpzImageWriter::commit() {
-  zip_.close(npy_header(count_, height_, width_, channels_));
+  zip_.close(npy_header("|u1", std::array<int64_t, 4>{count_, height_, width_, channels_}));
   zip_.commit();
 }
 

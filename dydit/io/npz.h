@@ -4,11 +4,18 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
 
 #include "dydit/io/image.h"
 #include "dydit/io/zip_writer.h"
 
 namespace dydit {
+
+/// What stands before an array's numbers: npy version 1.0, numbers of numpy's `type` ("|u1", "<f8"), up to
+/// four sizes, C order.
+std::string npy_header(std::string_view type, std::span<const int64_t> shape);
 
 class NpzImageWriter {
  public:
