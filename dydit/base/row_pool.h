@@ -3,8 +3,6 @@
 // parallel operators do not promise (their kernels change with row and thread counts).
 #pragma once
 
-#include <algorithm>
-
 #include "dydit/base/team.h"
 
 namespace dydit {
@@ -30,13 +28,10 @@ class RowPool {
   /// exceptions as Team::run.
   template <typename Fn>
   void run(int rows, const Fn& fn) {
-    constexpr int kMost = 65535;  // of a section of the team
-    for (int first = 0; first < rows; first += kMost) {
-      team_.run(std::min(kMost, rows - first), [&](int i, int) {
-        const OneThread here;
-        fn(first + i);
-      });
-    }
+    team_.run(rows, [&](int row, int) {
+      const OneThread here;
+      fn(row);
+    });
   }
   int threads() const { return team_.threads(); }
 

@@ -14,6 +14,8 @@ namespace {
 constexpr int kActiveWaits = 20000;  // 0.1 to 1 ms (a pause is 40 to 140 cycles): more than the longest
                                      // serial part between two sections
 
+constexpr int kMostTasks = 0xffff;  // of a section
+
 int tasks_of(uint64_t state) { return static_cast<int>(state >> 16 & 0xffff); }
 int next_of(uint64_t state) { return static_cast<int>(state & 0xffff); }
 
@@ -42,13 +44,18 @@ void Team::stop() {
 }
 
 void Team::run(int tasks, Call call, const void* context) {
-  DYDIT_CHECK(tasks <= 0xffff, "a section of {} tasks: at most 65535", tasks);
   if (tasks <= 1 || (workers_.empty() && !has_guests_)) {
     for (int task = 0; task < tasks; ++task) call(context, task, first_);
     return;
   }
+  for (int first = 0; first < tasks; first += kMostTasks)
+    run_section(first, std::min(kMostTasks, tasks - first), call, context);
+}
+
+void Team::run_section(int first, int tasks, Call call, const void* context) {
   call_ = call;
   context_ = context;
+  first_task_ = first;
   done_.store(0, std::memory_order_relaxed);
   const uint64_t section = (state_.load(std::memory_order_relaxed) >> 32) + 1;
   state_.store(section << 32 | static_cast<uint64_t>(tasks) << 16);
@@ -73,7 +80,7 @@ bool Team::take(int thread) {
     if (next_of(state) >= tasks_of(state)) return false;
   } while (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel));
   try {
-    call_(context_, next_of(state), thread);
+    call_(context_, first_task_ + next_of(state), thread);
   } catch (...) {
     const std::lock_guard lock(error_mutex_);
     error_ = std::current_exception();

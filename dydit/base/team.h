@@ -27,7 +27,7 @@ class Team {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  /// Calls fn(task, thread) for task = 0..tasks-1 (at most 65535) and returns when all are done. Threads take
+  /// Calls fn(task, thread) for task = 0..tasks-1 and returns when all are done. Threads take
   /// tasks in order as they become free; thread is 0..threads-1, of a guest its own number. When tasks throw,
   /// one of their exceptions is thrown here, once no task runs any more; others may not have been begun.
   template <typename Fn>
@@ -46,6 +46,7 @@ class Team {
  private:
   using Call = void (*)(const void* context, int task, int thread);
   void run(int tasks, Call call, const void* context);
+  void run_section(int first, int tasks, Call call, const void* context);
   bool take(int thread);
   void work(int thread);
   void stop();
@@ -57,6 +58,7 @@ class Team {
   std::atomic<bool> stop_{false};
   Call call_ = nullptr;
   const void* context_ = nullptr;
+  int first_task_ = 0;  // of the section in progress
   std::mutex error_mutex_;
   std::exception_ptr error_;  // of a task of the section in progress
   std::vector<std::thread> workers_;

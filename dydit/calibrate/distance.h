@@ -19,7 +19,7 @@ inline double distance(const at::Tensor& a, const at::Tensor& b) {
 }
 
 /// ||a||.
-inline double norm(const at::Tensor& a) {
+inline double length(const at::Tensor& a) {
   assert(a.is_contiguous());
   const float* x = a.data_ptr<float>();
   double sum = 0;

@@ -181,7 +181,7 @@ double reuse_distance(const Pipeline& pipeline, const Request& request, const Sa
   }
   double sum = 0;
   for (size_t i = 0; i < finished.size(); ++i)
-    sum += distance(finished[i].x, full.finished[i].x) / norm(full.finished[i].x);
+    sum += distance(finished[i].x, full.finished[i].x) / length(full.finished[i].x);
   return sum / static_cast<double>(finished.size());
 }
 

@@ -136,6 +136,20 @@ int64_t check_images(const NpyArray& images, Image& shape, const std::string& na
   return s[0];
 }
 
+std::vector<int> read_labels(const NpyArray& labels, int64_t count, const std::string& name) {
+  DYDIT_CHECK((labels.kind == 'i' || labels.kind == 'u') && labels.shape == std::vector<int64_t>{count},
+              "{}: labels are {} of numpy type {}{}; ({}) integers are wanted, one an image", name,
+              shape_text(labels.shape), labels.kind, labels.item_size, count);
+  std::vector<int> values;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t label = integer_at(labels, static_cast<size_t>(i));
+    DYDIT_CHECK(label >= 0 && label < kMaxClasses, "{}: label {} of image {} is out of range, wanted 0 to {}",
+                name, label, i, kMaxClasses - 1);
+    values.push_back(static_cast<int>(label));
+  }
+  return values;
+}
+
 }  // namespace
 
 bool has_cifar_files(const Tree& tree) { return cifar_folder(tree.root()) != nullptr; }
@@ -164,25 +178,19 @@ ImageSource open_cifar_file(FileBytes file, const std::string& name) {
   return cifar_source({{std::move(file), name}});
 }
 
-ImageSource open_npz(FileBytes file, const std::string& name) {
+ImageSource open_npz(FileBytes file, const std::string& name, Labels wanted) {
   const ZipArchive archive(file.bytes, name);
   const NpyArray images = find_array(archive, "images", "arr_0", file.bytes.size(), name);
-  const NpyArray labels = find_array(archive, "labels", "arr_1", file.bytes.size(), name);
   Image shape;
   const int64_t count = check_images(images, shape, name);
-  DYDIT_CHECK((labels.kind == 'i' || labels.kind == 'u') && labels.shape == std::vector<int64_t>{count},
-              "{}: labels are {} of numpy type {}{}; ({}) integers are wanted, one an image", name,
-              shape_text(labels.shape), labels.kind, labels.item_size, count);
   ImageSource source;
-  int64_t highest = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t label = integer_at(labels, static_cast<size_t>(i));
-    DYDIT_CHECK(label >= 0 && label < kMaxClasses, "{}: label {} of image {} is out of range, wanted 0 to {}",
-                name, label, i, kMaxClasses - 1);
-    highest = std::max(highest, label);
-    source.labels.push_back(static_cast<int>(label));
+  const bool labelled = archive.find_packed("labels.npy") || archive.find_packed("arr_1.npy");
+  if (wanted == Labels::Optional && !labelled) {
+    source.labels.assign(static_cast<size_t>(count), kNoLabel);
+  } else {
+    source.labels = read_labels(find_array(archive, "labels", "arr_1", file.bytes.size(), name), count, name);
+    source.classes = numbered_classes(*std::max_element(source.labels.begin(), source.labels.end()) + 1);
   }
-  source.classes = numbered_classes(static_cast<int>(highest) + 1);
   const auto record = [images, owner = std::move(file.owner)](int64_t index) {
     const size_t size = images.data.size() / static_cast<size_t>(images.shape[0]);
     return FileBytes{images.data.subspan(static_cast<size_t>(index) * size, size), nullptr};

@@ -116,16 +116,16 @@ struct Pictures {
   std::vector<const TreeFile*> files;  // they stay where the tree has them
   int64_t below = 0;                   // of them in folders below their class
 
+  void add_own(const Folder& folder, LeftOut& left_out) {
+    for (const TreeFile& file : folder.files) {
+      is_image(file) ? files.push_back(&file) : left_out.add_by_extension(file.name());
+    }
+  }
   // Those of a class: its own, then those of its folders, in order.
   void add(const Folder& folder, bool own, LeftOut& left_out) {
-    for (const TreeFile& file : folder.files) {
-      if (is_image(file)) {
-        files.push_back(&file);
-        below += own ? 0 : 1;
-      } else {
-        left_out.add_by_extension(file.name());
-      }
-    }
+    const size_t before = files.size();
+    add_own(folder, left_out);
+    below += own ? 0 : static_cast<int64_t>(files.size() - before);
     for (const auto& [name, child] : folder.folders) add(*child, /*own=*/false, left_out);
   }
 };
@@ -155,14 +155,15 @@ bool is_image_name(std::string_view file_name) {
 }
 
 ImageSource open_class_folders(std::shared_ptr<const Tree> tree, const std::string& split,
-                               const std::string& name) {
+                               const std::string& name, Labels labels) {
   const Way way = find_class_root(tree->root(), split, name);
   const Folder& root = *way.end;
-  check_root(*tree, root, name);
+  const bool flat = labels == Labels::Optional && has_image(root);
+  if (!flat) check_root(*tree, root, name);
   ImageSource source;
   source.left_out = tree->left_out();
   std::vector<const Folder*> above = way.passed;
-  above.push_back(&root);
+  if (!flat) above.push_back(&root);
   for (const Folder* folder : above) {
     for (const TreeFile& file : folder->files) {
       if (is_image(file)) source.left_out.add("beside the class folders");
@@ -170,11 +171,17 @@ ImageSource open_class_folders(std::shared_ptr<const Tree> tree, const std::stri
     }
   }
   Pictures pictures;
-  for (const auto& [class_name, folder] : root.folders) {
-    check_class(*tree, root, class_name, name);
-    pictures.add(*folder, /*own=*/true, source.left_out);
-    source.labels.resize(pictures.files.size(), static_cast<int>(source.classes.names.size()));
-    source.classes.names.push_back(class_name);
+  if (flat) {
+    pictures.add_own(root, source.left_out);
+    source.labels.assign(pictures.files.size(), kNoLabel);
+    if (!root.folders.empty()) source.left_out.add("folders", static_cast<int64_t>(root.folders.size()));
+  } else {
+    for (const auto& [class_name, folder] : root.folders) {
+      check_class(*tree, root, class_name, name);
+      pictures.add(*folder, /*own=*/true, source.left_out);
+      source.labels.resize(pictures.files.size(), static_cast<int>(source.classes.names.size()));
+      source.classes.names.push_back(class_name);
+    }
   }
   if (way.path.find('/') != way.path.npos) {
     source.notes.push_back(fmt::format("classes  lie in {}", printable(way.path)));

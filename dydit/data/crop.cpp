@@ -33,25 +33,11 @@ struct Taps {
 
 // Of the output positions [start, start + count) when `in` pixels become `out`.
 std::vector<Taps> make_taps(int in, int out, Filter filter, int start, int count) {
-  const double scale = static_cast<double>(in) / out;
-  const double stretch = std::max(scale, 1.0);  // antialias: a wider filter when it shrinks
-  const double support = filter_support(filter) * stretch;
   std::vector<Taps> taps;
-  for (int position = start; position < start + count; ++position) {
-    const double center = (position + 0.5) * scale;
-    const int first = std::max(0, static_cast<int>(center - support + 0.5));
-    const int last = std::min(in, static_cast<int>(center + support + 0.5));
-    std::vector<double> weights;
-    double sum = 0;
-    for (int x = first; x < last; ++x) {
-      weights.push_back(filter_value(filter, (x - center + 0.5) * (1.0 / stretch)));
-      sum += weights.back();
-    }
-    Taps& tap = taps.emplace_back(Taps{first, {}});
-    for (double weight : weights) {
-      if (sum != 0.0) weight /= sum;
+  for (const FilterTaps& exact : filter_taps(in, out, filter, start, count)) {
+    Taps& tap = taps.emplace_back(Taps{exact.first, {}});
+    for (const double weight : exact.weights)
       tap.weights.push_back(static_cast<int>((weight < 0 ? -0.5 : 0.5) + weight * (1 << kWeightBits)));
-    }
   }
   return taps;
 }
@@ -113,6 +99,27 @@ Image cut(const Image& image, const Window& window) {
 }
 
 }  // namespace
+
+std::vector<FilterTaps> filter_taps(int in, int out, Filter filter, int start, int count) {
+  const double scale = static_cast<double>(in) / out;
+  const double stretch = std::max(scale, 1.0);  // antialias: a wider filter when it shrinks
+  const double support = filter_support(filter) * stretch;
+  std::vector<FilterTaps> taps;
+  for (int position = start; position < start + count; ++position) {
+    const double center = (position + 0.5) * scale;
+    const int first = std::max(0, static_cast<int>(center - support + 0.5));
+    const int last = std::min(in, static_cast<int>(center + support + 0.5));
+    FilterTaps& tap = taps.emplace_back(FilterTaps{first, {}});
+    double sum = 0;
+    for (int x = first; x < last; ++x) {
+      tap.weights.push_back(filter_value(filter, (x - center + 0.5) * (1.0 / stretch)));
+      sum += tap.weights.back();
+    }
+    if (sum != 0.0)
+      for (double& weight : tap.weights) weight /= sum;
+  }
+  return taps;
+}
 
 Image resize(const Image& image, int width, int height, Filter filter, const Window& window) {
   // A direction that keeps its size is only cut.

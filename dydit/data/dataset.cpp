@@ -255,9 +255,9 @@ class StoredDataset final : public Dataset {
   std::vector<int64_t> kept_;   // index of the stored image
 };
 
-ImageSource open_tree(Tree tree, const std::string& split, const std::string& name) {
+ImageSource open_tree(Tree tree, const std::string& split, const std::string& name, Labels labels) {
   if (has_cifar_files(tree)) return open_cifar(tree, split, name);
-  return open_class_folders(std::make_shared<const Tree>(std::move(tree)), split, name);
+  return open_class_folders(std::make_shared<const Tree>(std::move(tree)), split, name, labels);
 }
 
 // A zip that is neither numpy's nor torch's.
@@ -275,12 +275,12 @@ uint64_t unpack_limit(size_t size) {
   return kFree + kRatio * size;
 }
 
-ImageSource open_source(const fs::path& path, const std::string& split) {
+ImageSource open_source(const fs::path& path, const std::string& split, Labels labels) {
   const std::string name = path.string();
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
   DYDIT_CHECK(fs::exists(status), "{}: no such file or folder. Is --data-path right?", name);
-  if (fs::is_directory(status)) return open_tree(Tree::of_folder(path), split, name);
+  if (fs::is_directory(status)) return open_tree(Tree::of_folder(path), split, name, labels);
 
   const auto mapped = MappedFile::open(path);
   FileBytes file{mapped->bytes(), mapped};
@@ -290,13 +290,14 @@ ImageSource open_source(const fs::path& path, const std::string& split) {
     file = {unpacked->bytes(), unpacked};
     DYDIT_CHECK(is_tar(file.bytes), "{}: is gzip, but unpacks to no tar", name);
   }
-  if (is_tar(file.bytes)) return open_tree(Tree::of_tar(std::move(file), name), split, name);
-  if (is_zip_of_folders(file, name)) return open_tree(Tree::of_zip(std::move(file), name), split, name);
+  if (is_tar(file.bytes)) return open_tree(Tree::of_tar(std::move(file), name), split, name, labels);
+  if (is_zip_of_folders(file, name))
+    return open_tree(Tree::of_zip(std::move(file), name), split, name, labels);
   const bool npz = sniff_file_kind(file.bytes) == FileKind::Npz;
   if (npz || path.extension() == ".bin") {
     DYDIT_CHECK(split.empty(), "{}: --split {} names a folder in a folder or archive, this is neither", name,
                 quote(split));
-    return npz ? open_npz(std::move(file), name) : open_cifar_file(std::move(file), name);
+    return npz ? open_npz(std::move(file), name, labels) : open_cifar_file(std::move(file), name);
   }
   refuse_file(file.bytes, path,
               "not a data set (a folder of class folders, a tar, tar.gz or zip of it, an npz of images and "

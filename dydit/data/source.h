@@ -18,6 +18,11 @@
 
 namespace dydit {
 
+/// Optional: where the images have no classes, all labels are kNoLabel: images directly in a folder (what
+/// lies in its folders is left out), or an npz of images alone.
+enum class Labels { Needed, Optional };
+inline constexpr int kNoLabel = -1;
+
 struct ImageSource {
   std::vector<int> labels;  // (images)
   DataClasses classes;
@@ -37,14 +42,15 @@ struct ImageSource {
 };
 
 /// Tells the kind of `path` by its content.
-ImageSource open_source(const std::filesystem::path& path, const std::string& split);
+ImageSource open_source(const std::filesystem::path& path, const std::string& split,
+                        Labels labels = Labels::Needed);
 
 /// True for the names of files that are read as images: .png, .jpg, .jpeg, .jpe, .jfif.
 bool is_image_name(std::string_view file_name);
 
 /// ROOT/CLASS/*.png|jpg in a folder or archive; `name` is the path for messages.
 ImageSource open_class_folders(std::shared_ptr<const Tree> tree, const std::string& split,
-                               const std::string& name);
+                               const std::string& name, Labels labels);
 
 /// data_batch_*.bin or test_batch.bin of CIFAR-10, in a folder or archive. False when there are none.
 bool has_cifar_files(const Tree& tree);
@@ -53,7 +59,7 @@ ImageSource open_cifar(const Tree& tree, const std::string& split, const std::st
 ImageSource open_cifar_file(FileBytes file, const std::string& name);
 
 /// Arrays images and labels (or arr_0 and arr_1) of an npz file.
-ImageSource open_npz(FileBytes file, const std::string& name);
+ImageSource open_npz(FileBytes file, const std::string& name, Labels labels);
 
 /// What a packed file of `size` bytes may unpack to.
 uint64_t unpack_limit(size_t size);

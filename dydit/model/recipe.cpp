@@ -24,22 +24,25 @@ uint64_t fnv1a(std::string_view text) {
   return hash;
 }
 
-at::Tensor recipe_tensor(const std::string& name, const std::vector<int64_t>& shape) {
+at::Tensor recipe_uniform(const std::string& name, const std::vector<int64_t>& shape) {
   const at::Tensor tensor = at::empty(shape, at::kFloat);
-  const bool norm = name.find("norm") != name.npos, weight = name.ends_with("weight");
-  float scale = norm ? 0.25f : 0.1f;
-  if (weight && !norm) {
-    const double fan_in = static_cast<double>(tensor.numel()) / static_cast<double>(shape[0]);
-    scale = static_cast<float>(std::sqrt(3 / fan_in));
-  }
   const uint64_t seed = fnv1a(name);
   float* const out = tensor.data_ptr<float>();
   const auto count = static_cast<uint64_t>(tensor.numel());
-  for (uint64_t i = 0; i < count; ++i) {
-    const float u = static_cast<float>(splitmix64(seed, i) >> 40) * 0x1p-24f;
-    out[i] = norm && weight ? 0.5f + u : (2 * u - 1) * scale;
-  }
+  for (uint64_t i = 0; i < count; ++i) out[i] = static_cast<float>(splitmix64(seed, i) >> 40) * 0x1p-24f;
   return tensor;
+}
+
+at::Tensor recipe_tensor(const std::string& name, const std::vector<int64_t>& shape) {
+  const at::Tensor u = recipe_uniform(name, shape);
+  const bool norm = name.find("norm") != name.npos, weight = name.ends_with("weight");
+  if (norm && weight) return u + 0.5f;
+  float scale = norm ? 0.25f : 0.1f;
+  if (weight) {
+    const double fan_in = static_cast<double>(u.numel()) / static_cast<double>(shape[0]);
+    scale = static_cast<float>(std::sqrt(3 / fan_in));
+  }
+  return (u * 2 - 1) * scale;
 }
 
 }  // namespace dydit

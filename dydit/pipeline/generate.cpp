@@ -102,9 +102,10 @@ void Pipeline::generate(const Request& request, const SamplingOptions& options,
   c10::InferenceMode guard;
   Scheduler scheduler(*engine_, options);
   const int num_steps = request.total_steps();
-  const long batches = (int64_t{request.num_images} + options.batch - 1) / options.batch;
+  const int64_t images = int64_t{request.num_images} - options.first;
+  const long batches = (images + options.batch - 1) / options.batch;
   for (long b = 0; b < batches; ++b) {
-    const int first = static_cast<int>(b * options.batch),
+    const int first = options.first + static_cast<int>(b * options.batch),
               count = std::min(options.batch, request.num_images - first);
     scheduler.add(course, first, count);
     std::vector<Sample> finished;

@@ -50,6 +50,7 @@ struct Request {
 /// How: speed, memory and what is told on the way; never a pixel.
 struct SamplingOptions {
   int batch = 16;  // images sampled together
+  int first = 0;   // image that is made first: those before it are left out
   int threads = 1;
   int preview_every = 0;     // steps from one preview to the next; 0: none
   bool token_map = false;    // also keep each token's share of MLP entries

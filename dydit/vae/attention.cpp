@@ -5,8 +5,8 @@
 #include <cstring>
 #include <vector>
 
+#include "dydit/conv/conv.h"
 #include "dydit/engine/cpu/packed_linear.h"
-#include "dydit/vae/conv.h"
 
 namespace dydit::vae {
 namespace {
@@ -33,7 +33,7 @@ void attend(Team& team, const Map& qkv, Map& out) {
   auto* const keys = static_cast<float*>(keys_memory.get());
   auto* const values = static_cast<float*>(values_memory.get());
   const auto* const q = qkv.as<float>();
-  run_tasks(team, key_panels, [&](int panel, int) {
+  team.run(key_panels, [&](int panel, int) {
     const int first = panel * kPanel, count = std::min(kPanel, N - first);
     for (int i = 0; i < count; ++i) {
       const float *k = q + (first + i) * qkv.stride + C, *v = k + C;
@@ -53,7 +53,7 @@ void attend(Team& team, const Map& qkv, Map& out) {
 
   std::vector<cpu::Buffer> strips(team.threads());
   for (cpu::Buffer& strip : strips) strip.reserve(sizeof(float) * kStrip * value_inputs);
-  run_tasks(team, ceil_div(N, kStrip), [&](int task, int thread) {
+  team.run(ceil_div(N, kStrip), [&](int task, int thread) {
     const int first = task * kStrip, rows = std::min(kStrip, N - first), whole = 0;
     auto* const weights = strips[thread].as<float>();
     float* const to = out.as<float>() + out.stride * first;

@@ -3,9 +3,11 @@
 #pragma once
 
 #include "dydit/base/team.h"
-#include "dydit/vae/map.h"
+#include "dydit/conv/map.h"
 
 namespace dydit::vae {
+
+using namespace conv;
 
 /// out <- softmax(q k^T / sqrt(C)) v of a float32 map that holds q, k and v of C channels each, side by side.
 void attend(Team& team, const Map& qkv, Map& out);

@@ -11,8 +11,7 @@ namespace {
 // Whether a step's result takes its input's place: a pixel's outputs are written once its inputs were read.
 bool is_in_place(const Step& step, const Map& from) {
   const ConvShape& shape = step.conv.shape();
-  return step.from == step.to && shape.kernel == 1 && shape.stride == 1 && shape.out <= from.stride &&
-         step.bf16 == from.bf16;
+  return step.from == step.to && shape.is_pixelwise() && shape.out <= from.stride && step.bf16 == from.bf16;
 }
 
 }  // namespace
@@ -34,7 +33,7 @@ Map Network::follow(MapPool& pool, Map x, Part part, const Compute& compute) con
     } else {
       Map next = step.attention
                      ? pool.take(from.H, from.W, from.C / 3, /*bf16=*/false)
-                     : pool.take(shape.out_side(from.H), shape.out_side(from.W), shape.out, step.bf16);
+                     : pool.take(shape.out_height(from.H), shape.out_width(from.W), shape.out, step.bf16);
       compute(step, from, next);
       pool.give(std::move(to));
       to = std::move(next);
@@ -99,7 +98,7 @@ int Network::reach() const {
   double reach = 0, pixel = 1;  // size of a map's pixel in those of the first
   for (const Step& step : steps(Part::Rest)) {
     const ConvShape& shape = step.conv.shape();
-    reach += pixel * (shape.kernel / 2);
+    reach += pixel * (shape.rows.taps / 2);
     if (shape.upsample) pixel /= 2;
   }
   return static_cast<int>(std::ceil(reach));

@@ -8,10 +8,12 @@
 #include <vector>
 
 #include "dydit/base/team.h"
-#include "dydit/vae/conv.h"
-#include "dydit/vae/map.h"
+#include "dydit/conv/conv.h"
+#include "dydit/conv/map.h"
 
 namespace dydit::vae {
+
+using namespace conv;
 
 enum class Slot { X, H };
 

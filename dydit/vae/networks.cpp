@@ -23,9 +23,7 @@ class Builder {
       for (int j = 0; j < config_.layers; ++j)
         resnet(level + "resnets." + std::to_string(j), j > 0 || i == 0 ? c[i] : c[i - 1], c[i]).stage =
             i == 0 && j == 0 ? stage + "down0.resnet0" : "";
-      if (i + 1 < c.size())
-        conv(level + "downsamplers.0.conv", {.in = c[i], .out = c[i], .stride = 2, .before = 0}).groups =
-            config_.norm_groups;
+      if (i + 1 < c.size()) conv(level + "downsamplers.0.conv", down(c[i])).groups = config_.norm_groups;
       steps_.back().stage = stage + "down" + std::to_string(i);
     }
     middle(at, stage, c.back());
@@ -91,7 +89,12 @@ class Builder {
     return Network(std::move(steps_), all);
   }
   static ConvShape pixel(int in, int out) {
-    return {.in = in, .out = out, .kernel = 1, .before = 0, .after = 0};
+    return {.in = in, .out = out, .rows = kOneTap, .columns = kOneTap};
+  }
+  // Zeros below and to the right only, as diffusers' Downsample2D of autoencoders has them.
+  static ConvShape down(int channels) {
+    constexpr Extent kAfter = {3, 0, 1};
+    return {.in = channels, .out = channels, .stride = 2, .rows = kAfter, .columns = kAfter};
   }
   at::Tensor weight(const std::string& name) const { return weights_.at(name); }
   at::Tensor bias(const std::string& name) const {

@@ -16,6 +16,7 @@
 #include "dydit/io/text.h"
 #include "inspect_plans.h"
 #include "model_flags.h"
+#include "sampling_flags.h"
 #include "signals.h"
 #include "targets.h"
 #include "verbs.h"
@@ -25,7 +26,8 @@ namespace {
 
 struct CalibrateFlags {
   ModelFlags model;
-  std::string sampler = "ddpm", cfg_channels = "auto", mode, families, out, csv;
+  std::string families, out, csv;
+  SamplingFlags sampling;
   double cache_memory_gb = 0;
   CalibrateOptions options;
 };
@@ -34,20 +36,12 @@ void add_flags(Cli& cli, CalibrateFlags& flags) {
   flags.options.num_images = 8;
   flags.options.seed = 1000;
   flags.model.add(cli);
-  cli.add_number("--steps,--num-sampling-steps", flags.options.num_steps, 2, 1000,
-                 "Sampling steps of the full run, 2 to 1000");
-  cli.add_choice("--sampler", flags.sampler, kSamplerNames.names(), "Sampler; dpm++: DPM-Solver++(2M)");
-  cli.add_number("--eta", flags.options.sampler.eta, 0, 1, "DDIM's share of DDPM's noise");
-  cli.add_number("--cfg-scale", flags.options.cfg_scale, 0, 1000, "Classifier-free guidance; <= 1 for none");
-  add_guided_channels(cli, flags.cfg_channels);
-  cli.add_choice("--mode", flags.mode, kModeNames.names(), "Obey the routers or run the complete model");
+  flags.sampling.add(cli, flags.options, /*least_steps=*/2);
   cli.add_number("--images", flags.options.num_images, 1, 100'000,
                  "Images that are compared, of all classes in turn");
   cli.add_number("--search-images", flags.options.search_images, 1, 1000,
                  "Images of other noise that schedules are searched on");
   cli.add_seed("--seed", flags.options.seed, "Seed of their noise; the search looks at that of the next one");
-  cli.add_number("--batch", flags.options.batch, 1, 65536,
-                 "Images sampled together; changes speed, not results");
   cli.add_number("--cache-memory", flags.cache_memory_gb, 0, 1e6,
                  "GB that a batch, and the search, may keep of branches (default: a quarter of the memory)");
   cli.add_text(
@@ -88,24 +82,14 @@ int run_calibrate(const Args& args, Isa isa) {
   CalibrateFlags flags;
   add_flags(cli, flags);
   cli.parse(args);
-  cli.needs("--eta", flags.sampler == "ddim", "--sampler ddim; the others have no eta");
-  cli.needs("--cfg-channels", flags.options.guided(), "guidance: a --cfg-scale above 1");
+  flags.sampling.check(cli, flags.options);
   const CancelFlag& cancel = install_cancel_handler();
 
   const Checkpoint checkpoint = flags.model.load(cli);
   const DiTConfig& config = checkpoint.config;
-  cli.needs("--mode", flags.mode != "dynamic" || config.is_dynamic(),
-            fmt::format("routers; {} is a static DiT, it has none", flags.model.path));
   CalibrateOptions& options = flags.options;
-  options.sampler.kind = kSamplerNames.at(flags.sampler);
-  options.mode = !config.is_dynamic() ? Mode::Static
-                 : flags.mode.empty() ? Mode::Dynamic
-                                      : kModeNames.at(flags.mode);
-  options.guided_channels = guided_channels_of(cli, flags.cfg_channels, config);
+  flags.sampling.resolve(cli, checkpoint, flags.model, options);
   options.cache_memory = static_cast<int64_t>(flags.cache_memory_gb * 1e9);
-  options.dtype = dtype_of(flags.model.dtype);
-  options.threads = flags.model.threads;
-  options.engine = flags.model.resolve_engine();
   options.classes.clear();
   for (int label = 0; label < config.num_classes; ++label) options.classes.push_back(label);
   for (const std::string& name : kFamilyNames.names()) options.families.push_back(kFamilyNames.at(name));
@@ -116,7 +100,7 @@ int run_calibrate(const Args& args, Isa isa) {
   cli.console.info(
       fmt::format("model    {} ({}), {}", model_name(config), flags.model.path, kModeNames[options.mode]));
   cli.console.info(fmt::format(
-      "run      {} {} steps, guidance {}, {} images, seed {}", flags.sampler, options.num_steps,
+      "run      {} {} steps, guidance {}, {} images, seed {}", flags.sampling.sampler, options.num_steps,
       options.guided() ? fmt::format("{}", options.cfg_scale) : "off", options.num_images, options.seed));
   cli.console.info(fmt::format("engine   {}, {}, {} threads, batches of {}", kEngineNames[options.engine],
                                kDtypeNames[options.dtype], options.threads, options.batch));

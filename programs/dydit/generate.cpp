@@ -20,6 +20,7 @@
 #include "model_flags.h"
 #include "outputs.h"
 #include "plan_flags.h"
+#include "sampling_flags.h"
 #include "signals.h"
 #include "targets.h"
 #include "vae_flags.h"
@@ -34,7 +35,8 @@ struct GenerateFlags {
   ModelFlags model;
   std::vector<std::string> classes;
   std::string timesteps, class_names_file;
-  std::string sampler = "ddpm", cfg_channels = "auto", noise = "philox", mode;
+  std::string noise = "philox";
+  SamplingFlags sampling;
   GenerateOptions options;
   OutputOptions outputs;
   PlanFlags plan;
@@ -55,22 +57,13 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
                "File with one class name a line, overriding the model's");
   cli.add_number("-n,--num-images", flags.options.num_images, 1, 100'000'000,
                  "Images in all (default: one a class given, or 1)");
-  cli.add_number("--steps,--num-sampling-steps", flags.options.num_steps, 1, 1000,
-                 "Sampling steps, 1 to 1000");
+  flags.sampling.add(cli, flags.options);
   cli.add_text("--timesteps", flags.timesteps,
                "The timesteps by hand, instead of --steps: 0 to 999, comma-separated, each once, any order")
       ->type_name("LIST");
-  cli.add_choice("--sampler", flags.sampler, kSamplerNames.names(), "Sampler; dpm++: DPM-Solver++(2M)");
-  cli.add_number("--eta", flags.options.sampler.eta, 0, 1, "DDIM's share of DDPM's noise");
-  cli.add_number("--cfg-scale", flags.options.cfg_scale, 0, 1000,
-                 "Classifier-free guidance; 4.0 for looks, 1.5 for FID, <= 1 for none");
-  add_guided_channels(cli, flags.cfg_channels);
   cli.add_seed("--seed", flags.options.seed, "Seed of the noise");
   cli.add_choice("--noise", flags.noise, kNoiseNames.names(),
                  "Noise: a function of seed, image and step; or torch.randn's stream over one batch");
-  cli.add_number("--batch", flags.options.batch, 1, 65536,
-                 "Images sampled together; changes speed, never a pixel");
-  cli.add_choice("--mode", flags.mode, kModeNames.names(), "Obey the routers or run the complete model");
   flags.plan.add(cli);
   flags.plan.add_budget(cli);
   flags.vae.add(
@@ -104,23 +97,16 @@ std::vector<int> parse_timesteps(const std::string& list) {
 void resolve(Cli& cli, GenerateFlags& flags, const Checkpoint& checkpoint) {
   GenerateOptions& options = flags.options;
   const DiTConfig& config = checkpoint.config;
-  options.sampler.kind = kSamplerNames.at(flags.sampler);
+  flags.sampling.resolve(cli, checkpoint, flags.model, options);
   if (!flags.timesteps.empty())
     cli.within("--timesteps", [&] { options.timesteps = parse_timesteps(flags.timesteps); });
   const std::string model = checkpoint.path.string();
-  cli.needs("--mode", flags.mode != "dynamic" || config.is_dynamic(),
-            fmt::format("routers; {} is a static DiT, it has none", model));
-  if (!flags.mode.empty()) options.mode = kModeNames.at(flags.mode);
   options.noise = kNoiseNames.at(flags.noise);
   cli.needs("--cost-map", config.token_routers,
             fmt::format("token routers; {} has no token routers, all its tokens enter all MLPs", model));
   cli.needs("--cost-map", options.mode == Mode::Dynamic,
             "--mode dynamic; with --mode static all tokens enter all MLPs");
   options.token_map = !flags.outputs.cost_map.empty();
-  options.dtype = dtype_of(flags.model.dtype);
-  options.threads = flags.model.threads;
-  options.engine = flags.model.resolve_engine();
-  options.guided_channels = guided_channels_of(cli, flags.cfg_channels, config);
   options.classes.clear();
   for (const std::string& list : flags.classes) {
     cli.within("--classes", [&] {
@@ -301,8 +287,7 @@ int run_generate(const Args& args, Isa isa) {
   add_flags(cli, flags);
   cli.parse(args);
   cli.one_of("--steps", "--timesteps");
-  cli.needs("--eta", flags.sampler == "ddim", "--sampler ddim; the others have no eta");
-  cli.needs("--cfg-channels", flags.options.guided(), "guidance: a --cfg-scale above 1");
+  flags.sampling.check(cli, flags.options);
   Console& console = cli.console;
   const CancelFlag& cancel = install_cancel_handler();
 

@@ -85,11 +85,17 @@ void VerifyReport::count(const std::string& name, int64_t disagreements, int64_t
                   allowed > 0 ? fmt::format("{:.1f} %", 100 * allowed) : "none"));
 }
 
+void VerifyReport::skip(const std::string& name, const std::string& why) {
+  skipped_.push_back({{"name", name}, {"why", why}});
+  lines_.push_back(fmt::format("{:<5} {:<28} {}", "SKIP", name, why));
+}
+
 void VerifyReport::note(const std::string& text) { lines_.push_back("        " + text); }
 
 void VerifyReport::print() const {
   for (const std::string& line : lines_) print_out("{}\n", line);
-  print_out("{}: {} checks\n", passed_ ? "passed" : "FAILED", checks_.size());
+  print_out("{}: {} checks{}\n", passed_ ? "passed" : "FAILED", checks_.size(),
+            skipped_.empty() ? "" : fmt::format(", {} SKIPPED", skipped_.size()));
 }
 
 Reference::Reference(const std::string& path) : path_(path) {
@@ -245,7 +251,7 @@ int run_verify(const Args& args, Isa isa) {
   } else {
     verify_vae(cli, flags, vae, vae_config, reference, isa, report);
   }
-  cli.print({{"passed", report.passed()}, {"checks", report.to_json()}}, [&] { report.print(); });
+  cli.print({{"passed", report.passed()}, {"checks", report.to_json()}, {"skipped", report.skipped()}}, [&] { report.print(); });
   return report.passed() ? 0 : 1;
 }
 

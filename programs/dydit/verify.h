@@ -52,6 +52,8 @@ class VerifyReport {
              const Margin* margin = nullptr);
   /// Decisions that must agree, but for a share of `allowed`.
   void count(const std::string& name, int64_t disagreements, int64_t total, double allowed = 0);
+  /// What could not be checked, and why.
+  void skip(const std::string& name, const std::string& why);
   /// A remark below the last check, e.g. which token flipped.
   void note(const std::string& text);
 
@@ -59,11 +61,12 @@ class VerifyReport {
   size_t size() const { return checks_.size(); }
   void print() const;
   nlohmann::json to_json() const { return checks_; }
+  const nlohmann::json& skipped() const { return skipped_; }
 
  private:
   void add(const std::string& name, bool ok, nlohmann::json check, const std::string& text);
 
-  nlohmann::json checks_ = nlohmann::json::array();
+  nlohmann::json checks_ = nlohmann::json::array(), skipped_ = nlohmann::json::array();
   std::vector<std::string> lines_;
   bool passed_ = true;
 };
@@ -110,6 +113,11 @@ void verify_training(const VerifyContext& context, VerifyReport& report);
 /// decoded.
 void verify_autoencoder(const AutoencoderFile& file, const Reference& reference, at::ScalarType dtype,
                         int threads, VerifyReport& report);
+
+/// Features of the FID network with weights by recipe, stage by stage, in every resize.
+void verify_inception(const Reference& reference, int threads, VerifyReport& report);
+/// Features of the other networks, of weights that lie near the vectors; those without are skipped and said.
+void verify_extractors(const Reference& reference, int threads, VerifyReport& report);
 
 /// Forwards of an engine, and the decisions behind them.
 class Replay {

@@ -1,12 +1,12 @@
 // One convolution against LibTorch's in float64: every tiling, type, size and shape.
-#include "dydit/vae/conv.h"
+#include "dydit/conv/conv.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include "tests/support/autoencoders.h"
 
-namespace dydit::vae {
+namespace dydit::conv {
 namespace {
 
 using test::apart;
@@ -16,13 +16,19 @@ struct Case {
   const char* name;
   ConvShape shape;
 };
-const ConvShape kPixel = {.in = 24, .out = 40, .kernel = 1, .before = 0, .after = 0};
+const ConvShape kPixel = {.in = 24, .out = 40, .rows = kOneTap, .columns = kOneTap};
 const Case kCases[] = {
     {"Winograd", {.in = 32, .out = 48}},
     {"WinogradOddChannels", {.in = 17, .out = 19}},
     {"Direct", {.in = 3, .out = 16}},
     {"Pixel", kPixel},
-    {"DownAsKl", {.in = 16, .out = 24, .stride = 2, .before = 0}},
+    {"DownAsKl", {.in = 16, .out = 24, .stride = 2, .rows = {3, 0, 1}, .columns = {3, 0, 1}}},
+    {"DownWithoutZeros", {.in = 16, .out = 24, .stride = 2, .rows = {3, 0, 0}, .columns = {3, 0, 0}}},
+    {"WinogradWithoutZeros", {.in = 16, .out = 24, .rows = {3, 0, 0}, .columns = {3, 0, 0}}},
+    {"FiveByFive", {.in = 16, .out = 24, .rows = {5, 2, 2}, .columns = {5, 2, 2}}},
+    {"Row", {.in = 16, .out = 24, .rows = kOneTap, .columns = {7, 3, 3}}},
+    {"Column", {.in = 16, .out = 24, .rows = {7, 3, 3}, .columns = kOneTap}},
+    {"PixelOddChannels", {.in = 7, .out = 24, .rows = kOneTap, .columns = kOneTap}},
     {"DownAsTiny", {.in = 16, .out = 24, .stride = 2}},
     {"Upsample", {.in = 16, .out = 24, .upsample = true}},
     {"UpsampleOddChannels", {.in = 5, .out = 7, .upsample = true}},
@@ -63,12 +69,14 @@ at::Tensor plain(const at::Tensor& image, const at::Tensor& weight, const at::Te
                  const ConvShape& shape) {
   at::Tensor x = image.to(at::kDouble).unsqueeze(0);
   if (shape.upsample) x = x.repeat_interleave(2, 2).repeat_interleave(2, 3);
-  x = at::constant_pad_nd(x, {shape.before, shape.after, shape.before, shape.after});
+  x = at::constant_pad_nd(x,
+                          {shape.columns.before, shape.columns.after, shape.rows.before, shape.rows.after});
   return at::conv2d(x, weight.to(at::kDouble), bias.to(at::kDouble), shape.stride).squeeze(0);
 }
 
 TEST_P(EveryConv, EqualsThePlainFormula) {
-  const at::Tensor weight = random_map({shape_.out, shape_.in, shape_.kernel, shape_.kernel}, 1) * .2,
+  const at::Tensor weight =
+                       random_map({shape_.out, shape_.in, shape_.rows.taps, shape_.columns.taps}, 1) * .2,
                    bias = random_map({shape_.out}, 2);
   cpu::Arena arena;
   Team team(2);
@@ -94,7 +102,7 @@ TEST_P(EveryConv, EqualsThePlainFormula) {
 
 // Of values far from zero, whose squares would drown their differences.
 TEST(Moments, KeepTheirDigitsFarFromZero) {
-  const ConvShape shape = {.in = 16, .out = 16, .kernel = 1, .before = 0, .after = 0};
+  const ConvShape shape = {.in = 16, .out = 16, .rows = kOneTap, .columns = kOneTap};
   cpu::Arena arena;
   Team team(1);
   const Conv conv(at::eye(16), at::full({16}, 5000.0), shape, /*bf16=*/false, arena, team);
@@ -142,4 +150,4 @@ TEST(ConvUse, NormActivationsAndSum) {
 }
 
 }  // namespace
-}  // namespace dydit::vae
+}  // namespace dydit::conv

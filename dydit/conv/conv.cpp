@@ -1,15 +1,16 @@
-#include "dydit/vae/conv.h"
+#include "dydit/conv/conv.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include <ATen/ATen.h>
 
 #include "dydit/base/isa.h"
 #include "dydit/base/row_pool.h"
 
-namespace dydit::vae {
+namespace dydit::conv {
 
 namespace avx2 {
 extern const Kernels kernels;
@@ -35,9 +36,13 @@ constexpr int kLine = 64;
 // Winograd's tiles pay where the products outweigh what goes around them.
 constexpr int kWinogradChannels = 16;
 
-// Tiles of a block to each side, and so rows of a product: few enough for the second-level cache, many enough
-// for every panel of weights that is read.
-constexpr int kBlock = 8;
+// Tiles of a block to each side, about, and so rows of a product: few enough for the second-level cache, many
+// enough for every panel of weights that is read. A map is cut evenly: 17 tiles are 9 and 8, 11 are one
+// block.
+constexpr int kBlock = 8, kMostOfBlock = 11;
+static_assert(kBlock * kBlock * 3 / 2 <= kMostOfBlock * kMostOfBlock);  // pixels of one row
+
+int even_parts(int tiles, int about) { return ceil_div(tiles, std::max(1, (tiles + about / 2) / about)); }
 
 size_t round_up(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
@@ -52,6 +57,13 @@ at::Tensor transformed(const at::Tensor& weight, Tiling tiling) {
 }
 
 }  // namespace
+
+// How the output is cut. A pixelwise convolution sees a map as one row of pixels.
+struct Conv::Grid {
+  int in_height, in_width, height, width;  // pixels
+  int tiles_y, tiles_x;                    // of a block
+  int blocks_x, blocks;
+};
 
 // Part of the output that one thread computes.
 struct Conv::Block {
@@ -75,17 +87,18 @@ Conv::Conv(const at::Tensor& weight, const at::Tensor& bias, const ConvShape& sh
     : shape_(shape), bf16_(bf16), columns_(ceil_div(shape.out, cpu::kPanel) * cpu::kPanel) {
   if (shape.upsample) {
     tiling_ = Tiling::Upsample;
-  } else if (!bf16 && shape.kernel == 3 && shape.stride == 1 &&
+  } else if (!bf16 && shape.rows.taps == 3 && shape.columns.taps == 3 && shape.stride == 1 &&
              std::min(shape.in, shape.out) >= kWinogradChannels) {
     tiling_ = Tiling::Winograd;
   }
   const OneThread here;  // else sums would be those of the machine's cores
-  const at::Tensor w = weight.to(at::kDouble).reshape({shape.out, shape.in, shape.kernel, shape.kernel});
+  const at::Tensor w =
+      weight.to(at::kDouble).reshape({shape.out, shape.in, shape.rows.taps, shape.columns.taps});
   const at::Tensor matrix = (tiling_ == Tiling::Direct ? w.permute({0, 2, 3, 1}) : transformed(w, tiling_))
                                 .to(at::kFloat)
                                 .contiguous();
   const int products = products_of(tiling_);
-  const int inputs = tiling_ == Tiling::Direct ? shape.in * shape.kernel * shape.kernel : shape.in;
+  const int inputs = tiling_ == Tiling::Direct ? shape.in * shape.rows.taps * shape.columns.taps : shape.in;
   row_ = even(inputs);
   packed_ = cpu::PackedLinear(matrix.view({int64_t{products} * shape.out, inputs}),
                               at::zeros({int64_t{products} * shape.out}), products, /*in_segments=*/1, bf16,
@@ -109,15 +122,18 @@ int64_t Conv::executed_macs(int out_height, int out_width) const {
 }
 
 Conv::Room Conv::room(const cpu::Buffer& scratch) const {
-  const int tiles = kBlock * kBlock, products = products_of(tiling_);
+  constexpr int kTiles = kMostOfBlock * kMostOfBlock;
+  const int products = products_of(tiling_);
   const size_t element = bf16_ ? 2 : 4;
-  const int side = tiling_ == Tiling::Winograd   ? 2 * kBlock + 2
-                   : tiling_ == Tiling::Upsample ? kBlock + 2
-                                                 : (kBlock - 1) * shape_.stride + shape_.kernel;
+  const auto side = [&](const Extent& extent) {
+    return tiling_ == Tiling::Winograd   ? 2 * kMostOfBlock + 2
+           : tiling_ == Tiling::Upsample ? kMostOfBlock + 2
+                                         : (kMostOfBlock - 1) * shape_.stride + extent.taps;
+  };
   Room room = {};
-  room.row_stride = tiles * row_ + static_cast<int64_t>(kLine / element);
-  room.sum_stride = tiles * columns_ + cpu::kPanel;
-  const size_t patch = round_up(element * side * side * shape_.in),
+  room.row_stride = kTiles * row_ + static_cast<int64_t>(kLine / element);
+  room.sum_stride = kTiles * columns_ + cpu::kPanel;
+  const size_t patch = round_up(element * side(shape_.rows) * side(shape_.columns) * shape_.in),
                rows = round_up(element * products * room.row_stride),
                sums = sizeof(float) * products * room.sum_stride;
   room.patch = scratch.as<std::byte>();
@@ -130,21 +146,38 @@ Conv::Room Conv::room(const cpu::Buffer& scratch) const {
 
 size_t Conv::scratch_bytes() const { return room({}).bytes; }
 
-Conv::Block Conv::block(int index, const Map& to) const {
-  const int side = side_of(tiling_), most = kBlock * side, blocks_x = ceil_div(to.W, most);
+Conv::Grid Conv::grid(const Map& from, const Map& to) const {
+  Grid g = {from.H, from.W, to.H, to.W, 0, 0, 0, 0};
+  if (shape_.is_pixelwise()) {
+    g.in_width *= g.in_height;
+    g.width *= g.height;
+    g.in_height = g.height = g.tiles_y = 1;
+    g.tiles_x = even_parts(g.width, kBlock * kBlock);
+  } else {
+    const int side = side_of(tiling_);
+    g.tiles_y = even_parts(ceil_div(g.height, side), kBlock);
+    g.tiles_x = even_parts(ceil_div(g.width, side), kBlock);
+  }
+  g.blocks_x = ceil_div(g.width, g.tiles_x * side_of(tiling_));
+  g.blocks = ceil_div(g.height, g.tiles_y * side_of(tiling_)) * g.blocks_x;
+  return g;
+}
+
+Conv::Block Conv::block(int index, const Grid& g) const {
+  const int side = side_of(tiling_), most_y = g.tiles_y * side, most_x = g.tiles_x * side;
   Block b = {};
-  b.y = index / blocks_x * most;
-  b.x = index % blocks_x * most;
-  b.rows = std::min(most, to.H - b.y);
-  b.cols = std::min(most, to.W - b.x);
+  b.y = index / g.blocks_x * most_y;
+  b.x = index % g.blocks_x * most_x;
+  b.rows = std::min(most_y, g.height - b.y);
+  b.cols = std::min(most_x, g.width - b.x);
   b.tiles_y = ceil_div(b.rows, side);
   b.tiles_x = ceil_div(b.cols, side);
   switch (tiling_) {
     case Tiling::Winograd:
       b.patch_rows = 2 * b.tiles_y + 2;
       b.patch_cols = 2 * b.tiles_x + 2;
-      b.patch_y = b.y - shape_.before;
-      b.patch_x = b.x - shape_.before;
+      b.patch_y = b.y - shape_.rows.before;
+      b.patch_x = b.x - shape_.columns.before;
       break;
     case Tiling::Upsample:
       b.patch_rows = b.tiles_y + 2;
@@ -153,10 +186,10 @@ Conv::Block Conv::block(int index, const Map& to) const {
       b.patch_x = b.x / 2 - 1;
       break;
     case Tiling::Direct:
-      b.patch_rows = (b.rows - 1) * shape_.stride + shape_.kernel;
-      b.patch_cols = (b.cols - 1) * shape_.stride + shape_.kernel;
-      b.patch_y = b.y * shape_.stride - shape_.before;
-      b.patch_x = b.x * shape_.stride - shape_.before;
+      b.patch_rows = (b.rows - 1) * shape_.stride + shape_.rows.taps;
+      b.patch_cols = (b.cols - 1) * shape_.stride + shape_.columns.taps;
+      b.patch_y = b.y * shape_.stride - shape_.rows.before;
+      b.patch_x = b.x * shape_.stride - shape_.columns.before;
       break;
   }
   return b;
@@ -179,9 +212,9 @@ void Conv::gather(A* rows, const A* patch, const Block& b) const {
         }
       }
       if (tiling_ == Tiling::Direct) {
-        const int run = shape_.kernel * shape_.in;
-        for (int k = 0; k < shape_.kernel; ++k) std::copy_n(from + k * patch_row, run, rows + k * run);
-        if (row_ > shape_.kernel * run) rows[row_ - 1] = A{};
+        const int run = shape_.columns.taps * shape_.in, taps = shape_.rows.taps;
+        for (int k = 0; k < taps; ++k) std::copy_n(from + k * patch_row, run, rows + k * run);
+        if (row_ > taps * run) rows[row_ - 1] = A{};
       }
     }
   }
@@ -190,12 +223,12 @@ void Conv::gather(A* rows, const A* patch, const Block& b) const {
 // The sums of all products. While a tile's width of panels is multiplied, the next one is fetched: 64 rows by
 // 512 inputs by 512 outputs, again and again, at 94 % of the peak instead of 70.
 template <typename A>
-void Conv::multiply(const A* rows, const Room& room, int tiles) const {
+void Conv::multiply(const A* rows, int64_t row, const Room& room, int tiles) const {
   const int whole = 0, size = static_cast<int>(panels_[0].size()), products = products_of(tiling_);
   for (int p = 0; p < products; ++p) {
     cpu::Gemm gemm;
     gemm.a = rows + p * room.row_stride;
-    gemm.lda = row_;
+    gemm.lda = row;
     gemm.row_end = tiles;
     gemm.segments = &whole;
     gemm.num_segments = 1;
@@ -218,18 +251,18 @@ void Conv::multiply(const A* rows, const Room& room, int tiles) const {
   }
 }
 
+// The block's part of the input, normalised and activated, zeros where there is none.
 template <typename A>
-void Conv::run_block(const Block& b, const Room& room, const Map& from, const Map& to, const ConvUse& use,
-                     const std::vector<float>& scales) const {
-  auto* const patch = reinterpret_cast<A*>(room.patch);
+void Conv::fill_patch(A* patch, const Block& b, const Grid& g, const Map& from, const ConvUse& use,
+                      const std::vector<float>& scales) const {
   const int C = shape_.in;
   const int first = std::clamp(-b.patch_x, 0, b.patch_cols),
-            end = std::clamp(from.W - b.patch_x, first, b.patch_cols);  // columns that the input has
+            end = std::clamp(g.in_width - b.patch_x, first, b.patch_cols);  // columns that the input has
   const size_t from_element = from.bf16 ? 2 : 4;
   for (int row = 0; row < b.patch_rows; ++row) {
     A* to_row = patch + int64_t{row} * b.patch_cols * C;
     const int y = b.patch_y + row;
-    const bool inside = y >= 0 && y < from.H && end > first;
+    const bool inside = y >= 0 && y < g.in_height && end > first;
     const int zeros = inside ? first : b.patch_cols;
     std::fill_n(to_row, int64_t{zeros} * C, A{});
     if (!inside) continue;
@@ -239,17 +272,29 @@ void Conv::run_block(const Block& b, const Room& room, const Map& from, const Ma
          scales.empty() ? nullptr : scales.data() + scales.size() / 2, use.before});
     std::fill_n(to_row + int64_t{end} * C, int64_t{b.patch_cols - end} * C, A{});
   }
-  auto* const rows = reinterpret_cast<A*>(room.rows);
-  gather(rows, patch, b);
+}
 
-  multiply(rows, room, b.tiles_y * b.tiles_x);
+template <typename A>
+void Conv::run_block(const Block& b, const Room& room, const Grid& g, const Map& from, const Map& to,
+                     const ConvUse& use, const std::vector<float>& scales) const {
+  const int tiles = b.tiles_y * b.tiles_x;
+  if (shape_.is_pixelwise() && from.bf16 == bf16_ && scales.empty() && use.before == Activation::None &&
+      row_ == shape_.in && from.stride % 2 == 0) {  // whole pairs: the map is the products' rows
+    multiply(from.as<const A>() + from.at(0, b.x), from.stride, room, tiles);
+  } else {
+    auto* const patch = reinterpret_cast<A*>(room.patch);
+    auto* const rows = reinterpret_cast<A*>(room.rows);
+    fill_patch(patch, b, g, from, use, scales);
+    gather(rows, patch, b);
+    multiply(rows, row_, room, tiles);
+  }
   Finish finish = {};
   finish.sums = room.sums;
   finish.product_stride = room.sum_stride;
   finish.columns = columns_;
   finish.tiles_y = b.tiles_y;
   finish.tiles_x = b.tiles_x;
-  finish.out = to.as<std::byte>() + to.at(b.y, b.x) * (to.bf16 ? 2 : 4);
+  finish.out = to.as<std::byte>() + (to.at(b.y, b.x) + use.channel) * (to.bf16 ? 2 : 4);
   finish.row_stride = to.W * to.stride;
   finish.pixel_stride = to.stride;
   finish.rows = b.rows;
@@ -257,7 +302,8 @@ void Conv::run_block(const Block& b, const Room& room, const Map& from, const Ma
   finish.C = shape_.out;
   finish.bias = bias_.data();
   finish.add = use.add;
-  finish.activation = use.after;
+  finish.relu = use.after != Activation::None;
+  finish.ceiling = use.after == Activation::Relu6 ? 6.0f : std::numeric_limits<float>::infinity();
   if (use.groups > 0) {
     finish.first = room.moments;
     finish.sum = finish.first + columns_;
@@ -287,13 +333,13 @@ void Conv::run(Team& team, std::vector<cpu::Buffer>& scratch, const Map& from, M
                const ConvUse& use) const {
   std::vector<float> scales;
   if (use.norm != nullptr && use.norm->groups > 0) scales = scales_of(*use.norm, from);
-  const int most = kBlock * side_of(tiling_), blocks = ceil_div(to.H, most) * ceil_div(to.W, most);
-  std::vector<Moments> partial(static_cast<size_t>(blocks) * use.groups);
-  run_tasks(team, blocks, [&](int index, int thread) {
-    const Block b = block(index, to);
+  const Grid g = grid(from, to);
+  std::vector<Moments> partial(static_cast<size_t>(g.blocks) * use.groups);
+  team.run(g.blocks, [&](int index, int thread) {
+    const Block b = block(index, g);
     const Room mine = room(scratch[thread]);
-    bf16_ ? run_block<Bf16>(b, mine, from, to, use, scales)
-          : run_block<float>(b, mine, from, to, use, scales);
+    bf16_ ? run_block<Bf16>(b, mine, g, from, to, use, scales)
+          : run_block<float>(b, mine, g, from, to, use, scales);
     if (use.groups == 0) return;
     const double pixels = double(b.rows) * b.cols;
     const float *first = mine.moments, *sum = first + columns_, *squares = sum + columns_;
@@ -307,4 +353,4 @@ void Conv::run(Team& team, std::vector<cpu::Buffer>& scratch, const Map& from, M
   for (size_t i = 0; i < partial.size(); ++i) to.moments[i % use.groups].add(partial[i]);
 }
 
-}  // namespace dydit::vae
+}  // namespace dydit::conv

@@ -11,9 +11,9 @@
 
 #include "dydit/base/bf16.h"
 
-namespace dydit::vae {
+namespace dydit::conv {
 
-enum class Activation { None, Silu, Relu };
+enum class Activation { None, Silu, Relu, Relu6 };  // Silu: before a convolution only, Relu6: after
 enum class Tiling { Direct, Winograd, Upsample };
 inline constexpr int kTilings = 3;
 
@@ -34,7 +34,8 @@ struct Preparation {
   Activation activation;
 };
 
-/// What becomes of the sums of a block of tiles, row-major: out <- activation(v + bias [+ out]).
+/// What becomes of the sums of a block of tiles, row-major: out <- v + bias [+ out] [, no less than 0 and no
+/// more than `ceiling`].
 struct Finish {
   const float* sums;  // (products, tiles, columns)
   int64_t product_stride, columns;
@@ -45,10 +46,33 @@ struct Finish {
   int C;
   const float* bias;  // (columns)
   bool add;           // to what is there
-  Activation activation;
+  bool relu;
+  float ceiling;
   // Of each channel (columns): its value at the block's first pixel, and sum and sum of squares of what
   // the pixels lie above it. Null: not wanted.
   float *first, *sum, *squares;
+};
+
+/// One output pixel of a depthwise convolution, from the taps that lie inside the map:
+/// to (C) <- min(max(bias + sum of weights * from, 0), ceiling).
+struct Depthwise {
+  float* to;
+  const float* from;           // the first tap
+  int64_t row, pixel;          // elements from tap to tap, down and across
+  int rows, columns, C;        // taps
+  const float* weights;        // of the first tap
+  int64_t weight_row, weight;  // elements likewise
+  const float* bias;
+  float ceiling;
+};
+
+/// to (C) <- the largest of the taps that lie inside the map, or their mean.
+struct Pooling {
+  float* to;
+  const float* from;
+  int64_t row, pixel;
+  int rows, columns, C;
+  bool largest;
 };
 
 /// Indices of types: 0 float, 1 bfloat16.
@@ -62,9 +86,11 @@ struct Kernels {
   // row (N) <- exp(scale (row - its largest)); returns 1 / the sum.
   float (*exponentials)(float* row, int N, float scale);
   void (*scale_row)(float* row, int C, float factor);
+  void (*depthwise)(const Depthwise&);
+  void (*pool)(const Pooling&);
 };
 
 /// The kernels for the instruction level in force (dydit/base/isa.h).
 const Kernels& kernels();
 
-}  // namespace dydit::vae
+}  // namespace dydit::conv

@@ -9,28 +9,30 @@
 #include <ATen/core/Tensor.h>
 
 #include "dydit/base/team.h"
+#include "dydit/conv/conv_kernels.h"
+#include "dydit/conv/map.h"
 #include "dydit/engine/cpu/packed_linear.h"
-#include "dydit/vae/conv_kernels.h"
-#include "dydit/vae/map.h"
 
-namespace dydit::vae {
+namespace dydit::conv {
 
-/// fn(task, thread) for any number of tasks; Team::run takes 65535.
-template <typename Fn>
-void run_tasks(Team& team, int tasks, const Fn& fn) {
-  constexpr int kMost = 65535;
-  for (int first = 0; first < tasks; first += kMost) {
-    team.run(std::min(kMost, tasks - first), [&](int i, int thread) { fn(first + i, thread); });
-  }
-}
+/// Along one axis: taps, and zeros before the first and after the last pixel.
+struct Extent {
+  int taps = 3, before = 1, after = 1;
+};
+inline constexpr Extent kOneTap = {1, 0, 0};
 
 struct ConvShape {
-  int in = 0, out = 0, kernel = 3, stride = 1;
-  int before = 1, after = 1;  // rows and columns of zeros at the top and left, at the bottom and right
-  bool upsample = false;      // nearest x2 first
+  int in = 0, out = 0, stride = 1;
+  Extent rows = {}, columns = {};
+  bool upsample = false;  // nearest x2 first
 
-  int out_side(int in_side) const {
-    return upsample ? 2 * in_side : (in_side + before + after - kernel + stride) / stride;
+  int out_height(int height) const { return out_side(height, rows); }
+  int out_width(int width) const { return out_side(width, columns); }
+  bool is_pixelwise() const { return rows.taps == 1 && columns.taps == 1 && stride == 1 && !upsample; }
+
+ private:
+  int out_side(int in_side, const Extent& extent) const {
+    return upsample ? 2 * in_side : (in_side + extent.before + extent.after - extent.taps + stride) / stride;
   }
 };
 
@@ -47,12 +49,13 @@ struct ConvUse {
   Activation before = Activation::None, after = Activation::None;
   bool add = false;  // to what the output holds
   int groups = 0;    // moments of the output are wanted for so many groups (0: none)
+  int channel = 0;   // of the output, the first that is written
 };
 
 class Conv {
  public:
   Conv() = default;
-  /// weight (out, in, kernel, kernel) or, of one pixel, (out, in), in any type; bias (out) or undefined.
+  /// weight (out, in, rows, columns) or, of one pixel, (out, in), in any type; bias (out) or undefined.
   /// bf16: products are of bfloat16 values, else of float32 ones. The packed weights lie in `arena`.
   Conv(const at::Tensor& weight, const at::Tensor& bias, const ConvShape& shape, bool bf16, cpu::Arena& arena,
        Team& team);
@@ -63,21 +66,26 @@ class Conv {
   /// Of each thread.
   size_t scratch_bytes() const;
 
-  /// `to` has the output's size; it may be `from` where kernel and stride are 1. scratch: one a thread.
+  /// `to` has the output's size; it may be `from` where the shape is pixelwise. scratch: one a thread.
   void run(Team& team, std::vector<cpu::Buffer>& scratch, const Map& from, Map& to, const ConvUse& use) const;
 
  private:
   struct Block;
   struct Room;  // of a thread
-  Block block(int index, const Map& to) const;
+  struct Grid;  // of blocks
+  Grid grid(const Map& from, const Map& to) const;
+  Block block(int index, const Grid& grid) const;
   Room room(const cpu::Buffer& scratch) const;
   template <typename A>
-  void run_block(const Block& block, const Room& room, const Map& from, const Map& to, const ConvUse& use,
-                 const std::vector<float>& scales) const;
+  void run_block(const Block& block, const Room& room, const Grid& grid, const Map& from, const Map& to,
+                 const ConvUse& use, const std::vector<float>& scales) const;
+  template <typename A>
+  void fill_patch(A* patch, const Block& block, const Grid& grid, const Map& from, const ConvUse& use,
+                  const std::vector<float>& scales) const;
   template <typename A>
   void gather(A* rows, const A* patch, const Block& block) const;
   template <typename A>
-  void multiply(const A* rows, const Room& room, int tiles) const;
+  void multiply(const A* rows, int64_t row, const Room& room, int tiles) const;
 
   ConvShape shape_;
   Tiling tiling_ = Tiling::Direct;
@@ -88,4 +96,4 @@ class Conv {
   std::vector<float> bias_;                      // (columns)
 };
 
-}  // namespace dydit::vae
+}  // namespace dydit::conv

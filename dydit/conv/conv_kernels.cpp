@@ -1,9 +1,9 @@
 // Compiled once a level with DYDIT_LEVEL and that level's flags; see dydit/engine/cpu/kernels.cpp.
-#include "dydit/vae/conv_kernels.h"
+#include "dydit/conv/conv_kernels.h"
 
 #include "dydit/engine/cpu/vectors.h"
 
-namespace dydit::vae::DYDIT_LEVEL {
+namespace dydit::conv::DYDIT_LEVEL {
 namespace {
 
 using namespace dydit::cpu::DYDIT_LEVEL;  // vectors.h
@@ -11,6 +11,10 @@ using dydit::cpu::kPanel;
 
 inline Lanes operator-(const Lanes& a, const Lanes& b) {
   return each(a, [&](Vector x, int v) { return x - b.v[v]; });
+}
+
+inline Lanes no_more_than(const Lanes& a, float limit) {
+  return each(a, [&](Vector x, int) { return smallest(x, broadcast(limit)); });
 }
 
 // x sigmoid(x) = x / (1 + 2^(-x log2 e)), as exact as T. Below the limit the result is 0 to 1e-17.
@@ -49,6 +53,7 @@ void prepare(const Preparation& p) {
     case Activation::Silu:
       return with.template operator()<Activation::Silu>();
     case Activation::Relu:
+    case Activation::Relu6:
       return with.template operator()<Activation::Relu>();
   }
 }
@@ -166,7 +171,7 @@ void finish_tiles(const Finish& f) {
             Out* to = tile + y * f.row_stride + x * f.pixel_stride + c;
             v[y][x] = v[y][x] + bias;
             if constexpr (kAdd) v[y][x] = v[y][x] + load_lanes(to, count);
-            if constexpr (kRelu) v[y][x] = relu(v[y][x]);
+            if constexpr (kRelu) v[y][x] = no_more_than(relu(v[y][x]), f.ceiling);
             store_lanes(to, v[y][x], count);
           }
         }
@@ -195,15 +200,14 @@ void finish_tiles(const Finish& f) {
 
 template <Tiling kTiling, typename Out>
 void finish(const Finish& f) {
-  const bool relu = f.activation == Activation::Relu;
   const auto with = [&]<bool kAdd, bool kRelu>() {
     f.sum ? finish_tiles<kTiling, kAdd, kRelu, true, Out>(f)
           : finish_tiles<kTiling, kAdd, kRelu, false, Out>(f);
   };
   if (f.add) {
-    relu ? with.template operator()<true, true>() : with.template operator()<true, false>();
+    f.relu ? with.template operator()<true, true>() : with.template operator()<true, false>();
   } else {
-    relu ? with.template operator()<false, true>() : with.template operator()<false, false>();
+    f.relu ? with.template operator()<false, true>() : with.template operator()<false, false>();
   }
 }
 
@@ -226,6 +230,34 @@ void scale_row(float* row, int C, float factor) {
   for (int c = 0; c < C; c += kPanel) store_lanes(row + c, times(load_lanes(row + c, C - c), factor), C - c);
 }
 
+void depthwise(const Depthwise& d) {
+  for (int c = 0; c < d.C; c += kPanel) {
+    Lanes sum = load_lanes(d.bias + c);
+    for (int y = 0; y < d.rows; ++y) {
+      const float *from = d.from + y * d.row + c, *weights = d.weights + y * d.weight_row + c;
+      for (int x = 0; x < d.columns; ++x)
+        sum = multiply_add(load_lanes(from + x * d.pixel, d.C - c), load_lanes(weights + x * d.weight), sum);
+    }
+    store_lanes(d.to + c, no_more_than(relu(sum), d.ceiling), d.C - c);
+  }
+}
+
+void pool(const Pooling& p) {
+  const float share = 1.0f / static_cast<float>(p.rows * p.columns);
+  for (int c = 0; c < p.C; c += kPanel) {
+    const int count = p.C - c;
+    Lanes all = load_lanes(p.from + c, count);
+    for (int y = 0; y < p.rows; ++y) {
+      const float* from = p.from + y * p.row + c;
+      for (int x = y == 0; x < p.columns; ++x) {
+        const Lanes tap = load_lanes(from + x * p.pixel, count);
+        all = p.largest ? largest(all, tap) : all + tap;
+      }
+    }
+    store_lanes(p.to + c, p.largest ? all : times(all, share), count);
+  }
+}
+
 }  // namespace
 
 extern const Kernels kernels = {
@@ -236,6 +268,8 @@ extern const Kernels kernels = {
      {finish<Tiling::Winograd, float>, finish<Tiling::Winograd, Bf16>},
      {finish<Tiling::Upsample, float>, finish<Tiling::Upsample, Bf16>}},
     exponentials,
-    scale_row};
+    scale_row,
+    depthwise,
+    pool};
 
-}  // namespace dydit::vae::DYDIT_LEVEL
+}  // namespace dydit::conv::DYDIT_LEVEL

@@ -9,7 +9,7 @@
 #include "dydit/base/bf16.h"
 #include "dydit/engine/cpu/memory.h"
 
-namespace dydit::vae {
+namespace dydit::conv {
 
 /// Count, mean and sum of squares about it of a group's values.
 struct Moments {
@@ -98,4 +98,4 @@ class MapPool {
   double held_ = 0;
 };
 
-}  // namespace dydit::vae
+}  // namespace dydit::conv

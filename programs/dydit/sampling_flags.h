@@ -1,0 +1,27 @@
+// Flags of every verb that samples a model: how many steps, which sampler, guidance, what is computed
+// together.
+#pragma once
+
+#include <string>
+
+#include "cli.h"
+#include "dydit/model/checkpoint.h"
+#include "dydit/pipeline/generate.h"
+#include "model_flags.h"
+
+namespace dydit {
+
+struct SamplingFlags {
+  std::string sampler = "ddpm", cfg_channels = "auto", mode;
+
+  /// --steps, --sampler, --eta, --cfg-scale, --cfg-channels, --mode and --batch, into `options`.
+  void add(Cli& cli, GenerateOptions& options, int least_steps = 1);
+  /// What can be said of them without a model. Called after parsing.
+  void check(Cli& cli, const GenerateOptions& options) const;
+  /// Turns what was typed into options, those of `model` too, with the checkpoint at hand. A static DiT's
+  /// mode is static.
+  void resolve(Cli& cli, const Checkpoint& checkpoint, const ModelFlags& model,
+               GenerateOptions& options) const;
+};
+
+}  // namespace dydit
