@@ -34,8 +34,7 @@ uint64_t checksum(std::span<const std::byte> bytes) {
 // What a record begins with; features, logits and spatial features follow as float32.
 struct FeatureStore::Head {
   uint64_t checksum;
-  int64_t index, label;
-  ImageCost cost;
+  ImageNote image;
 };
 
 size_t FeatureStore::record_bytes() const {
@@ -87,29 +86,32 @@ void FeatureStore::open_own() {
               "{}: cannot be written: {}", path.string(), std::strerror(errno));
 }
 
+// fn(head, its values), unless the record is damaged.
+template <typename Fn>
+void FeatureStore::visit(std::span<const std::byte> record, const Fn& fn) {
+  Head head;
+  std::memcpy(&head, record.data(), sizeof(head));
+  if (checksum(record.subspan(sizeof(head.checksum))) == head.checksum)
+    fn(head, record.subspan(sizeof(Head)));
+}
+
 template <typename Fn>
 void FeatureStore::for_records(const Fn& fn) const {
-  const auto visit = [&](std::span<const std::byte> record) {
-    Head head;
-    std::memcpy(&head, record.data(), sizeof(head));
-    if (checksum(record.subspan(sizeof(head.checksum))) == head.checksum)
-      fn(head, record.subspan(sizeof(Head)));
-  };
-  for (const auto& record : memory_) visit(record);
+  for (const auto& record : memory_) visit(record, fn);
   if (folder_.empty()) return;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder_)) {
     if (entry.path().extension() != kPartEnd || entry.file_size() < record_bytes()) continue;
     const auto file = MappedFile::open(entry.path());
     const auto bytes = file->bytes();
     for (size_t at = 0; at + record_bytes() <= bytes.size(); at += record_bytes())
-      visit(bytes.subspan(at, record_bytes()));
+      visit(bytes.subspan(at, record_bytes()), fn);
   }
 }
 
 std::vector<int64_t> FeatureStore::missing(int64_t n) const {
   std::vector<bool> there(static_cast<size_t>(n));
   for_records([&](const Head& head, std::span<const std::byte>) {
-    if (head.index >= 0 && head.index < n) there[static_cast<size_t>(head.index)] = true;
+    if (head.image.index >= 0 && head.image.index < n) there[static_cast<size_t>(head.image.index)] = true;
   });
   std::vector<int64_t> missing;
   for (int64_t i = 0; i < n; ++i) {
@@ -118,8 +120,7 @@ std::vector<int64_t> FeatureStore::missing(int64_t n) const {
   return missing;
 }
 
-void FeatureStore::add(int64_t index, int64_t label, const ImageCost& cost, const ImageFeatures& rows,
-                       int64_t row) {
+void FeatureStore::add(const ImageNote& image, const ImageFeatures& rows, int64_t row) {
   std::vector<std::byte> record(record_bytes());
   std::byte* to = record.data() + sizeof(Head);
   for (const at::Tensor& part : {rows.features, rows.logits, rows.spatial}) {
@@ -128,7 +129,7 @@ void FeatureStore::add(int64_t index, int64_t label, const ImageCost& cost, cons
     std::memcpy(to, part.const_data_ptr<float>() + row * part.size(1), bytes);
     to += bytes;
   }
-  Head head = {0, index, label, cost};
+  Head head = {0, image};
   std::memcpy(record.data(), &head, sizeof(head));
   head.checksum = checksum(std::span(record).subspan(sizeof(head.checksum)));
   std::memcpy(record.data(), &head.checksum, sizeof(head.checksum));
@@ -147,7 +148,7 @@ void FeatureStore::add(int64_t index, int64_t label, const ImageCost& cost, cons
                           folder_.string(), std::strerror(failure)));
 }
 
-StoredFeatures FeatureStore::collect(int64_t n) const {
+StoredFeatures FeatureStore::collect(int64_t n) {
   StoredFeatures all;
   all.values.features = at::empty({n, sizes_.features});
   all.values.logits = at::empty({n, sizes_.logits});
@@ -155,18 +156,25 @@ StoredFeatures FeatureStore::collect(int64_t n) const {
   all.labels.assign(static_cast<size_t>(n), 0);
   std::vector<bool> there(static_cast<size_t>(n));
   std::vector<ImageCost> costs(static_cast<size_t>(n));
-  for_records([&](const Head& head, std::span<const std::byte> values) {
-    if (head.index < 0 || head.index >= n || there[static_cast<size_t>(head.index)]) return;
-    there[static_cast<size_t>(head.index)] = true;
-    all.labels[static_cast<size_t>(head.index)] = head.label;
-    costs[static_cast<size_t>(head.index)] = head.cost;
+  const auto place = [&](const Head& head, std::span<const std::byte> values) {
+    if (head.image.index < 0 || head.image.index >= n || there[static_cast<size_t>(head.image.index)]) return;
+    there[static_cast<size_t>(head.image.index)] = true;
+    all.labels[static_cast<size_t>(head.image.index)] = head.image.label;
+    costs[static_cast<size_t>(head.image.index)] = head.image.cost;
+    all.sizes.emplace(head.image.height, head.image.width);
     for (const at::Tensor& part : {all.values.features, all.values.logits, all.values.spatial}) {
       if (!part.defined()) continue;
       const size_t bytes = sizeof(float) * static_cast<size_t>(part.size(1));
-      std::memcpy(part.data_ptr<float>() + head.index * part.size(1), values.data(), bytes);
+      std::memcpy(part.data_ptr<float>() + head.image.index * part.size(1), values.data(), bytes);
       values = values.subspan(bytes);
     }
-  });
+  };
+  for (auto& record : memory_) {  // never all of them twice
+    visit(record, place);
+    record = {};
+  }
+  memory_.clear();
+  for_records(place);
   for (int64_t i = 0; i < n; ++i) {
     DYDIT_CHECK(there[static_cast<size_t>(i)], "{}: has no features of image {}; start the run again",
                 folder_.string(), i);

@@ -3,10 +3,12 @@
 // and several processes share one.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <filesystem>
+#include <set>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -21,10 +23,18 @@ struct ImageCost {
   double seconds = 0, required_gmacs = 0, executed_gmacs = 0;
 };
 
+/// What is known of an image beside its features.
+struct ImageNote {
+  int64_t index = 0, label = 0;  // kNoLabel: unknown
+  int32_t height = 0, width = 0;
+  ImageCost cost;
+};
+
 /// Images [0, n), in order.
 struct StoredFeatures {
   ImageFeatures values;
-  std::vector<int64_t> labels;  // kNoLabel: unknown
+  std::vector<int64_t> labels;
+  std::set<std::pair<int, int>> sizes;  // heights and widths that there are
   ImageCost mean_cost;
 };
 
@@ -40,16 +50,18 @@ class FeatureStore {
 
   /// Of [0, n), those that are in no process's file.
   std::vector<int64_t> missing(int64_t n) const;
-  /// Image `index` is row `row` of `rows`. On its way to the disk when this returns.
-  void add(int64_t index, int64_t label, const ImageCost& cost, const ImageFeatures& rows, int64_t row);
-  /// All of [0, n) from all files. Throws Error where one is missing.
-  StoredFeatures collect(int64_t n) const;
+  /// The image is row `row` of `rows`. On its way to the disk when this returns.
+  void add(const ImageNote& image, const ImageFeatures& rows, int64_t row);
+  /// All of [0, n) from all files; what was kept in memory is given up. Throws Error where one is missing.
+  StoredFeatures collect(int64_t n);
 
  private:
   struct Head;
   size_t record_bytes() const;
   void check_key(const nlohmann::json& key) const;
   void open_own();
+  template <typename Fn>
+  static void visit(std::span<const std::byte> record, const Fn& fn);
   template <typename Fn>
   void for_records(const Fn& fn) const;
 

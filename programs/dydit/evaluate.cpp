@@ -1,4 +1,5 @@
-// dydit evaluate --loss: the training loss of a model on held-out images, by decile of t.
+// dydit evaluate: images against a reference (evaluate_images.cpp), or with --loss the training loss of a
+// model on held-out images, by decile of t.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -9,10 +10,11 @@
 #include "cli.h"
 #include "data_flags.h"
 #include "dydit/base/error.h"
+#include "dydit/base/numbers.h"
 #include "dydit/eval/loss.h"
 #include "dydit/io/csv.h"
 #include "dydit/io/file.h"
-#include "dydit/pipeline/sink.h"
+#include "evaluate_images.h"
 #include "model_flags.h"
 #include "signals.h"
 #include "targets.h"
@@ -26,12 +28,46 @@ using nlohmann::json;
 struct EvaluateFlags {
   ModelFlags model;
   DataFlags data;
-  std::string csv, mode;
+  EvaluateImagesFlags images;
+  std::string csv;
   bool loss = false;
-  LossOptions options;
-  uint64_t seed = 0;
   int num_seeds = 3;
 };
+
+// Flags that have an effect with --loss alone, and without it alone.
+constexpr const char* kOfLoss[] = {"--data-path", "--split", "--match-classes", "--seeds", "--csv"};
+constexpr const char* kOfImages[] = {"--images-split",
+                                     "--reference",
+                                     "--reference-split",
+                                     "--num-images",
+                                     "--extractor",
+                                     "--resize",
+                                     "--extractor-dtype",
+                                     "--steps",
+                                     "--sampler",
+                                     "--eta",
+                                     "--cfg-scale",
+                                     "--cfg-channels",
+                                     "--labels",
+                                     "--plan",
+                                     "--cache",
+                                     "--guide-from",
+                                     "--guide-to",
+                                     "--guide-every",
+                                     "--cache-memory",
+                                     "--budget",
+                                     "--plans",
+                                     "--force",
+                                     "--vae",
+                                     "--vae-config",
+                                     "--vae-dtype",
+                                     "--vae-tiling",
+                                     "--features",
+                                     "--fid-infinity",
+                                     "--no-pairs",
+                                     "--write-stats",
+                                     "--save",
+                                     "--name"};
 
 double mean(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
@@ -85,55 +121,61 @@ void write_csv(const std::string& path, const LossReport& report) {
 }
 
 void add_flags(Cli& cli, EvaluateFlags& flags) {
-  flags.model.add(cli);
-  cli.add_switch("--loss", flags.loss, "mse and vb (in bits) by decile of t, with the gates of inference");
-  flags.data.add(cli, "Held-out images: ", "test");
-  cli.add_number("--images", flags.options.num_images, 1, 1'000'000'000,
-                 "Images, spread evenly over the data; each meets ten t");
-  cli.add_seed("--seed", flags.seed, "First seed of the noise");
+  flags.model.add(cli, "auto", "auto", "--model-weights");
+  cli.app.get_option("--model")->required(false);
+  cli.add_text("--weights", flags.images.extractor.weights,
+               "The extractor's file, or the folder that holds it under its published name (default: "
+               "build/weights); with --loss the same as --model-weights");
+  flags.images.add(cli);
+  cli.add_seed("--seed", flags.images.options.seed, "Seed of the noise; with --loss the first");
+  cli.add_switch(
+      "--loss", flags.loss,
+      "Instead: mse and vb (in bits) on held-out images by decile of t, with the gates of inference");
+  flags.data.add(cli, "With --loss the held-out images: ", "test");
+  cli.app.get_option("--data-path")->required(false);
   cli.add_number("--seeds", flags.num_seeds, 1, 1000, "Seeds: the table shows the mean and half the range");
-  cli.add_number("--batch", flags.options.batch, 1, 65536,
-                 "Images computed together; changes speed, not results");
-  cli.add_choice("--mode", flags.mode, kModeNames.names(),
-                 "Obey the routers or run the complete model (default: dynamic, of a static DiT static)");
   cli.add_text("--csv", flags.csv, "Also write the table here");
 }
 
-}  // namespace
-
-int run_evaluate(const Args& args, Isa isa) {
-  Cli cli("evaluate", "Measure a model on held-out images.");
-  EvaluateFlags flags;
-  add_flags(cli, flags);
-  cli.parse(args);
-  DYDIT_USAGE_CHECK(flags.loss, "nothing to measure: give --loss, the only measure of this version");
+int evaluate_loss(Cli& cli, EvaluateFlags& flags) {
+  for (const char* flag : kOfImages) cli.needs(flag, false, "a run without --loss");
+  DYDIT_USAGE_CHECK(!flags.model.path.empty(), "--loss: needs --model");
+  DYDIT_USAGE_CHECK(!flags.data.path.empty(), "--loss: needs --data-path");
+  LossOptions options;
+  if (!flags.images.images.empty()) {
+    const auto images = parse_number<int>(flags.images.images);
+    DYDIT_USAGE_CHECK(images && *images >= 1, "{} {}: with --loss a whole number from 1 on is wanted",
+                      cli.named("--images"), flags.images.images);
+    options.num_images = *images;
+  }
+  if (flags.model.checkpoint.weights.empty()) flags.model.checkpoint.weights = flags.images.extractor.weights;
   const CancelFlag& cancel = install_cancel_handler();
 
   const Checkpoint checkpoint = flags.model.load(cli);
   const bool dynamic = checkpoint.config.is_dynamic();
-  cli.needs("--mode", flags.mode != "dynamic" || dynamic,
+  std::string& mode = flags.images.sampling.mode;
+  cli.needs("--mode", mode != "dynamic" || dynamic,
             fmt::format("routers; {} is a static DiT", flags.model.path));
-  if (flags.mode.empty()) flags.mode = dynamic ? "dynamic" : "static";
+  if (mode.empty()) mode = dynamic ? "dynamic" : "static";
   check_targets(cli, {{"--csv", flags.csv}}, inputs_of(checkpoint, {flags.data.path}));
   flags.data.fit_to(checkpoint);
   const auto dataset = flags.data.load(flags.model.threads);
-  LossOptions& options = flags.options;
+  options.batch = flags.images.options.batch;
   options.threads = flags.model.threads;
   options.dtype = dtype_of(flags.model.dtype);
   options.engine = flags.model.resolve_engine();
-  options.mode = kModeNames.at(flags.mode);
+  options.mode = kModeNames.at(mode);
   options.seeds.clear();
-  for (int s = 0; s < flags.num_seeds; ++s) options.seeds.push_back(flags.seed + s);
+  for (int s = 0; s < flags.num_seeds; ++s) options.seeds.push_back(flags.images.options.seed + s);
   const int64_t images = std::min(options.num_images, dataset->size());
   Console& console = cli.console;
-  console.info(
-      fmt::format("model    {} ({}), {}", model_name(checkpoint.config), flags.model.path, flags.mode));
+  console.info(fmt::format("model    {} ({}), {}", model_name(checkpoint.config), flags.model.path, mode));
   console.info(fmt::format("data     {} of {} images of {}{}", images, dataset->size(), flags.data.path,
                            left_out_text(*dataset, cli.verbose)));
   tell_notes(*dataset, console);
   console.info(fmt::format("engine   {}, {}, {} threads, batches of {}, noise seeds {} to {}",
                            kEngineNames[options.engine], kDtypeNames[options.dtype], options.threads,
-                           options.batch, flags.seed, options.seeds.back()));
+                           options.batch, options.seeds.front(), options.seeds.back()));
 
   const LossReport report = evaluate_loss(
       checkpoint, *dataset, options, [&](const Progress& progress) { console.progress(progress); }, &cancel);
@@ -149,7 +191,7 @@ int run_evaluate(const Args& args, Isa isa) {
              {"images", images},
              {"left_out", dataset->left_out().kinds},
              {"seeds", options.seeds},
-             {"mode", flags.mode},
+             {"mode", mode},
              {"dtype", kDtypeNames[options.dtype]},
              {"engine", kEngineNames[options.engine]},
              {"deciles", deciles},
@@ -157,6 +199,21 @@ int run_evaluate(const Args& args, Isa isa) {
             [&] { print_report(report); });
   if (!flags.csv.empty()) write_csv(flags.csv, report);
   return 0;
+}
+
+}  // namespace
+
+int run_evaluate(const Args& args, Isa isa) {
+  Cli cli("evaluate", "Judge a model's images, or any images, against a reference; or a model's loss.");
+  EvaluateFlags flags;
+  add_flags(cli, flags);
+  cli.parse(args);
+  if (flags.loss) return evaluate_loss(cli, flags);
+  for (const char* flag : kOfLoss) cli.needs(flag, false, "--loss");
+  DYDIT_USAGE_CHECK(
+      !flags.model.path.empty() || !flags.images.images.empty(),
+      "nothing to measure: give --model, or --images, a folder or npz; or --loss with --data-path");
+  return evaluate_images(cli, flags.model, flags.images, isa);
 }
 
 }  // namespace dydit

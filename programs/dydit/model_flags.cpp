@@ -45,18 +45,19 @@ void tell_shared_names(Cli& cli, const std::string& path, const std::vector<std:
 
 }  // namespace
 
-void add_checkpoint_options(Cli& cli, CheckpointOptions& options) {
+void add_checkpoint_options(Cli& cli, CheckpointOptions& options, const std::string& weights_flag) {
   cli.add_number("--num-heads", options.num_heads, 1, 4096,
                  "Heads of a static DiT, where the file does not say");
   cli.add_text(
-      "--weights", options.weights,
+      weights_flag, options.weights,
       "Which of the file's sets of weights, by its key as inspect lists them; default: an average (ema), "
       "else the model");
 }
 
-void add_model_path(Cli& cli, std::string& path, CheckpointOptions& options) {
+void add_model_path(Cli& cli, std::string& path, CheckpointOptions& options,
+                    const std::string& weights_flag) {
   cli.add_text("--model,--ckpt", path, kCheckpointHelp)->required();
-  add_checkpoint_options(cli, options);
+  add_checkpoint_options(cli, options, weights_flag);
 }
 
 Checkpoint load_model(Cli& cli, const std::string& path, const CheckpointOptions& options) {
@@ -80,10 +81,11 @@ std::optional<int> guided_channels_of(const Cli& cli, const std::string& text, c
   return *channels;
 }
 
-void ModelFlags::add(Cli& cli, const std::string& default_dtype, const std::string& default_engine) {
+void ModelFlags::add(Cli& cli, const std::string& default_dtype, const std::string& default_engine,
+                     const std::string& weights_flag) {
   dtype = default_dtype;
   engine = default_engine;
-  add_model_path(cli, path, checkpoint);
+  add_model_path(cli, path, checkpoint, weights_flag);
   cli.add_choice("--dtype", dtype, kDtypeNames.names({"auto"}),
                  "Arithmetic; auto: bf16 where the processor has it");
   cli.add_choice("--engine", engine, kEngineNames.names({"auto"}),

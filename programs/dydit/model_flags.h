@@ -15,11 +15,16 @@ inline constexpr const char* kCheckpointHelp =
     "Checkpoint: safetensors, the index or folder of several, a torch file (.pt, .pth), or a folder of "
     "diffusers";
 
+/// How most verbs call the choice among a file's sets of weights.
+inline constexpr const char* kWeightsFlag = "--weights";
+
 /// --num-heads and --weights.
-void add_checkpoint_options(Cli& cli, CheckpointOptions& options);
+void add_checkpoint_options(Cli& cli, CheckpointOptions& options,
+                            const std::string& weights_flag = kWeightsFlag);
 
 /// --model and those.
-void add_model_path(Cli& cli, std::string& path, CheckpointOptions& options);
+void add_model_path(Cli& cli, std::string& path, CheckpointOptions& options,
+                    const std::string& weights_flag = kWeightsFlag);
 
 /// Loads it and notes what was taken, computed or passed over on reading.
 Checkpoint load_model(Cli& cli, const std::string& path, const CheckpointOptions& options);
@@ -35,7 +40,8 @@ struct ModelFlags {
   int threads = 1;
 
   /// `default_dtype` and `default_engine` differ between verbs.
-  void add(Cli& cli, const std::string& default_dtype = "auto", const std::string& default_engine = "auto");
+  void add(Cli& cli, const std::string& default_dtype = "auto", const std::string& default_engine = "auto",
+           const std::string& weights_flag = kWeightsFlag);
   Checkpoint load(Cli& cli) const { return load_model(cli, path, checkpoint); }
   EngineKind resolve_engine() const;
 };

@@ -1,0 +1,599 @@
+// Read evaluate_images() first: features of the images, of the reference, and what the two say.
+#include "evaluate_images.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <optional>
+#include <set>
+
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "dydit/base/error.h"
+#include "dydit/base/noise.h"
+#include "dydit/base/timer.h"
+#include "dydit/base/version.h"
+#include "dydit/data/source.h"
+#include "dydit/eval/feature_store.h"
+#include "dydit/eval/image_set.h"
+#include "dydit/eval/metrics.h"
+#include "dydit/io/bytes.h"
+#include "dydit/io/file.h"
+#include "dydit/io/npz.h"
+#include "dydit/io/npz_reader.h"
+#include "dydit/io/zip.h"
+#include "dydit/pipeline/decoder.h"
+#include "dydit/pipeline/pixels.h"
+#include "dydit/pipeline/record.h"
+#include "dydit/pipeline/sink.h"
+#include "dydit/train/communicator.h"
+#include "signals.h"
+#include "targets.h"
+
+namespace dydit {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+constexpr int kCifarClasses = 10;
+constexpr const char* kCifarNames[kCifarClasses] = {"airplane", "automobile", "bird",  "cat",  "deer",
+                                                    "dog",      "frog",       "horse", "ship", "truck"};
+
+struct JudgedImage {
+  Image image;
+  int64_t label = kNoLabel;
+  ImageCost cost;
+};
+
+// Images that are judged: how many, what they are, and how some of them in a row are made.
+struct JudgedImages {
+  int64_t count = 0;
+  json key;            // all that the images depend on
+  ordered_json about;  // for the result
+  std::vector<std::string> class_names;
+  std::vector<fs::path> inputs;
+  /// [first, first + count), in order; `told` of steps done.
+  std::function<void(int64_t first, int64_t count, const std::function<void(JudgedImage&&)>& take,
+                     const ProgressFn& told)>
+      make;
+};
+
+// Label of image i. random: a function of seed and image; balanced: as many of each class, in a fixed order
+// that mixes them.
+std::vector<int> labels_of(const std::string& policy, int64_t count, int classes, uint64_t seed) {
+  constexpr uint64_t kLabels = ~uint64_t{0};  // a draw that no sampling step has
+  std::vector<int> labels(static_cast<size_t>(count));
+  const std::vector<int64_t> order = policy == "balanced" ? fixed_permutation(count) : std::vector<int64_t>();
+  for (int64_t i = 0; i < count; ++i) {
+    int& label = labels[static_cast<size_t>(i)];
+    if (!order.empty()) {
+      label = static_cast<int>(order[static_cast<size_t>(i)] % classes);
+      continue;
+    }
+    float u[4];
+    fill_uniform(u, seed, static_cast<uint64_t>(i), kLabels);
+    label = std::min(classes - 1, static_cast<int>(u[0] * static_cast<float>(classes)));
+  }
+  return labels;
+}
+
+// What a model makes. Holds everything that making takes.
+struct Sampled {
+  Checkpoint checkpoint;
+  GenerateOptions options;
+  std::optional<LatentDecoder> decoder;
+  std::unique_ptr<Pipeline> pipeline;
+};
+
+void sample(const Sampled& sampled, int64_t first, int64_t count,
+            const std::function<void(JudgedImage&&)>& take, const ProgressFn& told,
+            const CancelFlag& cancel) {
+  GenerateOptions options = sampled.options;
+  options.num_images = static_cast<int>(first + count);
+  options.first = static_cast<int>(first);
+  sampled.pipeline->generate(
+      options, options,
+      {.on_sample =
+           [&](GeneratedSample&& made) {
+             made.pixels = made.sample;
+             if (sampled.decoder) sampled.decoder->decode(made);
+             take({to_image(made.pixels),
+                   made.label,
+                   {made.seconds + made.decode_seconds, static_cast<double>(made.work.required) / 1e9,
+                    static_cast<double>(made.work.executed) / 1e9}});
+           },
+       .on_progress = told,
+       .cancel = &cancel});
+}
+
+JudgedImages images_of_model(Cli& cli, const ModelFlags& model, EvaluateImagesFlags& flags,
+                             const CancelFlag& cancel) {
+  auto sampled = std::make_shared<Sampled>(Sampled{model.load(cli), flags.options, {}, nullptr});
+  const Checkpoint& checkpoint = sampled->checkpoint;
+  const DiTConfig& config = checkpoint.config;
+  GenerateOptions& options = sampled->options;
+  flags.sampling.resolve(cli, checkpoint, model, options);
+  options.classes = labels_of(flags.labels, options.num_images, config.num_classes, options.seed);
+  flags.plan.resolve(cli, checkpoint, cli.given("--steps"), options);
+  if (const auto file = flags.vae.load(cli, makes_pixels(config) && flags.vae.path.empty()
+                                                ? fs::path()
+                                                : own_autoencoder(checkpoint.path))) {
+    sampled->decoder.emplace(
+        *file, latent_origin(checkpoint.notes, config.in_channels, checkpoint.path.string()),
+        config.in_channels, AutoencoderOptions{.dtype = flags.vae.resolve_dtype(), .threads = model.threads},
+        flags.vae.resolve_tiling());
+    sampled->decoder->check_memory(config.input_size, config.input_size);
+  }
+  DYDIT_USAGE_CHECK(sampled->decoder || makes_pixels(config),
+                    "{} makes latents, which no network of features takes; name its autoencoder with --vae",
+                    checkpoint.path.string());
+  sampled->pipeline = std::make_unique<Pipeline>(
+      checkpoint, options.engine, EngineOptions{.dtype = options.dtype, .threads = options.threads});
+
+  JudgedImages images;
+  images.count = options.num_images;
+  images.class_names = checkpoint.class_names;
+  images.inputs = inputs_of(checkpoint, {flags.plan.input(checkpoint), flags.vae.path, flags.vae.config});
+  json run = run_record(checkpoint, options);
+  images.about = {
+      {"model", checkpoint.path.string()}, {"model_sha256", checkpoint.sha256}, {"labels", flags.labels}};
+  for (const char* key :
+       {"sampler", "eta", "steps", "cfg_scale", "cfg_channels", "mode", "seed", "dtype", "engine"})
+    images.about[key] = run[key];
+  if (options.plan) {
+    const json plan = plan_record(checkpoint, options, flags.plan.said(options));
+    images.about["plan"] = plan["name"];
+    run["plan"] = plan["sha256"];
+  }
+  images.about["static_gmacs_per_image"] = run["static_gmacs"];
+  if (sampled->decoder) {
+    images.about["vae"] = sampled->decoder->record(config.input_size, config.input_size);
+    run["vae"] = images.about["vae"];
+  }
+  run["labels"] = flags.labels;
+  for (const char* key : {"classes", "batch", "threads", "version", "loading"}) run.erase(key);
+  if (flags.labels == "random") run.erase("num_images");  // more images may come later
+  images.key = run;
+  images.make = [sampled, &cancel](int64_t first, int64_t count, const auto& take, const ProgressFn& told) {
+    sample(*sampled, first, count, take, told, cancel);
+  };
+  return images;
+}
+
+JudgedImages images_that_lie(const std::string& path, const std::string& split, int64_t most) {
+  DYDIT_USAGE_CHECK(fs::exists(path), "{}: no such file or folder", path);
+  const auto set = std::make_shared<const ImageSet>(open_images(path, split));
+  DYDIT_USAGE_CHECK(most <= set->size, "{}: holds {} images, {} are asked for", path, set->size, most);
+  JudgedImages images;
+  images.count = most > 0 ? most : set->size;
+  images.class_names = set->class_names;
+  images.inputs = {path};
+  images.key = {{"images_sha256", set->sha256}, {"split", split}};
+  images.about = {{"images", path}, {"images_sha256", set->sha256}};
+  images.make = [set](int64_t first, int64_t count, const auto& take, const ProgressFn&) {
+    for (int64_t i = first; i < first + count; ++i) {
+      take({set->image(i), set->labels.empty() ? kNoLabel : set->labels[static_cast<size_t>(i)], {}});
+    }
+  };
+  return images;
+}
+
+// Runs of consecutive indices, none longer than `most`.
+std::vector<std::pair<int64_t, int64_t>> chunks_of(const std::vector<int64_t>& indices, int64_t most) {
+  std::vector<std::pair<int64_t, int64_t>> chunks;
+  for (const int64_t index : indices) {
+    if (chunks.empty() || chunks.back().first + chunks.back().second != index ||
+        chunks.back().second == most) {
+      chunks.emplace_back(index, 0);
+    }
+    ++chunks.back().second;
+  }
+  return chunks;
+}
+
+struct Judges {
+  Extractor& extractor;
+  Communicator& processes;
+  Console& console;
+  const CancelFlag& cancel;
+  int batch;
+};
+
+json key_of(const json& images, const Extractor& extractor, const std::string& dtype) {
+  return {{"images", images},
+          {"extractor", kExtractorNames[extractor.kind()]},
+          {"weights_sha256", extractor.weights_sha256()},
+          {"resize", kResizeNames[extractor.rule()]},
+          {"extractor_dtype", dtype}};
+}
+
+// Features of all images that no process has yet; processes take chunks in turn.
+void fill(FeatureStore& store, const JudgedImages& images, const Judges& judges, const char* what) {
+  Communicator& processes = judges.processes;
+  const std::vector<int64_t> missing = store.missing(images.count);
+  processes.barrier();  // all have looked before anyone writes
+  if (missing.empty()) return;
+  if (static_cast<int64_t>(missing.size()) < images.count)
+    judges.console.info(
+        fmt::format("resumed  {} of {} {} are there", images.count - missing.size(), images.count, what));
+  std::vector<std::pair<int64_t, int64_t>> mine;
+  const auto chunks = chunks_of(missing, judges.batch);
+  for (size_t c = static_cast<size_t>(processes.rank()); c < chunks.size(); c += processes.size())
+    mine.push_back(chunks[c]);
+  int64_t all = 0, done = 0;
+  for (const auto& [first, count] : mine) all += count;
+  Console console;
+  console.quiet = judges.console.quiet;
+  for (const auto& [first, count] : mine) {
+    std::vector<Image> batch;
+    std::vector<JudgedImage> rest;
+    images.make(
+        first, count,
+        [&](JudgedImage&& made) {
+          batch.push_back(std::move(made.image));
+          made.image = {batch.back().height, batch.back().width, batch.back().channels, {}};
+          rest.push_back(std::move(made));
+        },
+        [&](const Progress& steps) {  // of this chunk: as a share of its images
+          const int64_t part = count * steps.done / std::max<int64_t>(1, steps.total);
+          console.progress({what, static_cast<long>(done + part), static_cast<long>(all)});
+        });
+    const Timer timer;
+    const ImageFeatures features = judges.extractor.extract(batch);
+    for (int64_t i = 0; i < count; ++i) {
+      const JudgedImage& image = rest[static_cast<size_t>(i)];
+      store.add({first + i, image.label, image.image.height, image.image.width, image.cost}, features, i);
+    }
+    done += count;
+    console.progress({what, static_cast<long>(done), static_cast<long>(all)});
+    if (judges.cancel) throw Cancelled();
+  }
+}
+
+struct ReferenceSet {
+  FeatureStatistics statistics;
+  std::string sha256;
+  std::set<std::pair<int, int>> sizes;  // of its images; empty: unknown
+};
+
+bool is_statistics(const fs::path& path, bool& has_images) {
+  has_images = false;
+  std::error_code unreadable;
+  if (fs::is_directory(path, unreadable)) return false;
+  const auto file = MappedFile::open(path);
+  const FileKind kind = sniff_file_kind(file->bytes());
+  if (kind == FileKind::Safetensors) return true;
+  if (kind != FileKind::Npz) return false;
+  bool statistics = false;
+  for (const NpzEntry& entry : list_npz(ZipArchive(file->bytes(), path.string()), path.string())) {
+    statistics |= entry.name == "mu";
+    has_images |= entry.name == "arr_0";
+  }
+  return statistics;
+}
+
+FeatureStatistics statistics_of(const StoredFeatures& features, const StatisticsOrigin& origin, int threads) {
+  FeatureStatistics statistics;
+  const auto gaussian = [&](const at::Tensor& rows) {
+    return gaussian_of(moments_of(rows, {.threads = threads}).front());
+  };
+  statistics.features = gaussian(features.values.features);
+  if (features.values.spatial.defined()) statistics.spatial = gaussian(features.values.spatial);
+  statistics.rows = features.values.features;
+  statistics.images = features.values.features.size(0);
+  statistics.origin = origin;
+  return statistics;
+}
+
+ReferenceSet read_reference(const EvaluateImagesFlags& flags, const Judges& judges,
+                            const StatisticsOrigin& origin, int threads) {
+  const fs::path path = flags.reference;
+  DYDIT_USAGE_CHECK(fs::exists(path), "--reference {}: no such file or folder", path.string());
+  bool has_images = false;
+  const bool ready = is_statistics(path, has_images);
+  ReferenceSet reference;
+  if (ready) {
+    reference.statistics = read_statistics(path);
+    reference.sha256 = sha256_hex(MappedFile::open(path)->bytes());
+    check_comparable(reference.statistics, origin, judges.extractor.sizes().features, path.string());
+    if (!has_images || flags.no_pairs) return reference;  // its rows, where it has some
+  }
+  const JudgedImages images = images_that_lie(path.string(), flags.reference_split, 0);
+  const fs::path folder = flags.folder.empty() ? fs::path() : fs::path(flags.folder) / "reference";
+  FeatureStore store(judges.extractor.sizes(), folder,
+                     key_of(images.key, judges.extractor, flags.extractor.dtype), judges.processes.rank());
+  fill(store, images, judges, "reference images");
+  judges.processes.barrier();
+  if (judges.processes.rank() != 0) return reference;
+  const StoredFeatures features = store.collect(images.count);
+  reference.sizes = features.sizes;
+  if (ready) {
+    reference.statistics.rows = features.values.features;  // its own statistics are of more images
+    return reference;
+  }
+  StatisticsOrigin of_images = origin;
+  of_images.source_sha256 = images.key["images_sha256"];
+  reference.statistics = statistics_of(features, of_images, threads);
+  reference.sha256 = images.key["images_sha256"];
+  return reference;
+}
+
+std::string sizes_text(const std::set<std::pair<int, int>>& sizes) {
+  if (sizes.size() > 1) return fmt::format("{} sizes", sizes.size());
+  return fmt::format("{} x {} pixels", sizes.begin()->second, sizes.begin()->first);
+}
+
+// Whether the extractor's classes are those that images were asked for.
+bool classes_agree(const Extractor& extractor, const JudgedImages& images) {
+  if (extractor.kind() != ExtractorKind::Resnet56 && extractor.kind() != ExtractorKind::Resnet20)
+    return false;
+  return images.class_names.size() == kCifarClasses &&
+         std::equal(images.class_names.begin(), images.class_names.end(), kCifarNames);
+}
+
+std::string_view protocol_of(const Extractor& extractor) {
+  if (extractor.kind() != ExtractorKind::Inception) return "ours";
+  return extractor.rule() == ResizeRule::Adm ? "adm" : kResizeNames[extractor.rule()];
+}
+
+void put(ordered_json& result, const char* key, const std::optional<double>& value) {
+  if (value) result[key] = *value;
+}
+
+ordered_json result_of(const Metrics& metrics) {
+  ordered_json result = {{"n", metrics.n}};
+  const auto distance = [&](const std::string& name, const std::optional<Distance>& found) {
+    if (!found) return;
+    result[name] = found->value;
+    result[name + "_raw"] = found->raw;
+    if (found->error) result[name + "_error"] = *found->error;
+    if (!found->without_group.empty()) result[name + "_without_group"] = found->without_group;
+  };
+  distance("fid", metrics.fid);
+  distance("sfid", metrics.sfid);
+  if (metrics.fid_infinity) {
+    result["fid_infinity"] = metrics.fid_infinity->intercept;
+    result["fid_infinity_slope"] = metrics.fid_infinity->slope;
+  }
+  put(result, "kid", metrics.kid);
+  put(result, "kid_error", metrics.kid_error);
+  put(result, "is", metrics.inception_score);
+  put(result, "is_error", metrics.inception_score_error);
+  put(result, "is_all", metrics.inception_score_all);
+  put(result, "precision", metrics.precision);
+  put(result, "precision_error", metrics.precision_error);
+  put(result, "recall", metrics.recall);
+  put(result, "recall_error", metrics.recall_error);
+  put(result, "class_agreement", metrics.class_agreement);
+  if (metrics.nearest)
+    result["nearest"] = {{"median", metrics.nearest->median},
+                         {"reference_median", metrics.nearest->reference_median},
+                         {"closer_share", metrics.nearest->closer_share}};
+  return result;
+}
+
+std::string with_error(const ordered_json& result, const std::string& key, int digits) {
+  std::string text = fmt::format("{:.{}f}", result[key].get<double>(), digits);
+  if (result.contains(key + "_error"))
+    text += fmt::format(" +- {:.{}f}", result[key + "_error"].get<double>(), digits);
+  return text;
+}
+
+// One line as a paper would have it.
+std::string summary_of(const ordered_json& result) {
+  std::vector<std::string> parts;
+  const auto add = [&](const char* key, const char* name, int digits) {
+    if (result.contains(key)) parts.push_back(fmt::format("{} {}", name, with_error(result, key, digits)));
+  };
+  const std::string extractor = result["extractor"];
+  add("fid", "FID", 3);
+  add("sfid", "sFID", 3);
+  if (result.contains("kid"))
+    parts.push_back(fmt::format("KIDx1000 {:.3f} +- {:.3f}", 1e3 * result["kid"].get<double>(),
+                                1e3 * result.value("kid_error", 0.0)));
+  add("is", extractor == "lite0" ? "IS(lite0)" : "IS", 2);
+  add("precision", "P", 3);
+  add("recall", "R", 3);
+  add("class_agreement", "agreement", 3);
+  std::string text = fmt::format("{} ({}, {}, resize {}, N {}", fmt::join(parts, ", "),
+                                 result["protocol"].get<std::string>(), extractor,
+                                 result["resize"].get<std::string>(), result["n"].get<int64_t>());
+  if (result.contains("reference_n"))
+    text += fmt::format(" against {}", result["reference_n"].get<int64_t>());
+  return text + ")";
+}
+
+void print_result(const ordered_json& result) {
+  for (const auto& [key, value] : result.items()) {
+    if (value.is_object() || value.is_array()) continue;
+    print_out("{:<22} {}\n", key,
+              value.is_string()         ? value.get<std::string>()
+              : value.is_number_float() ? fmt::format("{:.6g}", value.get<double>())
+                                        : value.dump());
+  }
+  if (result.contains("nearest"))
+    print_out(
+        "{:<22} median {:.4g}, of the reference among itself {:.4g}; {:.2f} % closer than its closest 1 %\n",
+        "nearest", result["nearest"]["median"].get<double>(),
+        result["nearest"]["reference_median"].get<double>(),
+        100 * result["nearest"]["closer_share"].get<double>());
+  print_out("{}\n", summary_of(result));
+}
+
+}  // namespace
+
+void EvaluateImagesFlags::add(Cli& cli) {
+  options.num_images = 0;
+  options.batch = 64;
+  cli.add_text(
+      "--images", images,
+      "Images to measure instead of a model's: a folder, an archive or an npz; with --loss how many of "
+      "the held-out images count, spread evenly (default: 1000)");
+  cli.add_text("--images-split", images_split, "Folder in --images above the class folders, e.g. test");
+  cli.add_text(
+      "--reference", reference,
+      "What they are compared with: statistics (.npz with mu and sigma, .stats.safetensors), an npz of "
+      "images, a folder or an archive");
+  cli.add_text("--reference-split", reference_split,
+               "Folder in --reference above the class folders, e.g. train");
+  cli.add_number("-n,--num-images", options.num_images, 1, 100'000'000,
+                 "Images to make or to take (default: 50000 of a model, all that lie somewhere)");
+  extractor.add(cli);
+  sampling.add(cli, options);
+  cli.add_choice(
+      "--labels", labels, {"random", "balanced"},
+      "Classes of a model's images: drawn for each image, as DiT's and ADM's scripts do, or as many of "
+      "each");
+  plan.add(cli);
+  plan.add_budget(cli);
+  vae.add(cli, "Autoencoder of a latent model (default: the one in a pipeline's folder)");
+  cli.add_text("--features", folder,
+               "Folder that keeps the features of every image: a run that was stopped at any moment goes on "
+               "there, and the processes of mpirun share it");
+  cli.add_switch("--fid-infinity", fid_infinity, "Also extrapolate FID to an endless number of images");
+  cli.add_switch("--no-pairs", no_pairs, "Leave out what compares all pairs: KID, precision, recall");
+  cli.add_text(
+      "--write-stats", write_stats,
+      "Write the statistics of the measured images: NAME.stats.safetensors, a --reference of later runs "
+      "with their features, or NAME.npz as other tools read it");
+  cli.add_text("--save", save, "Also write the images as the ADM evaluator reads them (npz, arr_0)");
+  cli.add_text("--name", name, "How a report calls the result (default: the model's file)");
+}
+
+int evaluate_images(Cli& cli, const ModelFlags& model, EvaluateImagesFlags& flags, Isa isa) {
+  const std::shared_ptr<Communicator> processes = make_communicator();
+  const bool chief = processes->rank() == 0;
+  Console& console = cli.console;
+  if (!chief) console.quiet = true;
+  const CancelFlag& cancel = install_cancel_handler();
+  cli.one_of("--model", "--images");
+  const bool lie = model.path.empty();
+  DYDIT_USAGE_CHECK(
+      !flags.reference.empty() || !flags.write_stats.empty(),
+      "nothing to compare with: give --reference, statistics or images; or --write-stats to make some");
+  for (const char* flag : {"--steps", "--sampler", "--cfg-scale", "--mode", "--labels", "--seed", "--vae"})
+    cli.needs(flag, !lie, "--model; images that lie somewhere are taken as they are");
+  cli.needs("--images-split", lie, "--images");
+  cli.needs("--reference-split", !flags.reference.empty(), "--reference");
+  cli.needs("--fid-infinity", !flags.reference.empty(), "--reference");
+  cli.needs("--resize", flags.extractor.kind() == ExtractorKind::Inception,
+            "--extractor inception; the others have one of their own");
+  flags.sampling.check(cli, flags.options);
+  DYDIT_USAGE_CHECK(processes->size() == 1 || !flags.folder.empty(),
+                    "several processes share a folder: give --features");
+  DYDIT_USAGE_CHECK(processes->size() == 1 || flags.save.empty(),
+                    "--save: needs one process; several make images in no order");
+  if (!lie && flags.options.num_images == 0) flags.options.num_images = 50'000;
+
+  const Timer timer;
+  const std::unique_ptr<Extractor> extractor = flags.extractor.load(cli, model.threads);
+  JudgedImages images = lie ? images_that_lie(flags.images, flags.images_split, flags.options.num_images)
+                            : images_of_model(cli, model, flags, cancel);
+  images.inputs.push_back(flags.reference);
+  images.inputs.push_back(flags.extractor.weights);
+  check_targets(cli, {{"--write-stats", flags.write_stats}, {"--save", flags.save}}, images.inputs);
+  console.info(fmt::format("images   {} of {}", images.count, lie ? flags.images : model.path));
+  console.info(fmt::format("engine   cpu ({}), {} threads, {} processes", isa_name(isa), model.threads,
+                           processes->size()));
+
+  Judges judges = {*extractor, *processes, console, cancel, flags.options.batch};
+  const StatisticsOrigin origin = {flags.extractor.extractor,       extractor->weights_sha256(),
+                                   std::string(kResizeNames[extractor->rule()]), "",
+                                   lie ? "" : flags.labels,         fmt::format("dydit {}", kVersion)};
+  const json key = key_of(images.key, *extractor, flags.extractor.dtype);
+  FeatureStore store(extractor->sizes(), flags.folder, key, processes->rank());
+  std::optional<NpzImageWriter> save;
+  if (!flags.save.empty()) {
+    DYDIT_USAGE_CHECK(
+        static_cast<int64_t>(store.missing(images.count).size()) == images.count,
+        "--save: {} keeps features of images that were made before, not the images; name a new folder",
+        flags.folder);
+  }
+  // The size of the images is known once there is one.
+  JudgedImages watched = images;
+  watched.make = [&](int64_t first, int64_t count, const auto& take, const ProgressFn& told) {
+    images.make(
+        first, count,
+        [&](JudgedImage&& made) {
+          if (!flags.save.empty()) {
+            if (!save) save.emplace(flags.save, made.image.height, made.image.width, made.image.channels);
+            save->append(made.image);
+          }
+          take(std::move(made));
+        },
+        told);
+  };
+  fill(store, watched, judges, "images");
+  processes->barrier();
+  std::optional<ReferenceSet> reference;
+  if (!flags.reference.empty()) reference = read_reference(flags, judges, origin, model.threads);
+  if (!chief) return 0;
+
+  const StoredFeatures features = store.collect(images.count);
+  ordered_json result = {{"n", images.count}};
+  std::vector<std::string> warnings;
+  if (reference) {
+    MetricOptions options;
+    options.fid_infinity = flags.fid_infinity;
+    options.pairs = !flags.no_pairs;
+    options.labels_are_logits = classes_agree(*extractor, images);
+    options.threads = model.threads;
+    options.cancel = &cancel;
+    GeneratedFeatures generated = {
+        features.values.features, features.values.spatial, features.values.logits, {}};
+    if (std::find(features.labels.begin(), features.labels.end(), kNoLabel) == features.labels.end())
+      generated.labels = features.labels;
+    if (!reference->statistics.spatial && generated.spatial.defined()) {
+      generated.spatial = at::Tensor();
+      warnings.push_back("the reference has no statistics of spatial features (mu_s, sigma_s): no sFID");
+    }
+    const Metrics metrics = measure(generated, reference->statistics, options);
+    result = result_of(metrics);
+    warnings.insert(warnings.end(), metrics.warnings.begin(), metrics.warnings.end());
+    result["reference"] = flags.reference;
+    if (!flags.reference_split.empty()) result["reference_split"] = flags.reference_split;
+    if (metrics.reference_n > 0) result["reference_n"] = metrics.reference_n;
+    result["reference_sha256"] = reference->sha256;
+    if (!reference->sizes.empty() && reference->sizes != features.sizes)
+      warnings.push_back(
+          fmt::format("images are of {}, the reference of {}: the resize treats them differently",
+                      sizes_text(features.sizes), sizes_text(reference->sizes)));
+  }
+  if (features.sizes.size() > 1)
+    warnings.push_back(
+        fmt::format("images are of {}: each is resized by itself", sizes_text(features.sizes)));
+  if (flags.extractor.dtype == "bf16")
+    warnings.push_back("features in bfloat16: for a curve on the way, not for a table");
+  result["protocol"] = protocol_of(*extractor);
+  result["extractor"] = flags.extractor.extractor;
+  result["weights_sha256"] = extractor->weights_sha256();
+  result["resize"] = kResizeNames[extractor->rule()];
+  result["extractor_dtype"] = flags.extractor.dtype;
+  result.update(images.about);
+  if (lie && !flags.images_split.empty()) result["images_split"] = flags.images_split;
+  if (!lie) {
+    result["gmacs_per_image"] = features.mean_cost.required_gmacs;
+    result["executed_gmacs_per_image"] = features.mean_cost.executed_gmacs;
+    result["seconds_per_image"] = features.mean_cost.seconds;
+  }
+  result["name"] =
+      flags.name.empty() ? fs::path(lie ? flags.images : model.path).filename().string() : flags.name;
+  result["version"] = kVersion;
+  result["processes"] = processes->size();
+  result["warnings"] = warnings;
+  result["seconds"] = timer.seconds();
+  for (const std::string& warning : warnings) console.warning(warning);
+  cli.print(result, [&] { print_result(result); });
+  if (save) save->commit();
+  if (!flags.write_stats.empty()) {
+    StatisticsOrigin of_images = origin;
+    of_images.source_sha256 = sha256_hex(bytes_of(images.key.dump()));
+    write_statistics(flags.write_stats, statistics_of(features, of_images, model.threads));
+    console.info(fmt::format("wrote {}", flags.write_stats));
+  }
+  return 0;
+}
+
+}  // namespace dydit
