@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <ATen/ATen.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 
 #include "dydit/base/error.h"
@@ -27,6 +28,25 @@ constexpr int kKeyDepth = 8;
 // Of a record's bytes after its own: a record that was cut short or damaged does not count.
 uint64_t checksum(std::span<const std::byte> bytes) {
   return fnv1a({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+}
+
+struct Difference {
+  std::string name;
+  nlohmann::json there, here;
+};
+
+// The first entry that differs, within objects, too.
+Difference first_difference(const std::string& name, const nlohmann::json& there,
+                            const nlohmann::json& here) {
+  if (!there.is_object() || !here.is_object()) return {name, there, here};
+  for (const nlohmann::json* side : {&here, &there}) {
+    for (const auto& [key, value] : side->items()) {
+      const nlohmann::json before = there.value(key, nlohmann::json()),
+                           now = here.value(key, nlohmann::json());
+      if (before != now) return first_difference(key, before, now);
+    }
+  }
+  return {name, there, here};
 }
 
 }  // namespace
@@ -65,13 +85,10 @@ void FeatureStore::check_key(const nlohmann::json& key) const {
   const fs::path path = folder_ / kKeyFile;
   const nlohmann::json there = read_json(text_of(MappedFile::open(path)->bytes()), kKeyDepth, path.string());
   if (there == key) return;
-  for (const auto& [name, value] : key.items()) {
-    const nlohmann::json before = there.is_object() && there.contains(name) ? there[name] : nlohmann::json();
-    DYDIT_CHECK(before == value,
-                "{}: holds features of another evaluation ({} is {} there and {} here); name another folder",
-                folder_.string(), name, printable(before.dump(), 60), printable(value.dump(), 60));
-  }
-  throw Error(fmt::format("{}: holds features of another evaluation; name another folder", folder_.string()));
+  const auto [name, before, now] = first_difference("", there, key);
+  throw Error(fmt::format(
+      "{}: holds features of another evaluation ({} is {} there and {} here); name another folder",
+      folder_.string(), name, printable(before.dump(), 60), printable(now.dump(), 60)));
 }
 
 // What a killed process left of its last record is cut off.
@@ -79,6 +96,8 @@ void FeatureStore::open_own() {
   const fs::path path = folder_ / (std::to_string(process_) + kPartEnd);
   file_ = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   DYDIT_CHECK(file_ >= 0, "{}: cannot be written: {}", path.string(), std::strerror(errno));
+  DYDIT_CHECK(flock(file_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK,
+              "{}: another run works there; wait for it or name another folder", folder_.string());
   struct stat state = {};
   const bool known = fstat(file_, &state) == 0;
   const auto whole = static_cast<off_t>(static_cast<size_t>(state.st_size) / record_bytes() * record_bytes());

@@ -252,6 +252,15 @@ void fill(FeatureStore& store, const JudgedImages& images, const Judges& judges,
   }
 }
 
+// The folder's first process says whose features it keeps, before the others look.
+std::unique_ptr<FeatureStore> open_store(const fs::path& folder, const json& key, const Judges& judges) {
+  const bool first = judges.processes.rank() == 0;
+  if (!first) judges.processes.barrier();
+  auto store = std::make_unique<FeatureStore>(judges.extractor.sizes(), folder, key, judges.processes.rank());
+  if (first) judges.processes.barrier();
+  return store;
+}
+
 struct ReferenceSet {
   FeatureStatistics statistics;
   std::string sha256;
@@ -302,12 +311,11 @@ ReferenceSet read_reference(const EvaluateImagesFlags& flags, const Judges& judg
   }
   const JudgedImages images = images_that_lie(path.string(), flags.reference_split, 0);
   const fs::path folder = flags.folder.empty() ? fs::path() : fs::path(flags.folder) / "reference";
-  FeatureStore store(judges.extractor.sizes(), folder,
-                     key_of(images.key, judges.extractor, flags.extractor.dtype), judges.processes.rank());
-  fill(store, images, judges, "reference images");
+  const auto store = open_store(folder, key_of(images.key, judges.extractor, flags.extractor.dtype), judges);
+  fill(*store, images, judges, "reference images");
   judges.processes.barrier();
   if (judges.processes.rank() != 0) return reference;
-  const StoredFeatures features = store.collect(images.count);
+  const StoredFeatures features = store->collect(images.count);
   reference.sizes = features.sizes;
   if (ready) {
     reference.statistics.rows = features.values.features;  // its own statistics are of more images
@@ -419,6 +427,7 @@ void print_result(const ordered_json& result) {
         "nearest", result["nearest"]["median"].get<double>(),
         result["nearest"]["reference_median"].get<double>(),
         100 * result["nearest"]["closer_share"].get<double>());
+  for (const auto& warning : result["warnings"]) print_out("warning: {}\n", warning.get<std::string>());
   print_out("{}\n", summary_of(result));
 }
 
@@ -499,15 +508,18 @@ int evaluate_images(Cli& cli, const ModelFlags& model, EvaluateImagesFlags& flag
                            processes->size()));
 
   Judges judges = {*extractor, *processes, console, cancel, flags.options.batch};
-  const StatisticsOrigin origin = {flags.extractor.extractor,       extractor->weights_sha256(),
-                                   std::string(kResizeNames[extractor->rule()]), "",
-                                   lie ? "" : flags.labels,         fmt::format("dydit {}", kVersion)};
+  const StatisticsOrigin origin = {flags.extractor.extractor,
+                                   extractor->weights_sha256(),
+                                   std::string(kResizeNames[extractor->rule()]),
+                                   "",
+                                   lie ? "" : flags.labels,
+                                   fmt::format("dydit {}", kVersion)};
   const json key = key_of(images.key, *extractor, flags.extractor.dtype);
-  FeatureStore store(extractor->sizes(), flags.folder, key, processes->rank());
+  const auto store = open_store(flags.folder, key, judges);
   std::optional<NpzImageWriter> save;
   if (!flags.save.empty()) {
     DYDIT_USAGE_CHECK(
-        static_cast<int64_t>(store.missing(images.count).size()) == images.count,
+        static_cast<int64_t>(store->missing(images.count).size()) == images.count,
         "--save: {} keeps features of images that were made before, not the images; name a new folder",
         flags.folder);
   }
@@ -525,13 +537,13 @@ int evaluate_images(Cli& cli, const ModelFlags& model, EvaluateImagesFlags& flag
         },
         told);
   };
-  fill(store, watched, judges, "images");
+  fill(*store, watched, judges, "images");
   processes->barrier();
   std::optional<ReferenceSet> reference;
   if (!flags.reference.empty()) reference = read_reference(flags, judges, origin, model.threads);
   if (!chief) return 0;
 
-  const StoredFeatures features = store.collect(images.count);
+  const StoredFeatures features = store->collect(images.count);
   ordered_json result = {{"n", images.count}};
   std::vector<std::string> warnings;
   if (reference) {
@@ -584,7 +596,6 @@ int evaluate_images(Cli& cli, const ModelFlags& model, EvaluateImagesFlags& flag
   result["processes"] = processes->size();
   result["warnings"] = warnings;
   result["seconds"] = timer.seconds();
-  for (const std::string& warning : warnings) console.warning(warning);
   cli.print(result, [&] { print_result(result); });
   if (save) save->commit();
   if (!flags.write_stats.empty()) {

@@ -35,7 +35,7 @@ class EvaluateTest(ProgramTest):
 
     def test_refusals(self):
         images = self.write_images()
-        self.expect_error(["evaluate", "--model", CIFAR, "--data-path", images], USAGE, "--loss")
+        self.expect_error(["evaluate", "--model", CIFAR, "--data-path", images], USAGE, "--data-path", "--loss")
         self.expect_error(["evaluate", "--loss", "--model", CIFAR], USAGE, "--data-path")
         self.expect_error(["evaluate", "--loss", "--model", TINY, "--data-path", images], USAGE, "4 are those of latents, which dydit latents makes")
         self.expect_error(["evaluate", "--loss", "--model", CIFAR, "--data-path", self.write_images(classes=11)], USAGE,
