@@ -34,7 +34,8 @@ MeasuredPlan PlanMeter::measure(const PlanSpec& plan) const {
   double squares = 0, mean_square = 0;
   for (size_t i = 0; i < samples.size(); ++i) {
     const double cost = static_cast<double>(samples[i].work.required) / complete,
-                 apart = distance(samples[i].sample, full_[i].sample), error = apart / length(full_[i].sample);
+                 apart = distance(samples[i].sample, full_[i].sample),
+                 error = apart / length(full_[i].sample);
     measured.cost += cost / n;
     measured.cost_max = std::max(measured.cost_max, cost);
     measured.error += error / n;

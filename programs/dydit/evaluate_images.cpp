@@ -116,7 +116,7 @@ JudgedImages images_of_model(Cli& cli, const ModelFlags& model, EvaluateImagesFl
   GenerateOptions& options = sampled->options;
   flags.sampling.resolve(cli, checkpoint, model, options);
   options.classes = labels_of(flags.labels, options.num_images, config.num_classes, options.seed);
-  flags.plan.resolve(cli, checkpoint, cli.given("--steps"), options);
+  flags.plan.resolve(cli, checkpoint, cli.given("--steps") || cli.given("--timesteps"), options);
   if (const auto file = flags.vae.load(cli, makes_pixels(config) && flags.vae.path.empty()
                                                 ? fs::path()
                                                 : own_autoencoder(checkpoint.path))) {
@@ -436,6 +436,7 @@ void print_result(const ordered_json& result) {
 void EvaluateImagesFlags::add(Cli& cli) {
   options.num_images = 0;
   options.batch = 64;
+  options.cfg_scale = 1.5f;  // of the tables
   cli.add_text(
       "--images", images,
       "Images to measure instead of a model's: a folder, an archive or an npz; with --loss how many of "
@@ -451,6 +452,7 @@ void EvaluateImagesFlags::add(Cli& cli) {
                  "Images to make or to take (default: 50000 of a model, all that lie somewhere)");
   extractor.add(cli);
   sampling.add(cli, options);
+  sampling.add_timesteps(cli);
   cli.add_choice(
       "--labels", labels, {"random", "balanced"},
       "Classes of a model's images: drawn for each image, as DiT's and ADM's scripts do, or as many of "
@@ -482,7 +484,8 @@ int evaluate_images(Cli& cli, const ModelFlags& model, EvaluateImagesFlags& flag
   DYDIT_USAGE_CHECK(
       !flags.reference.empty() || !flags.write_stats.empty(),
       "nothing to compare with: give --reference, statistics or images; or --write-stats to make some");
-  for (const char* flag : {"--steps", "--sampler", "--cfg-scale", "--mode", "--labels", "--seed", "--vae"})
+  for (const char* flag :
+       {"--steps", "--timesteps", "--sampler", "--cfg-scale", "--mode", "--labels", "--seed", "--vae"})
     cli.needs(flag, !lie, "--model; images that lie somewhere are taken as they are");
   cli.needs("--images-split", lie, "--images");
   cli.needs("--reference-split", !flags.reference.empty(), "--reference");

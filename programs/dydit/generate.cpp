@@ -34,7 +34,7 @@ using nlohmann::json;
 struct GenerateFlags {
   ModelFlags model;
   std::vector<std::string> classes;
-  std::string timesteps, class_names_file;
+  std::string class_names_file;
   std::string noise = "philox";
   SamplingFlags sampling;
   GenerateOptions options;
@@ -58,9 +58,7 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
   cli.add_number("-n,--num-images", flags.options.num_images, 1, 100'000'000,
                  "Images in all (default: one a class given, or 1)");
   flags.sampling.add(cli, flags.options);
-  cli.add_text("--timesteps", flags.timesteps,
-               "The timesteps by hand, instead of --steps: 0 to 999, comma-separated, each once, any order")
-      ->type_name("LIST");
+  flags.sampling.add_timesteps(cli);
   cli.add_seed("--seed", flags.options.seed, "Seed of the noise");
   cli.add_choice("--noise", flags.noise, kNoiseNames.names(),
                  "Noise: a function of seed, image and step; or torch.randn's stream over one batch");
@@ -82,24 +80,11 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
                "FILE.png: each image beside the share of MLPs that its tokens entered");
 }
 
-// "999,500,0"; CLI11's own lists pass over empty items.
-std::vector<int> parse_timesteps(const std::string& list) {
-  std::vector<int> timesteps;
-  for (const std::string_view item : comma_parts(list)) {
-    const auto t = parse_number<int>(item);
-    DYDIT_USAGE_CHECK(t, "'{}' is not a whole number from 0 to 999", item);
-    timesteps.push_back(*t);
-  }
-  return timesteps;
-}
-
 // Turns what was typed into options, with the checkpoint at hand.
 void resolve(Cli& cli, GenerateFlags& flags, const Checkpoint& checkpoint) {
   GenerateOptions& options = flags.options;
   const DiTConfig& config = checkpoint.config;
   flags.sampling.resolve(cli, checkpoint, flags.model, options);
-  if (!flags.timesteps.empty())
-    cli.within("--timesteps", [&] { options.timesteps = parse_timesteps(flags.timesteps); });
   const std::string model = checkpoint.path.string();
   options.noise = kNoiseNames.at(flags.noise);
   cli.needs("--cost-map", config.token_routers,
@@ -286,7 +271,6 @@ int run_generate(const Args& args, Isa isa) {
   GenerateFlags flags;
   add_flags(cli, flags);
   cli.parse(args);
-  cli.one_of("--steps", "--timesteps");
   flags.sampling.check(cli, flags.options);
   Console& console = cli.console;
   const CancelFlag& cancel = install_cancel_handler();

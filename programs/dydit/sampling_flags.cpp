@@ -2,7 +2,25 @@
 
 #include <fmt/format.h>
 
+#include "dydit/base/error.h"
+#include "dydit/base/numbers.h"
+#include "dydit/io/text.h"
+
 namespace dydit {
+namespace {
+
+// "999,500,0"; CLI11's own lists pass over empty items.
+std::vector<int> parse_timesteps(const std::string& list) {
+  std::vector<int> timesteps;
+  for (const std::string_view item : comma_parts(list)) {
+    const auto t = parse_number<int>(item);
+    DYDIT_USAGE_CHECK(t, "'{}' is not a whole number from 0 to 999", item);
+    timesteps.push_back(*t);
+  }
+  return timesteps;
+}
+
+}  // namespace
 
 void SamplingFlags::add(Cli& cli, GenerateOptions& options, int least_steps) {
   cli.add_number("--steps,--num-sampling-steps", options.num_steps, least_steps, 1000,
@@ -16,7 +34,15 @@ void SamplingFlags::add(Cli& cli, GenerateOptions& options, int least_steps) {
   cli.add_number("--batch", options.batch, 1, 65536, "Images computed together; changes speed, not results");
 }
 
+void SamplingFlags::add_timesteps(Cli& cli) {
+  has_timesteps_ = true;
+  cli.add_text("--timesteps", timesteps,
+               "The timesteps by hand, instead of --steps: 0 to 999, comma-separated, each once, any order")
+      ->type_name("LIST");
+}
+
 void SamplingFlags::check(Cli& cli, const GenerateOptions& options) const {
+  if (has_timesteps_) cli.one_of("--steps", "--timesteps");
   cli.needs("--eta", sampler == "ddim", "--sampler ddim; the others have no eta");
   cli.needs("--cfg-channels", options.guided(), "guidance: a --cfg-scale above 1");
 }
@@ -25,6 +51,7 @@ void SamplingFlags::resolve(Cli& cli, const Checkpoint& checkpoint, const ModelF
                             GenerateOptions& options) const {
   const DiTConfig& config = checkpoint.config;
   options.sampler.kind = kSamplerNames.at(sampler);
+  if (!timesteps.empty()) cli.within("--timesteps", [&] { options.timesteps = parse_timesteps(timesteps); });
   cli.needs("--mode", mode != "dynamic" || config.is_dynamic(),
             fmt::format("routers; {} is a static DiT, it has none", checkpoint.path.string()));
   options.mode = !config.is_dynamic() ? Mode::Static : mode.empty() ? Mode::Dynamic : kModeNames.at(mode);

@@ -12,16 +12,21 @@
 namespace dydit {
 
 struct SamplingFlags {
-  std::string sampler = "ddpm", cfg_channels = "auto", mode;
+  std::string sampler = "ddpm", cfg_channels = "auto", mode, timesteps;
 
   /// --steps, --sampler, --eta, --cfg-scale, --cfg-channels, --mode and --batch, into `options`.
   void add(Cli& cli, GenerateOptions& options, int least_steps = 1);
+  /// --timesteps, instead of --steps.
+  void add_timesteps(Cli& cli);
   /// What can be said of them without a model. Called after parsing.
   void check(Cli& cli, const GenerateOptions& options) const;
   /// Turns what was typed into options, those of `model` too, with the checkpoint at hand. A static DiT's
   /// mode is static.
   void resolve(Cli& cli, const Checkpoint& checkpoint, const ModelFlags& model,
                GenerateOptions& options) const;
+
+ private:
+  bool has_timesteps_ = false;  // the verb takes them
 };
 
 }  // namespace dydit

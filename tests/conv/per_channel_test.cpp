@@ -70,9 +70,10 @@ TEST_P(PerChannel, DepthwiseConvolutionAndRelu6) {
       Map to = MapPool(MapPool::Kind::Memory).take(conv.out_height(12), conv.out_width(10), C, false);
       Team team(2);
       conv.run(team, to_map(image), to);
-      const at::Tensor padded = at::constant_pad_nd(
-          image.unsqueeze(0), {extent.before, extent.after, extent.before, extent.after});
-      const at::Tensor wanted = at::conv2d(padded, weight, bias, {stride, stride}, at::IntArrayRef{0, 0}, {1, 1}, C)[0].clamp(0, 6);
+      const at::Tensor padded =
+          at::constant_pad_nd(image.unsqueeze(0), {extent.before, extent.after, extent.before, extent.after});
+      const at::Tensor wanted =
+          at::conv2d(padded, weight, bias, {stride, stride}, at::IntArrayRef{0, 0}, {1, 1}, C)[0].clamp(0, 6);
       EXPECT_LT(apart(channels_of(to, 0, C), wanted), 2e-6) << taps << " taps, stride " << stride;
     }
   }

@@ -38,7 +38,8 @@ TEST(Extractor, FeaturesDependNeitherOnBatchNorOnThreads) {
 TEST(Extractor, GrayIsThreeEqualChannels) {
   const Image gray = noise_image(20, 20, 1, 5), rgb = with_channels(gray, 3);
   Extractor extractor = by_recipe(1);
-  EXPECT_TRUE(extractor.extract(std::span(&gray, 1)).features.equal(extractor.extract(std::span(&rgb, 1)).features));
+  EXPECT_TRUE(
+      extractor.extract(std::span(&gray, 1)).features.equal(extractor.extract(std::span(&rgb, 1)).features));
 }
 
 TEST(Extractor, Bfloat16StaysNear) {
@@ -73,7 +74,8 @@ TEST(Resize, TensorFlowsBilinearKeepsTheFirstPixel) {
 
 TEST(Resize, SameSizeChangesNothing) {
   const Image image = noise_image(9, 9, 3, 9);
-  for (const ResizeRule rule : {ResizeRule::Adm, ResizeRule::PytorchFid, ResizeRule::CleanFid, ResizeRule::Lite0}) {
+  for (const ResizeRule rule :
+       {ResizeRule::Adm, ResizeRule::PytorchFid, ResizeRule::CleanFid, ResizeRule::Lite0}) {
     std::vector<float> out(9 * 9 * 3);
     resize_float(image, rule, 9, out.data());
     for (size_t i = 0; i < out.size(); ++i) ASSERT_NEAR(out[i], image.pixels[i], 1e-5) << kResizeNames[rule];
@@ -127,7 +129,9 @@ TEST_F(ExtractorFiles, ReadsNamesBelowModule) {
 TEST_F(ExtractorFiles, RefusesWhatIsNoSuchNetwork) {
   expect_refused(resnet([](auto& all) { all.erase("module.bn1.bias"); }),
                  "no tensor bn1.bias; these are no weights of ResNet-20 of CIFAR-10");
-  expect_refused(resnet([](auto& all) { all["module.linear.weight"] = at::zeros({100, 64}); }),
+  expect_refused(resnet([](auto& all) {
+                   all["module.linear.weight"] = at::zeros({100, 64});
+                 }),
                  "linear.weight has shape [100, 64]; ResNet-20 of CIFAR-10 has [10, 64]");
   expect_refused(resnet([](auto& all) { all["module.bn1.bias"].fill_(NAN); }),
                  "bn1.bias holds values that are not finite");

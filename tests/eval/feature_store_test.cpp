@@ -81,10 +81,16 @@ TEST_F(FeatureStoreOf, RefusesAnotherEvaluationAndAnotherRun) {
     const FeatureStore store(kSizes, path(), kKey);
     test::expect_error([&] { FeatureStore(kSizes, path(), kKey); }, "another run works there");
   }
-  test::expect_error([&] { FeatureStore(kSizes, path(), {{"seed", 2}, {"model", "m"}}); },
-                     "holds features of another evaluation (seed is 1 there and 2 here)");
-  test::expect_error([&] { FeatureStore(kSizes, path(), {{"seed", 1}}); },
-                     "holds features of another evaluation (model is \"m\" there and null here)");
+  test::expect_error(
+      [&] {
+        FeatureStore(kSizes, path(), {{"seed", 2}, {"model", "m"}});
+      },
+      "holds features of another evaluation (seed is 1 there and 2 here)");
+  test::expect_error(
+      [&] {
+        FeatureStore(kSizes, path(), {{"seed", 1}});
+      },
+      "holds features of another evaluation (model is \"m\" there and null here)");
   const auto other = folder_ / "other";
   std::filesystem::create_directory(other);
   test::write_file((other / "x").string(), "x");

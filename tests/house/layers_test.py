@@ -15,8 +15,9 @@ ROOMS = {
     "engine": ["plan"],  # never train: they meet in the checkpoint, in model and in plan
     "data": ["io"],
     "train": ["plan", "diffusion", "data"],
-    "eval": ["engine", "diffusion", "data"],
-    "vae": ["engine", "data"],
+    "conv": ["engine"],
+    "eval": ["conv", "diffusion", "data"],
+    "vae": ["conv", "data"],
     "report": ["plan", "io"],
     "pipeline": ["engine", "diffusion", "vae"],
     "calibrate": ["pipeline"],

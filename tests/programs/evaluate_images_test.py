@@ -27,26 +27,7 @@ class ImagesTest(ProgramTest):
     def setUp(self):
         super().setUp()
         rng = np.random.default_rng(1)
-        tensors = {}
-
-        def unit(conv, norm, outputs, inputs):
-            tensors[f"{conv}.weight"] = rng.normal(0, (2 / (9 * inputs)) ** .5, (outputs, inputs, 3, 3)).astype(np.float32)
-            for part in ("weight", "running_var"):
-                tensors[f"{norm}.{part}"] = np.ones(outputs, np.float32)
-            for part in ("bias", "running_mean"):
-                tensors[f"{norm}.{part}"] = rng.normal(0, .1, outputs).astype(np.float32)
-
-        unit("conv1", "bn1", 16, 3)
-        inputs = 16
-        for layer, outputs in enumerate((16, 32, 64), 1):
-            for j in range(3):
-                at = f"layer{layer}.{j}."
-                unit(at + "conv1", at + "bn1", outputs, inputs)
-                unit(at + "conv2", at + "bn2", outputs, outputs)
-                inputs = outputs
-        tensors["linear.weight"] = rng.normal(0, .2, (10, 64)).astype(np.float32)
-        tensors["linear.bias"] = np.zeros(10, np.float32)
-        self.save("resnet20.safetensors", tensors)
+        support.write_resnet20(self.work / "resnet20.safetensors")
         self.images = rng.integers(0, 256, (120, 32, 32, 3), dtype=np.uint8)
         np.savez(self.work / "a.npz", arr_0=self.images)
         np.savez(self.work / "b.npz", arr_0=rng.integers(0, 200, (100, 32, 32, 3), dtype=np.uint8))

@@ -20,7 +20,7 @@ FAILED, USAGE = 1, 2
 VAE, VAE_VECTORS = GOLDEN / "vae/kl16", GOLDEN / "vae/kl16.safetensors"
 # What no two runs have in common.
 TIMES = {"seconds", "load_seconds", "decode_seconds", "ms_per_sample", "ms_low", "ms_high", "gflops", "peak_share", "peak_gflops", "peak_rss_mb", "seconds_low", "cpu_seconds", "gmacs_per_second", "peak_bytes",
-         "speedup", "realised_share", "images_per_second"}
+         "speedup", "realised_share", "images_per_second", "seconds_per_image"}
 # Files whose bytes are a function of the flags; of others the name counts.
 EXACT = (".npz", ".safetensors", ".csv", ".svg", ".pt", "samples/0000002.png")
 
@@ -300,7 +300,43 @@ class EvaluateFlagsTest(FlagsBase):
             "--split": row("--split", "test", base=[*base[:3], "--data-path", split, *base[5:]]),
             "--match-classes": row("--match-classes", "position", base=[*base[:3], "--data-path", other, *base[5:]]),
             "--images": row("--images", "2"), "--seed": row("--seed", "1"), "--seeds": row("--seeds", "2"),
-            "--batch": row("--batch", "2"), "--mode": row("--mode", "static"), "--csv": row("--csv", "a.csv")})
+            "--batch": row("--batch", "2"), "--csv": row("--csv", "a.csv"), "--weights": row("--weights", "none"),
+            "--model-weights": row("--model-weights", "none"), **self.rows_of_images(model)})
+
+    def rows_of_images(self, model):
+        rng = np.random.default_rng(1)
+        for name in ("a", "b", "c"):
+            np.savez(self.shared / f"{name}.npz", arr_0=rng.integers(0, 256, (8, 16, 16, 3), dtype=np.uint8))
+        a, b, c = (self.shared / f"{name}.npz" for name in "abc")
+        split = self.images("sets/test", side=16).parent
+        self.images("sets/train", side=16, level=20)
+        nets = [support.write_resnet20(self.shared / f"{seed}.safetensors", seed) for seed in (1, 2)]
+        net = ["--extractor", "resnet20", "--weights", nets[0]]
+        lie = [*net, "--images", a, "--reference", b]
+        inception = ["--weights", "recipe:inception", "--images", a, "-n", "4", "--reference", b, "--no-pairs"]
+        made = [*net, "--model", model, "-n", "4", "--steps", "3", "--dtype", "f32", "--reference", b]
+        latent = [*net, "--model", TINY, "-n", "4", "--steps", "3", "--dtype", "f32", "--reference", b]
+        six = [*net, "--model", model, "-n", "4", "--steps", "6", "--dtype", "f32", "--reference", b]
+        plans = self.shared / "plans.json"
+        self.run_ok("calibrate", "--model", model, "--steps", "6", "--dtype", "f32", "--cfg-scale", "1.5", "--images", "1", "--families",
+                    "fora", "--out", plans)
+        return {
+            "--images-split": row("--images-split", "test", base=[*net, "--images", split, "--reference", b]),
+            "--reference": row("--reference", c, base=lie),
+            "--reference-split": row("--reference-split", "test", base=[*net, "--images", a, "--reference", split]),
+            "--num-images": row("--num-images", "5", base=lie), "--extractor": row("--extractor", "resnet56", base=lie),
+            "--resize": row("--resize", "clean-fid", base=inception), "--extractor-dtype": row("--extractor-dtype", "bf16", base=lie),
+            "--steps": row("--steps", "2", base=made), "--sampler": row("--sampler", "dpm++", base=made),
+            "--timesteps": row("--timesteps", "9,500", base=[word for word in made if word not in ("--steps", "3")]),
+            "--eta": row("--eta", "0.5", base=[*made, "--sampler", "ddim"]), "--cfg-scale": row("--cfg-scale", "2", base=made),
+            "--cfg-channels": row("--cfg-channels", "1", base=made), "--mode": row("--mode", "static", base=made),
+            "--labels": row("--labels", "balanced", base=made), **plan_rows(six, self.plan_file()),
+            "--budget": row("--budget", "1", base=[*six, "--plans", plans]),
+            "--plans": row("--plans", plans, base=[*six, "--budget", "1"]),
+            "--force": row("--force", base=[*six, "--plans", plans, "--budget", "0.01"]), **vae_rows(self.work, latent),
+            "--features": row("--features", "kept", base=lie), "--fid-infinity": row("--fid-infinity", base=lie),
+            "--no-pairs": row("--no-pairs", base=lie), "--write-stats": row("--write-stats", "a.stats.npz", base=lie),
+            "--save": row("--save", "made.npz", base=made), "--name": row("--name", "mine", base=lie)}
 
 
 class LatentsFlagsTest(FlagsBase):

@@ -239,6 +239,30 @@ def png_bytes(pixels):
             chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
+def write_resnet20(path, seed=1):
+    """A ResNet-20 of CIFAR-10 with random weights, whose features are as good as any to compare sets of images with."""
+    rng = np.random.default_rng(seed)
+    tensors = {"linear.weight": rng.normal(0, .2, (10, 64)).astype(np.float32), "linear.bias": np.zeros(10, np.float32)}
+
+    def unit(conv, norm, outputs, inputs):
+        tensors[f"{conv}.weight"] = rng.normal(0, (2 / (9 * inputs)) ** .5, (outputs, inputs, 3, 3)).astype(np.float32)
+        for part in ("weight", "running_var"):
+            tensors[f"{norm}.{part}"] = np.ones(outputs, np.float32)
+        for part in ("bias", "running_mean"):
+            tensors[f"{norm}.{part}"] = rng.normal(0, .1, outputs).astype(np.float32)
+
+    unit("conv1", "bn1", 16, 3)
+    inputs = 16
+    for layer, outputs in enumerate((16, 32, 64), 1):
+        for j in range(3):
+            at = f"layer{layer}.{j}."
+            unit(at + "conv1", at + "bn1", outputs, inputs)
+            unit(at + "conv2", at + "bn2", outputs, outputs)
+            inputs = outputs
+    save_file(tensors, path)
+    return path
+
+
 def tiny_png():
     """One red pixel."""
     return png_bytes(np.array([[[255, 0, 0]]], np.uint8))
