@@ -9,6 +9,7 @@
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
+#include "bench_extractor.h"
 #include "bench_vae.h"
 #include "cli.h"
 #include "dydit/base/error.h"
@@ -49,6 +50,7 @@ struct BenchFlags {
   CheckpointOptions checkpoint;
   PlanFlags plan;
   BenchVaeFlags vae;
+  ExtractorFlags extractor;
 };
 
 // Medians and quartiles of milliseconds per sample.
@@ -305,7 +307,10 @@ void add_flags(Cli& cli, BenchFlags& flags) {
   cli.add_number("--input-size", flags.input_size, 2, 4096, "Side of the latent of --size");
   add_checkpoint_options(cli, flags.checkpoint);
   flags.vae.add(cli);
-  cli.add_number("--batch", flags.batch, 1, 65536, "Samples of a forward; with --run or --vae images");
+  flags.extractor.extractor.clear();
+  flags.extractor.add(cli);
+  cli.add_number("--batch", flags.batch, 1, 65536,
+                 "Samples of a forward; with --run, --vae or --extractor images");
   cli.add_number("--heads", flags.heads, 0, 1, "Share of heads that is on, instead of the routers' own");
   cli.add_number("--groups", flags.groups, 0, 1, "Share of channel groups");
   cli.add_number("--tokens", flags.tokens, 0, 1, "Share of tokens that enter the MLP");
@@ -331,12 +336,26 @@ int run_bench(const Args& args, Isa isa) {
   add_flags(cli, flags);
   cli.parse(args);
   DYDIT_USAGE_CHECK(
-      !flags.model.empty() || !flags.size.empty() || !flags.vae.path.empty(),
-      "nothing to time: give --model FILE, or --size, e.g. DiT-XL/2, for random weights, or --vae FILE");
+      !flags.model.empty() || !flags.size.empty() || !flags.vae.path.empty() ||
+          !flags.extractor.extractor.empty(),
+      "nothing to time: give --model FILE, or --size, e.g. DiT-XL/2, for random weights, or --vae FILE, or "
+      "--extractor NAME");
   cli.one_of("--model", "--size");
   cli.one_of("--model", "--vae");
   cli.one_of("--size", "--vae");
-  cli.needs("--side", !flags.vae.path.empty(), "--vae");
+  for (const char* other : {"--model", "--size", "--vae"}) cli.one_of(other, "--extractor");
+  const bool extracts = !flags.extractor.extractor.empty();
+  cli.needs("--side", !flags.vae.path.empty() || extracts, "--vae or --extractor");
+  for (const char* flag : {"--resize", "--extractor-dtype"}) cli.needs(flag, extracts, "--extractor");
+  if (extracts) {
+    for (const char* flag : kModelFlags) {
+      if (flag != std::string_view(kWeightsFlag)) cli.needs(flag, false, "--model or --size");
+    }
+    cli.needs("--dtype", false, "--model, --size or --vae; of --extractor it is --extractor-dtype");
+    flags.extractor.weights = flags.checkpoint.weights;
+    return bench_extractor(cli, flags.extractor, flags.vae.side,
+                           {flags.dtype, flags.batch, flags.threads, flags.repeats}, isa);
+  }
   if (!flags.vae.path.empty()) {
     for (const char* flag : kModelFlags) cli.needs(flag, false, "--model or --size");
     return bench_vae(cli, flags.vae, {flags.dtype, flags.batch, flags.threads, flags.repeats}, isa);

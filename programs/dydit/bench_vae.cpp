@@ -98,7 +98,7 @@ void print_result(const json& result) {
 
 void BenchVaeFlags::add(Cli& cli) {
   cli.add_text("--vae", path, "Instead of a model: time the encoder and the decoder of this autoencoder");
-  cli.add_number("--side", side, 8, 65536, "Pixels of the images of --vae to each side");
+  cli.add_number("--side", side, 8, 65536, "Pixels of the images of --vae or --extractor to each side");
 }
 
 int bench_vae(Cli& cli, const BenchVaeFlags& flags, const BenchVaeRun& run, Isa isa) {

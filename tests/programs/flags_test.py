@@ -272,6 +272,7 @@ class BenchFlagsTest(FlagsBase):
         base = ["--model", TINY, "--steps", "1", "--repeats", "1", "--batch", "1"]
         size = ["--size", "DiT-S/8", "--steps", "1", "--repeats", "1", "--batch", "1"]
         vae = vae_files.write_kl(self.work / "shared/vae")
+        net = support.write_resnet20(self.shared / "resnet20.safetensors")
         half = ["--vae", vae, "--side", "16", "--repeats", "1"]
         self.check("bench", base, {
             **common_rows(), "--num-heads": MODEL["--num-heads"], "--threads": MODEL["--threads"],
@@ -283,6 +284,9 @@ class BenchFlagsTest(FlagsBase):
             "--sampler": row("--sampler", "ddpm"), "--cfg-scale": row("--cfg-scale", "1", base=[*base, "--run"]),
             "--profile": row("--profile"), "--csv": row("--csv", "a.csv"),
             "--vae": row("--vae", vae, base=half[2:]), "--side": row("--side", "32", base=half),
+            "--extractor": row("--extractor", "resnet20", base=["--weights", net]),
+            "--extractor-dtype": row("--extractor-dtype", "bf16", base=["--extractor", "resnet20", "--weights", net, "--repeats", "1"]),
+            "--resize": row("--resize", "clean-fid", base=["--extractor", "inception", "--weights", "recipe:inception", "--repeats", "1", "--batch", "1"]),
             **plan_rows(["--model", TINY, "--run", "--repeats", "1", "--batch", "1", "--steps", "6"], self.plan_file())})
 
 
