@@ -4,7 +4,6 @@
 
 #include <fmt/ranges.h>
 
-#include "dydit/base/error.h"
 #include "dydit/data/source.h"
 #include "dydit/io/bytes.h"
 #include "dydit/io/file.h"
@@ -30,7 +29,6 @@ ImageSet open_images(const std::filesystem::path& path, const std::string& split
   const auto source = std::make_shared<const ImageSource>(open_source(path, split, Labels::Optional));
   ImageSet set;
   set.size = static_cast<int64_t>(source->labels.size());
-  DYDIT_CHECK(set.size > 0, "{}: holds no images", path.string());
   set.labels.assign(source->labels.begin(), source->labels.end());
   set.class_names = source->classes.names;
   set.image = [source](int64_t index) { return source->image(index, kLargeSide); };

@@ -22,7 +22,7 @@ struct ImageSet {
   std::vector<std::string> notes;        // what was passed over
 };
 
-/// Throws Error where there are no images.
+/// Throws Error as open_source does; without any images, too.
 ImageSet open_images(const std::filesystem::path& path, const std::string& split);
 
 }  // namespace dydit

@@ -1,8 +1,6 @@
 """dydit evaluate of images from the outside: what is measured, resumed, shared by processes, and refused."""
 
 import json
-import os
-import pathlib
 import random
 import shutil
 import signal
@@ -201,6 +199,10 @@ class EvaluateModelTest(ImagesTest):
                                *map(str, self.command("-q"))], cwd=self.work, env=environment(), capture_output=True, text=True,
                               timeout=support.TIMEOUT)
         self.assertIn("several processes share a folder: give --features", done.stderr)
+        done = subprocess.run(["mpirun", "--allow-run-as-root", "--bind-to", "none", "--oversubscribe", "-n", "2", PROGRAM,
+                               *map(str, self.command("-q", "--features", "kept", "--save", "x.npz"))], cwd=self.work, env=environment(),
+                              capture_output=True, text=True, timeout=support.TIMEOUT)
+        self.assertIn("--save: needs one process; several make images in no order", done.stderr)
 
     def test_a_latent_model_says_that_it_needs_an_autoencoder(self):
         self.expect_error([str(TINY) if part == CIFAR else part for part in self.command()], USAGE, "makes latents", "--vae")

@@ -36,7 +36,12 @@ class EvaluateTest(ProgramTest):
     def test_refusals(self):
         images = self.write_images()
         self.expect_error(["evaluate", "--model", CIFAR, "--data-path", images], USAGE, "--data-path", "--loss")
-        self.expect_error(["evaluate", "--loss", "--model", CIFAR], USAGE, "--data-path")
+        self.expect_error(["evaluate", "--loss", "--model", CIFAR], USAGE, "--loss: needs --data-path")
+        self.expect_error(["evaluate", "--loss", "--data-path", images], USAGE, "--loss: needs --model")
+        self.expect_error(["evaluate", "--loss", "--model", CIFAR, "--data-path", images, "--images", "x.npz"], USAGE, "--images x.npz",
+                          "a whole number from 1 on")
+        self.expect_error(["evaluate", "--loss", "--model", CIFAR, "--data-path", images, "--steps", "3"], USAGE, "--steps",
+                          "a run without --loss")
         self.expect_error(["evaluate", "--loss", "--model", TINY, "--data-path", images], USAGE, "4 are those of latents, which dydit latents makes")
         self.expect_error(["evaluate", "--loss", "--model", CIFAR, "--data-path", self.write_images(classes=11)], USAGE,
                           "label 10", "classes 0 to 9")
