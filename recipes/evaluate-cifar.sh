@@ -25,17 +25,21 @@ for extractor in resnet56 lite0; do
     --weights "$(weights "$extractor")" --write-stats "$stats"
 done
 
+# result FILE FLAG...: the verb's JSON, whole or not at all.
+result() {
+  local file=$1
+  shift
+  [[ -e $file ]] || { "$dydit" evaluate --json "$@" >"$file.part"; mv "$file.part" "$file"; }
+}
+
 # measure NAME MODEL FLAG...: samples once, for the ResNet; its images go to the other network.
 measure() {
   local name=$1 model=$2
   shift 2
-  [[ -e $out/$name.resnet56.json ]] || "$dydit" evaluate --model "$model" -n "$images" --seed "$seed" --cfg-scale 1.5 --dtype f32 \
-    --extractor resnet56 --weights "$(weights resnet56)" --reference "$out/train-resnet56.stats.safetensors" --name "$name" \
-    --save "$out/$name.npz" --json "$@" >"$out/part.json"
-  [[ ! -e $out/part.json ]] || mv "$out/part.json" "$out/$name.resnet56.json"
-  [[ -e $out/$name.lite0.json ]] || "$dydit" evaluate --images "$out/$name.npz" --extractor lite0 --weights "$(weights lite0)" \
-    --reference "$out/train-lite0.stats.safetensors" --name "$name" --json >"$out/part.json"
-  [[ ! -e $out/part.json ]] || mv "$out/part.json" "$out/$name.lite0.json"
+  result "$out/$name.resnet56.json" --model "$model" -n "$images" --seed "$seed" --cfg-scale 1.5 --dtype f32 --extractor resnet56 \
+    --weights "$(weights resnet56)" --reference "$out/train-resnet56.stats.safetensors" --name "$name" --save "$out/$name.npz" "$@"
+  result "$out/$name.lite0.json" --images "$out/$name.npz" --extractor lite0 --weights "$(weights lite0)" \
+    --reference "$out/train-lite0.stats.safetensors" --name "$name"
 }
 
 for run in "${runs[@]}"; do

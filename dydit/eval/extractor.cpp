@@ -151,6 +151,13 @@ ImageFeatures Extractor::extract(std::span<const Image> images) {
   return all;
 }
 
+ImageFeatures Extractor::extract(int count, const std::function<Image(int)>& image) {
+  const ImageFeatures all = make_room(count);
+  team_.run(count,
+            [&](int i, int thread) { run(image(i), all, i, *workspaces_[static_cast<size_t>(thread)], {}); });
+  return all;
+}
+
 ImageFeatures Extractor::extract(const Image& image, const StageObserver& observe) {
   const ImageFeatures one = make_room(1);
   run(image, one, 0, *workspaces_[0], observe);

@@ -54,6 +54,8 @@ struct JudgedImages {
   ordered_json about;  // for the result
   std::vector<std::string> class_names;
   std::vector<fs::path> inputs;
+  /// Image i of those that lie somewhere, with its label; any thread. Else `make` has them.
+  std::function<JudgedImage(int64_t index)> read;
   /// [first, first + count), in order; `told` of steps done.
   std::function<void(int64_t first, int64_t count, const std::function<void(JudgedImage&&)>& take,
                      const ProgressFn& told)>
@@ -172,10 +174,8 @@ JudgedImages images_that_lie(const std::string& path, const std::string& split, 
   images.inputs = {path};
   images.key = {{"images_sha256", set->sha256}, {"split", split}};
   images.about = {{"images", path}, {"images_sha256", set->sha256}};
-  images.make = [set](int64_t first, int64_t count, const auto& take, const ProgressFn&) {
-    for (int64_t i = first; i < first + count; ++i) {
-      take({set->image(i), set->labels.empty() ? kNoLabel : set->labels[static_cast<size_t>(i)], {}});
-    }
+  images.read = [set](int64_t index) {
+    return JudgedImage{set->image(index), set->labels[static_cast<size_t>(index)], {}};
   };
   return images;
 }
@@ -227,23 +227,33 @@ void fill(FeatureStore& store, const JudgedImages& images, const Judges& judges,
   Console console;
   console.quiet = judges.console.quiet;
   for (const auto& [first, count] : mine) {
-    std::vector<Image> batch;
-    std::vector<JudgedImage> rest;
-    images.make(
-        first, count,
-        [&](JudgedImage&& made) {
-          batch.push_back(std::move(made.image));
-          made.image = {batch.back().height, batch.back().width, batch.back().channels, {}};
-          rest.push_back(std::move(made));
-        },
-        [&](const Progress& steps) {  // of this chunk: as a share of its images
-          const int64_t part = count * steps.done / std::max<int64_t>(1, steps.total);
-          console.progress({what, static_cast<long>(done + part), static_cast<long>(all)});
-        });
-    const Timer timer;
-    const ImageFeatures features = judges.extractor.extract(batch);
+    std::vector<JudgedImage> made(static_cast<size_t>(count));
+    // Gives the pixels and keeps the rest.
+    const auto pixels_of = [&](JudgedImage&& image, int i) {
+      Image pixels = std::move(image.image);
+      image.image = {pixels.height, pixels.width, pixels.channels, {}};
+      made[static_cast<size_t>(i)] = std::move(image);
+      return pixels;
+    };
+    ImageFeatures features;
+    if (images.read) {
+      features = judges.extractor.extract(static_cast<int>(count),
+                                          [&](int i) { return pixels_of(images.read(first + i), i); });
+    } else {
+      std::vector<Image> batch;
+      images.make(
+          first, count,
+          [&](JudgedImage&& image) {
+            batch.push_back(pixels_of(std::move(image), static_cast<int>(batch.size())));
+          },
+          [&](const Progress& steps) {  // of this chunk: as a share of its images
+            const int64_t part = count * steps.done / std::max<int64_t>(1, steps.total);
+            console.progress({what, static_cast<long>(done + part), static_cast<long>(all)});
+          });
+      features = judges.extractor.extract(batch);
+    }
     for (int64_t i = 0; i < count; ++i) {
-      const JudgedImage& image = rest[static_cast<size_t>(i)];
+      const JudgedImage& image = made[static_cast<size_t>(i)];
       store.add({first + i, image.label, image.image.height, image.image.width, image.cost}, features, i);
     }
     done += count;
@@ -526,20 +536,20 @@ int evaluate_images(Cli& cli, const ModelFlags& model, EvaluateImagesFlags& flag
         "--save: {} keeps features of images that were made before, not the images; name a new folder",
         flags.folder);
   }
-  // The size of the images is known once there is one.
   JudgedImages watched = images;
-  watched.make = [&](int64_t first, int64_t count, const auto& take, const ProgressFn& told) {
-    images.make(
-        first, count,
-        [&](JudgedImage&& made) {
-          if (!flags.save.empty()) {
-            if (!save) save.emplace(flags.save, made.image.height, made.image.width, made.image.channels);
-            save->append(made.image);
-          }
-          take(std::move(made));
-        },
-        told);
-  };
+  if (!flags.save.empty()) {
+    watched.read = nullptr;  // they are written in order
+    watched.make = [&](int64_t first, int64_t count, const auto& take, const ProgressFn& told) {
+      const auto save_and_take = [&](JudgedImage&& made) {
+        // Their size is known once there is one.
+        if (!save) save.emplace(flags.save, made.image.height, made.image.width, made.image.channels);
+        save->append(made.image);
+        take(std::move(made));
+      };
+      if (images.make) return images.make(first, count, save_and_take, told);
+      for (int64_t i = first; i < first + count; ++i) save_and_take(images.read(i));
+    };
+  }
   fill(*store, watched, judges, "images");
   processes->barrier();
   std::optional<ReferenceSet> reference;
