@@ -1,6 +1,8 @@
-// dydit verify --model F --reference R: replays what R holds and compares; exit 0 if all of it agrees.
+// dydit verify --reference R [--model F]: replays what R holds and compares; exit 0 if all of it agrees.
 #include "verify.h"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 
 #include <ATen/ATen.h>
@@ -220,13 +222,35 @@ void verify_vae(Cli& cli, const ModelFlags& flags, const std::string& path, cons
   file.check_unchanged();
 }
 
+// Vectors that need neither a model nor an autoencoder, and the tensor that tells them.
+struct EvaluationVectors {
+  const char* tensor;
+  void (*verify)(const Reference& reference, int threads, VerifyReport& report);
+};
+constexpr std::array kEvaluationVectors = {EvaluationVectors{"radii_ref", verify_metrics},
+                                           EvaluationVectors{"lite0_features", verify_extractors},
+                                           EvaluationVectors{"a.f2048", verify_inception}};
+
+void verify_evaluation(Cli& cli, const Reference& reference, int threads, Isa isa, VerifyReport& report) {
+  const auto* vectors =
+      std::find_if(kEvaluationVectors.begin(), kEvaluationVectors.end(),
+                   [&](const EvaluationVectors& kind) { return reference.has(kind.tensor); });
+  DYDIT_USAGE_CHECK(vectors != kEvaluationVectors.end(),
+                    "nothing to verify: give --model FILE, or --vae FILE, an autoencoder; only vectors of "
+                    "evaluation go without, and {} holds none",
+                    reference.path());
+  cli.console.info(
+      fmt::format("reference {}, cpu ({}), {} threads", reference.path(), isa_name(isa), threads));
+  vectors->verify(reference, threads, report);
+}
+
 }  // namespace
 
 int run_verify(const Args& args, Isa isa) {
   Cli cli(
       "verify",
-      "Replay recorded vectors of the original code (forwards, schedule, sampling runs; an autoencoder's) "
-      "and compare.");
+      "Replay recorded vectors of the original code (forwards, schedule, sampling runs; an autoencoder's; "
+      "metrics of images) and compare.");
   ModelFlags flags;
   flags.add(cli, "f32", "reference");
   cli.app.get_option("--model")->required(false);
@@ -239,19 +263,21 @@ int run_verify(const Args& args, Isa isa) {
   add_vae_config(cli, vae_config);
   cli.parse(args);
   cli.one_of("--model", "--vae");
-  DYDIT_USAGE_CHECK(!flags.path.empty() || !vae.empty(),
-                    "nothing to verify: give --model FILE, or --vae FILE, an autoencoder");
   for (const char* flag : {"--num-heads", "--weights", "--engine"})
-    cli.needs(flag, vae.empty(), "--model; an autoencoder has no such choice");
+    cli.needs(flag, !flags.path.empty(), "--model; nothing else has such a choice");
+  cli.needs("--dtype", !flags.path.empty() || !vae.empty(), "--model or --vae");
   cli.needs("--vae-config", !vae.empty(), "--vae");
   const Reference reference(reference_path);
   VerifyReport report;
-  if (vae.empty()) {
+  if (!flags.path.empty()) {
     verify_model(cli, flags, reference, isa, report);
-  } else {
+  } else if (!vae.empty()) {
     verify_vae(cli, flags, vae, vae_config, reference, isa, report);
+  } else {
+    verify_evaluation(cli, reference, flags.threads, isa, report);
   }
-  cli.print({{"passed", report.passed()}, {"checks", report.to_json()}, {"skipped", report.skipped()}}, [&] { report.print(); });
+  cli.print({{"passed", report.passed()}, {"checks", report.to_json()}, {"skipped", report.skipped()}},
+            [&] { report.print(); });
   return report.passed() ? 0 : 1;
 }
 

@@ -118,6 +118,8 @@ void verify_autoencoder(const AutoencoderFile& file, const Reference& reference,
 void verify_inception(const Reference& reference, int threads, VerifyReport& report);
 /// Features of the other networks, of weights that lie near the vectors; those without are skipped and said.
 void verify_extractors(const Reference& reference, int threads, VerifyReport& report);
+/// Recorded features (ref, gen, ...) and the metrics that metrics.json beside them says.
+void verify_metrics(const Reference& reference, int threads, VerifyReport& report);
 
 /// Forwards of an engine, and the decisions behind them.
 class Replay {

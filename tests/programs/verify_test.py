@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import unittest
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from support import CIFAR, GOLDEN, TINY, TINY_PT, ProgramTest
 
 FAILED, USAGE = 1, 2
 FORWARD, DIFFUSION = GOLDEN / "forward.safetensors", GOLDEN / "diffusion.safetensors"
+METRICS = support.SHARED / "golden/eval/metrics.safetensors"
 PLANS = GOLDEN / "step_plan" / "runs.safetensors"
 FORWARD_CHECKS = {"pos_embed_formula", "attn_mask", "mlp_mask", "token_mask", "out", "out_static", "cfg_out"}
 
@@ -60,6 +62,52 @@ class AgreesTest(ProgramTest):
                 self.assertEqual((check["disagreements"], check["allowed_share"]), (0, 0), name)
             else:
                 self.assertLessEqual(check["limit"], 1e-5, name)
+
+
+@unittest.skipUnless(METRICS.exists(), f"{METRICS} is not there; set DYDIT_SHARED")
+class MetricsTest(ProgramTest):
+    """Recorded metrics: golden/eval of the shared folder."""
+
+    def copied(self, change=lambda expected: None):
+        expected = json.loads((METRICS.parent / "metrics.json").read_text())
+        change(expected)
+        shutil.copyfile(METRICS, self.work / "metrics.safetensors")
+        self.write("metrics.json", json.dumps(expected))
+        return self.work / "metrics.safetensors"
+
+    def test_agree(self):
+        report = self.run_json("verify", "--reference", METRICS)
+        self.assertIs(report["passed"], True, report)
+        checks = {check["name"]: check for check in report["checks"]}
+        for name, limit in (("fid.exact", 1e-9), ("fid_few.exact", 1e-12), ("kid_full.jackknife_std", 1e-10), ("pr.recall", 0),
+                            ("is.adm_split150", 1e-9), ("kid_subsets.each.9", 1e-5), ("fid_infinity.fid.7", 1e-9)):
+            self.assertEqual(checks[name]["limit"], limit, name)
+        self.assertEqual(checks["precision_mask"]["total"], 500)
+
+    def test_disagree(self):
+        def change(expected):
+            expected["fid_few"]["exact"] *= 1 + 1e-11
+            expected["kid_full"]["unbiased"] += 1e-9
+        result = self.run_program("verify", "--reference", self.copied(change), "-q", "--json")
+        self.assertEqual((result.returncode, result.stderr), (FAILED, ""))
+        failed = {check["name"] for check in self.one_object(result.stdout)["checks"] if not check["ok"]}
+        self.assertEqual(failed, {"fid_few.exact", "kid_full.unbiased"})
+
+    def test_expected_values_that_are_missing(self):
+        reference = self.copied(lambda expected: expected["kid_full"].pop("biased"))
+        self.expect_error(["verify", "--reference", reference], FAILED, "metrics.json: number kid_full.biased is missing")
+        (self.work / "metrics.json").unlink()
+        self.expect_error(["verify", "--reference", reference], FAILED, "metrics.json")
+
+    def test_masks_of_another_size(self):
+        tensors, _ = support.load(self.copied())
+        tensors["recall_mask"] = tensors["recall_mask"][:-1]
+        self.expect_error(["verify", "--reference", self.save("metrics.safetensors", tensors)], FAILED,
+                          "recall_mask holds 599 values, expected 600")
+
+    def test_take_no_model(self):
+        self.expect_error(["verify", "--reference", METRICS, "--engine", "cpu"], USAGE, "--engine", "--model")
+        self.expect_error(["verify", "--reference", METRICS, "--dtype", "bf16"], USAGE, "--dtype", "--model or --vae")
 
 
 class DisagreesTest(ProgramTest):
