@@ -266,8 +266,7 @@ PngText read_texts(const Reader& reader) {
 
 }  // namespace
 
-void write_png(const std::filesystem::path& path, const Image& image, const PngText& text) {
-  const std::string file = path.string();
+std::string png_bytes(const Image& image, const PngText& text, const std::string& file) {
   DYDIT_CHECK(image.height > 0 && image.width > 0 && (image.channels == 1 || image.channels == 3),
               "{}: cannot write {}x{} pixels of {} channels as PNG; 1 or 3 channels are wanted", file,
               image.height, image.width, image.channels);
@@ -283,7 +282,11 @@ void write_png(const std::filesystem::path& path, const Image& image, const PngT
   DYDIT_CHECK(writer.info != nullptr, "{}: libpng could not be set up; is memory short?", file);
   DYDIT_CHECK(encode(writer, image, chunks.data(), static_cast<int>(chunks.size())),
               "{}: cannot encode PNG: {}", file, printable(writer.complaint.data()));
-  write_output_file(path, writer.bytes);
+  return std::move(writer.bytes);
+}
+
+void write_png(const std::filesystem::path& path, const Image& image, const PngText& text) {
+  write_output_file(path, png_bytes(image, text, path.string()));
 }
 
 PngInfo parse_png_info(std::span<const std::byte> bytes, const std::string& name) {

@@ -18,8 +18,9 @@ using PngText = std::map<std::string, std::string>;
 inline constexpr int kMaxPngSide = 1 << 16;
 inline constexpr size_t kMaxPngTextBytes = size_t{32} << 20;
 
-/// Writes `image` with one text chunk an entry (tEXt, or iTXt when the value is not ASCII), before the
-/// pixels.
+/// The image as a PNG with one text chunk an entry (tEXt, or iTXt when the value is not ASCII), before the
+/// pixels. `file` is what messages call it.
+std::string png_bytes(const Image& image, const PngText& text, const std::string& file);
 void write_png(const std::filesystem::path& path, const Image& image, const PngText& text);
 
 struct PngInfo {

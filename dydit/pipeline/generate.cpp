@@ -111,6 +111,7 @@ void Pipeline::generate(const Request& request, const SamplingOptions& options,
     std::vector<Sample> finished;
     for (int done = 1; done <= num_steps; ++done) {
       finished = scheduler.step();
+      if (callbacks.on_step) callbacks.on_step(done == num_steps ? finished : scheduler.in_flight());
       if (callbacks.on_progress) callbacks.on_progress({"steps", b * num_steps + done, batches * num_steps});
       if (done == num_steps) break;
       if (callbacks.on_preview && options.preview_every > 0 && done % options.preview_every == 0)

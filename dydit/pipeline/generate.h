@@ -50,7 +50,9 @@ struct GenerateCallbacks {
   std::function<void(GeneratedSample&&)> on_sample = nullptr;  // in order of index, as batches finish
   ProgressFn on_progress = nullptr;                            // after each sampling step
   std::function<void(const Preview&)> on_preview = nullptr;    // not after the last step: that is the image
-  const CancelFlag* cancel = nullptr;                          // looked at between steps
+  // The samples of the batch after each step, the last one, too.
+  std::function<void(std::span<const Sample>)> on_step = nullptr;
+  const CancelFlag* cancel = nullptr;  // looked at between steps
 };
 
 /// A checkpoint that is ready: its weights packed once, its plans made once. All of it may be used by any

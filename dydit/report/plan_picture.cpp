@@ -9,19 +9,13 @@
 #include "dydit/base/error.h"
 #include "dydit/io/csv.h"
 #include "dydit/model/macs.h"
+#include "dydit/report/html.h"
 
 namespace dydit {
 namespace {
 
 constexpr double kLeft = 64, kWidth = 640, kStrip = 16, kRight = 76, kTop = 44, kGap = 42, kLineHeight = 140,
                  kBottom = 44;
-
-std::string escape(std::string_view text) {
-  std::string escaped;
-  for (const char c : text)
-    escaped += c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '&' ? "&amp;" : std::string(1, c);
-  return escaped;
-}
 
 // A share of 0 is nearly white, 1 dark blue; straight lines between three colours of falling lightness.
 std::string colour(double share) {
@@ -36,7 +30,7 @@ std::string colour(double share) {
 
 std::string text(double x, double y, std::string_view anchor, std::string_view content) {
   return fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\">{}</text>\n", x, y, anchor,
-                     escape(content));
+                     html_text(content));
 }
 
 // Forecasts are orange, darker the higher their order; what a range skips is grey.

@@ -15,6 +15,7 @@
 #include "dydit/pipeline/record.h"
 #include "dydit/plan/policies.h"
 #include "dydit/plan/run_plan.h"
+#include "dydit/report/model_report.h"
 #include "dydit/report/plan_picture.h"
 #include "dydit/vae/autoencoder.h"
 #include "inspect_autoencoder.h"
@@ -135,12 +136,6 @@ void print_checkpoint(const json& result, const Checkpoint& checkpoint) {
   if (result.contains("plan")) print_plan(result["plan"], checkpoint);
 }
 
-// "model.safetensors: DyDiT (8 blocks ...), lambda 0.5"
-std::string plan_title(const Checkpoint& checkpoint) {
-  return fmt::format("{}: {}{}", checkpoint.path.filename().string(), model_name(checkpoint.config),
-                     checkpoint.lambda ? fmt::format(", lambda {}", *checkpoint.lambda) : "");
-}
-
 }  // namespace
 
 int run_inspect(const Args& args, Isa isa) {
@@ -226,7 +221,7 @@ int run_inspect(const Args& args, Isa isa) {
   if (file) file->check_unchanged();
   checkpoint.check_unchanged();
   cli.print(result, [&] { print_checkpoint(result, checkpoint); });  // first: the files may fail
-  if (!svg.empty()) write_output_file(svg, plan_svg(*plan, plan_title(checkpoint)));
+  if (!svg.empty()) write_output_file(svg, plan_svg(*plan, model_title(checkpoint)));
   if (!csv.empty()) write_output_file(csv, plan_csv(*plan));
   return 0;
 }

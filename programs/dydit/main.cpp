@@ -42,7 +42,7 @@ constexpr std::array kVerbs = {
     Verb{"calibrate", run_calibrate, "measure what plans of caches cost and change, for generate --budget"},
     Verb{"evaluate", run_evaluate, "measure a model on held-out images"},
     Verb{"latents", run_latents, "encode images into packed latents, to train on"},
-    Verb{"report", nullptr, ""},
+    Verb{"report", run_report, "write one page (HTML, offline) about a model and what was measured of it"},
     Verb{"serve", nullptr, ""},
 };
 

@@ -86,6 +86,16 @@ void ModelFlags::add(Cli& cli, const std::string& default_dtype, const std::stri
   dtype = default_dtype;
   engine = default_engine;
   add_model_path(cli, path, checkpoint, weights_flag);
+  add_computing(cli);
+}
+
+void ModelFlags::add_positional(Cli& cli) {
+  cli.app.add_option("model", path, kCheckpointHelp)->required();
+  add_checkpoint_options(cli, checkpoint);
+  add_computing(cli);
+}
+
+void ModelFlags::add_computing(Cli& cli) {
   cli.add_choice("--dtype", dtype, kDtypeNames.names({"auto"}),
                  "Arithmetic; auto: bf16 where the processor has it");
   cli.add_choice("--engine", engine, kEngineNames.names({"auto"}),

@@ -42,8 +42,13 @@ struct ModelFlags {
   /// `default_dtype` and `default_engine` differ between verbs.
   void add(Cli& cli, const std::string& default_dtype = "auto", const std::string& default_engine = "auto",
            const std::string& weights_flag = kWeightsFlag);
+  /// The same with the model as the verb's first word, without --model.
+  void add_positional(Cli& cli);
   Checkpoint load(Cli& cli) const { return load_model(cli, path, checkpoint); }
   EngineKind resolve_engine() const;
+
+ private:
+  void add_computing(Cli& cli);
 };
 
 /// Class names from a file, one a line: UTF-8 with or without a byte order mark; empty lines do not count.

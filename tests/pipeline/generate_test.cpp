@@ -7,6 +7,7 @@
 #include <fstream>
 #include <functional>
 #include <limits>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -416,6 +417,27 @@ TEST(Generate, TokenShareDoesNotDependOnTheBatch) {
 TEST(Generate, TokenMapChangesNoImage) {
   EXPECT_TRUE(at::equal(one_sample(tiny_config(), with_token_map()).sample,
                         one_sample(tiny_config(), few_steps()).sample));
+}
+
+TEST(Generate, EveryStepShowsTheSamplesOfItsBatchAndWhatTheirTokensDid) {
+  GenerateOptions options = with_token_map();
+  options.batch = 3;
+  std::map<int, std::vector<double>> entries;  // by image, after each step
+  std::vector<std::pair<int, size_t>> seen;    // steps done, samples
+  GenerateCallbacks callbacks;
+  callbacks.on_sample = [&](GeneratedSample&& sample) {
+    EXPECT_NEAR(sample.token_share.sum().item<double>(), entries[sample.index].back() / (3 * 2 * 2), 1e-4);
+  };
+  callbacks.on_step = [&](std::span<const Sample> samples) {
+    seen.emplace_back(samples[0].steps_done(), samples.size());
+    for (const Sample& sample : samples) entries[sample.index].push_back(sample.entries.sum().item<double>());
+  };
+  generate(random_checkpoint(tiny_config()), options, callbacks);
+  EXPECT_EQ(seen, (std::vector<std::pair<int, size_t>>{{1, 3}, {2, 3}, {3, 3}, {1, 1}, {2, 1}, {3, 1}}));
+  for (const auto& [index, counts] : entries) {
+    EXPECT_EQ(counts.size(), 3u) << index;
+    EXPECT_TRUE(std::is_sorted(counts.begin(), counts.end())) << index;
+  }
 }
 
 TEST(Generate, NoTokenShareUnlessAskedForAndRouted) {

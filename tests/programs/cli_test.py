@@ -6,11 +6,11 @@ import support
 from support import CIFAR, GOLDEN, TINY, ProgramTest
 
 USAGE = 2
-VERBS = ("generate", "decode", "inspect", "verify", "convert", "train", "finetune", "bench", "calibrate", "evaluate", "latents")
-LATER_VERBS = ("report", "serve")
+VERBS = ("generate", "decode", "inspect", "verify", "convert", "train", "finetune", "bench", "calibrate", "evaluate", "latents", "report")
+LATER_VERBS = ("serve",)
 # option, verbs, values that work, values that are known and refused
 CHOICES = (
-    ("--sampler", ("generate", "bench"), ("ddpm", "ddim", "dpm++"), ()),
+    ("--sampler", ("generate", "bench", "report"), ("ddpm", "ddim", "dpm++"), ()),
     ("--engine", ("generate", "verify", "bench", "calibrate", "evaluate"), ("auto", "cpu", "reference"), ()),
     ("--gate-rule", ("finetune",), ("threshold", "capacity"), ()),
     ("--noise", ("generate",), ("philox", "torch"), ()),
@@ -25,6 +25,7 @@ def arguments(verb):
             "generate": ["generate", "--model", TINY, "--latents", "x.safetensors", "--threads", "1"],
             "decode": ["decode", "--latents", "x.safetensors", "--vae", "vae"],
             "inspect": ["inspect", TINY],
+            "report": ["report", TINY, "--images", "1", "--steps", "1"],
             "verify": ["verify", "--model", TINY, "--reference", GOLDEN / "forward.safetensors"],
             "convert": ["convert", TINY, "x.safetensors"],
             "bench": ["bench", "--model", TINY, "--steps", "1", "--repeats", "1"],

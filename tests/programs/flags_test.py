@@ -234,6 +234,20 @@ class CalibrateFlagsTest(FlagsBase):
             "--out": row("--out", "other.json"), "--csv": row("--csv", "a.csv")})
 
 
+class ReportFlagsTest(FlagsBase):
+    def test_every_flag(self):
+        model = self.pixel_model()
+        base = [model, "--images", "1", "--steps", "6", "--dtype", "f32"]
+        rows = vae_rows(self.work, [TINY, *base[1:]])
+        result = self.write("shared/result.json", json.dumps({"fid": 1, "n": 2, "extractor": "lite0"}))
+        png = self.write("shared/x.png", support.tiny_png())
+        self.check("report", base, {
+            **common_rows(), **MODEL, **rows, **plan_rows(base, self.plan_file()), "--dtype": row("--dtype", "bf16"),
+            "--engine": row("--engine", "reference"), "--results": row("--results", result), "--samples": row("--samples", png),
+            "--images": row("--images", "2"), "--steps": row("--steps", "5"), "--sampler": row("--sampler", "dpm++"),
+            "--cfg-scale": row("--cfg-scale", "2"), "--seed": row("--seed", "1"), "--out": row("--out", "other.html")})
+
+
 class ModelFilesFlagsTest(FlagsBase):
     """inspect, convert and verify."""
 
@@ -490,6 +504,7 @@ class VainTest(FlagsBase):
                      ["generate", "--model", TINY, "--plan", "p.json", "--budget", "0.5"],
                      ["generate", "--model", TINY, "--cache", "fora:2", "--budget", "0.5"],
                      ["inspect", TINY, "--plan", "p.json", "--cache", "fora:2"],
+                     ["report", TINY, "--plan", "p.json", "--cache", "fora:2"],
                      ["verify", "--reference", "r", "--model", TINY, "--vae", VAE],
                      ["bench", "--model", TINY, "--size", "DiT-S/2"], ["bench", "--model", TINY, "--vae", "v"], ["train", *data, "--model", TINY, "--size", "DiT-S/2"],
                      ["train", *data, "--total-train-steps", "2", "--epochs", "1"]):
@@ -528,8 +543,8 @@ class NumbersTest(FlagsBase):
     WORDS = ("nan", "inf", "-inf", "1e999", "", " 1", "1 ", "1x", "0x1", "1;5", "--5", "1_0", "NaN", "infinity")
 
     def test_every_number(self):
-        positions = {"inspect": [TINY], "convert": [TINY, "x.safetensors"]}
-        for verb in ("generate", "inspect", "verify", "convert", "train", "finetune", "bench", "evaluate", "latents"):
+        positions = {"inspect": [TINY], "convert": [TINY, "x.safetensors"], "report": [TINY]}
+        for verb in ("generate", "inspect", "report", "verify", "convert", "train", "finetune", "bench", "evaluate", "latents"):
             said = self.run_program(verb, "--help").stdout
             numbers = re.findall(r"^  (?:-\w,)?(--[a-z-]+)[^ ]* (INT|FLOAT|UINT)", said, re.MULTILINE)
             self.assertTrue(numbers, verb)
