@@ -160,8 +160,8 @@ HtmlSection widths_section(const ModelReport& report) {
 }
 
 HtmlSection plan_section(const ModelReport& report) {
-  return {"plan", "Plan of the images",
-          html_facts("The plan that the images below were made with", report.plan_facts) +
+  return {"plan", "Plan of a run",
+          html_facts("Which branches each step computes, and when guidance runs", report.plan_facts) +
               plan_figure(*report.plan, "plan " + report.plan->name,
                           "Blue: computed, darker the more is on; orange: forecast from what earlier steps "
                           "computed; grey: skipped.") +
@@ -204,8 +204,8 @@ HtmlSection samples_section(const ModelReport& report) {
                   "included, in {:.3g} s. Both rows of guidance are counted.",
                   mean(&ReportSample::required_gmacs), percent(mean(&ReportSample::required_share)),
                   mean(&ReportSample::executed_gmacs), mean(&ReportSample::seconds)));
-  if (!report.checkpoint.config.token_routers)
-    body += html_paragraph("The model has no token routers: all tokens enter all MLPs that are computed.");
+  if (run.stretches.empty())
+    body += html_paragraph("No token router decides: all tokens enter all MLPs that are computed.");
   return {"samples", "Images and what they cost", body};
 }
 

@@ -47,7 +47,7 @@ struct ModelReport {
   const Checkpoint& checkpoint;
   std::vector<Fact> facts = {};        // more of what it is
   std::optional<RunPlan> widths = {};  // of a DyDiT, evenly over the timesteps
-  std::optional<RunPlan> plan = {};    // that the images were made with, where it has actions or guidance
+  std::optional<RunPlan> plan = {};    // of a run, where it has actions or guidance of its own
   std::vector<Fact> plan_facts = {};
   std::optional<ReportRun> run = {};
   std::vector<ReportPicture> pictures = {};

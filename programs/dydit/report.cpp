@@ -23,6 +23,7 @@
 #include "model_flags.h"
 #include "plan_flags.h"
 #include "report_run.h"
+#include "sampling_flags.h"
 #include "saved_latents.h"
 #include "signals.h"
 #include "targets.h"
@@ -40,7 +41,8 @@ constexpr int kRecordDepth = 8;
 
 struct ReportFlags {
   ModelFlags model;
-  std::string sampler = "ddim", out = "report.html";
+  SamplingFlags sampling;
+  std::string out = "report.html";
   std::vector<std::string> results, samples;
   GenerateOptions options;
   PlanFlags plan;
@@ -50,6 +52,7 @@ struct ReportFlags {
 void add_flags(Cli& cli, ReportFlags& flags) {
   flags.options.num_images = 8;
   flags.options.num_steps = 50;
+  flags.sampling.sampler = "ddim";
   flags.model.add_positional(cli);
   const auto add_files = [&](const char* name, std::vector<std::string>& files, const char* help) {
     cli.keep_default(cli.app.add_option(name, files, help)->type_name("FILE ..."), files);
@@ -60,11 +63,7 @@ void add_flags(Cli& cli, ReportFlags& flags) {
             "More pictures: PNG or JPEG, or latents that generate --latents wrote");
   cli.add_number("--images", flags.options.num_images, 0, 256,
                  "Images to make for the page, of all classes in turn; 0: none");
-  cli.add_number("--steps,--num-sampling-steps", flags.options.num_steps, 1, 1000,
-                 "Sampling steps, 1 to 1000");
-  cli.add_choice("--sampler", flags.sampler, kSamplerNames.names(), "Sampler; dpm++: DPM-Solver++(2M)");
-  cli.add_number("--cfg-scale", flags.options.cfg_scale, 0, 1000,
-                 "Classifier-free guidance; 4.0 for looks, 1.5 for FID, <= 1 for none");
+  flags.sampling.add(cli, flags.options);
   cli.add_seed("--seed", flags.options.seed, "Seed of the noise");
   flags.plan.add(cli);
   flags.vae.add(cli, "Autoencoder that decodes latents (default: the one in a pipeline's folder)");
@@ -74,17 +73,16 @@ void add_flags(Cli& cli, ReportFlags& flags) {
 // Turns what was typed into options, with the checkpoint at hand.
 void resolve(Cli& cli, ReportFlags& flags, const Checkpoint& checkpoint) {
   GenerateOptions& options = flags.options;
-  options.sampler.kind = kSamplerNames.at(flags.sampler);
-  options.token_map = checkpoint.config.token_routers;
-  options.dtype = dtype_of(flags.model.dtype);
-  options.threads = flags.model.threads;
-  options.engine = flags.model.resolve_engine();
+  flags.sampling.check(cli, options);
+  flags.sampling.resolve(cli, checkpoint, flags.model, options);
+  options.token_map = checkpoint.config.token_routers && options.mode == Mode::Dynamic;
   options.classes.clear();
   for (int label = 0; label < checkpoint.config.num_classes; ++label) options.classes.push_back(label);
   const bool makes = options.num_images > 0, planned = !flags.plan.file.empty() || flags.plan.cache != "none";
-  for (const char* flag : {"--seed", "--dtype", "--engine", "--cache-memory"})
+  for (const char* flag :
+       {"--seed", "--dtype", "--engine", "--batch", "--eta", "--cfg-channels", "--cache-memory"})
     cli.needs(flag, makes, "images: --images above 0");
-  for (const char* flag : {"--steps", "--sampler", "--cfg-scale"})
+  for (const char* flag : {"--steps", "--sampler", "--cfg-scale", "--mode"})
     cli.needs(flag, makes || planned, "images or a plan: --images above 0, --plan or --cache");
   flags.plan.resolve(cli, checkpoint, cli.given("--steps"), options);
 }
@@ -316,7 +314,7 @@ int run_report(const Args& args, Isa isa) {
   cli.console.info(fmt::format("model    {}", model_title(checkpoint)));
   if (options.num_images > 0)
     cli.console.info(fmt::format("sampling {} images, {} {} steps, guidance {}, seed {}, {}, {} threads",
-                                 options.num_images, flags.sampler, options.total_steps(),
+                                 options.num_images, flags.sampling.sampler, options.total_steps(),
                                  options.guided() ? fmt::format("{}", options.cfg_scale) : "off",
                                  options.seed, kDtypeNames[options.dtype], options.threads));
   add_run(cli, flags, isa, vae, cancel, report, record);

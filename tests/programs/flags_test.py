@@ -245,7 +245,9 @@ class ReportFlagsTest(FlagsBase):
             **common_rows(), **MODEL, **rows, **plan_rows(base, self.plan_file()), "--dtype": row("--dtype", "bf16"),
             "--engine": row("--engine", "reference"), "--results": row("--results", result), "--samples": row("--samples", png),
             "--images": row("--images", "2"), "--steps": row("--steps", "5"), "--sampler": row("--sampler", "dpm++"),
-            "--cfg-scale": row("--cfg-scale", "2"), "--seed": row("--seed", "1"), "--out": row("--out", "other.html")})
+            "--eta": row("--eta", "0.5"), "--cfg-scale": row("--cfg-scale", "2"), "--cfg-channels": row("--cfg-channels", "1"),
+            "--mode": row("--mode", "static"), "--batch": row("--batch", "2"), "--seed": row("--seed", "1"),
+            "--out": row("--out", "other.html")})
 
 
 class ModelFilesFlagsTest(FlagsBase):

@@ -171,7 +171,7 @@ class PageTest(ReportBase):
         _, page = self.report(model="static.safetensors")
         self.check_page(page)
         self.assertEqual(page.ids(), ["model", "samples"])
-        self.assertIn("no token routers", page.said())
+        self.assertIn("No token router decides", page.said())
 
     def test_the_plans_beside_the_model_are_taken_once(self):
         self.run_ok("calibrate", "--model", self.model, "--steps", "4", "--dtype", "f32", "--images", "1", "--families", "fora")
@@ -229,7 +229,7 @@ class RefusedTest(ReportBase):
         self.refused(USAGE, ["--out", "m.plans.json"], "m.plans.json: is the input")  # read unasked
 
     def test_flags_without_effect(self):
-        for flags in (["--seed", "1"], ["--dtype", "f32"], ["--engine", "cpu"], ["--steps", "9"], ["--sampler", "ddim"], ["--cfg-scale", "2"]):
+        for flags in (["--seed", "1"], ["--dtype", "f32"], ["--engine", "cpu"], ["--batch", "2"], ["--mode", "static"], ["--steps", "9"], ["--sampler", "ddim"], ["--cfg-scale", "2"]):
             self.refused(USAGE, flags, f"{flags[0]} {flags[1]}: needs images")
         self.refused(USAGE, ["--vae", "v"], "--vae v: needs latents")
 

@@ -106,7 +106,7 @@ TEST(ReportHtml, WithoutTokenRoutersThereAreNoMaps) {
   plain.samples[0].token_shares.clear();
   const std::string html = report_html({.checkpoint = checkpoint, .run = plain});
   EXPECT_FALSE(holds(html, "id=\"tokens\""));
-  EXPECT_TRUE(holds(html, "has no token routers: all tokens enter all MLPs"));
+  EXPECT_TRUE(holds(html, "No token router decides: all tokens enter all MLPs"));
 }
 
 TEST(ReportHtml, LatentsWithoutAnAutoencoderHaveCostsAlone) {
