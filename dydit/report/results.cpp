@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <filesystem>
 #include <functional>
 
 #include <fmt/ranges.h>
@@ -28,18 +29,47 @@ struct Measure {
   const char* name;
   bool signs = false;
 };
-constexpr std::array kMeasures = {
-    Measure{"fid", "FID", true},   Measure{"sfid", "sFID", true},
-    Measure{"kid", "KID", true},   Measure{"is", "IS"},
-    Measure{"is_all", "IS (all)"}, Measure{"precision", "precision"},
-    Measure{"recall", "recall"},   Measure{"class_agreement", "class agreement"},
-    Measure{"nearest", "nearest"}};
-constexpr std::array<std::string_view, 8> kOtherNumbers = {
-    "fid_error",       "kid_error",        "n", "reference_n", "steps", "cfg_scale",
-    "gmacs_per_image", "seconds_per_image"};
-constexpr std::array<std::string_view, 12> kTexts = {
-    "name",     "model",     "model_sha256",   "plan",   "sampler",   "seed",
-    "protocol", "extractor", "weights_sha256", "resize", "reference", "reference_sha256"};
+constexpr std::array kMeasures = {Measure{"fid", "FID", true},
+                                  Measure{"fid_infinity", "FID at N = infinity", true},
+                                  Measure{"sfid", "sFID", true},
+                                  Measure{"kid", "KID", true},
+                                  Measure{"is", "IS"},
+                                  Measure{"is_all", "IS, all in one"},
+                                  Measure{"precision", "precision"},
+                                  Measure{"recall", "recall"},
+                                  Measure{"class_agreement", "class agreement"}};
+constexpr std::string_view kError = "_error";  // ends the key of a measure's
+constexpr std::array<std::string_view, 7> kOtherNumbers = {"n",
+                                                           "reference_n",
+                                                           "steps",
+                                                           "cfg_scale",
+                                                           "gmacs_per_image",
+                                                           "static_gmacs_per_image",
+                                                           "seconds_per_image"};
+// Of the generated images' distances to their nearest reference image, in an object "nearest".
+constexpr std::array<std::string_view, 3> kNearest = {"median", "reference_median", "closer_share"};
+constexpr std::array<std::string_view, 16> kTexts = {
+    "name",     "model",     "model_sha256",    "plan",
+    "sampler",  "mode",      "labels",          "seed",
+    "protocol", "extractor", "extractor_dtype", "weights_sha256",
+    "resize",   "reference", "reference_split", "reference_sha256"};
+// Known, and left to the file.
+constexpr std::array<std::string_view, 16> kNotShown = {"fid_raw",
+                                                        "fid_without_group",
+                                                        "fid_infinity_slope",
+                                                        "sfid_raw",
+                                                        "sfid_without_group",
+                                                        "eta",
+                                                        "cfg_channels",
+                                                        "dtype",
+                                                        "engine",
+                                                        "vae",
+                                                        "images",
+                                                        "images_sha256",
+                                                        "images_split",
+                                                        "version",
+                                                        "processes",
+                                                        "seconds"};
 
 bool is_among(std::span<const std::string_view> keys, std::string_view key) {
   return std::find(keys.begin(), keys.end(), key) != keys.end();
@@ -61,19 +91,33 @@ std::string text_of(const EvalResult& result, std::string_view key) {
   return found == result.texts.end() ? "" : found->second;
 }
 
+void take_number(const std::string& key, const json& value, bool signs, EvalResult& result) {
+  DYDIT_CHECK(value.is_number() && (signs || value.get<double>() >= 0), "{}: {} is {}; a number{} is wanted",
+              result.file, key, shown(value), signs ? "" : " from 0");
+  result.numbers[key] = value.get<double>();
+}
+
 void read_value(const std::string& key, const json& value, EvalResult& result) {
   const Measure* measure = find_measure(key);
-  if (measure || is_among(kOtherNumbers, key)) {
-    const bool signs = measure && measure->signs;
-    DYDIT_CHECK(value.is_number() && (signs || value.get<double>() >= 0),
-                "{}: {} is {}; a number{} is wanted", result.file, key, shown(value), signs ? "" : " from 0");
-    result.numbers[key] = value.get<double>();
+  const bool error = key.ends_with(kError) && find_measure(key.substr(0, key.size() - kError.size()));
+  if (measure || error || is_among(kOtherNumbers, key)) {
+    take_number(key, value, measure && measure->signs, result);
+  } else if (key == "nearest") {
+    DYDIT_CHECK(value.is_object(), "{}: nearest is {}; an object {{...}} is wanted", result.file,
+                shown(value));
+    for (const auto& [inner, number] : value.items()) {
+      if (is_among(kNearest, inner)) {
+        take_number("nearest_" + inner, number, /*signs=*/false, result);
+      } else {
+        result.passed_over.push_back("nearest_" + inner);
+      }
+    }
   } else if (is_among(kTexts, key)) {
     result.texts[key] = value.is_string() ? value.get<std::string>() : json_text(value);
   } else if (key == "warnings") {
     for (const json& warning : value.is_array() ? value : json::array({value}))
       result.warnings.push_back(warning.is_string() ? warning.get<std::string>() : json_text(warning));
-  } else {
+  } else if (!is_among(kNotShown, key)) {
     result.passed_over.push_back(key);
   }
 }
@@ -81,7 +125,8 @@ void read_value(const std::string& key, const json& value, EvalResult& result) {
 // What two results have in common when their numbers compare.
 std::string ground_of(const EvalResult& result) {
   const std::string hash = text_of(result, "reference_sha256");
-  return json::array({text_of(result, "protocol"), text_of(result, "extractor"),
+  return json::array({text_of(result, "extractor_dtype"), text_of(result, "reference_split"),
+                      text_of(result, "protocol"), text_of(result, "extractor"),
                       text_of(result, "weights_sha256"), text_of(result, "resize"),
                       number_of(result, "n").value(), hash.empty() ? text_of(result, "reference") : hash,
                       number_of(result, "reference_n").value_or(0)})
@@ -99,24 +144,24 @@ std::string ground_text(const EvalResult& result) {
                                  text_of(result, "extractor"));
   if (const std::string hash = text_of(result, "weights_sha256"); !hash.empty())
     text += fmt::format(" (weights {})", hash.substr(0, kHashShown));
-  text += said(result, "resize", ", resize ") + said(result, "protocol", ", protocol ") +
-          said(result, "reference", ", reference ");
+  text += said(result, "extractor_dtype", ", ") + said(result, "resize", ", resize ") +
+          said(result, "protocol", ", protocol ") + said(result, "reference", ", reference ") +
+          said(result, "reference_split", ", split ");
   if (const std::string hash = text_of(result, "reference_sha256"); !hash.empty())
     text += fmt::format(" (sha256 {})", hash.substr(0, kHashShown));
   if (const auto n = number_of(result, "reference_n")) text += fmt::format(" of {:.0f} images", *n);
   return text;
 }
 
-// What the result is called in plots: by its name, plan or file.
+// What the result is called in plots.
 std::string label_of(const EvalResult& result) {
-  for (const char* key : {"name", "plan", "model"}) {
-    if (const std::string text = text_of(result, key); !text.empty()) return text;
-  }
-  return result.file;
+  const std::string name = text_of(result, "name"), plan = text_of(result, "plan");
+  return (name.empty() ? result.file : name) + (plan.empty() ? "" : ", " + plan);
 }
 
 std::string measured_text(const EvalResult& result, const Measure& key) {
-  const auto value = number_of(result, key.key), error = number_of(result, std::string(key.key) + "_error");
+  const auto value = number_of(result, key.key),
+             error = number_of(result, std::string(key.key).append(kError));
   if (!value) return "";
   return number_text(*value) + (error ? " ± " + number_text(*error) : "");
 }
@@ -130,11 +175,11 @@ std::string measure_plot(std::span<const EvalResult> group, const Measure& measu
     measured += y ? 1 : 0;
     if (!x || !y) continue;
     ++drawn;
-    const std::string model = text_of(result, "model");
+    const std::string model = std::filesystem::path(text_of(result, "model")).filename().string();
     auto series = std::find_if(plot.series.begin(), plot.series.end(),
                                [&](const PlotSeries& one) { return one.name == model; });
     if (series == plot.series.end()) series = plot.series.insert(series, {.name = model});
-    series->points.push_back({*x, *y, number_of(result, std::string(measure.key) + "_error").value_or(0),
+    series->points.push_back({*x, *y, number_of(result, std::string(measure.key).append(kError)).value_or(0),
                               label_of(result),
                               fmt::format("{}: {} {}, {} GMACs", label_of(result), measure.name,
                                           measured_text(result, measure), number_text(*x))});
@@ -184,7 +229,15 @@ std::string group_tables(std::span<const EvalResult> group) {
   GroupTable measures(group), runs(group);
   for (const Measure& key : kMeasures)
     measures.add(key.name, [&](const EvalResult& result) { return measured_text(result, key); });
+  measures.add_number("nearest, median", "nearest_median");
+  measures.add_number("reference's", "nearest_reference_median");
+  measures.add_number("share that is closer", "nearest_closer_share");
   measures.add_number("GMACs", "gmacs_per_image");
+  measures.add("of static", [](const EvalResult& result) {
+    const auto part = number_of(result, "gmacs_per_image"),
+               whole = number_of(result, "static_gmacs_per_image");
+    return part && whole && *whole > 0 ? fmt::format("{:.1f} %", 100 * *part / *whole) : "";
+  });
   measures.add_number("seconds", "seconds_per_image");
   runs.add_text("model", "model");
   runs.add("sha256",
@@ -192,6 +245,8 @@ std::string group_tables(std::span<const EvalResult> group) {
   runs.add_text("sampler", "sampler");
   runs.add_number("steps", "steps");
   runs.add_number("guidance", "cfg_scale");
+  runs.add_text("mode", "mode");
+  runs.add_text("labels", "labels");
   runs.add_text("plan", "plan");
   runs.add_text("seed", "seed");
   runs.add("file", [](const EvalResult& result) { return result.file; });

@@ -12,7 +12,8 @@ const std::string kWhole =
     R"({"fid": 12.5, "fid_error": 0.25, "kid": -0.001, "kid_error": 2e-4, "precision": 0.5, "n": 5000,
         "extractor": "resnet56", "weights_sha256": "0123456789abcdef", "protocol": "adm", "resize": "none",
         "reference": "ref.npz", "reference_n": 10000, "model": "dydit.safetensors", "name": "lambda 0.5",
-        "seed": 18446744073709551615, "gmacs_per_image": 31.4, "warnings": ["few <images>"], "novel": 1, "later": {}})";
+        "seed": 18446744073709551615, "recall_error": 0.125, "recall": 0.25, "static_gmacs_per_image": 62.8,
+        "nearest": {"median": 3.5, "reference_median": 4, "closer_share": 0.01, "odd": 1}, "fid_raw": 12.5, "extractor_dtype": "f32", "gmacs_per_image": 31.4, "warnings": ["few <images>"], "novel": 1, "later": {}})";
 
 std::string with(std::string text, const std::string& from, const std::string& to) {
   const size_t at = text.find(from);
@@ -26,7 +27,7 @@ TEST(EvalResult, KnownKeysAreReadAndOthersCounted) {
   EXPECT_EQ(result.numbers.at("kid"), -0.001);
   EXPECT_EQ(result.texts.at("seed"), "18446744073709551615");
   EXPECT_EQ(result.warnings, std::vector<std::string>{"few <images>"});
-  EXPECT_EQ(result.passed_over, (std::vector<std::string>{"later", "novel"}));
+  EXPECT_EQ(result.passed_over, (std::vector<std::string>{"later", "nearest_odd", "novel"}));
 }
 
 TEST(EvalResult, WhatIsNoneIsRefusedInALine) {
@@ -43,6 +44,8 @@ TEST(EvalResult, WhatIsNoneIsRefusedInALine) {
   refused(with(kWhole, "\"n\": 5000,", ""),
           "a.json: n is missing, without which its numbers compare with no others");
   refused(with(kWhole, "\"extractor\": \"resnet56\",", ""), "a.json: extractor is missing");
+  refused(with(kWhole, "{\"median\": 3.5, \"reference_median\": 4, \"closer_share\": 0.01, \"odd\": 1}", "3"),
+          "a.json: nearest is 3; an object {...} is wanted");
   refused("[]", "a.json: holds neither fid nor another measure");
   refused(R"({"deciles": []})", "a.json: holds neither fid nor another measure");
   refused(std::string((16 << 20) + 1, ' '), "a.json: a result of 16777217 bytes; at most");
@@ -59,6 +62,7 @@ TEST(ComparableGroups, DifferInWhatMakesNumbersIncomparable) {
   for (const auto& [from, to] : {std::pair{"5000", "1000"},
                                  {"resnet56", "lite0"},
                                  {"0123456789abcdef", "ff"},
+                                 {"\"f32\"", "\"bf16\""},
                                  {"\"adm\"", "\"ours\""},
                                  {"\"none\"", "\"bicubic\""},
                                  {"ref.npz", "other.npz"},
@@ -93,8 +97,11 @@ TEST(ResultsHtml, EachGroupHasItsPlotsAndSaysWhatItIs) {
   EXPECT_NE(html.find("extractor lite0 (weights 0123456789)"), std::string::npos);
   EXPECT_NE(html.find("fall into 2 groups"), std::string::npos);
   EXPECT_NE(html.find("<td class=\"n\">12.5 ± 0.25</td>"), std::string::npos);
+  EXPECT_NE(html.find("<td class=\"n\">0.25 ± 0.125</td>"), std::string::npos);
+  EXPECT_NE(html.find("<td class=\"n\">31.4</td><td class=\"n\">50.0 %</td>"), std::string::npos);
   EXPECT_NE(html.find("few &lt;images&gt;"), std::string::npos);
-  EXPECT_NE(html.find("2 keys are not known here and were passed over: later, novel"), std::string::npos);
+  EXPECT_NE(html.find("3 keys are not known here and were passed over: later, nearest_odd, novel"),
+            std::string::npos);
 }
 
 TEST(ResultsHtml, WithoutACostAResultIsInTheTableAlone) {
