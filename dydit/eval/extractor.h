@@ -47,8 +47,8 @@ class Extractor {
 
   /// Each image's features depend on nothing but the image. Not for several threads at once.
   ImageFeatures extract(std::span<const Image> images);
-  /// The same of images that its threads fetch themselves: image(i) for i = 0..count-1, of each once. Throws what
-  /// that throws.
+  /// The same of images that its threads fetch themselves: image(i) for i = 0..count-1, of each once. Throws
+  /// what that throws.
   ImageFeatures extract(int count, const std::function<Image(int)>& image);
   /// Of one image, telling its stages.
   ImageFeatures extract(const Image& image, const eval::StageObserver& observe);
