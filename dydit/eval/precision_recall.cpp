@@ -23,8 +23,7 @@
 namespace dydit {
 namespace {
 
-// |x|^2 + |y|^2 - 2 x.y errs by less than this share of |x|^2 + |y|^2; measured: a twentieth of it at d =
-// 2048.
+// Taken as a bound on how far float32 puts |x|^2 + |y|^2 - 2 x.y wrong, as a share of |x|^2 + |y|^2.
 constexpr float kDoubt = 1e-5f;
 constexpr int kKept =
     8;  // nearest rows that float32 chooses; as a rule they decide a radius without any group, too
