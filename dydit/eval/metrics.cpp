@@ -8,9 +8,8 @@
 
 #include "dydit/base/error.h"
 #include "dydit/base/row_pool.h"
-#include "dydit/eval/inception_score.h"
-#include "dydit/eval/kid.h"
 #include "dydit/eval/precision_recall.h"
+#include "dydit/eval/torch_fidelity.h"
 
 namespace dydit {
 namespace {
@@ -113,6 +112,23 @@ void add_logits(Metrics& metrics, const GeneratedFeatures& generated, const Metr
     metrics.class_agreement = class_agreement(generated.logits, generated.labels);
 }
 
+void add_torch_fidelity(Metrics& metrics, const GeneratedFeatures& generated, const at::Tensor& reference,
+                        const MetricOptions& options) {
+  if (generated.logits.defined() && metrics.n >= kTorchFidelityParts)
+    metrics.torch_fidelity_score = torch_fidelity_inception_score(generated.logits, options.threads);
+  if (options.pairs && reference.defined() &&
+      std::min(generated.features.size(0), reference.size(0)) >= kTorchFidelityRows)
+    metrics.torch_fidelity_kid = torch_fidelity_kid(generated.features, reference, options.threads);
+  if (!metrics.torch_fidelity_score || !metrics.torch_fidelity_kid)
+    metrics.warnings.push_back(
+        fmt::format("torch-fidelity measures no {}{}{} of these: its Inception Score takes logits of {} "
+                    "images, its KID the features "
+                    "of {} on both sides",
+                    metrics.torch_fidelity_score ? "" : "Inception Score",
+                    metrics.torch_fidelity_score || metrics.torch_fidelity_kid ? "" : " and no ",
+                    metrics.torch_fidelity_kid ? "" : "KID", kTorchFidelityParts, kTorchFidelityRows));
+}
+
 void add_warnings(Metrics& metrics, int64_t d) {
   const int64_t n = metrics.n, m = metrics.reference_n;
   if (n <= d)
@@ -165,6 +181,7 @@ Metrics measure(const GeneratedFeatures& generated, const FeatureStatistics& ref
   if (options.fid_infinity) metrics.fid_infinity = infinity_of(features, reference.features, options.threads);
   if (generated.logits.defined()) add_logits(metrics, generated, options);
   if (options.pairs && reference.rows.defined()) add_pairs(metrics, features, reference.rows, options);
+  if (options.torch_fidelity) add_torch_fidelity(metrics, generated, reference.rows, options);
   add_warnings(metrics, features.size(1));
   return metrics;
 }

@@ -10,6 +10,8 @@
 #include <ATen/core/Tensor.h>
 
 #include "dydit/eval/frechet.h"
+#include "dydit/eval/inception_score.h"
+#include "dydit/eval/kid.h"
 #include "dydit/eval/products.h"
 #include "dydit/eval/statistics_file.h"
 
@@ -27,6 +29,7 @@ struct MetricOptions {
   bool errors = true;              // 20 more distances for FID
   bool fid_infinity = false;       // 15 more
   bool pairs = true;               // KID, precision, recall and nearest rows, where the reference has rows
+  bool torch_fidelity = false;     // its Inception Score and KID, too
   bool labels_are_logits = false;  // label c is column c of the logits: class agreement
   int threads = 1;
   ProgressFn on_progress = {};
@@ -58,6 +61,8 @@ struct Metrics {
   std::optional<double> inception_score, inception_score_error;  // mean of ADM's parts of 5,000
   std::optional<double> inception_score_all;                     // all images as one part
   std::optional<double> precision, precision_error, recall, recall_error;
+  std::optional<InceptionScore> torch_fidelity_score;  // of 10 images or more
+  std::optional<KidOfSubsets> torch_fidelity_kid;      // of 1,000 or more on both sides
   std::optional<double> class_agreement;  // share of images that the classifier gives the asked class
   std::optional<NearestRows> nearest;
   std::vector<std::string> warnings;  // a sentence each

@@ -384,6 +384,14 @@ ordered_json result_of(const Metrics& metrics) {
   put(result, "precision_error", metrics.precision_error);
   put(result, "recall", metrics.recall);
   put(result, "recall_error", metrics.recall_error);
+  if (metrics.torch_fidelity_score) {
+    result["torch_fidelity_is"] = metrics.torch_fidelity_score->mean;
+    result["torch_fidelity_is_std"] = metrics.torch_fidelity_score->deviation;
+  }
+  if (metrics.torch_fidelity_kid) {
+    result["torch_fidelity_kid"] = metrics.torch_fidelity_kid->mean;
+    result["torch_fidelity_kid_std"] = metrics.torch_fidelity_kid->deviation;
+  }
   put(result, "class_agreement", metrics.class_agreement);
   if (metrics.nearest)
     result["nearest"] = {{"median", metrics.nearest->median},
@@ -474,6 +482,8 @@ void EvaluateImagesFlags::add(Cli& cli) {
                "Folder that keeps the features of every image: a run that was stopped at any moment goes on "
                "there, and the processes of mpirun share it");
   cli.add_switch("--fid-infinity", fid_infinity, "Also extrapolate FID to an endless number of images");
+  cli.add_switch("--torch-fidelity", torch_fidelity,
+                 "Also Inception Score and KID as torch-fidelity reports them, of the rows that it draws");
   cli.add_switch("--no-pairs", no_pairs, "Leave out what compares all pairs: KID, precision, recall");
   cli.add_text(
       "--write-stats", write_stats,
@@ -499,7 +509,8 @@ int evaluate_images(Cli& cli, const ModelFlags& model, EvaluateImagesFlags& flag
     cli.needs(flag, !lie, "--model; images that lie somewhere are taken as they are");
   cli.needs("--images-split", lie, "--images");
   cli.needs("--reference-split", !flags.reference.empty(), "--reference");
-  cli.needs("--fid-infinity", !flags.reference.empty(), "--reference");
+  for (const char* flag : {"--fid-infinity", "--torch-fidelity"})
+    cli.needs(flag, !flags.reference.empty(), "--reference");
   cli.needs("--resize", flags.extractor.kind() == ExtractorKind::Inception,
             "--extractor inception; the others have one of their own");
   flags.sampling.check(cli, flags.options);
@@ -562,6 +573,7 @@ int evaluate_images(Cli& cli, const ModelFlags& model, EvaluateImagesFlags& flag
   if (reference) {
     MetricOptions options;
     options.fid_infinity = flags.fid_infinity;
+    options.torch_fidelity = flags.torch_fidelity;
     options.pairs = !flags.no_pairs;
     options.labels_are_logits = classes_agree(*extractor, images);
     options.threads = model.threads;

@@ -21,7 +21,7 @@ struct EvaluateImagesFlags {
   VaeFlags vae;
   std::string images, images_split, reference, reference_split;  // `images`: with --loss their number
   std::string labels = "random", folder, write_stats, save, name;
-  bool fid_infinity = false, no_pairs = false;
+  bool fid_infinity = false, torch_fidelity = false, no_pairs = false;
   GenerateOptions options;
 
   void add(Cli& cli);

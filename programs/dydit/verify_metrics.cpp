@@ -12,6 +12,7 @@
 #include "dydit/eval/inception_score.h"
 #include "dydit/eval/kid.h"
 #include "dydit/eval/precision_recall.h"
+#include "dydit/eval/torch_fidelity.h"
 #include "dydit/io/bytes.h"
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
@@ -73,6 +74,15 @@ class Recorded {
     absolute("kid_subsets.mean", subsets.mean, kKidFloat32);
     absolute("kid_subsets.std", subsets.deviation, kKidFloat32);
     absolute("kid_subsets.std_ddof1", subsets.deviation_ddof1, kKidFloat32);
+  }
+
+  // Which rows a subset takes: numpy's generator.
+  void verify_subset_rows() {
+    const at::Tensor &ours = at("kid_gen_rows"), &theirs = at("kid_ref_rows");
+    const SubsetRows got = torch_fidelity_rows(at("gen").size(0), at("ref").size(0),
+                                               static_cast<int>(ours.size(0)), ours.size(1));
+    report_.count("kid_gen_rows", (got.generated != ours).sum().item<int64_t>(), ours.numel());
+    report_.count("kid_ref_rows", (got.reference != theirs).sum().item<int64_t>(), theirs.numel());
   }
 
   void verify_precision_recall() {
@@ -169,6 +179,7 @@ void verify_metrics(const Reference& reference, int threads, VerifyReport& repor
   Recorded recorded(reference, threads, report);
   recorded.verify_distances();
   recorded.verify_kid();
+  recorded.verify_subset_rows();
   recorded.verify_precision_recall();
   recorded.verify_inception_score();
 }

@@ -8,6 +8,7 @@
 
 #include "dydit/eval/kid.h"
 #include "dydit/eval/precision_recall.h"
+#include "dydit/eval/torch_fidelity.h"
 #include "tests/support/features.h"
 #include "tests/support/files.h"
 
@@ -137,6 +138,32 @@ TEST(Metrics, ClassAgreementIsTheShareOfLabelsThatLogitsName) {
   const GeneratedFeatures images{rows, {}, logits, {1, 0, 1, 1}};
   EXPECT_EQ(measure(images, reference_of(kReference), {.labels_are_logits = true}).class_agreement, 0.5);
   EXPECT_FALSE(measure(images, reference_of(kReference)).class_agreement);
+}
+
+TEST(Metrics, TorchFidelitysAreThoseOfItsRows) {
+  const at::Tensor x = random_features(1100, 4, 1), y = random_features(1000, 4, 2);
+  const Metrics got = measure({x, {}, x, {}}, reference_of(y), {.torch_fidelity = true});
+  const SubsetRows rows = torch_fidelity_rows(1100, 1000, 100, 1000);
+  EXPECT_EQ(got.torch_fidelity_kid->each, kid_of_subsets(x, y, rows.generated, rows.reference, 1).each);
+  const std::vector<int64_t> order = NumpyPermutations(2020).next(1100);
+  const at::Tensor permuted = x.index_select(0, at::tensor(at::ArrayRef<int64_t>(order), at::kLong));
+  EXPECT_EQ(got.torch_fidelity_score->mean, inception_score(permuted, parts_of_number(1100, 10), 1).mean);
+  // Absent where they are not asked for or cannot be.
+  EXPECT_FALSE(measure({x, {}, x, {}}, reference_of(y)).torch_fidelity_kid);
+  const Metrics few =
+      measure({x.slice(0, 0, 9), {}, x.slice(0, 0, 9), {}}, reference_of(y), {.torch_fidelity = true});
+  EXPECT_FALSE(few.torch_fidelity_kid || few.torch_fidelity_score);
+  EXPECT_TRUE(warns(few, "torch-fidelity measures no Inception Score and no KID of these"));
+  EXPECT_FALSE(warns(got, "torch-fidelity"));
+  test::expect_error([&] { torch_fidelity_kid(x, y.slice(0, 1), 1); },
+                     "torch-fidelity's KID takes subsets of 1000 images; here are 999");
+}
+
+// numpy.random.RandomState(2020).permutation(10), twice.
+TEST(NumpyPermutations, AreNumpys) {
+  NumpyPermutations random(2020);
+  EXPECT_EQ(random.next(10), (std::vector<int64_t>{2, 4, 9, 1, 5, 7, 6, 3, 8, 0}));
+  EXPECT_EQ(random.next(10), (std::vector<int64_t>{5, 7, 6, 4, 3, 1, 2, 8, 9, 0}));
 }
 
 TEST(Metrics, WarnOfWhatDoesNotCompare) {

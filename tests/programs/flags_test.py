@@ -355,6 +355,7 @@ class EvaluateFlagsTest(FlagsBase):
             "--plans": row("--plans", plans, base=[*six, "--budget", "1"]),
             "--force": row("--force", base=[*six, "--plans", plans, "--budget", "0.01"]), **vae_rows(self.work, latent),
             "--features": row("--features", "kept", base=lie), "--fid-infinity": row("--fid-infinity", base=lie),
+            "--torch-fidelity": row("--torch-fidelity", base=lie),
             "--no-pairs": row("--no-pairs", base=lie), "--write-stats": row("--write-stats", "a.stats.npz", base=lie),
             "--save": row("--save", "made.npz", base=made), "--name": row("--name", "mine", base=lie)}
 
