@@ -92,7 +92,8 @@ TEST_F(FeatureStoreOf, RefusesAnotherEvaluationAndAnotherRun) {
       },
       "holds features of another evaluation (model is \"m\" there and null here)");
   test::write_file(folder_ / "file", "x");
-  test::expect_error([&] { FeatureStore(kSizes, folder_ / "file" / "below", kKey); }, "below: cannot be created:");
+  test::expect_error([&] { FeatureStore(kSizes, folder_ / "file" / "below", kKey); },
+                     "below: cannot be created:");
   const auto other = folder_ / "other";
   std::filesystem::create_directory(other);
   test::write_file((other / "x").string(), "x");
