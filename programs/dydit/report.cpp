@@ -55,7 +55,7 @@ void add_flags(Cli& cli, ReportFlags& flags) {
   flags.sampling.sampler = "ddim";
   flags.model.add_positional(cli);
   const auto add_files = [&](const char* name, std::vector<std::string>& files, const char* help) {
-    cli.keep_default(cli.app.add_option(name, files, help)->type_name("FILE ..."), files);
+    cli.keep_default(cli.app.add_option(name, files, help)->type_name("FILE"), files);
   };
   add_files("--results", flags.results,
             "What dydit evaluate --json printed, and *.plans.json of dydit calibrate: quality against cost");

@@ -13,7 +13,8 @@ FAILED, USAGE = 1, 2
 class MessageTest(ProgramTest):
     def test_nothing_to_do(self):
         self.expect_error(["bench"], USAGE, "nothing to time: give --model FILE, or --size, e.g. DiT-XL/2")
-        self.expect_error(["evaluate", "--model", TINY, "--data-path", "d"], USAGE, "nothing to measure: give --loss")
+        self.expect_error(["evaluate"], USAGE, "nothing to measure: give --model, or --images")
+        self.expect_error(["evaluate", "--model", TINY, "--data-path", "d"], USAGE, "--data-path d: needs --loss")
 
     def test_version_with_more(self):
         result = self.run_program("--version", "--quiet")
