@@ -19,7 +19,7 @@ EVAL = SHARED / "golden" / "eval"
 VARYING = ("seconds", "seconds_per_image", "processes", "executed_gmacs_per_image")  # of a result, between runs of one evaluation
 
 
-class ImagesTest(ProgramTest):
+class ImagesBase(ProgramTest):
     """Images that lie somewhere; ResNet-20 with random weights takes the features."""
 
     def setUp(self):
@@ -38,7 +38,7 @@ class ImagesTest(ProgramTest):
         self.expect_error(["evaluate", "--extractor", "resnet20", "--weights", "resnet20.safetensors", *args], code, *fragments)
 
 
-class EvaluateImagesTest(ImagesTest):
+class EvaluateImagesTest(ImagesBase):
     def test_a_set_has_no_distance_to_itself_and_one_to_another(self):
         same = self.evaluate("--images", "a.npz", "--reference", "a.npz")
         self.assertLess(abs(same["fid_raw"]), 1e-9)
@@ -131,7 +131,7 @@ class EvaluateImagesTest(ImagesTest):
         self.assertIn("fid", result)
 
 
-class EvaluateModelTest(ImagesTest):
+class EvaluateModelTest(ImagesBase):
     """Images of a model, sampled and measured without being written."""
 
     def command(self, *args):
