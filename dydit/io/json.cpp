@@ -1,7 +1,9 @@
 #include "dydit/io/json.h"
 
 #include <algorithm>
+#include <functional>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -30,6 +32,50 @@ std::string without_controls(const std::string& text) {
   return out;
 }
 
+// Sees a text go by before anything is made of it. (A filter of the parser itself looks at all elements of a
+// list each time one ends.)
+class Watch : public nlohmann::json::json_sax_t {
+ public:
+  // enter(depth) whenever an object or a list opens: false ends the parse.
+  Watch(std::function<bool(int depth)> enter, std::function<void(const std::string&)> on_key)
+      : enter_(std::move(enter)), on_key_(std::move(on_key)) {}
+
+  std::function<void(bool begins)> on_object;
+
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return true; }
+  bool start_object(size_t) override {
+    if (!enter_(depth_++)) return false;
+    if (on_object) on_object(true);
+    return true;
+  }
+  bool key(string_t& text) override {
+    if (on_key_) on_key_(text);
+    return true;
+  }
+  bool end_object() override {
+    --depth_;
+    if (on_object) on_object(false);
+    return true;
+  }
+  bool start_array(size_t) override { return enter_(depth_++); }
+  bool end_array() override {
+    --depth_;
+    return true;
+  }
+  bool parse_error(size_t, const std::string&, const nlohmann::detail::exception&) override { return false; }
+
+ private:
+  std::function<bool(int)> enter_;
+  std::function<void(const std::string&)> on_key_;
+  int depth_ = 0;
+};
+
 template <typename Json>
 std::string text_of(const Json& value) {
   return without_controls(value.dump(-1, ' ', false, Json::error_handler_t::replace));
@@ -38,38 +84,35 @@ std::string text_of(const Json& value) {
 }  // namespace
 
 std::optional<nlohmann::json> parse_json(std::string_view text, int max_depth) {
-  using Event = nlohmann::json::parse_event_t;
-  bool deep = false;
-  const auto shallow = [&](int depth, Event event, nlohmann::json&) {
-    if ((event == Event::object_start || event == Event::array_start) && depth >= max_depth) deep = true;
-    return !deep;
-  };
-  nlohmann::json value = nlohmann::json::parse(text, shallow, /*allow_exceptions=*/false);
-  if (deep || value.is_discarded()) return std::nullopt;
-  return value;
+  Watch watch([&](int depth) { return depth < max_depth; }, nullptr);
+  if (!nlohmann::json::sax_parse(text, &watch)) return std::nullopt;
+  return nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
 }
 
 nlohmann::json read_json(std::string_view text, int max_depth, const std::string& name) {
-  using Event = nlohmann::json::parse_event_t;
   checked_text(text, name);
   DYDIT_CHECK(!text.starts_with("\xEF\xBB\xBF"),
               "{}: begins with a byte order mark; save it as UTF-8 without", name);
   std::vector<std::set<std::string>> keys;  // of the objects that are open
-  const auto filter = [&](int depth, Event event, nlohmann::json& value) {
-    if (event == Event::object_start || event == Event::array_start) {
-      DYDIT_CHECK(depth < max_depth, "{}: nests deeper than {} levels", name, max_depth);
+  Watch watch(
+      [&](int depth) {
+        DYDIT_CHECK(depth < max_depth, "{}: nests deeper than {} levels", name, max_depth);
+        return true;
+      },
+      [&](const std::string& key) {
+        DYDIT_CHECK(keys.back().insert(key).second, "{}: key {} is given twice in one object", name,
+                    quote(key));
+      });
+  watch.on_object = [&](bool begins) {
+    if (begins) {
+      keys.emplace_back();
+    } else {
+      keys.pop_back();
     }
-    if (event == Event::object_start) keys.emplace_back();
-    if (event == Event::object_end) keys.pop_back();
-    if (event == Event::key) {
-      const auto& key = value.get_ref<const std::string&>();
-      DYDIT_CHECK(keys.back().insert(key).second, "{}: key {} is given twice in one object", name,
-                  quote(key));
-    }
-    return true;
   };
+  nlohmann::json::sax_parse(text, &watch);  // what is no JSON is told below
   try {
-    return nlohmann::json::parse(text, filter);
+    return nlohmann::json::parse(text);
   } catch (const nlohmann::json::parse_error& error) {
     const size_t at = std::min(error.byte > 0 ? error.byte - 1 : 0, text.size());
     const auto line = 1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(at), '\n');
