@@ -303,7 +303,7 @@ void Conv::run_block(const Block& b, const Room& room, const Grid& g, const Map&
   finish.bias = bias_.data();
   finish.add = use.add;
   finish.relu = use.after != Activation::None;
-  finish.ceiling = use.after == Activation::Relu6 ? 6.0f : std::numeric_limits<float>::infinity();
+  finish.ceiling = use.after == Activation::Relu6 ? kRelu6Ceiling : std::numeric_limits<float>::infinity();
   if (use.groups > 0) {
     finish.first = room.moments;
     finish.sum = finish.first + columns_;

@@ -36,6 +36,7 @@ void prepare_pixels(const Preparation& p) {
       if constexpr (kNorm) v = multiply_add(v, load_lanes(p.scale + c), load_lanes(p.shift + c));
       if constexpr (kActivation == Activation::Silu) v = silu<To>(v);
       if constexpr (kActivation == Activation::Relu) v = relu(v);
+      if constexpr (kActivation == Activation::Relu6) v = no_more_than(relu(v), kRelu6Ceiling);
       store_lanes(to + c, v, p.C - c);
     }
   }
@@ -53,8 +54,9 @@ void prepare(const Preparation& p) {
     case Activation::Silu:
       return with.template operator()<Activation::Silu>();
     case Activation::Relu:
-    case Activation::Relu6:
       return with.template operator()<Activation::Relu>();
+    case Activation::Relu6:
+      return with.template operator()<Activation::Relu6>();
   }
 }
 

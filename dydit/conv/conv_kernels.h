@@ -13,7 +13,8 @@
 
 namespace dydit::conv {
 
-enum class Activation { None, Silu, Relu, Relu6 };  // Silu: before a convolution only, Relu6: after
+enum class Activation { None, Silu, Relu, Relu6 };  // Silu: before a convolution only
+inline constexpr float kRelu6Ceiling = 6;
 enum class Tiling { Direct, Winograd, Upsample };
 inline constexpr int kTilings = 3;
 

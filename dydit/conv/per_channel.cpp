@@ -49,7 +49,6 @@ DepthwiseConv::DepthwiseConv(const at::Tensor& weight, const at::Tensor& bias, c
 }
 
 void DepthwiseConv::run(Team& team, const Map& from, Map& to) const {
-  constexpr float kCeiling = 6;
   const int64_t weight_row = int64_t{shape_.columns.taps} * columns_;
   team.run(to.H, [&](int y, int) {
     const Taps rows(shape_.rows, shape_.stride, y, from.H);
@@ -59,7 +58,7 @@ void DepthwiseConv::run(Team& team, const Map& from, Map& to) const {
                            from.as<const float>() + from.at(rows.pixel, columns.pixel), from.W * from.stride,
                            from.stride, rows.count, columns.count, shape_.in,
                            weights_.data() + rows.first * weight_row + int64_t{columns.first} * columns_,
-                           weight_row, columns_, bias_.data(), kCeiling});
+                           weight_row, columns_, bias_.data(), kRelu6Ceiling});
     }
   });
 }

@@ -40,10 +40,7 @@ class CifarResnet : public FeatureNetwork {
         in = out;
       }
     }
-    linear_ =
-        Conv(weights.take("linear.weight", {kClasses, kFeatures}), weights.take("linear.bias", {kClasses}),
-             {.in = kFeatures, .out = kClasses, .rows = kOneTap, .columns = kOneTap}, /*bf16=*/false, arena_,
-             team_);
+    linear_ = linear(weights, "linear", kFeatures, kClasses, /*bias=*/true);
     weights.check_all_taken();
   }
 
@@ -55,8 +52,7 @@ class CifarResnet : public FeatureNetwork {
     for (const Block& block : blocks_) {
       const HeldMap h = apply(workspace, block.first, *x, Activation::Relu);
       if (h->C != x->C) x = shortcut(workspace, *x, h->C);
-      workspace.scratch[0].reserve(block.second.scratch_bytes());
-      block.second.run(workspace.team, workspace.scratch, *h, *x, {.after = Activation::Relu, .add = true});
+      run_conv(workspace, block.second, *h, *x, {.after = Activation::Relu, .add = true});
     }
     if (observe) observe("layer3", *x);
     mean_of_positions(*x, row.features);
@@ -70,11 +66,9 @@ class CifarResnet : public FeatureNetwork {
 
   Conv conv(NetworkWeights& weights, const std::string& name, const std::string& norm, int in, int out,
             int stride, bool bf16) {
-    const auto [weight, bias] = weights.fold(name, norm, {out, in, 3, 3}, kEps);
-    return Conv(weight, bias, {.in = in, .out = out, .stride = stride}, bf16, arena_, team_);
+    return folded(weights, name, norm, {.in = in, .out = out, .stride = stride}, kEps, bf16);
   }
 
-  Team team_{1};
   Conv conv1_, linear_;
   std::vector<Block> blocks_;
 };

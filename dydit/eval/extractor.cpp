@@ -144,11 +144,7 @@ void Extractor::run(const Image& image, const ImageFeatures& into, int64_t row, 
 }
 
 ImageFeatures Extractor::extract(std::span<const Image> images) {
-  const ImageFeatures all = make_room(static_cast<int64_t>(images.size()));
-  team_.run(static_cast<int>(images.size()), [&](int i, int thread) {
-    run(images[static_cast<size_t>(i)], all, i, *workspaces_[static_cast<size_t>(thread)], {});
-  });
-  return all;
+  return extract(static_cast<int>(images.size()), [&](int i) { return images[static_cast<size_t>(i)]; });
 }
 
 ImageFeatures Extractor::extract(int count, const std::function<Image(int)>& image) {

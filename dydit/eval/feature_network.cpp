@@ -38,11 +38,30 @@ void NetworkWeights::check_all_taken() const {
     DYDIT_CHECK(is_counter_name(name), "{}: holds {}, which {} has not", file_, printable(name, 60), what_);
 }
 
+Conv FeatureNetwork::folded(NetworkWeights& weights, const std::string& conv, const std::string& norm,
+                            const ConvShape& shape, double eps, bool bf16) {
+  const auto [weight, bias] =
+      weights.fold(conv, norm, {shape.out, shape.in, shape.rows.taps, shape.columns.taps}, eps);
+  return Conv(weight, bias, shape, bf16, arena_, team_);
+}
+
+Conv FeatureNetwork::linear(NetworkWeights& weights, const std::string& name, int features, int classes,
+                            bool bias) {
+  const at::Tensor weight = weights.take(name + ".weight", {classes, features});
+  return Conv(weight, bias ? weights.take(name + ".bias", {classes}) : at::Tensor(),
+              {.in = features, .out = classes, .rows = kOneTap, .columns = kOneTap}, /*bf16=*/false, arena_,
+              team_);
+}
+
+void run_conv(FeatureWorkspace& workspace, const Conv& conv, const Map& from, Map& to, const ConvUse& use) {
+  workspace.scratch[0].reserve(conv.scratch_bytes());
+  conv.run(workspace.team, workspace.scratch, from, to, use);
+}
+
 HeldMap apply(FeatureWorkspace& workspace, const Conv& conv, const Map& from, Activation after) {
   const ConvShape& shape = conv.shape();
   HeldMap to(workspace.maps, shape.out_height(from.H), shape.out_width(from.W), shape.out);
-  workspace.scratch[0].reserve(conv.scratch_bytes());
-  conv.run(workspace.team, workspace.scratch, from, *to, {.after = after});
+  run_conv(workspace, conv, from, *to, {.after = after});
   return to;
 }
 

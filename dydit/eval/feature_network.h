@@ -62,21 +62,6 @@ struct FeatureSizes {
 /// Called with the output of each part of a network, by its published name.
 using StageObserver = std::function<void(const std::string& stage, const Map& map)>;
 
-class FeatureNetwork {
- public:
-  virtual ~FeatureNetwork() = default;
-  virtual FeatureSizes sizes() const = 0;
-  /// image: (side, side, 3) values as the network wants them.
-  virtual void run(FeatureWorkspace& workspace, HeldMap image, const FeatureRow& row,
-                   const StageObserver& observe) const = 0;
-  /// Added to the logits where they are those of a classifier; the Inception Score leaves it out.
-  const std::vector<float>& logit_bias() const { return logit_bias_; }
-
- protected:
-  cpu::Arena arena_;  // of the packed weights
-  std::vector<float> logit_bias_;
-};
-
 /// Weights by name, whose shapes and values are checked as they are taken. Throws Error that names the file.
 class NetworkWeights {
  public:
@@ -99,6 +84,30 @@ class NetworkWeights {
   std::string file_, what_;
 };
 
+class FeatureNetwork {
+ public:
+  virtual ~FeatureNetwork() = default;
+  virtual FeatureSizes sizes() const = 0;
+  /// image: (side, side, 3) values as the network wants them.
+  virtual void run(FeatureWorkspace& workspace, HeldMap image, const FeatureRow& row,
+                   const StageObserver& observe) const = 0;
+  /// Added to the logits where they are those of a classifier; the Inception Score leaves it out.
+  const std::vector<float>& logit_bias() const { return logit_bias_; }
+
+ protected:
+  /// A convolution without bias and the BatchNorm that follows it.
+  Conv folded(NetworkWeights& weights, const std::string& conv, const std::string& norm,
+              const ConvShape& shape, double eps, bool bf16);
+  /// name.weight (classes, features) and, with `bias`, name.bias.
+  Conv linear(NetworkWeights& weights, const std::string& name, int features, int classes, bool bias);
+
+  std::vector<float> logit_bias_;
+
+ private:
+  cpu::Arena arena_;  // of the packed weights
+  Team team_{1};      // that packs them
+};
+
 /// From each file's own names. Products in bfloat16 where asked for.
 std::unique_ptr<FeatureNetwork> make_inception(NetworkWeights weights, bool bf16);
 std::unique_ptr<FeatureNetwork> make_lite0(NetworkWeights weights, bool bf16);
@@ -107,7 +116,8 @@ std::unique_ptr<FeatureNetwork> make_cifar_resnet(NetworkWeights weights, int bl
 /// Names and shapes of the FID network's tensors, for weights by recipe.
 std::vector<std::pair<std::string, std::vector<int64_t>>> inception_tensors();
 
-/// What all of them do.
+/// What all of them do. `to` has the output's size.
+void run_conv(FeatureWorkspace& workspace, const Conv& conv, const Map& from, Map& to, const ConvUse& use);
 HeldMap apply(FeatureWorkspace& workspace, const Conv& conv, const Map& from, Activation after);
 /// Writes the mean over positions of each channel.
 void mean_of_positions(const Map& map, float* out);

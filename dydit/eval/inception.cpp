@@ -149,7 +149,6 @@ std::string name_of(const BlockSpec& block, const UnitSpec& unit) {
 class Inception : public FeatureNetwork {
  public:
   Inception(NetworkWeights weights, bool bf16) {
-    Team team(1);
     const std::vector<BlockSpec> specs = blocks();
     for (const BlockSpec& spec : specs) {
       Block& block = blocks_.emplace_back();
@@ -158,18 +157,14 @@ class Inception : public FeatureNetwork {
     }
     for_units(specs, [&](size_t b, size_t r, const UnitSpec& unit, int in, bool is_end) {
       const std::string name = name_of(specs[b], unit);
-      const auto [weight, bias] =
-          weights.fold(name + ".conv", name + ".bn", {unit.out, in, unit.rows.taps, unit.columns.taps}, kEps);
       Branch& branch = blocks_[b].branches[r];
       // The first layer has too few inputs for bfloat16 to pay.
       (is_end ? branch.ends : branch.units)
-          .emplace_back(weight, bias, ConvShape{in, unit.out, unit.stride, unit.rows, unit.columns},
-                        bf16 && b > 0, arena_, team);
+          .push_back(folded(weights, name + ".conv", name + ".bn",
+                            {in, unit.out, unit.stride, unit.rows, unit.columns}, kEps, bf16 && b > 0));
       if (is_end) blocks_[b].out += unit.out;
     });
-    fc_ = Conv(weights.take("fc.weight", {kClasses, kFeatures}), {},
-               {.in = kFeatures, .out = kClasses, .rows = kOneTap, .columns = kOneTap}, /*bf16=*/false,
-               arena_, team);
+    fc_ = linear(weights, "fc", kFeatures, kClasses, /*bias=*/false);
     const at::Tensor bias = weights.take("fc.bias", {kClasses}).to(at::kFloat);
     logit_bias_.assign(bias.const_data_ptr<float>(), bias.const_data_ptr<float>() + kClasses);
     weights.check_all_taken();
@@ -232,9 +227,7 @@ class Inception : public FeatureNetwork {
       }
       for (const Conv& unit : branch.units) last = apply(workspace, unit, input(), Activation::Relu);
       for (const Conv& end : branch.ends) {
-        workspace.scratch[0].reserve(end.scratch_bytes());
-        end.run(workspace.team, workspace.scratch, input(), *to,
-                {.after = Activation::Relu, .channel = channel});
+        run_conv(workspace, end, input(), *to, {.after = Activation::Relu, .channel = channel});
         channel += end.shape().out;
       }
     }

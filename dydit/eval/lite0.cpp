@@ -1,6 +1,7 @@
 // EfficientNet-Lite0 for ImageNet: blocks that expand, filter each channel and project, without squeeze and
 // excitation; ReLU6 everywhere; TensorFlow's "same" padding, which has the odd zero at the bottom and right.
 #include <array>
+#include <optional>
 #include <string>
 
 #include <ATen/ATen.h>
@@ -42,27 +43,25 @@ Extent same(int kernel, int stride) {
 class Lite0 : public FeatureNetwork {
  public:
   Lite0(NetworkWeights weights, bool bf16) {
-    stem_ = conv(weights, "_conv_stem", "_bn0", 3, kStem, same(3, 2), 2, /*bf16=*/false);
+    stem_ =
+        folded(weights, "_conv_stem", "_bn0", {3, kStem, 2, same(3, 2), same(3, 2)}, kEps, /*bf16=*/false);
     int in = kStem;
     for (size_t i = 0; i < kBlocks.size(); ++i) {
       const BlockSpec& spec = kBlocks[i];
       const std::string at = "_blocks." + std::to_string(i) + ".";
       const int wide = in * spec.expand;
-      Block& block = blocks_.emplace_back();
-      if (spec.expand > 1)
-        block.expand.push_back(conv(weights, at + "_expand_conv", at + "_bn0", in, wide, kOneTap, 1, bf16));
+      std::optional<Conv> expand;
+      if (spec.expand > 1) expand = pixelwise(weights, at + "_expand_conv", at + "_bn0", in, wide, bf16);
       const Extent extent = same(spec.kernel, spec.stride);
       const auto [weight, bias] =
           weights.fold(at + "_depthwise_conv", at + "_bn1", {wide, 1, spec.kernel, spec.kernel}, kEps);
-      block.depthwise.emplace_back(weight, bias, extent, extent, spec.stride);
-      block.project = conv(weights, at + "_project_conv", at + "_bn2", wide, spec.out, kOneTap, 1, bf16);
-      block.adds = spec.stride == 1 && in == spec.out;
+      blocks_.push_back({std::move(expand), DepthwiseConv(weight, bias, extent, extent, spec.stride),
+                         pixelwise(weights, at + "_project_conv", at + "_bn2", wide, spec.out, bf16),
+                         spec.stride == 1 && in == spec.out});
       in = spec.out;
     }
-    head_ = conv(weights, "_conv_head", "_bn1", in, kFeatures, kOneTap, 1, bf16);
-    fc_ = Conv(weights.take("_fc.weight", {kClasses, kFeatures}), weights.take("_fc.bias", {kClasses}),
-               {.in = kFeatures, .out = kClasses, .rows = kOneTap, .columns = kOneTap}, /*bf16=*/false,
-               arena_, team_);
+    head_ = pixelwise(weights, "_conv_head", "_bn1", in, kFeatures, bf16);
+    fc_ = linear(weights, "_fc", kFeatures, kClasses, /*bias=*/true);
     weights.check_all_taken();
   }
 
@@ -72,14 +71,12 @@ class Lite0 : public FeatureNetwork {
            const StageObserver& observe) const override {
     x = apply(workspace, stem_, *x, Activation::Relu6);
     for (const Block& block : blocks_) {
-      HeldMap wide =
-          block.expand.empty() ? std::move(x) : apply(workspace, block.expand[0], *x, Activation::Relu6);
-      const DepthwiseConv& depthwise = block.depthwise[0];
+      const DepthwiseConv& depthwise = block.depthwise;
+      HeldMap wide = block.expand ? apply(workspace, *block.expand, *x, Activation::Relu6) : std::move(x);
       HeldMap filtered(workspace.maps, depthwise.out_height(wide->H), depthwise.out_width(wide->W), wide->C);
       depthwise.run(workspace.team, *wide, *filtered);
       if (block.adds) {
-        workspace.scratch[0].reserve(block.project.scratch_bytes());
-        block.project.run(workspace.team, workspace.scratch, *filtered, *x, {.add = true});
+        run_conv(workspace, block.project, *filtered, *x, {.add = true});
       } else {
         x = apply(workspace, block.project, *filtered, Activation::None);
       }
@@ -92,19 +89,18 @@ class Lite0 : public FeatureNetwork {
 
  private:
   struct Block {
-    std::vector<Conv> expand;              // one or none
-    std::vector<DepthwiseConv> depthwise;  // one
+    std::optional<Conv> expand;  // none: the block does not widen
+    DepthwiseConv depthwise;
     Conv project;
-    bool adds = false;
+    bool adds;  // its input
   };
 
-  Conv conv(NetworkWeights& weights, const std::string& name, const std::string& norm, int in, int out,
-            const Extent& extent, int stride, bool bf16) {
-    const auto [weight, bias] = weights.fold(name, norm, {out, in, extent.taps, extent.taps}, kEps);
-    return Conv(weight, bias, {in, out, stride, extent, extent}, bf16, arena_, team_);
+  Conv pixelwise(NetworkWeights& weights, const std::string& name, const std::string& norm, int in, int out,
+                 bool bf16) {
+    return folded(weights, name, norm, {.in = in, .out = out, .rows = kOneTap, .columns = kOneTap}, kEps,
+                  bf16);
   }
 
-  Team team_{1};
   Conv stem_, head_, fc_;
   std::vector<Block> blocks_;
 };

@@ -9,8 +9,7 @@
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
-#include "bench_extractor.h"
-#include "bench_vae.h"
+#include "bench_parts.h"
 #include "cli.h"
 #include "dydit/base/error.h"
 #include "dydit/base/isa.h"

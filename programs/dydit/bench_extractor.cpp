@@ -1,10 +1,9 @@
-#include "bench_extractor.h"
-
 #include <algorithm>
 #include <vector>
 
 #include <nlohmann/json.hpp>
 
+#include "bench_parts.h"
 #include "dydit/base/machine.h"
 #include "dydit/base/timer.h"
 #include "dydit/base/version.h"
@@ -21,7 +20,7 @@ Image noise_image(int side, uint32_t seed) {
 
 }  // namespace
 
-int bench_extractor(Cli& cli, const ExtractorFlags& flags, int side, const BenchVaeRun& run, Isa isa) {
+int bench_extractor(Cli& cli, const ExtractorFlags& flags, int side, const BenchRun& run, Isa isa) {
   const std::unique_ptr<Extractor> extractor = flags.load(cli, run.threads);
   std::vector<Image> images;
   for (int i = 0; i < run.batch; ++i) images.push_back(noise_image(side, static_cast<uint32_t>(i)));

@@ -1,5 +1,3 @@
-#include "bench_vae.h"
-
 #include <algorithm>
 #include <fstream>
 #include <functional>
@@ -9,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <sys/resource.h>
 
+#include "bench_parts.h"
 #include "dydit/base/dtype.h"
 #include "dydit/base/error.h"
 #include "dydit/base/machine.h"
@@ -101,7 +100,7 @@ void BenchVaeFlags::add(Cli& cli) {
   cli.add_number("--side", side, 8, 65536, "Pixels of the images of --vae or --extractor to each side");
 }
 
-int bench_vae(Cli& cli, const BenchVaeFlags& flags, const BenchVaeRun& run, Isa isa) {
+int bench_vae(Cli& cli, const BenchVaeFlags& flags, const BenchRun& run, Isa isa) {
   const at::ScalarType dtype = run.dtype == "auto" ? at::kFloat : dtype_of(run.dtype);
   const AutoencoderFile file = load_autoencoder(flags.path);
   const auto autoencoder = make_autoencoder(

@@ -10,23 +10,18 @@
 #include <nlohmann/json.hpp>
 
 #include "dydit/base/error.h"
-#include "dydit/base/noise.h"
 #include "dydit/base/timer.h"
 #include "dydit/base/version.h"
-#include "dydit/data/source.h"
 #include "dydit/eval/feature_store.h"
-#include "dydit/eval/image_set.h"
 #include "dydit/eval/metrics.h"
 #include "dydit/io/bytes.h"
 #include "dydit/io/file.h"
 #include "dydit/io/npz.h"
 #include "dydit/io/npz_reader.h"
 #include "dydit/io/zip.h"
-#include "dydit/pipeline/decoder.h"
-#include "dydit/pipeline/pixels.h"
-#include "dydit/pipeline/record.h"
-#include "dydit/pipeline/sink.h"
 #include "dydit/train/communicator.h"
+#include "evaluate_result.h"
+#include "judged_images.h"
 #include "signals.h"
 #include "targets.h"
 
@@ -40,145 +35,6 @@ using nlohmann::ordered_json;
 constexpr int kCifarClasses = 10;
 constexpr const char* kCifarNames[kCifarClasses] = {"airplane", "automobile", "bird",  "cat",  "deer",
                                                     "dog",      "frog",       "horse", "ship", "truck"};
-
-struct JudgedImage {
-  Image image;
-  int64_t label = kNoLabel;
-  ImageCost cost;
-};
-
-// Images that are judged: how many, what they are, and how some of them in a row are made.
-struct JudgedImages {
-  int64_t count = 0;
-  json key;            // all that the images depend on
-  ordered_json about;  // for the result
-  std::vector<std::string> class_names;
-  std::vector<fs::path> inputs;
-  /// Image i of those that lie somewhere, with its label; any thread. Else `make` has them.
-  std::function<JudgedImage(int64_t index)> read;
-  /// [first, first + count), in order; `told` of steps done.
-  std::function<void(int64_t first, int64_t count, const std::function<void(JudgedImage&&)>& take,
-                     const ProgressFn& told)>
-      make;
-};
-
-// Label of image i. random: a function of seed and image; balanced: as many of each class, in a fixed order
-// that mixes them.
-std::vector<int> labels_of(const std::string& policy, int64_t count, int classes, uint64_t seed) {
-  constexpr uint64_t kLabels = ~uint64_t{0};  // a draw that no sampling step has
-  std::vector<int> labels(static_cast<size_t>(count));
-  const std::vector<int64_t> order = policy == "balanced" ? fixed_permutation(count) : std::vector<int64_t>();
-  for (int64_t i = 0; i < count; ++i) {
-    int& label = labels[static_cast<size_t>(i)];
-    if (!order.empty()) {
-      label = static_cast<int>(order[static_cast<size_t>(i)] % classes);
-      continue;
-    }
-    float u[4];
-    fill_uniform(u, seed, static_cast<uint64_t>(i), kLabels);
-    label = std::min(classes - 1, static_cast<int>(u[0] * static_cast<float>(classes)));
-  }
-  return labels;
-}
-
-// What a model makes. Holds everything that making takes.
-struct Sampled {
-  Checkpoint checkpoint;
-  GenerateOptions options;
-  std::optional<LatentDecoder> decoder;
-  std::unique_ptr<Pipeline> pipeline;
-};
-
-void sample(const Sampled& sampled, int64_t first, int64_t count,
-            const std::function<void(JudgedImage&&)>& take, const ProgressFn& told,
-            const CancelFlag& cancel) {
-  GenerateOptions options = sampled.options;
-  options.num_images = static_cast<int>(first + count);
-  options.first = static_cast<int>(first);
-  sampled.pipeline->generate(
-      options, options,
-      {.on_sample =
-           [&](GeneratedSample&& made) {
-             made.pixels = made.sample;
-             if (sampled.decoder) sampled.decoder->decode(made);
-             take({to_image(made.pixels),
-                   made.label,
-                   {made.seconds + made.decode_seconds, static_cast<double>(made.work.required) / 1e9,
-                    static_cast<double>(made.work.executed) / 1e9}});
-           },
-       .on_progress = told,
-       .cancel = &cancel});
-}
-
-JudgedImages images_of_model(Cli& cli, const ModelFlags& model, EvaluateImagesFlags& flags,
-                             const CancelFlag& cancel) {
-  auto sampled = std::make_shared<Sampled>(Sampled{model.load(cli), flags.options, {}, nullptr});
-  const Checkpoint& checkpoint = sampled->checkpoint;
-  const DiTConfig& config = checkpoint.config;
-  GenerateOptions& options = sampled->options;
-  flags.sampling.resolve(cli, checkpoint, model, options);
-  options.classes = labels_of(flags.labels, options.num_images, config.num_classes, options.seed);
-  flags.plan.resolve(cli, checkpoint, cli.given("--steps") || cli.given("--timesteps"), options);
-  if (const auto file = flags.vae.load(cli, makes_pixels(config) && flags.vae.path.empty()
-                                                ? fs::path()
-                                                : own_autoencoder(checkpoint.path))) {
-    sampled->decoder.emplace(
-        *file, latent_origin(checkpoint.notes, config.in_channels, checkpoint.path.string()),
-        config.in_channels, AutoencoderOptions{.dtype = flags.vae.resolve_dtype(), .threads = model.threads},
-        flags.vae.resolve_tiling());
-    sampled->decoder->check_memory(config.input_size, config.input_size);
-  }
-  DYDIT_USAGE_CHECK(sampled->decoder || makes_pixels(config),
-                    "{} makes latents, which no network of features takes; name its autoencoder with --vae",
-                    checkpoint.path.string());
-  sampled->pipeline = std::make_unique<Pipeline>(
-      checkpoint, options.engine, EngineOptions{.dtype = options.dtype, .threads = options.threads});
-
-  JudgedImages images;
-  images.count = options.num_images;
-  images.class_names = checkpoint.class_names;
-  images.inputs = inputs_of(checkpoint, {flags.plan.input(checkpoint), flags.vae.path, flags.vae.config});
-  json run = run_record(checkpoint, options);
-  images.about = {
-      {"model", checkpoint.path.string()}, {"model_sha256", checkpoint.sha256}, {"labels", flags.labels}};
-  for (const char* key :
-       {"sampler", "eta", "steps", "cfg_scale", "cfg_channels", "mode", "seed", "dtype", "engine"})
-    images.about[key] = run[key];
-  if (options.plan) {
-    const json plan = plan_record(checkpoint, options, flags.plan.said(options));
-    images.about["plan"] = plan["name"];
-    run["plan"] = plan["sha256"];
-  }
-  images.about["static_gmacs_per_image"] = run["static_gmacs"];
-  if (sampled->decoder) {
-    images.about["vae"] = sampled->decoder->record(config.input_size, config.input_size);
-    run["vae"] = images.about["vae"];
-  }
-  run["labels"] = flags.labels;
-  for (const char* key : {"classes", "batch", "threads", "version", "loading"}) run.erase(key);
-  if (flags.labels == "random") run.erase("num_images");  // more images may come later
-  images.key = run;
-  images.make = [sampled, &cancel](int64_t first, int64_t count, const auto& take, const ProgressFn& told) {
-    sample(*sampled, first, count, take, told, cancel);
-  };
-  return images;
-}
-
-JudgedImages images_that_lie(const std::string& path, const std::string& split, int64_t most) {
-  DYDIT_USAGE_CHECK(fs::exists(path), "{}: no such file or folder", path);
-  const auto set = std::make_shared<const ImageSet>(open_images(path, split));
-  DYDIT_USAGE_CHECK(most <= set->size, "{}: holds {} images, {} are asked for", path, set->size, most);
-  JudgedImages images;
-  images.count = most > 0 ? most : set->size;
-  images.class_names = set->class_names;
-  images.inputs = {path};
-  images.key = {{"images_sha256", set->sha256}, {"split", split}};
-  images.about = {{"images", path}, {"images_sha256", set->sha256}};
-  images.read = [set](int64_t index) {
-    return JudgedImage{set->image(index), set->labels[static_cast<size_t>(index)], {}};
-  };
-  return images;
-}
 
 // Runs of consecutive indices, none longer than `most`.
 std::vector<std::pair<int64_t, int64_t>> chunks_of(const std::vector<int64_t>& indices, int64_t most) {
@@ -356,97 +212,69 @@ std::string_view protocol_of(const Extractor& extractor) {
   return extractor.rule() == ResizeRule::Adm ? "adm" : kResizeNames[extractor.rule()];
 }
 
-void put(ordered_json& result, const char* key, const std::optional<double>& value) {
-  if (value) result[key] = *value;
+// What the flags need of each other; the rest of the verb takes them as they are.
+void check_flags(Cli& cli, const EvaluateImagesFlags& flags, bool lie, const Communicator& processes) {
+  DYDIT_USAGE_CHECK(
+      !flags.reference.empty() || !flags.write_stats.empty(),
+      "nothing to compare with: give --reference, statistics or images; or --write-stats to make some");
+  for (const char* flag :
+       {"--steps", "--timesteps", "--sampler", "--cfg-scale", "--mode", "--labels", "--seed", "--vae"})
+    cli.needs(flag, !lie, "--model; images that lie somewhere are taken as they are");
+  cli.needs("--images-split", lie, "--images");
+  for (const char* flag : {"--reference-split", "--fid-infinity", "--torch-fidelity"})
+    cli.needs(flag, !flags.reference.empty(), "--reference");
+  cli.needs("--resize", flags.extractor.kind() == ExtractorKind::Inception,
+            "--extractor inception; the others have one of their own");
+  flags.sampling.check(cli, flags.options);
+  DYDIT_USAGE_CHECK(processes.size() == 1 || !flags.folder.empty(),
+                    "several processes share a folder: give --features");
+  DYDIT_USAGE_CHECK(processes.size() == 1 || flags.save.empty(),
+                    "--save: needs one process; several make images in no order");
 }
 
-ordered_json result_of(const Metrics& metrics) {
-  ordered_json result = {{"n", metrics.n}};
-  const auto distance = [&](const std::string& name, const std::optional<Distance>& found) {
-    if (!found) return;
-    result[name] = found->value;
-    result[name + "_raw"] = found->raw;
-    if (found->error) result[name + "_error"] = *found->error;
-    if (!found->without_group.empty()) result[name + "_without_group"] = found->without_group;
+// The same images, each of which goes to `file` on its way, in their order. `file` is made for the first of
+// them, which has their size.
+JudgedImages saved_on_the_way(const JudgedImages& images, const std::string& path,
+                              std::optional<NpzImageWriter>& file) {
+  JudgedImages saved = images;
+  saved.read = nullptr;
+  saved.make = [&images, path, &file](int64_t first, int64_t count, const auto& take,
+                                      const ProgressFn& told) {
+    const auto save_and_take = [&](JudgedImage&& made) {
+      if (!file) file.emplace(path, made.image.height, made.image.width, made.image.channels);
+      file->append(made.image);
+      take(std::move(made));
+    };
+    if (images.make) return images.make(first, count, save_and_take, told);
+    for (int64_t i = first; i < first + count; ++i) save_and_take(images.read(i));
   };
-  distance("fid", metrics.fid);
-  distance("sfid", metrics.sfid);
-  if (metrics.fid_infinity) {
-    result["fid_infinity"] = metrics.fid_infinity->intercept;
-    result["fid_infinity_slope"] = metrics.fid_infinity->slope;
+  return saved;
+}
+
+// The metrics of the images against the reference, and what is known of it.
+ordered_json compared(const StoredFeatures& features, const ReferenceSet& reference,
+                      const EvaluateImagesFlags& flags, const MetricOptions& options,
+                      std::vector<std::string>& warnings) {
+  GeneratedFeatures generated = {
+      features.values.features, features.values.spatial, features.values.logits, {}};
+  if (std::find(features.labels.begin(), features.labels.end(), kNoLabel) == features.labels.end())
+    generated.labels = features.labels;
+  if (!reference.statistics.spatial && generated.spatial.defined()) {
+    generated.spatial = at::Tensor();
+    warnings.push_back("the reference has no statistics of spatial features (mu_s, sigma_s): no sFID");
   }
-  put(result, "kid", metrics.kid);
-  put(result, "kid_error", metrics.kid_error);
-  put(result, "is", metrics.inception_score);
-  put(result, "is_error", metrics.inception_score_error);
-  put(result, "is_all", metrics.inception_score_all);
-  put(result, "precision", metrics.precision);
-  put(result, "precision_error", metrics.precision_error);
-  put(result, "recall", metrics.recall);
-  put(result, "recall_error", metrics.recall_error);
-  if (metrics.torch_fidelity_score) {
-    result["torch_fidelity_is"] = metrics.torch_fidelity_score->mean;
-    result["torch_fidelity_is_std"] = metrics.torch_fidelity_score->deviation;
-  }
-  if (metrics.torch_fidelity_kid) {
-    result["torch_fidelity_kid"] = metrics.torch_fidelity_kid->mean;
-    result["torch_fidelity_kid_std"] = metrics.torch_fidelity_kid->deviation;
-  }
-  put(result, "class_agreement", metrics.class_agreement);
-  if (metrics.nearest)
-    result["nearest"] = {{"median", metrics.nearest->median},
-                         {"reference_median", metrics.nearest->reference_median},
-                         {"closer_share", metrics.nearest->closer_share}};
+  const Metrics metrics = measure(generated, reference.statistics, options);
+  warnings.insert(warnings.end(), metrics.warnings.begin(), metrics.warnings.end());
+  if (!reference.sizes.empty() && reference.sizes != features.sizes)
+    warnings.push_back(
+        fmt::format("images are of {}, the reference of {}: the resize treats them differently",
+                    sizes_text(features.sizes), sizes_text(reference.sizes)));
+  ordered_json result = metrics_json(metrics);
+  result["reference"] = flags.reference;
+  if (!flags.reference_split.empty()) result["reference_split"] = flags.reference_split;
+  if (metrics.reference_n > 0) result["reference_n"] = metrics.reference_n;
+  result["reference_sha256"] = reference.sha256;
   return result;
-}
-
-std::string with_error(const ordered_json& result, const std::string& key, int digits) {
-  std::string text = fmt::format("{:.{}f}", result[key].get<double>(), digits);
-  if (result.contains(key + "_error"))
-    text += fmt::format(" +- {:.{}f}", result[key + "_error"].get<double>(), digits);
-  return text;
-}
-
-// One line as a paper would have it.
-std::string summary_of(const ordered_json& result) {
-  std::vector<std::string> parts;
-  const auto add = [&](const char* key, const char* name, int digits) {
-    if (result.contains(key)) parts.push_back(fmt::format("{} {}", name, with_error(result, key, digits)));
-  };
-  const std::string extractor = result["extractor"];
-  add("fid", "FID", 3);
-  add("sfid", "sFID", 3);
-  if (result.contains("kid"))
-    parts.push_back(fmt::format("KIDx1000 {:.3f} +- {:.3f}", 1e3 * result["kid"].get<double>(),
-                                1e3 * result.value("kid_error", 0.0)));
-  add("is", extractor == "lite0" ? "IS(lite0)" : "IS", 2);
-  add("precision", "P", 3);
-  add("recall", "R", 3);
-  add("class_agreement", "agreement", 3);
-  std::string text = fmt::format("{} ({}, {}, resize {}, N {}", fmt::join(parts, ", "),
-                                 result["protocol"].get<std::string>(), extractor,
-                                 result["resize"].get<std::string>(), result["n"].get<int64_t>());
-  if (result.contains("reference_n"))
-    text += fmt::format(" against {}", result["reference_n"].get<int64_t>());
-  return text + ")";
-}
-
-void print_result(const ordered_json& result) {
-  for (const auto& [key, value] : result.items()) {
-    if (value.is_object() || value.is_array()) continue;
-    print_out("{:<22} {}\n", key,
-              value.is_string()         ? value.get<std::string>()
-              : value.is_number_float() ? fmt::format("{:.6g}", value.get<double>())
-                                        : value.dump());
-  }
-  if (result.contains("nearest"))
-    print_out(
-        "{:<22} median {:.4g}, of the reference among itself {:.4g}; {:.2f} % closer than its closest 1 %\n",
-        "nearest", result["nearest"]["median"].get<double>(),
-        result["nearest"]["reference_median"].get<double>(),
-        100 * result["nearest"]["closer_share"].get<double>());
-  for (const auto& warning : result["warnings"]) print_out("warning: {}\n", warning.get<std::string>());
-  print_out("{}\n", summary_of(result));
 }
 
 }  // namespace
@@ -501,23 +329,7 @@ int evaluate_images(Cli& cli, const ModelFlags& model, EvaluateImagesFlags& flag
   const CancelFlag& cancel = install_cancel_handler();
   cli.one_of("--model", "--images");
   const bool lie = model.path.empty();
-  DYDIT_USAGE_CHECK(
-      !flags.reference.empty() || !flags.write_stats.empty(),
-      "nothing to compare with: give --reference, statistics or images; or --write-stats to make some");
-  for (const char* flag :
-       {"--steps", "--timesteps", "--sampler", "--cfg-scale", "--mode", "--labels", "--seed", "--vae"})
-    cli.needs(flag, !lie, "--model; images that lie somewhere are taken as they are");
-  cli.needs("--images-split", lie, "--images");
-  cli.needs("--reference-split", !flags.reference.empty(), "--reference");
-  for (const char* flag : {"--fid-infinity", "--torch-fidelity"})
-    cli.needs(flag, !flags.reference.empty(), "--reference");
-  cli.needs("--resize", flags.extractor.kind() == ExtractorKind::Inception,
-            "--extractor inception; the others have one of their own");
-  flags.sampling.check(cli, flags.options);
-  DYDIT_USAGE_CHECK(processes->size() == 1 || !flags.folder.empty(),
-                    "several processes share a folder: give --features");
-  DYDIT_USAGE_CHECK(processes->size() == 1 || flags.save.empty(),
-                    "--save: needs one process; several make images in no order");
+  check_flags(cli, flags, lie, *processes);
   if (!lie && flags.options.num_images == 0) flags.options.num_images = 50'000;
 
   const Timer timer;
@@ -531,37 +343,24 @@ int evaluate_images(Cli& cli, const ModelFlags& model, EvaluateImagesFlags& flag
   console.info(fmt::format("engine   cpu ({}), {} threads, {} processes", isa_name(isa), model.threads,
                            processes->size()));
 
-  Judges judges = {*extractor, *processes, console, cancel, flags.options.batch};
-  const StatisticsOrigin origin = {flags.extractor.extractor,
-                                   extractor->weights_sha256(),
-                                   std::string(kResizeNames[extractor->rule()]),
-                                   "",
-                                   lie ? "" : flags.labels,
-                                   fmt::format("dydit {}", kVersion)};
-  const json key = key_of(images.key, *extractor, flags.extractor.dtype);
-  const auto store = open_store(flags.folder, key, judges);
-  std::optional<NpzImageWriter> save;
-  if (!flags.save.empty()) {
+  const Judges judges = {*extractor, *processes, console, cancel, flags.options.batch};
+  StatisticsOrigin origin = {flags.extractor.extractor,
+                             extractor->weights_sha256(),
+                             std::string(kResizeNames[extractor->rule()]),
+                             "",
+                             lie ? "" : flags.labels,
+                             fmt::format("dydit {}", kVersion)};
+  const auto store = open_store(flags.folder, key_of(images.key, *extractor, flags.extractor.dtype), judges);
+  std::optional<NpzImageWriter> file;
+  if (flags.save.empty()) {
+    fill(*store, images, judges, "images");
+  } else {
     DYDIT_USAGE_CHECK(
         static_cast<int64_t>(store->missing(images.count).size()) == images.count,
         "--save: {} keeps features of images that were made before, not the images; name a new folder",
         flags.folder);
+    fill(*store, saved_on_the_way(images, flags.save, file), judges, "images");
   }
-  JudgedImages watched = images;
-  if (!flags.save.empty()) {
-    watched.read = nullptr;  // they are written in order
-    watched.make = [&](int64_t first, int64_t count, const auto& take, const ProgressFn& told) {
-      const auto save_and_take = [&](JudgedImage&& made) {
-        // Their size is known once there is one.
-        if (!save) save.emplace(flags.save, made.image.height, made.image.width, made.image.channels);
-        save->append(made.image);
-        take(std::move(made));
-      };
-      if (images.make) return images.make(first, count, save_and_take, told);
-      for (int64_t i = first; i < first + count; ++i) save_and_take(images.read(i));
-    };
-  }
-  fill(*store, watched, judges, "images");
   processes->barrier();
   std::optional<ReferenceSet> reference;
   if (!flags.reference.empty()) reference = read_reference(flags, judges, origin, model.threads);
@@ -578,25 +377,7 @@ int evaluate_images(Cli& cli, const ModelFlags& model, EvaluateImagesFlags& flag
     options.labels_are_logits = classes_agree(*extractor, images);
     options.threads = model.threads;
     options.cancel = &cancel;
-    GeneratedFeatures generated = {
-        features.values.features, features.values.spatial, features.values.logits, {}};
-    if (std::find(features.labels.begin(), features.labels.end(), kNoLabel) == features.labels.end())
-      generated.labels = features.labels;
-    if (!reference->statistics.spatial && generated.spatial.defined()) {
-      generated.spatial = at::Tensor();
-      warnings.push_back("the reference has no statistics of spatial features (mu_s, sigma_s): no sFID");
-    }
-    const Metrics metrics = measure(generated, reference->statistics, options);
-    result = result_of(metrics);
-    warnings.insert(warnings.end(), metrics.warnings.begin(), metrics.warnings.end());
-    result["reference"] = flags.reference;
-    if (!flags.reference_split.empty()) result["reference_split"] = flags.reference_split;
-    if (metrics.reference_n > 0) result["reference_n"] = metrics.reference_n;
-    result["reference_sha256"] = reference->sha256;
-    if (!reference->sizes.empty() && reference->sizes != features.sizes)
-      warnings.push_back(
-          fmt::format("images are of {}, the reference of {}: the resize treats them differently",
-                      sizes_text(features.sizes), sizes_text(reference->sizes)));
+    result = compared(features, *reference, flags, options, warnings);
   }
   if (features.sizes.size() > 1)
     warnings.push_back(
@@ -621,12 +402,11 @@ int evaluate_images(Cli& cli, const ModelFlags& model, EvaluateImagesFlags& flag
   result["processes"] = processes->size();
   result["warnings"] = warnings;
   result["seconds"] = timer.seconds();
-  cli.print(result, [&] { print_result(result); });
-  if (save) save->commit();
+  cli.print(result, [&] { print_evaluation(result); });
+  if (file) file->commit();
   if (!flags.write_stats.empty()) {
-    StatisticsOrigin of_images = origin;
-    of_images.source_sha256 = sha256_hex(bytes_of(images.key.dump()));
-    write_statistics(flags.write_stats, statistics_of(features, of_images, model.threads));
+    origin.source_sha256 = sha256_hex(bytes_of(images.key.dump()));
+    write_statistics(flags.write_stats, statistics_of(features, origin, model.threads));
     console.info(fmt::format("wrote {}", flags.write_stats));
   }
   return 0;
