@@ -40,10 +40,8 @@ int run_decode(const Args& args, Isa isa) {
   const int64_t count = saved.latents.size(0);
   const int channels = static_cast<int>(saved.latents.size(1)),
             height = static_cast<int>(saved.latents.size(2)), width = static_cast<int>(saved.latents.size(3));
-  const LatentDecoder decoder(*vae.load(cli), saved.origin(latents_file), channels,
-                              {.dtype = vae.resolve_dtype(), .threads = threads}, vae.resolve_tiling());
-  for (const std::string& note : decoder.notes()) cli.console.info(note);
-  decoder.check_memory(height, width);
+  const LatentDecoder decoder =
+      vae.decoder(cli, *vae.load(cli), saved.origin(latents_file), channels, height, width, threads);
 
   OutputRun run;
   run.record = saved.run;

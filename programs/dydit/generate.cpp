@@ -133,14 +133,12 @@ Decoders make_decoders(Cli& cli, const GenerateFlags& flags, const Checkpoint& c
   Decoders decoders;
   if (!file) return decoders;
   const LatentOrigin origin = latent_origin(checkpoint.notes, config.in_channels, checkpoint.path.string());
-  const AutoencoderOptions options = {.dtype = flags.vae.resolve_dtype(), .threads = flags.options.threads};
-  const auto make = [&](const AutoencoderFile& from, std::optional<LatentDecoder>& decoder) {
-    decoder.emplace(from, origin, config.in_channels, options, flags.vae.resolve_tiling());
-    for (const std::string& note : decoder->notes()) cli.console.info(note);
-    decoder->check_memory(config.input_size, config.input_size);
+  const auto make = [&](const AutoencoderFile& from) {
+    return flags.vae.decoder(cli, from, origin, config.in_channels, config.input_size, config.input_size,
+                             flags.options.threads);
   };
-  make(*file, decoders.images);
-  if (!flags.preview_vae.empty()) make(load_vae(cli, flags.preview_vae, {}), decoders.previews);
+  decoders.images.emplace(make(*file));
+  if (!flags.preview_vae.empty()) decoders.previews.emplace(make(load_vae(cli, flags.preview_vae, {})));
   return decoders;
 }
 

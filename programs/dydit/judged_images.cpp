@@ -83,12 +83,9 @@ JudgedImages images_of_model(Cli& cli, const ModelFlags& model, EvaluateImagesFl
   if (const auto file = flags.vae.load(cli, makes_pixels(config) && flags.vae.path.empty()
                                                 ? fs::path()
                                                 : own_autoencoder(checkpoint.path))) {
-    sampled->decoder.emplace(
-        *file, latent_origin(checkpoint.notes, config.in_channels, checkpoint.path.string()),
-        config.in_channels, AutoencoderOptions{.dtype = flags.vae.resolve_dtype(), .threads = model.threads},
-        flags.vae.resolve_tiling());
-    for (const std::string& note : sampled->decoder->notes()) cli.console.info(note);
-    sampled->decoder->check_memory(config.input_size, config.input_size);
+    sampled->decoder.emplace(flags.vae.decoder(
+        cli, *file, latent_origin(checkpoint.notes, config.in_channels, checkpoint.path.string()),
+        config.in_channels, config.input_size, config.input_size, model.threads));
   }
   DYDIT_USAGE_CHECK(sampled->decoder || makes_pixels(config),
                     "{} makes latents, which no network of features takes; name its autoencoder with --vae",

@@ -178,15 +178,6 @@ ReportPicture picture_of(const std::string& path, const Checkpoint& checkpoint) 
   return picture;
 }
 
-void make_decoder(Cli& cli, const ReportFlags& flags, const AutoencoderFile& vae, const LatentOrigin& origin,
-                  int channels, int height, int width, std::optional<LatentDecoder>& decoder) {
-  decoder.emplace(vae, origin, channels,
-                  AutoencoderOptions{.dtype = flags.vae.resolve_dtype(), .threads = flags.options.threads},
-                  flags.vae.resolve_tiling());
-  for (const std::string& note : decoder->notes()) cli.console.info(note);
-  decoder->check_memory(height, width);
-}
-
 // A grid of what the latents become.
 ReportPicture decoded_latents(Cli& cli, const ReportFlags& flags, const std::string& path,
                               const std::optional<AutoencoderFile>& vae, const Checkpoint& checkpoint) {
@@ -200,8 +191,9 @@ ReportPicture decoded_latents(Cli& cli, const ReportFlags& flags, const std::str
     cli.console.info(fmt::format("{}: shown are the first {} of {} latents", path, shown, count));
   std::optional<LatentDecoder> decoder;
   if (vae)
-    make_decoder(cli, flags, *vae, saved.origin(path), channels, static_cast<int>(saved.latents.size(2)),
-                 static_cast<int>(saved.latents.size(3)), decoder);
+    decoder.emplace(flags.vae.decoder(cli, *vae, saved.origin(path), channels,
+                                      static_cast<int>(saved.latents.size(2)),
+                                      static_cast<int>(saved.latents.size(3)), flags.options.threads));
   std::vector<Image> images;
   json record = saved.run;
   for (int i = 0; i < shown; ++i) {
@@ -262,8 +254,9 @@ void add_run(Cli& cli, const ReportFlags& flags, Isa isa, const std::optional<Au
   const int side = checkpoint.config.input_size;
   if (vae) {
     const int channels = checkpoint.config.in_channels;
-    make_decoder(cli, flags, *vae, latent_origin(checkpoint.notes, channels, checkpoint.path.string()),
-                 channels, side, side, decoder);
+    decoder.emplace(flags.vae.decoder(cli, *vae,
+                                      latent_origin(checkpoint.notes, channels, checkpoint.path.string()),
+                                      channels, side, side, options.threads));
     record["vae"] = decoder->record(side, side);
     flags.vae.say(record["vae"]);
   }

@@ -40,6 +40,15 @@ std::optional<AutoencoderFile> VaeFlags::load(Cli& cli, const std::filesystem::p
 
 at::ScalarType VaeFlags::resolve_dtype() const { return kDtypeNames.at(dtype); }
 
+LatentDecoder VaeFlags::decoder(Cli& cli, const AutoencoderFile& file, const LatentOrigin& origin,
+                                int channels, int height, int width, int threads) const {
+  LatentDecoder decoder(file, origin, channels, {.dtype = resolve_dtype(), .threads = threads},
+                        resolve_tiling());
+  for (const std::string& note : decoder.notes()) cli.console.info(note);
+  decoder.check_memory(height, width);
+  return decoder;
+}
+
 void VaeFlags::say(nlohmann::json& record) const {
   if (path.empty()) record["own"] = true;  // of the model's folder
   if (!config.empty()) record["config"] = printable(config, std::string::npos);

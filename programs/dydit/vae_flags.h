@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cli.h"
+#include "dydit/pipeline/decoder.h"
 #include "dydit/vae/autoencoder.h"
 #include "dydit/vae/tiling.h"
 
@@ -27,6 +28,10 @@ struct VaeFlags {
   std::optional<AutoencoderFile> load(Cli& cli, const std::filesystem::path& otherwise = {}) const;
   at::ScalarType resolve_dtype() const;
   VaeTiling resolve_tiling() const { return kVaeTilingNames.at(tiling); }
+  /// A decoder of latents (channels, height, width). Tells what it remarks, and refuses what cannot fit into
+  /// memory.
+  LatentDecoder decoder(Cli& cli, const AutoencoderFile& file, const LatentOrigin& origin, int channels,
+                        int height, int width, int threads) const;
   /// Adds to the record of a decoder what a command needs that does the same again.
   void say(nlohmann::json& record) const;
 };
