@@ -118,6 +118,29 @@ TEST(Moments, KeepTheirDigitsFarFromZero) {
   }
 }
 
+// A branch of a block writes its part of the concatenation and nothing else.
+TEST(ConvUse, WritesItsChannelsOfAWiderMap) {
+  for (const bool pixel : {false, true}) {
+    ConvShape shape = {.in = 16, .out = 20};
+    if (pixel) shape.rows = shape.columns = kOneTap;
+    const int taps = shape.rows.taps;
+    const at::Tensor weight = random_map({20, 16, taps, taps}, 1) * .1, bias = random_map({20}, 2),
+                     image = random_map({16, 13, 9}, 3);
+    cpu::Arena arena;
+    Team team(2);
+    const Conv conv(weight, bias, shape, /*bf16=*/false, arena, team);
+    std::vector<cpu::Buffer> scratch(2);
+    for (cpu::Buffer& memory : scratch) memory.reserve(conv.scratch_bytes());
+    Map to = make_map(13, 9, 50, false);
+    std::fill_n(to.as<float>(), 13 * 9 * 50, 7.0f);
+    conv.run(team, scratch, to_map(image, false), to, {.after = Activation::Relu6, .channel = 11});
+    const at::Tensor got = to_tensor(to);
+    EXPECT_LT(apart(got.slice(0, 11, 31), plain(image, weight, bias, shape).clamp(0, 6)), 2e-6);
+    EXPECT_TRUE(got.slice(0, 0, 11).eq(7).all().item<bool>());
+    EXPECT_TRUE(got.slice(0, 31, 50).eq(7).all().item<bool>());
+  }
+}
+
 // Norm and SiLU on the way in, ReLU on the way out, and the sum with what is there.
 TEST(ConvUse, NormActivationsAndSum) {
   const ConvShape shape = {.in = 32, .out = 32};
