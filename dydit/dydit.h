@@ -17,7 +17,7 @@
 
 #include "dydit/base/dtype.h"          // auto_dtype
 #include "dydit/base/error.h"          // Error, UsageError, Cancelled
-#include "dydit/base/isa.h"            // active_isa, has_native_bf16, apply_isa_cap
+#include "dydit/base/isa.h"            // active_isa, apply_isa_cap
 #include "dydit/base/machine.h"        // default_threads, memory_limit
 #include "dydit/base/noise.h"          // fill_normal: noise as a function of (seed, image, draw)
 #include "dydit/base/progress.h"       // Progress, CancelFlag

@@ -85,6 +85,18 @@ Isa active_isa() {
   return applied_level.value_or(detected);
 }
 
+bool has_vnni(Isa isa) {
+  if (isa >= Isa::Avx512) return __builtin_cpu_supports("avx512vnni");
+  constexpr unsigned kAvxVnni = 1u << 4;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return isa == Isa::Avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvxVnni);
+}
+
+bool is_intel() {
+  static const bool intel = __builtin_cpu_is("intel");
+  return intel;
+}
+
 std::string cpu_model_name() {
   std::ifstream info("/proc/cpuinfo");
   for (std::string line; std::getline(info, line);) {

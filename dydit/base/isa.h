@@ -23,8 +23,11 @@ Isa apply_isa_cap(const std::string& cap);
 /// The level in force: what apply_isa_cap returned, else what the processor offers.
 Isa active_isa();
 
-/// True when the level multiplies bfloat16 natively, so that `--dtype auto` takes it.
-inline bool has_native_bf16(Isa isa) { return isa >= Isa::Avx512Bf16; }
+/// Whether there are dot products of bytes (VNNI) at a level: in vectors of 512 bits, or of 256 at Avx2.
+bool has_vnni(Isa isa);
+
+/// Whether Intel made the processor.
+bool is_intel();
 
 /// The processor's name, as the operating system gives it.
 std::string cpu_model_name();

@@ -114,7 +114,8 @@ class Calibration {
   Request search_request() const {
     Request request = other_images();
     const int64_t allowed = cache_allowance(options_);
-    const int64_t image = forecast_error_bytes(config_, options_.dtype, request);
+    const int64_t image =
+        forecast_error_bytes(config_, kept_type(options_.engine, {.dtype = options_.dtype}), request);
     DYDIT_CHECK(image <= allowed,
                 "the search keeps {} of features for one image, and may keep {}: take a larger "
                 "--cache-memory, or --families without search",

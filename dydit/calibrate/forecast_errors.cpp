@@ -213,8 +213,8 @@ StepCosts step_costs(const Pipeline& pipeline, const Request& request, const Run
 
 }  // namespace
 
-int64_t forecast_error_bytes(const DiTConfig& config, at::ScalarType dtype, const Request& request) {
-  return history_bytes(config, dtype, kRing * 2 * config.depth) * (request.guided() ? 2 : 1);
+int64_t forecast_error_bytes(const DiTConfig& config, at::ScalarType kept, const Request& request) {
+  return history_bytes(config, kept, kRing * 2 * config.depth) * (request.guided() ? 2 : 1);
 }
 
 ForecastErrors measure_forecast_errors(const Pipeline& pipeline, const Request& request, int threads,

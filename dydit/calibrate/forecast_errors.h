@@ -24,7 +24,7 @@ struct ForecastErrors {
 };
 
 /// What the features of the steps within reach take for an image, both rows.
-int64_t forecast_error_bytes(const DiTConfig& config, at::ScalarType dtype, const Request& request);
+int64_t forecast_error_bytes(const DiTConfig& config, at::ScalarType kept, const Request& request);
 
 /// Measures with `request`'s images, all at once. 3 steps or more. Throws as Pipeline::generate.
 ForecastErrors measure_forecast_errors(const Pipeline& pipeline, const Request& request, int threads,

@@ -66,7 +66,7 @@ CalibratedRun parse_run(const Json& json, const std::string& name) {
   run.cfg_scale = static_cast<float>(not_negative(in, "cfg_scale"));
   run.cfg_channels = in.whole("cfg_channels", 1);
   run.mode = choice(in, "mode", kModeNames);
-  run.dtype = choice(in, "dtype", kDtypeNames);
+  run.dtype = choice(in, "dtype", kModelDtypeNames);
   return run;
 }
 
@@ -124,8 +124,8 @@ std::string plan_set_text(const PlanSet& set, const DiTConfig& config) {
       " \"plans\": [",
       kVersion, set.model_sha256, kSamplerNames[run.sampler.kind], run.sampler.eta,
       fmt::join(run.timesteps.rbegin(), run.timesteps.rend(), ", "), run.cfg_scale, run.cfg_channels,
-      kModeNames[run.mode], kDtypeNames[run.dtype], set.measured.images, fmt::join(set.measured.seeds, ", "),
-      fmt::join(set.measured.classes, ", "), set.measured.seconds);
+      kModeNames[run.mode], kModelDtypeNames[run.dtype], set.measured.images,
+      fmt::join(set.measured.seeds, ", "), fmt::join(set.measured.classes, ", "), set.measured.seconds);
   const char* between = "\n";
   for (const MeasuredPlan& plan : set.plans) {
     text += fmt::format("{}{{\"cost\": {}, \"cost_max\": {}, \"error\": {}, \"error_se\": {}, ", between,

@@ -102,7 +102,7 @@ Conv::Conv(const at::Tensor& weight, const at::Tensor& bias, const ConvShape& sh
   row_ = even(inputs);
   packed_ = cpu::PackedLinear(matrix.view({int64_t{products} * shape.out, inputs}),
                               at::zeros({int64_t{products} * shape.out}), products, /*in_segments=*/1, bf16,
-                              /*narrow=*/false, arena, team);
+                              /*bf16_rows=*/bf16, /*narrow=*/false, arena, team);
   for (int p = 0; p < products; ++p) {
     cpu::Panels panels;
     packed_.add_panels(p, 0, panels);

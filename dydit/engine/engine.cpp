@@ -8,16 +8,10 @@
 
 #include "dydit/base/error.h"
 #include "dydit/engine/cpu/workspace.h"
+#include "dydit/model/quantization.h"
 
 namespace dydit {
 namespace {
-
-// Of the layers that EngineOptions::dtype speaks of.
-bool is_block_layer(const std::string& name) {
-  return name.starts_with("blocks.") &&
-         (name.find(".attn.qkv.") != std::string::npos || name.find(".attn.proj.") != std::string::npos ||
-          name.find(".mlp.fc1.") != std::string::npos || name.find(".mlp.fc2.") != std::string::npos);
-}
 
 std::string description(const at::Tensor& x) {
   if (!x.defined()) return "no tensor";
@@ -124,11 +118,32 @@ void make_trace(std::span<const Row> rows, const DiTConfig& config, TokenTrace& 
 
 }  // namespace
 
-Engine::Engine(const DiTConfig& config, const EngineOptions& options)
-    : config_(config), dtype_(options.dtype) {
-  DYDIT_USAGE_CHECK(options.dtype == at::kFloat || options.dtype == at::kBFloat16,
-                    "dtype {}: expected float32 or bfloat16", c10::toString(options.dtype));
+at::ScalarType kept_type(EngineKind kind, const EngineOptions& options) {
+  return kind == EngineKind::Reference ? options.dtype
+                                       : options.level.value_or(level_of(options.dtype)).activations;
+}
+
+std::string arithmetic_text(EngineKind kind, at::ScalarType dtype) {
+  const std::string name(kModelDtypeNames[dtype]);
+  const Level level = level_of(dtype);
+  return kind == EngineKind::Reference || level.activations == dtype
+             ? name
+             : fmt::format("{} ({})", name, level.name);
+}
+
+Engine::Engine(EngineKind kind, const DiTConfig& config, const EngineOptions& options)
+    : config_(config), kept_type_(kept_type(kind, options)) {
+  DYDIT_USAGE_CHECK(
+      options.dtype == at::kFloat || options.dtype == at::kBFloat16 || options.dtype == at::kChar,
+      "dtype {}: expected float32, bfloat16 or int8", c10::toString(options.dtype));
+  DYDIT_USAGE_CHECK(options.dtype != at::kChar || kind == EngineKind::Cpu,
+                    "dtype int8: the reference engine has no 8-bit arithmetic; take the cpu engine");
+  DYDIT_USAGE_CHECK(options.dtype != at::kChar || has_vnni(active_isa()),
+                    "dtype int8: this processor ({}) has no dot products of bytes (VNNI); take f32 or bf16",
+                    isa_name(active_isa()));
   DYDIT_USAGE_CHECK(options.threads >= 1, "{} threads: expected 1 or more", options.threads);
+  DYDIT_USAGE_CHECK(!options.level || options.level->weights == options.dtype,
+                    "level {}: its weights are not {}", options.level->name, c10::toString(options.dtype));
 }
 
 std::unique_ptr<Workspace> Engine::make_workspace(const WorkspaceOptions& options) const {
@@ -141,11 +156,12 @@ std::unique_ptr<Workspace> Engine::make_workspace(const WorkspaceOptions& option
 }
 
 History Engine::make_history(int slots) const {
-  return {at::empty({slots, config_.num_tokens(), config_.hidden_size}, dtype_), std::vector<int>(slots, -1)};
+  return {at::empty({slots, config_.num_tokens(), config_.hidden_size}, kept_type_),
+          std::vector<int>(slots, -1)};
 }
 
-int64_t history_bytes(const DiTConfig& config, at::ScalarType dtype, int slots) {
-  return int64_t{slots} * config.num_tokens() * config.hidden_size * (dtype == at::kFloat ? 4 : 2);
+int64_t history_bytes(const DiTConfig& config, at::ScalarType kept, int slots) {
+  return int64_t{slots} * config.num_tokens() * config.hidden_size * (kept == at::kFloat ? 4 : 2);
 }
 
 void Engine::forward(const at::Tensor& x, std::span<const Row> rows, Workspace& workspace,
@@ -166,7 +182,7 @@ void Engine::forward(const at::Tensor& x, std::span<const Row> rows, Workspace& 
                       row.label, config_.null_class());
     if (row.step != checked || checked == nullptr) check_step(row.step, config_);
     checked = row.step;
-    check_history(row, config_, dtype_);
+    check_history(row, config_, kept_type_);
     if (row.history != nullptr) histories.push_back(row.history);
   }
   std::sort(histories.begin(), histories.end());
@@ -200,13 +216,15 @@ double least_engine_bytes(EngineKind kind, const Checkpoint& checkpoint, const E
   for (const auto& [name, weight] : checkpoint.weights) {
     const bool narrow =
         (bf16 && is_block_layer(name)) || (kind == EngineKind::Cpu && weight.scalar_type() == at::kBFloat16);
-    bytes += static_cast<double>(weight.numel()) * (narrow ? 2 : 4);
+    const bool int8 = options.dtype == at::kChar && is_block_layer(name);
+    bytes += static_cast<double>(weight.numel()) * (int8 ? 1 : narrow ? 2 : 4);
   }
   const double side = config.input_size,
                outputs = static_cast<double>(rows) * config.out_channels() * side * side;
   bytes += outputs * sizeof(float);
   if (kind == EngineKind::Cpu)
-    return bytes + cpu::workspace_bytes(config, bf16, rows, options.threads, ranges);
+    return bytes + cpu::workspace_bytes(config, kept_type(kind, options) == at::kBFloat16, rows,
+                                        options.threads, ranges);
   // The stream and the MLP's hidden rows, of as many rows as are in work at a time.
   const double tokens = static_cast<double>(std::min<int64_t>(rows, options.threads)) * config.num_tokens();
   return bytes + tokens * (config.hidden_size * 4.0 + config.mlp_hidden * (bf16 ? 2.0 : 4.0));

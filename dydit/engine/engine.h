@@ -5,7 +5,9 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -33,12 +35,12 @@ struct TokenTrace {
   at::Tensor logits;  // (B, L, N) float32
 };
 
-/// Bytes of a row's history of so many slots.
-int64_t history_bytes(const DiTConfig& config, at::ScalarType dtype, int slots);
+/// Bytes of a row's history of so many slots, in an engine's kept_type().
+int64_t history_bytes(const DiTConfig& config, at::ScalarType kept, int slots);
 
 /// What one row of a sample, the conditional or the null class's, keeps from step to step of its plan.
 struct History {
-  at::Tensor features;       // (slots, N, C) in the engine's dtype
+  at::Tensor features;       // (slots, N, C) in the engine's kept_type()
   std::vector<int> kept_at;  // (slots) index of the step whose feature lies there, -1: none
 };
 
@@ -70,9 +72,15 @@ inline constexpr EnumNames<EngineKind, 2> kEngineNames = {
     "engine", {{"cpu", EngineKind::Cpu}, {"reference", EngineKind::Reference}}};
 
 struct EngineOptions {
-  at::ScalarType dtype = at::kFloat;  // of qkv, proj, fc1, fc2 and attention: kFloat or kBFloat16
+  at::ScalarType dtype = at::kFloat;  // of the blocks: kFloat, kBFloat16 or, of the cpu engine, kChar
   int threads = 1;                    // that pack the weights
+  std::optional<Level> level = {};    // of the CPU engine, whose weights are `dtype`; null: level_of(dtype)
 };
+
+/// What such an engine keeps features in: the type of its activations.
+at::ScalarType kept_type(EngineKind kind, const EngineOptions& options);
+/// dtype, and where it is computed in another way than its name says, the level.
+std::string arithmetic_text(EngineKind kind, at::ScalarType dtype);
 
 struct WorkspaceOptions {
   int threads = 1;
@@ -121,10 +129,10 @@ class Engine {
 
  protected:
   /// Throws UsageError where the options do not fit.
-  Engine(const DiTConfig& config, const EngineOptions& options);
+  Engine(EngineKind kind, const DiTConfig& config, const EngineOptions& options);
 
   const DiTConfig config_;
-  const at::ScalarType dtype_;
+  const at::ScalarType kept_type_;
 
  private:
   virtual std::unique_ptr<Workspace> new_workspace(const WorkspaceOptions& options) const = 0;
@@ -151,8 +159,8 @@ std::unique_ptr<Engine> make_engine(EngineKind kind, const Checkpoint& checkpoin
 double least_engine_bytes(EngineKind kind, const Checkpoint& checkpoint, const EngineOptions& options,
                           int64_t rows, int ranges = 0);
 
-/// Multiply-adds per second that this processor does at best in `dtype` on `threads` threads with the CPU
+/// Multiply-adds per second that this processor does at best at `level` on `threads` threads with the CPU
 /// engine's instructions: measured for about `seconds`.
-double measure_peak_macs(at::ScalarType dtype, int threads, double seconds = 0.3);
+double measure_peak_macs(const Level& level, int threads, double seconds = 0.3);
 
 }  // namespace dydit

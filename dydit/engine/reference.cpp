@@ -56,7 +56,8 @@ void obey(const Row& row, Gates& gates) {
 class ReferenceEngine final : public Engine {
  public:
   ReferenceEngine(const Checkpoint& checkpoint, const EngineOptions& options)
-      : Engine(checkpoint.config, options), model_(make_model(checkpoint, options.dtype)) {}
+      : Engine(EngineKind::Reference, checkpoint.config, options),
+        model_(make_model(checkpoint, options.dtype)) {}
 
  private:
   // LibTorch's operators run on threads of their own kind.

@@ -26,8 +26,8 @@ void check_run_memory(const Checkpoint& checkpoint, const GenerateOptions& optio
 }
 
 // What a batch keeps of its features is never shrunk silently.
-void check_cache_memory(at::ScalarType dtype, const Course& course, const SamplingOptions& options) {
-  const int64_t image = cache_bytes(course.plan, course.request, dtype), allowed = cache_allowance(options),
+void check_cache_memory(at::ScalarType kept, const Course& course, const SamplingOptions& options) {
+  const int64_t image = cache_bytes(course.plan, course.request, kept), allowed = cache_allowance(options),
                 count = std::min(options.batch, course.request.num_images);
   DYDIT_CHECK(image * count <= allowed,
               "plan {} keeps {} of features an image, {} for a batch of {}, and may keep {}: {}",
@@ -98,7 +98,7 @@ void Pipeline::generate(const Request& request, const SamplingOptions& options,
   const auto course = std::make_shared<Course>(request, plan(request));
   check_run(request, options);
   check_run_memory(checkpoint_, {request, options, dtype_, kind_}, course->plan.ranges);
-  check_cache_memory(dtype_, *course, options);
+  check_cache_memory(kept_type(kind_, {.dtype = dtype_}), *course, options);
   c10::InferenceMode guard;
   Scheduler scheduler(*engine_, options);
   const int num_steps = request.total_steps();

@@ -124,7 +124,8 @@ json run_record(const Checkpoint& checkpoint, const GenerateOptions& options, co
               {"cfg_scale", options.cfg_scale},
               {"cfg_channels", options.channels_guided(config)},
               {"mode", kModeNames[mode]},
-              {"dtype", kDtypeNames[options.dtype]},
+              {"dtype", kModelDtypeNames[options.dtype]},
+              {"arithmetic", arithmetic_text(options.engine, options.dtype)},
               {"engine", kEngineNames[options.engine]},
               {"device", "cpu"},
               {"batch", options.batch},
@@ -153,7 +154,7 @@ json plan_record(const Checkpoint& checkpoint, const GenerateOptions& options, c
       {"sha256", sha256_hex(std::as_bytes(std::span(text)))},
       {"required_share", static_cast<double>(plan_macs(plan, options.guided())) /
                              static_cast<double>(static_macs_per_sample(checkpoint.config, options))},
-      {"bytes_per_image", cache_bytes(plan, options, options.dtype)}};
+      {"bytes_per_image", cache_bytes(plan, options, kept_type(options.engine, {.dtype = options.dtype}))}};
   for (const auto& [key, value] : said.items())
     record[key] = value.is_string() ? json(printable(value.get<std::string>(), std::string::npos)) : value;
   return record;
@@ -246,7 +247,7 @@ std::string reproducing_command(const json& run) {
   command.add("--cfg-scale", cfg_scale);
   if (cfg_scale > 1) command.add("--cfg-channels", record.number<int>("cfg_channels", 1, kMost));
   command.add("--mode", record.choice("mode", kModeNames));
-  command.add("--dtype", record.choice("dtype", kDtypeNames));
+  command.add("--dtype", record.choice("dtype", kModelDtypeNames));
   command.add("--engine", record.choice("engine", kEngineNames));
   if (const float eta = record.number<float>("eta", 0, 1); eta != 0) command.add("--eta", eta);
   if (run.contains("noise") && record.choice("noise", kNoiseNames) != "philox") {

@@ -92,8 +92,8 @@ void check_run(const Request& request, const SamplingOptions& run) {
   DYDIT_USAGE_CHECK(run.threads >= 1, "{} threads: expected 1 or more", run.threads);
 }
 
-int64_t cache_bytes(const RunPlan& plan, const Request& request, at::ScalarType dtype) {
-  return history_bytes(plan.config, dtype, plan.slots) * (request.guided() ? 2 : 1) +
+int64_t cache_bytes(const RunPlan& plan, const Request& request, at::ScalarType kept) {
+  return history_bytes(plan.config, kept, plan.slots) * (request.guided() ? 2 : 1) +
          plan.guide_slots * request.guided_values(plan.config) * static_cast<int64_t>(sizeof(float));
 }
 

@@ -69,7 +69,7 @@ void plan_by_policy(const std::string& cache, const GuideOptions& guide, const D
 RunPlan complete_plan(const Request& request, RunPlan widths);
 
 /// Bytes that an image of such a plan keeps from step to step, of both rows and of guidance.
-int64_t cache_bytes(const RunPlan& plan, const Request& request, at::ScalarType dtype);
+int64_t cache_bytes(const RunPlan& plan, const Request& request, at::ScalarType kept);
 
 /// Bytes that a run may keep: those given, else a quarter of memory_limit().
 int64_t cache_allowance(const SamplingOptions& run);

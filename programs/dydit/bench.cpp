@@ -2,6 +2,7 @@
 // by forward, so that the realised share compares like with like: a busy moment of the machine hits both.
 #include <algorithm>
 #include <fstream>
+#include <span>
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/randn.h>
@@ -35,17 +36,18 @@ constexpr double kPeakSeconds = 1;  // on a shared machine both threads may be s
 constexpr const char* kContestants[] = {"static", "static cached", "dynamic", "dynamic cached"};
 // Of forwards; an autoencoder has none of it.
 constexpr const char* kModelFlags[] = {
-    "--input-size", "--num-heads",  "--weights",  "--heads",       "--groups",      "--tokens", "--steps",
-    "--run",        "--sampler",    "--engine",   "--cfg-scale",   "--profile",     "--csv",    "--plan",
-    "--cache",      "--guide-from", "--guide-to", "--guide-every", "--cache-memory"};
-constexpr int kWarmupLaps = 2;  // kernels load, buffers grow, clocks settle
+    "--input-size", "--num-heads",  "--weights",  "--heads",       "--groups",       "--tokens", "--steps",
+    "--run",        "--sampler",    "--engine",   "--cfg-scale",   "--profile",      "--csv",    "--plan",
+    "--cache",      "--guide-from", "--guide-to", "--guide-every", "--cache-memory", "--levels"};
+constexpr double kLevelsTie = 1.05;  // times that differ by less are the machine's moods
+constexpr int kWarmupLaps = 2;       // kernels load, buffers grow, clocks settle
 
 struct BenchFlags {
   std::string model, size, dtype = "auto", engine = "auto", sampler = "ddim", csv;
   int input_size = 32, batch = 2, threads = 1, steps = 8, repeats = 7;
   double heads = 1, groups = 1, tokens = 1;
   float cfg_scale = 4.0f;
-  bool run = false, profile = false;
+  bool run = false, profile = false, levels = false;
   CheckpointOptions checkpoint;
   PlanFlags plan;
   BenchVaeFlags vae;
@@ -83,7 +85,7 @@ Checkpoint make_checkpoint(Cli& cli, const BenchFlags& flags, at::ScalarType dty
   if (cli.given("--heads") || cli.given("--groups") || cli.given("--tokens")) {
     checkpoint = keep_shares(std::move(checkpoint), {flags.heads, flags.groups, flags.tokens});
   }
-  return flags.model.empty() ? in_dtype(checkpoint, dtype) : checkpoint;
+  return flags.model.empty() && dtype != at::kChar ? in_dtype(checkpoint, dtype) : checkpoint;
 }
 
 // At how many steps the active set of the block that changes least differs from the step before.
@@ -247,7 +249,7 @@ void print_result(const json& result) {
       "{}, {}, {}, batch {}, {} threads, {}\npeak     {:.1f} GFLOP/s (multiply-adds of this engine from "
       "registers)\n",
       result["model"].get<std::string>(), result["processor"].get<std::string>(),
-      result["dtype"].get<std::string>(), result["batch"].get<int>(), result["threads"].get<int>(),
+      result["arithmetic"].get<std::string>(), result["batch"].get<int>(), result["threads"].get<int>(),
       result["unit"].get<std::string>(), result["peak_gflops"].get<double>());
   std::vector<std::string> names;
   for (const char* name : kContestants) {
@@ -278,6 +280,101 @@ void print_result(const json& result) {
               memory_text(result["cache_bytes"].get<double>()));
   }
   print_out("peak memory {:.0f} MB (of this whole process)\n", result["peak_rss_mb"].get<double>());
+}
+
+// Laps of forwards of all contestants, step by step in turns, or of whole runs one after the other; the first
+// laps are forgotten.
+void run_laps(Cli& cli, const BenchFlags& flags, std::span<const std::unique_ptr<Contestant>> contestants,
+              int steps) {
+  const auto lap = [&] {
+    if (flags.run) {
+      for (const auto& c : contestants) c->sampling_run();
+      return;
+    }
+    for (const auto& c : contestants) c->start_lap();
+    for (int step = steps - 1; step >= 0; --step) {
+      for (const auto& c : contestants) c->forward(step);
+    }
+    for (const auto& c : contestants) c->finish_lap();
+  };
+  for (int i = 0; i < kWarmupLaps; ++i) lap();
+  for (const auto& c : contestants) c->forget();
+  const int each = static_cast<int>(contestants.size());
+  for (int i = 0; i < flags.repeats; ++i) {
+    lap();
+    cli.console.progress({"laps", each * (i + 1), each * flags.repeats});
+  }
+}
+
+// The model's forwards at every level that this processor can compute, and whether auto takes the fastest.
+int bench_levels(Cli& cli, const BenchFlags& flags, const Checkpoint& checkpoint, Isa isa) {
+  const std::vector<Level> levels = levels_at(isa, has_vnni(isa));
+  const auto options_of = [&](const Level& level) {
+    return EngineOptions{.dtype = level.weights, .threads = flags.threads, .level = level};
+  };
+  double bytes = 0;
+  for (const Level& level : levels)
+    bytes += least_engine_bytes(EngineKind::Cpu, checkpoint, options_of(level), flags.batch);
+  check_memory(bytes, fmt::format("the model at {} levels", levels.size()),
+               "take a smaller model or --batch");
+  std::vector<std::unique_ptr<Pipeline>> pipelines;
+  std::vector<std::unique_ptr<Contestant>> contestants;
+  for (const Level& level : levels) {
+    pipelines.push_back(std::make_unique<Pipeline>(checkpoint, EngineKind::Cpu, options_of(level)));
+    const GenerateOptions forwards{{.num_images = flags.batch,
+                                    .num_steps = flags.steps,
+                                    .sampler = {kSamplerNames.at(flags.sampler)},
+                                    .cfg_scale = 1.0f,
+                                    .mode = checkpoint.config.is_dynamic() ? Mode::Dynamic : Mode::Static},
+                                   {.batch = flags.batch, .threads = flags.threads},
+                                   level.weights,
+                                   EngineKind::Cpu};
+    contestants.push_back(std::make_unique<Contestant>(*pipelines.back(), flags, forwards));
+  }
+  run_laps(cli, flags, contestants, flags.steps);
+  json result = {
+      {"model", fmt::format("{} ({})", model_name(checkpoint.config), checkpoint.path.filename().string())},
+      {"version", kVersion},
+      {"processor", fmt::format("{} ({})", cpu_model_name(), isa_name(isa))},
+      {"batch", flags.batch},
+      {"threads", flags.threads},
+      {"steps", flags.steps},
+      {"repeats", flags.repeats},
+      {"auto", level_of(auto_dtype()).name},
+      {"bf16", level_of(at::kBFloat16).name}};
+  std::string fastest;
+  for (size_t i = 0; i < levels.size(); ++i) {
+    const double peak = measure_peak_macs(levels[i], flags.threads, kPeakSeconds);
+    json& entry = result["levels"][std::string(levels[i].name)];
+    entry = contestant_json(*contestants[i], contestants[i]->macs(&Work::required), peak);
+    entry["peak_gflops"] = 2 * peak / 1e9;
+    if (fastest.empty() || entry["ms_per_sample"] < result["levels"][fastest]["ms_per_sample"])
+      fastest = levels[i].name;
+  }
+  const double lost = result["levels"][result["auto"].get<std::string>()]["ms_per_sample"].get<double>() /
+                      result["levels"][fastest]["ms_per_sample"].get<double>();
+  result["fastest"] = fastest;
+  result["auto_over_fastest"] = lost;
+  cli.print(result, [&] {
+    print_out("{}, {}, batch {}, {} threads, forwards\n", result["model"].get<std::string>(),
+              result["processor"].get<std::string>(), flags.batch, flags.threads);
+    for (const Level& level : levels) {
+      const json& entry = result["levels"][std::string(level.name)];
+      print_out("{:<9} {:>9.2f} ms/sample ({:.2f} to {:.2f})  {:>5.1f} % of {:.1f} GFLOP/s\n", level.name,
+                entry["ms_per_sample"].get<double>(), entry["ms_low"].get<double>(),
+                entry["ms_high"].get<double>(), 100 * entry["peak_share"].get<double>(),
+                entry["peak_gflops"].get<double>());
+    }
+    print_out(
+        "--dtype auto takes {}, --dtype bf16 {}; {}\n", result["auto"].get<std::string>(),
+        result["bf16"].get<std::string>(),
+        lost <= kLevelsTie
+            ? std::string("the table of levels is right here")
+            : fmt::format("{} is {:.2f} times as fast: the table of levels (dydit/base/level.h) is wrong for "
+                          "this processor",
+                          fastest, lost));
+  });
+  return 0;
 }
 
 void write_csv(const std::string& path, const json& result) {
@@ -319,8 +416,9 @@ void add_flags(Cli& cli, BenchFlags& flags) {
   cli.add_choice("--sampler", flags.sampler, kSamplerNames.names(), "Whose timesteps the plan is for");
   cli.add_number("--cfg-scale", flags.cfg_scale, 0, 1000, "Guidance of --run");
   flags.plan.add(cli);
-  cli.add_choice("--dtype", flags.dtype, kDtypeNames.names({"auto"}),
-                 "Arithmetic; auto: bf16 where the processor has it");
+  cli.add_choice("--dtype", flags.dtype, kModelDtypeNames.names({"auto"}), kDtypeHelp);
+  cli.add_switch("--levels", flags.levels,
+                 "Instead: forwards at every level of arithmetic that the processor has, in turns");
   cli.add_choice("--engine", flags.engine, kEngineNames.names({"auto"}), "Engine; auto: cpu");
   cli.add_switch("--profile", flags.profile, "Time of every block and operator");
   cli.add_text("--csv", flags.csv, "Also write the rows here");
@@ -362,6 +460,10 @@ int run_bench(const Args& args, Isa isa) {
   cli.needs("--input-size", !flags.size.empty(), "--size; a model has its own");
   cli.needs("--num-heads", !flags.model.empty(), "--model; a --size has its own");
   cli.needs("--weights", !flags.model.empty(), "--model; a --size has random ones");
+  for (const char* flag : {"--run", "--profile", "--plan", "--cache", "--guide-from", "--guide-to",
+                           "--guide-every", "--cache-memory", "--engine", "--dtype", "--csv"}) {
+    if (flags.levels) cli.needs(flag, false, "a bench of one level: leave out --levels");
+  }
   cli.needs("--cfg-scale", flags.run, "--run; a forward has no guidance");
   cli.needs("--profile", !flags.run && flags.engine != "reference",
             "forwards of the cpu engine: leave out --run and --engine reference");
@@ -372,7 +474,8 @@ int run_bench(const Args& args, Isa isa) {
   const Checkpoint checkpoint = make_checkpoint(cli, flags, dtype);
   check_targets(cli, {{"--csv", flags.csv}}, inputs_of(checkpoint));
   const DiTConfig& config = checkpoint.config;
-  const double peak = measure_peak_macs(dtype, flags.threads, kPeakSeconds);
+  if (flags.levels) return bench_levels(cli, flags, checkpoint, isa);
+  const double peak = measure_peak_macs(level_of(dtype), flags.threads, kPeakSeconds);
   const EngineOptions options = {.dtype = dtype, .threads = flags.threads};
   const auto check_fits = [&](int ranges) {
     check_memory(least_engine_bytes(kind, checkpoint, options, flags.batch, ranges),
@@ -390,10 +493,12 @@ int run_bench(const Args& args, Isa isa) {
                       dtype,
                       kind};
   // The complete model first: the others are held against it.
-  std::vector<std::pair<std::string, std::unique_ptr<Contestant>>> contestants;
+  std::vector<std::unique_ptr<Contestant>> contestants;
+  std::vector<std::string> names;
   const auto add = [&](const std::string& name, const GenerateOptions& options) {
-    contestants.emplace_back(name, std::make_unique<Contestant>(pipeline, flags, options));
-    check_fits(contestants.back().second->plan().ranges);
+    contestants.push_back(std::make_unique<Contestant>(pipeline, flags, options));
+    names.push_back(name);
+    check_fits(contestants.back()->plan().ranges);
   };
   GenerateOptions planned = run;
   flags.plan.resolve(cli, checkpoint, cli.given("--steps"), planned);
@@ -405,31 +510,15 @@ int run_bench(const Args& args, Isa isa) {
   if (config.is_dynamic()) add("dynamic", run);
   if (config.is_dynamic() && cached) add("dynamic cached", planned);
   checkpoint.check_unchanged();  // the engine has its weights
-  const auto lap = [&] {
-    if (flags.run) {
-      for (const auto& [name, c] : contestants) c->sampling_run();
-      return;
-    }
-    for (const auto& [name, c] : contestants) c->start_lap();
-    for (int step = run.total_steps() - 1; step >= 0; --step) {
-      for (const auto& [name, c] : contestants) c->forward(step);
-    }
-    for (const auto& [name, c] : contestants) c->finish_lap();
-  };
-  for (int i = 0; i < kWarmupLaps; ++i) lap();
-  for (const auto& [name, c] : contestants) c->forget();
-  const int each = static_cast<int>(contestants.size());
-  for (int i = 0; i < flags.repeats; ++i) {
-    lap();
-    cli.console.progress({"laps", each * (i + 1), each * flags.repeats});
-  }
+  run_laps(cli, flags, contestants, run.total_steps());
 
-  const Contestant& complete = *contestants[0].second;
+  const Contestant& complete = *contestants[0];
   const double complete_macs = complete.macs(&Work::required);
   json result = {{"model", fmt::format("{} ({})", model_name(config), checkpoint.path.filename().string())},
                  {"version", kVersion},
                  {"processor", fmt::format("{} ({})", cpu_model_name(), isa_name(isa))},
-                 {"dtype", kDtypeNames[dtype]},
+                 {"dtype", kModelDtypeNames[dtype]},
+                 {"arithmetic", arithmetic_text(kind, dtype)},
                  {"engine", kEngineNames[kind]},
                  {"unit", flags.run ? "sampling runs" : "forwards"},
                  {"batch", flags.batch},
@@ -441,9 +530,12 @@ int run_bench(const Args& args, Isa isa) {
   if (flags.run) result["cfg_scale"] = flags.cfg_scale;
   if (cached) {
     result["plan"] = planned.plan->name;
-    result["cache_bytes"] = cache_bytes(contestants.back().second->plan(), planned, dtype) * flags.batch;
+    result["cache_bytes"] =
+        cache_bytes(contestants.back()->plan(), planned, kept_type(kind, options)) * flags.batch;
   }
-  for (const auto& [name, c] : contestants) {
+  for (size_t i = 0; i < names.size(); ++i) {
+    const std::string& name = names[i];
+    const Contestant* const c = contestants[i].get();
     json& entry = result[name];
     entry = contestant_json(*c, complete_macs, peak);
     if (!flags.run && kind == EngineKind::Cpu)
@@ -454,7 +546,7 @@ int run_bench(const Args& args, Isa isa) {
     entry["realised_share"] = entry["speedup"].get<double>() * entry["required_share"].get<double>();
   }
   // The numbers of the last, which has all that was asked for, where scripts look for them.
-  for (const auto& [key, value] : result[contestants.back().first].items()) {
+  for (const auto& [key, value] : result[names.back()].items()) {
     if (value.is_number()) result[key] = value;
   }
   result["peak_rss_mb"] = peak_rss_mb();

@@ -103,7 +103,8 @@ int run_calibrate(const Args& args, Isa isa) {
       "run      {} {} steps, guidance {}, {} images, seed {}", flags.sampling.sampler, options.num_steps,
       options.guided() ? fmt::format("{}", options.cfg_scale) : "off", options.num_images, options.seed));
   cli.console.info(fmt::format("engine   {}, {}, {} threads, batches of {}", kEngineNames[options.engine],
-                               kDtypeNames[options.dtype], options.threads, options.batch));
+                               arithmetic_text(options.engine, options.dtype), options.threads,
+                               options.batch));
 
   std::vector<MeasuredPlan> measured;
   std::string phase;

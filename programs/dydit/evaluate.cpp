@@ -176,8 +176,8 @@ int evaluate_loss(Cli& cli, EvaluateFlags& flags) {
                            left_out_text(*dataset, cli.verbose)));
   tell_notes(*dataset, console);
   console.info(fmt::format("engine   {}, {}, {} threads, batches of {}, noise seeds {} to {}",
-                           kEngineNames[options.engine], kDtypeNames[options.dtype], options.threads,
-                           options.batch, options.seeds.front(), options.seeds.back()));
+                           kEngineNames[options.engine], arithmetic_text(options.engine, options.dtype),
+                           options.threads, options.batch, options.seeds.front(), options.seeds.back()));
 
   const LossReport report = evaluate_loss(
       checkpoint, *dataset, options, [&](const Progress& progress) { console.progress(progress); }, &cancel);
@@ -194,7 +194,8 @@ int evaluate_loss(Cli& cli, EvaluateFlags& flags) {
              {"left_out", dataset->left_out().kinds},
              {"seeds", options.seeds},
              {"mode", mode},
-             {"dtype", kDtypeNames[options.dtype]},
+             {"dtype", kModelDtypeNames[options.dtype]},
+             {"arithmetic", arithmetic_text(options.engine, options.dtype)},
              {"engine", kEngineNames[options.engine]},
              {"deciles", deciles},
              {"all", decile_row(report[kDeciles])}},

@@ -223,7 +223,7 @@ void print_decisions(Console& console, const json& run, const Checkpoint& checkp
     console.info("noise    torch.randn's stream over the batch: an image depends on how many are made");
   }
   console.info(fmt::format("engine   {}, {}, cpu ({}), {} threads", run["engine"].get<std::string>(),
-                           run["dtype"].get<std::string>(), isa_name(isa), run["threads"].get<int>()));
+                           run["arithmetic"].get<std::string>(), isa_name(isa), run["threads"].get<int>()));
 }
 
 void print_summary(const json& result, bool verbose) {

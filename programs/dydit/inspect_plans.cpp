@@ -99,7 +99,7 @@ json set_json(const std::string& path, const PlanSet& set) {
                    {"cfg_scale", run.cfg_scale},
                    {"cfg_channels", run.cfg_channels},
                    {"mode", kModeNames[run.mode]},
-                   {"dtype", kDtypeNames[run.dtype]}}},
+                   {"dtype", kModelDtypeNames[run.dtype]}}},
                  {"measured",
                   {{"images", set.measured.images},
                    {"seeds", set.measured.seeds},
@@ -117,7 +117,7 @@ void print_set(const std::string& path, const PlanSet& set) {
   print_out("run         {} {} steps, guidance {}, {}, {}\n", kSamplerNames[run.sampler.kind],
             run.timesteps.size(),
             run.cfg_scale > 1 ? fmt::format("{} on {} channels", run.cfg_scale, run.cfg_channels) : "off",
-            kModeNames[run.mode], kDtypeNames[run.dtype]);
+            kModeNames[run.mode], kModelDtypeNames[run.dtype]);
   print_out("measured    on {} images, seed {}, in {:.0f} s\n", set.measured.images,
             fmt::join(set.measured.seeds, ", "), set.measured.seconds);
   print_measured_plans(set.plans);

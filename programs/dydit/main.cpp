@@ -12,6 +12,7 @@
 #include <torch/headeronly/version.h>
 
 #include "cli.h"
+#include "dydit/base/dtype.h"
 #include "dydit/base/error.h"
 #include "dydit/base/isa.h"
 #include "dydit/base/version.h"
@@ -79,7 +80,9 @@ int print_version(const Args& args) {
                                           {"commit", kCommit},
                                           {"libtorch", TORCH_VERSION},
                                           {"onednn", onednn_version()},
-                                          {"isa", isa_name(isa)}};
+                                          {"isa", isa_name(isa)},
+                                          {"auto", level_of(auto_dtype()).name},
+                                          {"bf16", level_of(at::kBFloat16).name}};
   if (as_json) {
     print_out("{}\n", json_text(version));
     return 0;

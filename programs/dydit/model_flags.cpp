@@ -96,8 +96,7 @@ void ModelFlags::add_positional(Cli& cli) {
 }
 
 void ModelFlags::add_computing(Cli& cli) {
-  cli.add_choice("--dtype", dtype, kDtypeNames.names({"auto"}),
-                 "Arithmetic; auto: bf16 where the processor has it");
+  cli.add_choice("--dtype", dtype, kModelDtypeNames.names({"auto"}), kDtypeHelp);
   cli.add_choice("--engine", engine, kEngineNames.names({"auto"}),
                  "Engine; auto: cpu, which skips what is off");
   cli.add_choice("--device", device, {"cpu"}, "Device", {"cuda"});

@@ -15,6 +15,9 @@ inline constexpr const char* kCheckpointHelp =
     "Checkpoint: safetensors, the index or folder of several, a torch file (.pt, .pth), or a folder of "
     "diffusers";
 
+inline constexpr const char* kDtypeHelp =
+    "Arithmetic of the blocks; auto: the processor's fastest of the two, by a table (bench --levels)";
+
 /// How most verbs call the choice among a file's sets of weights.
 inline constexpr const char* kWeightsFlag = "--weights";
 

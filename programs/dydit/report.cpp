@@ -95,7 +95,8 @@ std::string run_text(const PlanSet& set, const Checkpoint& checkpoint) {
       run.timesteps.size(),
       run.cfg_scale > 1 ? fmt::format("guidance {} on {} channels", run.cfg_scale, run.cfg_channels)
                         : "no guidance",
-      kModeNames[run.mode], kDtypeNames[run.dtype], set.measured.images, fmt::join(set.measured.seeds, ", "),
+      kModeNames[run.mode], kModelDtypeNames[run.dtype], set.measured.images,
+      fmt::join(set.measured.seeds, ", "),
       set.model_sha256 == checkpoint.sha256 ? "this model"
                                             : fmt::format("another model, sha256 {:.10}", set.model_sha256));
 }
@@ -216,8 +217,9 @@ std::vector<Fact> run_facts(const json& run, Isa isa) {
        scale > 1 ? fmt::format("{:.4g} on {} channels", scale, run["cfg_channels"].get<int>()) : "off"},
       {"seed", json_text(run["seed"])},
       {"mode", run["mode"].get<std::string>()},
-      {"engine", fmt::format("{}, {}, cpu ({}), {} threads", run["engine"].get<std::string>(),
-                             run["dtype"].get<std::string>(), isa_name(isa), run["threads"].get<int>())}};
+      {"engine",
+       fmt::format("{}, {}, cpu ({}), {} threads", run["engine"].get<std::string>(),
+                   run["arithmetic"].get<std::string>(), isa_name(isa), run["threads"].get<int>())}};
   if (run.contains("vae")) {
     const json& vae = run["vae"];
     facts.push_back(
@@ -309,7 +311,8 @@ int run_report(const Args& args, Isa isa) {
     cli.console.info(fmt::format("sampling {} images, {} {} steps, guidance {}, seed {}, {}, {} threads",
                                  options.num_images, flags.sampling.sampler, options.total_steps(),
                                  options.guided() ? fmt::format("{}", options.cfg_scale) : "off",
-                                 options.seed, kDtypeNames[options.dtype], options.threads));
+                                 options.seed, arithmetic_text(options.engine, options.dtype),
+                                 options.threads));
   add_run(cli, flags, isa, vae, cancel, report, record);
   const std::string page = report_html(report);
   checkpoint.check_unchanged();

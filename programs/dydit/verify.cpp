@@ -188,7 +188,8 @@ void verify_model(Cli& cli, const ModelFlags& flags, const Reference& reference,
                               flags.threads};
   cli.console.info(fmt::format("model {} ({}), reference {}, engine {}, {}, cpu ({}), {} threads", flags.path,
                                model_name(checkpoint.config), reference.path(), kEngineNames[context.engine],
-                               kDtypeNames[context.dtype], isa_name(isa), context.threads));
+                               arithmetic_text(context.engine, context.dtype), isa_name(isa),
+                               context.threads));
   if (reference.has("x") && reference.has("out")) verify_forward(context, report);
   verify_diffusion(context, report);
   verify_plans(context, report);

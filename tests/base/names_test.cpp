@@ -54,8 +54,8 @@ TEST(EnumNames, AreListedAfterWhatElseAFlagTakes) {
   EXPECT_EQ(kFruitNames.names({"auto"}), (std::vector<std::string>{"auto", "apple", "pear", "plum"}));
 }
 
-TEST(Dtype, AutoIsWhatTheProcessorMultipliesNatively) {
-  EXPECT_EQ(dtype_of("auto"), has_native_bf16(active_isa()) ? at::kBFloat16 : at::kFloat);
+TEST(Dtype, AutoIsWhatTheProcessorMultipliesFastest) {
+  EXPECT_EQ(dtype_of("auto"), bf16_dot_pays() ? at::kBFloat16 : at::kFloat);
   EXPECT_EQ(dtype_of("auto", at::kCUDA), at::kBFloat16);
   EXPECT_EQ(dtype_of("f32", at::kCUDA), at::kFloat);
 }
@@ -65,10 +65,24 @@ TEST(Isa, NamesAreThoseOfTheFlag) {
   for (size_t i = 0; i < names.size(); ++i) EXPECT_EQ(isa_name(static_cast<Isa>(i)), names[i]);
 }
 
-TEST(Isa, NativeBfloat16BeginsAtAvx512Bf16) {
-  EXPECT_FALSE(has_native_bf16(Isa::Avx512));
-  EXPECT_TRUE(has_native_bf16(Isa::Avx512Bf16));
-  EXPECT_TRUE(has_native_bf16(Isa::Amx));
+TEST(Level, DotProductsOfBfloat16PayWithTilesAndOnProcessorsThatAreNotIntels) {
+  for (const bool intel : {false, true}) {
+    EXPECT_FALSE(bf16_dot_pays(Isa::Avx2, intel));
+    EXPECT_FALSE(bf16_dot_pays(Isa::Avx512, intel));
+    EXPECT_EQ(bf16_dot_pays(Isa::Avx512Bf16, intel), !intel);
+    EXPECT_TRUE(bf16_dot_pays(Isa::Amx, intel));
+  }
+}
+
+TEST(Level, WithoutThemBfloat16WeightsMeetFloat32Activations) {
+  EXPECT_EQ(level_of(at::kFloat), kLevelF32);
+  EXPECT_EQ(level_of(at::kBFloat16), bf16_dot_pays() ? kLevelBf16Dot : kLevelBf16Fma);
+}
+
+TEST(Level, ThoseOfAProcessorAreTheOnesItCanCompute) {
+  EXPECT_EQ(levels_at(Isa::Avx2, false), (std::vector<Level>{kLevelF32, kLevelBf16Fma}));
+  EXPECT_EQ(levels_at(Isa::Amx, true),
+            (std::vector<Level>{kLevelF32, kLevelBf16Fma, kLevelBf16Dot, kLevelInt8F32, kLevelInt8Bf16}));
 }
 
 TEST(Isa, UnknownCapNamesTheOnesThereAre) {

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <regex>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "dydit/base/error.h"
 #include "dydit/base/isa.h"
 #include "dydit/model/macs.h"
+#include "dydit/model/quantization.h"
 #include "tests/support/engines.h"
 #include "tests/support/files.h"
 #include "tests/support/isa.h"
@@ -167,12 +169,13 @@ at::Tensor agreement(const Forward& a, const Forward& b, const Forward& c) {
 }
 
 // Mean square over the samples that agree and all steps.
-void expect_bf16_no_worse(const Checkpoint& checkpoint, Mode mode) {
-  SCOPED_TRACE(model_name(checkpoint.config));
+void expect_bf16_no_worse(const Checkpoint& checkpoint, Mode mode, const Level& level) {
+  SCOPED_TRACE(testing::Message() << model_name(checkpoint.config) << " at " << level.name);
   const Inputs inputs = random_inputs(checkpoint.config, 48);
   const EngineOf exact(EngineKind::Reference, checkpoint, {.threads = 2}, mode);
   const EngineOf reference(EngineKind::Reference, checkpoint, {.dtype = at::kBFloat16, .threads = 2}, mode);
-  const EngineOf engine(EngineKind::Cpu, checkpoint, {.dtype = at::kBFloat16, .threads = 2}, mode);
+  const EngineOf engine(EngineKind::Cpu, checkpoint, {.dtype = at::kBFloat16, .threads = 2, .level = level},
+                        mode);
   double error = 0, reference_error = 0, alike = 0;
   for (int step = 0; step < 3; ++step) {
     const Forward want = exact.forward(inputs, step), rounded = reference.forward(inputs, step),
@@ -191,17 +194,82 @@ void expect_bf16_no_worse(const Checkpoint& checkpoint, Mode mode) {
 }
 
 TEST(CpuEngine, InBFloat16IsAsExactAsTheReferenceInBFloat16) {
-  for (const DiTConfig& config : configs()) {
-    expect_bf16_no_worse(random_checkpoint(config), Mode::Dynamic);
-    expect_bf16_no_worse(random_checkpoint(config), Mode::Static);
+  for (const Level& level : levels_at(detect_isa(), false)) {
+    if (level.weights != at::kBFloat16) continue;
+    for (const DiTConfig& config : configs()) {
+      expect_bf16_no_worse(random_checkpoint(config), Mode::Dynamic, level);
+      expect_bf16_no_worse(random_checkpoint(config), Mode::Static, level);
+    }
+    expect_bf16_no_worse(with_counts(), Mode::Dynamic, level);
+    if (level == kLevelBf16Dot)  // the other one is exact then
+      expect_bf16_no_worse(stored_in(at::kBFloat16, random_checkpoint(tiny_config())), Mode::Dynamic, level);
   }
-  expect_bf16_no_worse(with_counts(), Mode::Dynamic);
-  expect_bf16_no_worse(stored_in(at::kBFloat16, random_checkpoint(tiny_config())), Mode::Dynamic);
 }
 
-class CpuEngineIn : public testing::TestWithParam<at::ScalarType> {};
-INSTANTIATE_TEST_SUITE_P(Dtypes, CpuEngineIn, testing::Values(at::kFloat, at::kBFloat16),
-                         [](const auto& info) { return std::string(c10::toString(info.param)); });
+// Expanded weights are the ones of float32, and are multiplied in the same order.
+TEST(CpuEngine, Bfloat16WeightsInFloat32ArithmeticAreTheRoundedModelsFloat32) {
+  Checkpoint rounded = random_checkpoint(tiny_config());
+  for (auto& [name, weight] : rounded.weights) {
+    for (const char* layer :
+         {".attn.qkv.weight", ".attn.proj.weight", ".mlp.fc1.weight", ".mlp.fc2.weight"}) {
+      if (name.ends_with(layer)) weight = weight.to(at::kBFloat16).to(at::kFloat);
+    }
+  }
+  const Inputs inputs = random_inputs(tiny_config(), 5);
+  const EngineOf exact(EngineKind::Cpu, rounded, {.threads = 2}),
+      expanded(EngineKind::Cpu, rounded, {.dtype = at::kBFloat16, .threads = 2, .level = kLevelBf16Fma});
+  EXPECT_TRUE(at::equal(exact.forward(inputs, 1).out, expanded.forward(inputs, 1).out));
+}
+
+// 8 bits cost what the weights' rounding costs, and as much again for the activations'.
+TEST(CpuEngine, InInt8IsNearTheModelOfItsWeights) {
+  if (!has_vnni(active_isa())) GTEST_SKIP() << "this processor has no VNNI";
+  for (const DiTConfig& config : configs()) {
+    SCOPED_TRACE(model_name(config));
+    const Checkpoint checkpoint = random_checkpoint(config);
+    Checkpoint rounded = checkpoint;
+    for (auto& [name, weight] : rounded.weights) {
+      for (const std::string_view layer : kBlockLayers) {
+        if (name.ends_with(fmt::format(".{}.weight", layer)))
+          weight = dequantize(quantize(weight, input_segments(config, layer)));
+      }
+    }
+    const Inputs inputs = random_inputs(config, 8);
+    const auto out = [&](EngineKind kind, const Checkpoint& of, const EngineOptions& options) {
+      return EngineOf(kind, of, options, Mode::Static).forward(inputs, 1).out;
+    };
+    const at::Tensor exact = out(EngineKind::Reference, checkpoint, {}),
+                     weights = out(EngineKind::Reference, rounded, {});
+    for (const Level& level : levels_at(active_isa(), true)) {
+      if (level.weights != at::kChar) continue;
+      const at::Tensor got =
+          out(EngineKind::Cpu, checkpoint, {.dtype = at::kChar, .threads = 2, .level = level});
+      const double error = (got - weights).norm().item<double>(),
+                   of_weights = (weights - exact).norm().item<double>();
+      EXPECT_LT(error, 2 * of_weights) << level.name;
+      EXPECT_GT(error, 0.1 * of_weights) << level.name << ": was that int8?";
+    }
+  }
+}
+
+TEST(CpuEngine, RefusesALevelOfOtherWeights) {
+  test::expect_error(
+      [] { make_engine(EngineKind::Cpu, random_checkpoint(tiny_config()), {.level = kLevelBf16Fma}); },
+      "level bf16-fma: its weights are not Float");
+}
+
+// Levels that pay on other processors only are held to the same.
+class CpuEngineLevels : public testing::TestWithParam<Level> {
+ protected:
+  static EngineOptions options(int threads) {
+    return {.dtype = GetParam().weights, .threads = threads, .level = GetParam()};
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Levels, CpuEngineLevels,
+                         testing::ValuesIn(levels_at(detect_isa(), has_vnni(detect_isa()))),
+                         [](const auto& info) {
+                           return std::regex_replace(std::string(info.param.name), std::regex("-"), "_");
+                         });
 
 void expect_same_row(const Forward& got, int row, const Forward& alone) {
   EXPECT_TRUE(at::equal(got.out[row], alone.out[0])) << "row " << row;
@@ -211,17 +279,17 @@ void expect_same_row(const Forward& got, int row, const Forward& alone) {
   EXPECT_EQ(got.work[row].executed, alone.work[0].executed) << "row " << row;
 }
 
-TEST_P(CpuEngineIn, RowDependsNeitherOnBatchNorThreads) {
+TEST_P(CpuEngineLevels, RowDependsNeitherOnBatchNorThreads) {
   constexpr int kRows = 33;
   for (const DiTConfig& config : configs()) {
     SCOPED_TRACE(model_name(config));
     const Checkpoint checkpoint = random_checkpoint(config);
     const Inputs inputs = random_inputs(config, kRows);
-    const EngineOf one(EngineKind::Cpu, checkpoint, {.dtype = GetParam(), .threads = 1});
+    const EngineOf one(EngineKind::Cpu, checkpoint, options(1));
     std::vector<Forward> alone;
     for (int b = 0; b < kRows; ++b) alone.push_back(one.forward(rows_of(inputs, b, 1), 1));
     for (int threads = 1; threads <= 4; ++threads) {
-      const EngineOf engine(EngineKind::Cpu, checkpoint, {.dtype = GetParam(), .threads = threads});
+      const EngineOf engine(EngineKind::Cpu, checkpoint, options(threads));
       for (const int B : {1, 2, 5, kRows}) {
         SCOPED_TRACE(fmt::format("batch {}, {} threads", B, threads));
         const Forward batch = engine.forward(rows_of(inputs, kRows - B, B), 1);
@@ -232,12 +300,12 @@ TEST_P(CpuEngineIn, RowDependsNeitherOnBatchNorThreads) {
 }
 
 // A row of NaN before, beside, and in the memory that a batch leaves behind.
-TEST_P(CpuEngineIn, RowDoesNotDependOnABrokenRow) {
+TEST_P(CpuEngineLevels, RowDoesNotDependOnABrokenRow) {
   for (const DiTConfig& config : configs()) {
     SCOPED_TRACE(model_name(config));
     const Checkpoint checkpoint = random_checkpoint(config);
     const Inputs inputs = random_inputs(config, 3);
-    const EngineOf engine(EngineKind::Cpu, checkpoint, {.dtype = GetParam(), .threads = 2});
+    const EngineOf engine(EngineKind::Cpu, checkpoint, options(2));
     const Forward whole = engine.forward(inputs, 1);
     Inputs broken = {inputs.x.clone(), inputs.y};
     broken.x[1].fill_(std::numeric_limits<float>::quiet_NaN());

@@ -213,7 +213,9 @@ TEST_P(EveryEngine, RefusesOptionsThatDoNotFit) {
   const auto refuse = [&](const EngineOptions& options, const std::string& message) {
     expect_refused([&] { make_engine(GetParam(), checkpoint_, options); }, message);
   };
-  refuse({.dtype = at::kDouble}, "dtype Double: expected float32 or bfloat16");
+  refuse({.dtype = at::kDouble}, "dtype Double: expected float32, bfloat16 or int8");
+  if (GetParam() == EngineKind::Reference)
+    refuse({.dtype = at::kChar}, "dtype int8: the reference engine has no 8-bit arithmetic");
   refuse({.threads = 0}, "0 threads: expected 1 or more");
   Profile profile(2);
   expect_refused([&] { engine_.engine->make_workspace({.threads = 0}); }, "0 threads: expected 1 or more");

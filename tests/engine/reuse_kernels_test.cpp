@@ -81,7 +81,10 @@ void check_forecast(ForecastKernel<T> kernel) {
   }
 }
 
-TEST_P(ReuseKernels, ForecastBf16AddsTheGatedSums) { check_forecast<Bf16>(kernels().forecast_bf16); }
+TEST_P(ReuseKernels, ForecastBf16AddsTheGatedSums) {
+  if (!dots_bf16()) GTEST_SKIP() << kNoDots;
+  check_forecast<Bf16>(kernels().forecast_bf16);
+}
 TEST_P(ReuseKernels, ForecastFloatAddsTheGatedSums) { check_forecast<float>(kernels().forecast_float); }
 
 // Any cut into rows and into forecasts gives the bits of one call.
@@ -108,6 +111,7 @@ void check_cuts(ForecastKernel<T> kernel) {
 }
 
 TEST_P(ReuseKernels, ForecastBf16RowsAndBranchesAreOneAfterTheOther) {
+  if (!dots_bf16()) GTEST_SKIP() << kNoDots;
   check_cuts<Bf16>(kernels().forecast_bf16);
 }
 TEST_P(ReuseKernels, ForecastFloatRowsAndBranchesAreOneAfterTheOther) {
@@ -141,7 +145,10 @@ void check_subtract(void (*kernel)(T*, const float*, const float*, int)) {
   }
 }
 
-TEST_P(ReuseKernels, SubtractBf16IsTheDifferenceRounded) { check_subtract<Bf16>(kernels().subtract_bf16); }
+TEST_P(ReuseKernels, SubtractBf16IsTheDifferenceRounded) {
+  if (!dots_bf16()) GTEST_SKIP() << kNoDots;
+  check_subtract<Bf16>(kernels().subtract_bf16);
+}
 TEST_P(ReuseKernels, SubtractFloatIsTheDifference) { check_subtract<float>(kernels().subtract_float); }
 
 }  // namespace

@@ -420,17 +420,17 @@ TEST_P(PlansIn, WhereNoTokenEntersWhatIsKeptIsZero) {
   }
 }
 
-TEST_P(PlansIn, KeepsInItsOwnType) {
+TEST_P(PlansIn, KeepsInTheTypeOfItsActivations) {
+  const at::ScalarType kept = kept_type(GetParam().kind, {.dtype = GetParam().dtype});
   const auto engine =
       make_engine(GetParam().kind, random_checkpoint(odd_config()), {.dtype = GetParam().dtype});
   const History history = engine->make_history(3);
-  EXPECT_EQ(history.features.scalar_type(), GetParam().dtype);
+  EXPECT_EQ(history.features.scalar_type(), kept);
   EXPECT_EQ(history.features.sizes(), (at::IntArrayRef{3, 9, 36}));
   EXPECT_EQ(history.kept_at, std::vector<int>(3, -1));
-  EXPECT_EQ(history_bytes(odd_config(), GetParam().dtype, 3),
-            static_cast<int64_t>(history.features.nbytes()));
-  EXPECT_EQ(history_bytes(odd_config(), GetParam().dtype, 1 << 28),
-            (int64_t{1} << 28) * 9 * 36 * (GetParam().dtype == at::kFloat ? 4 : 2));
+  EXPECT_EQ(history_bytes(odd_config(), kept, 3), static_cast<int64_t>(history.features.nbytes()));
+  EXPECT_EQ(history_bytes(odd_config(), kept, 1 << 28),
+            (int64_t{1} << 28) * 9 * 36 * (kept == at::kFloat ? 4 : 2));
 }
 
 TEST_P(PlansOf, IntoAnMlpThatIsNotComputedNoTokenEnters) {

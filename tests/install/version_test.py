@@ -28,7 +28,8 @@ class ProgramTest(unittest.TestCase):
         self.assertEqual((said.returncode, said.stderr), (0, ""))
         self.assertRegex(said.stdout, r"\Adydit \d+\.\d+\.\d+\ncommit +([0-9a-f]{12}(-dirty)?|unknown)\n"
                                       r"libtorch +2\.11\.\d+\nonednn +\d+\.\d+\.\d+\n"
-                                      r"isa +(avx2|avx512|avx512_bf16|amx)\n\Z")
+                                      r"isa +(avx2|avx512|avx512_bf16|amx)\n"
+                                      r"auto +(f32|bf16-dot)\nbf16 +(bf16-dot|bf16-fma)\n\Z")
 
     def test_json_says_the_same(self):
         lines = [line.split() for line in self.run_program().stdout.splitlines()]

@@ -46,7 +46,10 @@ class CpuKernels : public testing::TestWithParam<Level> {
     if (detect_isa() < GetParam().needs) GTEST_SKIP() << "this processor has no " << GetParam().name;
   }
   const Kernels& kernels() const { return GetParam().kernels(); }
+  bool dots_bf16() const { return kernels().gemm_bf16 != nullptr; }
 };
+inline constexpr const char* kNoDots = "this level has no dot products of bfloat16";
+
 // float32: 2^-24 a rounding, of some tens along a row. bfloat16: rounding a result to 8 bits costs 2^-9 of
 // it, and attention's weights were rounded once before.
 template <typename T>

@@ -22,15 +22,21 @@ namespace cpu {
 namespace {
 
 constexpr int kNormRows = 16, kRouterRows = 24;
+constexpr int kGroupRows = 96;  // of a channel group, which is quantised when it is complete
+
+int whole_quads(int inputs) { return ceil_div(inputs, kQuad) * kQuad; }
 
 // What a pass works in. Tokens are rows: x is the residual stream, rows its normalised rows, hidden the
 // MLP's.
 struct PassMemory {
-  PassMemory(Team& team, const DiTConfig& config, bool bf16) : team(team), cache(config, bf16) {}
+  PassMemory(Team& team, const ThreadFloats& expanded, const DiTConfig& config, bool bf16)
+      : team(team), expanded(expanded), cache(config, bf16) {}
 
   Team& team;
+  const ThreadFloats expanded;  // of run_product()
   BranchCache cache;
   Buffer x, rows, qkv, heads, hidden, patches, logits;
+  Buffer row_scales, part_scales;  // of 8-bit rows, and of their heads or groups
   std::vector<const float*> gates;
   Panels panels;
   std::vector<int> segments;
@@ -49,12 +55,15 @@ struct CpuWorkspace final : Workspace {
 
   const CpuEngine& engine;
   Profile* const profile;
+  Buffer expanded;  // of run_product(), a part for each thread
+  const ThreadFloats expanded_parts;
   Modulation modulation;
   std::vector<Modulation::Key> keys;  // of the rows
   RowGroups groups;
-  Buffer scratch, router;       // of attention and of the token router, a part for each thread
-  PassMemory shared;            // of passes that all threads share
-  std::vector<PassMemory> own;  // each thread's, of passes that it does alone
+  Buffer scratch, router, unrounded;  // of attention, of the token router, and of what is to be quantised: a
+                                      // part for each thread
+  PassMemory shared;                  // of passes that all threads share
+  std::vector<PassMemory> own;        // each thread's, of passes that it does alone
 };
 
 struct Pass : PassRows {
@@ -69,7 +78,11 @@ class CpuEngine final : public Engine {
   CpuEngine(const Checkpoint& checkpoint, const EngineOptions& options);
 
   bool bf16() const { return bf16_; }
+  bool int8() const { return int8_ != nullptr; }
   // Of one thread.
+  size_t unrounded_floats() const {
+    return static_cast<size_t>(std::max({N_ * even(D_), kGroupRows * even(config_.group_size()), row_}));
+  }
   size_t scratch_bytes() const { return attention_scratch(N_, D_, bf16_ ? 2 : 4) / 64 * 64 + 64; }
   size_t router_floats() const { return size_t{kRouterRows} * config_.token_router_hidden(); }
 
@@ -94,43 +107,54 @@ class CpuEngine final : public Engine {
   void keep_ranges(const Pass& pass, int index) const;
   void final_layer(const Pass& pass, float* out) const;
 
+  // Elements from row to row of a layer's inputs.
+  int64_t input_row(const PackedLinear& layer) const { return int8_ ? layer.padded_in_size() : row_; }
   void token_logits(const Pass& pass, const PackedBlock& block) const;
-  void norm(const Pass& pass, int rows, const int* gathered, int64_t shift, double eps, bool bf16_rows) const;
+  void norm(const Pass& pass, int rows, const int* gathered, int64_t shift, double eps, bool bf16_rows,
+            const PackedLinear* int8_for = nullptr) const;
+  void norm_of_block(const Pass& pass, int rows, const int* gathered, int64_t shift, double eps,
+                     const PackedLinear& next) const;
+  void int8_hidden(const Pass& pass, const PackedLinear& weights, int groups, int rows) const;
+  void quantize(const Quantize& rows) const { (bf16_ ? int8_->quantize_bf16 : int8_->quantize_float)(rows); }
   const float* const* gates_at(const Pass& pass, int64_t offset) const;
   // Over the memory's panels.
   void multiply(PassMemory& w, const PackedLinear& weights, const Gemm& gemm, int rows,
                 bool bf16_rows) const {
-    run_product(w.team, kernels_, weights, w.panels, gemm, rows, bf16_rows);
+    run_product(w.team, kernels_, weights, w.panels, gemm, rows, bf16_rows, w.expanded);
   }
 
-  const bool bf16_;
+  const bool bf16_;  // the activations
   const Kernels& kernels_;
+  const Int8Kernels* const int8_;  // null: products of the activations' type
   const int N_, C_, L_, H_, D_;
   const int row_;  // elements of a token's row: C padded to a pair
   const PackedModel model_;
 };
 
 CpuEngine::CpuEngine(const Checkpoint& checkpoint, const EngineOptions& options)
-    : Engine(checkpoint.config, options),
-      bf16_(options.dtype == at::kBFloat16),
+    : Engine(EngineKind::Cpu, checkpoint.config, options),
+      bf16_(kept_type_ == at::kBFloat16),
       kernels_(kernels()),
+      int8_(options.dtype == at::kChar ? int8_kernels() : nullptr),
       N_(config_.num_tokens()),
       C_(config_.hidden_size),
       L_(config_.depth),
       H_(config_.num_heads),
       D_(config_.head_size()),
       row_(even(C_)),
-      model_(checkpoint, bf16_, options.threads) {}
+      model_(checkpoint, options.level.value_or(level_of(options.dtype)), options.threads) {}
 
 CpuWorkspace::CpuWorkspace(const CpuEngine& engine, const PackedModel& model, const WorkspaceOptions& options)
     : Workspace(options.threads),
       engine(engine),
       profile(options.profile),
-      modulation(model),
-      shared(crew_.together(), engine.config(), engine.bf16()) {
+      expanded_parts{expanded.floats(crew_.threads() * model.expanded_floats()), model.expanded_floats()},
+      modulation(model, expanded_parts),
+      shared(crew_.together(), expanded_parts, engine.config(), engine.bf16()) {
   for (int thread = 0; thread < crew_.threads(); ++thread)
-    own.emplace_back(crew_.own(thread), engine.config(), engine.bf16());
+    own.emplace_back(crew_.own(thread), expanded_parts, engine.config(), engine.bf16());
   scratch.reserve(crew_.threads() * engine.scratch_bytes());
+  if (engine.int8()) unrounded.reserve(crew_.threads() * engine.unrounded_floats() * sizeof(float));
   if (model.config().token_routers) router.reserve(crew_.threads() * engine.router_floats() * sizeof(float));
   if (profile == nullptr) return;
   shared.profile.assign(profile->size(), {});
@@ -207,6 +231,11 @@ void CpuEngine::reserve(PassMemory& w, int samples, int ranges) const {
   w.hidden.reserve(bytes.hidden);
   w.patches.reserve(bytes.patches);
   w.cache.reserve(bytes.before);
+  if (int8()) {
+    const size_t rows = static_cast<size_t>(samples) * N_;
+    w.row_scales.reserve(rows * sizeof(float));
+    w.part_scales.reserve(rows * H_ * sizeof(float));
+  }
   if (!config_.token_routers) return;
   w.logits.reserve(bytes.logits);
   w.gathered.reserve(static_cast<size_t>(samples) * N_);
@@ -281,10 +310,11 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
   const BlockWidth& width = pass.plan.blocks[index];
   const int rows = pass.samples() * N_, heads = width.active_heads();
   const int64_t modulation = int64_t{index} * 6 * C_;
-  timed(w, index, Operator::Norm,
-        [&] { norm(pass, rows, nullptr, modulation, config_.block(index).attn_norm_eps, bf16_); });
+  timed(w, index, Operator::Norm, [&] {
+    norm_of_block(pass, rows, nullptr, modulation, config_.block(index).attn_norm_eps, block.qkv);
+  });
 
-  const int64_t qkv_row = even(heads * 3 * D_), heads_row = int64_t{heads} * even(D_),
+  const int64_t qkv_row = even(heads * 3 * D_), heads_row = int64_t{heads} * block.proj.padded_in_size(),
                 element = bf16_ ? 2 : 4;
   auto* qkv = w.qkv.as<std::byte>();
   auto* attended = w.heads.as<std::byte>();
@@ -293,8 +323,14 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
     for (int h = 0, slot = 0; h < H_; ++h) {
       if (width.heads[h]) block.qkv.add_panels(h, slot++ * 3 * D_, w.panels);
     }
-    multiply(w, block.qkv, {.a = w.rows.as<std::byte>(), .lda = row_, .out = qkv, .ldo = qkv_row}, rows,
-             bf16_);
+    multiply(w, block.qkv,
+             {.a = w.rows.as<std::byte>(),
+              .lda = input_row(block.qkv),
+              .out = qkv,
+              .ldo = qkv_row,
+              .scales = w.row_scales.as<float>(),
+              .scale_stride = 1},
+             rows, bf16_);
   });
   timed(w, index, Operator::Attention, [&] {
     auto* scratch = pass.run.scratch.as<std::byte>();
@@ -304,18 +340,31 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
       const int64_t row = int64_t{task} / heads * N_, slot = task % heads;
       const int next = task + w.team.threads();
       const std::byte* q = qkv + q_of(task) * element;
+      std::byte* const out =
+          attended + (row * heads_row + slot * block.proj.padded_in_size()) * (int8_ ? 1 : element);
+      auto* const unrounded = pass.run.unrounded.as<float>() + thread * unrounded_floats();
       const Attention attention = {.q = q,
                                    .k = q + D_ * element,
                                    .v = q + 2 * D_ * element,
                                    .stride = qkv_row,
-                                   .out = attended + (row * heads_row + slot * even(D_)) * element,
-                                   .out_stride = heads_row,
+                                   .out = int8_ ? static_cast<void*>(unrounded) : out,
+                                   .out_stride = int8_ ? even(D_) : heads_row,
                                    .N = N_,
                                    .D = D_,
                                    .scale = 1.0f / std::sqrt(static_cast<float>(D_)),
                                    .scratch = scratch + thread * scratch_bytes(),
                                    .next = next < tasks ? q_of(next) - q_of(task) : 0};
       (bf16_ ? kernels_.attention_bf16 : kernels_.attention_float)(attention);
+      if (!int8_) return;
+      quantize({.x = unrounded,
+                .ldx = even(D_),
+                .rows = N_,
+                .size = D_,
+                .factors = nullptr,
+                .bytes = reinterpret_cast<uint8_t*>(out),
+                .ldb = heads_row,
+                .scales = w.part_scales.as<float>() + row * heads + slot,
+                .scale_stride = heads});
     });
   });
   timed(w, index, Operator::Proj, [&] {
@@ -336,7 +385,9 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
               .sample_rows = N_,
               .gates = gates_at(pass, modulation + 2 * C_),
               .features = w.cache.features(pass, index, Branch::Attention, false),
-              .feature_stride = C_},
+              .feature_stride = C_,
+              .scales = w.part_scales.as<float>(),
+              .scale_stride = heads},
              rows, bf16_);
   });
 }
@@ -421,16 +472,18 @@ void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) const {
   const int* gathered = tokens == pass.samples() * N_ ? nullptr : w.gathered.data();
   void* const* const features = w.cache.features(pass, index, Branch::Mlp, gathered != nullptr);
   if (tokens == 0) return;
-  const int groups = width.active_groups(), group = even(config_.group_size());
+  const int groups = width.active_groups(), group = block.fc2.padded_in_size();
   const int64_t modulation = int64_t{index} * 6 * C_ + 3 * C_, hidden_row = int64_t{groups} * group;
-  timed(w, index, Operator::Norm,
-        [&] { norm(pass, tokens, gathered, modulation, config_.block(index).mlp_norm_eps, bf16_); });
+  timed(w, index, Operator::Norm, [&] {
+    norm_of_block(pass, tokens, gathered, modulation, config_.block(index).mlp_norm_eps, block.fc1);
+  });
   auto* hidden = w.hidden.as<std::byte>();
   timed(w, index, Operator::Fc1, [&] {
     w.panels.clear();
     for (int g = 0, slot = 0; g < H_; ++g) {
-      if (width.groups[g]) block.fc1.add_panels(g, slot++ * group, w.panels);
+      if (width.groups[g]) block.fc1.add_panels(g, int8_ ? 0 : slot++ * group, w.panels);
     }
+    if (int8_) return int8_hidden(pass, block.fc1, groups, tokens);
     multiply(w, block.fc1,
              {.a = w.rows.as<std::byte>(),
               .lda = row_,
@@ -458,8 +511,47 @@ void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) const {
               .sample_rows = N_,
               .gates = gates_at(pass, modulation + 2 * C_),
               .features = features,
-              .feature_stride = C_},
+              .feature_stride = C_,
+              .scales = w.part_scales.as<float>(),
+              .scale_stride = groups},
              tokens, bf16_);
+  });
+}
+
+// w.hidden <- gelu(fc1) in 8 bits, of `rows` rows: a group of some rows at a time, whose largest value must
+// be known before it is rounded.
+void CpuEngine::int8_hidden(const Pass& pass, const PackedLinear& weights, int groups, int rows) const {
+  PassMemory& w = pass.w;
+  const int size = weights.out_size(), stride = even(size), panels = weights.segment_panels(), all = 0;
+  const int64_t hidden_row = int64_t{groups} * whole_quads(size);
+  w.team.run(ceil_div(rows, kGroupRows) * groups, [&](int task, int thread) {
+    const int first = task / groups * kGroupRows, slot = task % groups,
+              count = std::min(kGroupRows, rows - first);
+    auto* const unrounded = pass.run.unrounded.as<float>() + thread * unrounded_floats();
+    const Gemm gemm = {.a = w.rows.as<uint8_t>() + first * input_row(weights),
+                       .lda = input_row(weights),
+                       .row_begin = 0,
+                       .row_end = count,
+                       .panels = w.panels.whole.data() + slot * panels,
+                       .num_panels = panels,
+                       .segments = &all,
+                       .num_segments = 1,
+                       .segment_pairs = weights.segment_pairs(),
+                       .epilogue = Epilogue::Gelu,
+                       .out = unrounded,
+                       .ldo = stride,
+                       .scales = w.row_scales.as<float>() + first,
+                       .scale_stride = 1};
+    (bf16_ ? int8_->gemm_bf16 : int8_->gemm_float)(gemm);
+    quantize({.x = unrounded,
+              .ldx = stride,
+              .rows = count,
+              .size = size,
+              .factors = nullptr,
+              .bytes = w.hidden.as<uint8_t>() + first * hidden_row + int64_t{slot} * whole_quads(size),
+              .ldb = hidden_row,
+              .scales = w.part_scales.as<float>() + int64_t{first} * groups + slot,
+              .scale_stride = groups});
   });
 }
 
@@ -492,15 +584,27 @@ void CpuEngine::final_layer(const Pass& pass, float* out) const {
 // w.rows <- modulate(norm(x)) of `rows` rows, those of `gathered` (null: the first); shift and scale lie at
 // `shift` and C further in the modulation.
 void CpuEngine::norm(const Pass& pass, int rows, const int* gathered, int64_t shift, double eps,
-                     bool bf16_rows) const {
+                     bool bf16_rows, const PackedLinear* int8_for) const {
   const auto epsilon = static_cast<float>(eps);
   const auto* x = pass.w.x.as<float>();
   auto* out = pass.w.rows.as<float>();
-  pass.w.team.run(ceil_div(rows, kNormRows), [&](int task, int) {
+  pass.w.team.run(ceil_div(rows, kNormRows), [&](int task, int thread) {
     for (int i = task * kNormRows; i < std::min(rows, (task + 1) * kNormRows); ++i) {
       const int64_t row = gathered ? gathered[i] : i;
       const float* modulation = pass.modulation[pass.rows[row / N_]] + shift;
-      if (bf16_rows) {
+      if (int8_for != nullptr) {
+        auto* const unrounded = pass.run.unrounded.as<float>() + thread * unrounded_floats();
+        kernels_.norm_float(unrounded, x + row * row_, modulation, modulation + C_, C_, epsilon);
+        int8_->quantize_float({.x = unrounded,
+                               .ldx = row_,
+                               .rows = 1,
+                               .size = C_,
+                               .factors = int8_for->factors(),
+                               .bytes = pass.w.rows.as<uint8_t>() + i * input_row(*int8_for),
+                               .ldb = 0,
+                               .scales = pass.w.row_scales.as<float>() + i,
+                               .scale_stride = 0});
+      } else if (bf16_rows) {
         // The padding may hold a part of the final layer's float32 rows: anything, NaN included.
         Bf16* to = reinterpret_cast<Bf16*>(out) + int64_t{i} * row_;
         to[row_ - 1] = {};
@@ -512,6 +616,12 @@ void CpuEngine::norm(const Pass& pass, int rows, const int* gathered, int64_t sh
       }
     }
   });
+}
+
+// Of a block: in the type of what `next`, the layer that takes the rows, is multiplied with.
+void CpuEngine::norm_of_block(const Pass& pass, int rows, const int* gathered, int64_t shift, double eps,
+                              const PackedLinear& next) const {
+  norm(pass, rows, gathered, shift, eps, bf16_, int8_ ? &next : nullptr);
 }
 
 const float* const* CpuEngine::gates_at(const Pass& pass, int64_t offset) const {

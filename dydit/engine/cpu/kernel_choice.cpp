@@ -7,6 +7,7 @@
 #include "dydit/base/isa.h"
 #include "dydit/base/team.h"
 #include "dydit/base/timer.h"
+#include "dydit/engine/cpu/int8.h"
 #include "dydit/engine/cpu/kernels.h"
 #include "dydit/engine/engine.h"
 
@@ -25,11 +26,28 @@ extern const Kernels kernels;
 namespace amx {
 extern const Kernels kernels;
 }
+namespace avx_vnni {
+extern const Int8Kernels int8_kernels;
+}
+namespace avx512_vnni {
+extern const Int8Kernels int8_kernels;
+}
+namespace avx512_bf16_vnni {
+extern const Int8Kernels int8_kernels;
+}
 
 const Kernels& kernels() {
   if (active_isa() >= Isa::Amx) return amx::kernels;
   if (active_isa() >= Isa::Avx512Bf16) return avx512_bf16::kernels;
   return active_isa() >= Isa::Avx512 ? avx512::kernels : avx2::kernels;
+}
+
+const Int8Kernels* int8_kernels() {
+  const Isa isa = active_isa();
+  if (!has_vnni(isa)) return nullptr;
+  return isa >= Isa::Avx512Bf16 ? &avx512_bf16_vnni::int8_kernels
+         : isa >= Isa::Avx512   ? &avx512_vnni::int8_kernels
+                                : &avx_vnni::int8_kernels;
 }
 
 size_t attention_scratch(int N, int D, size_t element) {
@@ -41,8 +59,10 @@ size_t attention_scratch(int N, int D, size_t element) {
 
 }  // namespace cpu
 
-double measure_peak_macs(at::ScalarType dtype, int threads, double seconds) {
-  const auto peak = dtype == at::kBFloat16 ? cpu::kernels().peak_bf16 : cpu::kernels().peak_float;
+double measure_peak_macs(const Level& level, int threads, double seconds) {
+  const auto peak = level.weights == at::kChar           ? cpu::int8_kernels()->peak
+                    : level.activations == at::kBFloat16 ? cpu::kernels().peak_bf16
+                                                         : cpu::kernels().peak_float;
   Team team(threads);
   std::vector<std::array<float, 16>> sinks(threads);  // one cache line a thread
   std::vector<int64_t> macs(threads);

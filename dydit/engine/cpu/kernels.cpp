@@ -125,6 +125,32 @@ void gemm(const Gemm& g) {
   }
 }
 
+// Weights stored in bfloat16, a register tile's panels at a time, as float32.
+void gemm_expanded(const Gemm& g) {
+  const int column_tiles = ceil_div(g.num_panels, kMaxPanels), pair = 2 * (g.narrow ? kNarrowPanel : kPanel);
+  const int64_t panel_floats = int64_t{g.segments[g.num_segments - 1] + g.segment_pairs} * pair;
+  Panel panels[kTilePanels];
+  Gemm part = g;
+  part.panels = panels;
+  part.num_next = 0;
+  for (int ct = 0; ct < column_tiles; ++ct) {
+    const Range columns = part_of(g.num_panels, column_tiles, ct);
+    part.num_panels = columns.size;
+    for (int j = 0; j < columns.size; ++j) {
+      const Panel& stored = g.panels[columns.begin + j];
+      float* out = g.expanded + j * panel_floats;
+      panels[j] = stored;
+      panels[j].weights = out;
+      for (int s = 0; s < g.num_segments; ++s) {
+        const int64_t first = int64_t{g.segments[s]} * pair, end = first + int64_t{g.segment_pairs} * pair;
+        for (int64_t i = first; i < end; i += kPanel)
+          store_lanes(out + i, load_lanes(static_cast<const Bf16*>(stored.weights) + i));
+      }
+    }
+    gemm<float, float>(part);
+  }
+}
+
 #ifdef __AVX512F__
 // out[c] <- (rows[0][c], rows[1][c], ...): 16 x 16 lanes. The rows are lost.
 inline void transpose(__m512i (&out)[kPanel], __m512i (&rows)[kPanel]) {
@@ -393,22 +419,29 @@ int64_t peak(int64_t rounds, float* sink) {
 
 }  // namespace
 
+// Kernels of bfloat16 activations, where the level has dot products of them.
+#ifdef __AVX512BF16__
+#define DYDIT_DOTS(...) __VA_ARGS__
+#else
+#define DYDIT_DOTS(...) nullptr
+#endif
+
 extern const Kernels kernels = {Multiplier<Bf16, Bf16>::kRows,
                                 kTakesNarrow<Bf16, Bf16>,
                                 kTakesNarrow<float, float>,
-                                gemm<Bf16, Bf16>,
-                                gemm<float, Bf16>,
+                                DYDIT_DOTS(gemm<Bf16, Bf16>),
+                                gemm_expanded,
                                 gemm<float, float>,
-                                attention<Bf16>,
+                                DYDIT_DOTS(attention<Bf16>),
                                 attention<float>,
-                                norm<Bf16>,
+                                DYDIT_DOTS(norm<Bf16>),
                                 norm<float>,
-                                forecast<Bf16>,
+                                DYDIT_DOTS(forecast<Bf16>),
                                 forecast<float>,
-                                subtract<Bf16>,
+                                DYDIT_DOTS(subtract<Bf16>),
                                 subtract<float>,
                                 dot,
-                                peak<Bf16>,
+                                DYDIT_DOTS(peak<Bf16>),
                                 peak<float>};
 
 }  // namespace dydit::cpu::DYDIT_LEVEL

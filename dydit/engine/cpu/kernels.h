@@ -1,11 +1,11 @@
 // Kernels of the CPU engine, compiled once for every instruction level and chosen at run time.
 //
-// Weights lie in panels: 16 output columns, all of their inputs, in pairs of inputs: bfloat16 [K/2][16][2],
-// float32 [K/2][2][16]. The last columns of a head, if no more than 8, make a narrow panel, whose lines have
-// twice the inputs: bfloat16 [K/4][8][4], float32 [K/2][8][2]. No panel mixes two heads or two channel
-// groups, and no pair of inputs does either, so any set of active heads and groups is a list of panels
-// (output side) and of segments (input side): nothing is repacked when a plan changes its mind. A row's
-// result depends on that row alone, bit for bit.
+// Weights lie in panels: 16 output columns, all of their inputs, in pairs of inputs: [K/2][16][2] for
+// bfloat16 activations, [K/2][2][16] for float32. The last columns of a head, if no more than 8, make a
+// narrow panel, whose lines have twice the inputs: [K/4][8][4] and [K/2][8][2]. No panel mixes two heads or
+// two channel groups, and no pair of inputs does either, so any set of active heads and groups is a list of
+// panels (output side) and of segments (input side): nothing is repacked when a plan changes its mind. A
+// row's result depends on that row alone, bit for bit.
 #pragma once
 
 #include <cstddef>
@@ -31,6 +31,9 @@ struct Panel {
   const float* bias;  // (16), of a narrow panel (8)
   int column;         // of the output where its first column goes
   int width;          // columns in use, 1..16, of a narrow panel 1..8
+  // Of 8-bit weights only (int8.h), (segments, 16): a column's scale, and -128 times the sum of its weights.
+  const float* scales = nullptr;
+  const int32_t* offsets = nullptr;
 };
 
 enum class Epilogue {
@@ -65,6 +68,10 @@ struct Gemm {
   // cache meanwhile.
   const Panel* next = nullptr;
   int num_next = 0;
+  // 8-bit rows only: scales of row r's active segments, one after the other, at r scale_stride.
+  const float* scales = nullptr;
+  int64_t scale_stride = 0;
+  float* expanded = nullptr;  // gemm_float_bf16 only: room for a register tile's panels in float32
 };
 
 /// softmax(scale q k^T) v of one head of one sample.
@@ -89,13 +96,15 @@ struct ForecastTerms {
   float weights[kMaxTerms];
 };
 
-/// Element types: activations x weights.
+/// Element types: activations x weights. Those of bfloat16 activations are null where the level has no dot
+/// products of them.
 struct Kernels {
-  int bf16_tile_rows;                    // rows of a register tile of gemm_bf16
-  bool narrow_bf16, narrow_float;        // whether the kernels of that type take narrow panels
-  void (*gemm_bf16)(const Gemm&);        // bfloat16 x bfloat16
-  void (*gemm_float_bf16)(const Gemm&);  // float32 x bfloat16: exact products of weights stored in bfloat16
-  void (*gemm_float)(const Gemm&);       // float32 x float32
+  int bf16_tile_rows;              // rows of a register tile of gemm_bf16
+  bool narrow_bf16, narrow_float;  // whether the kernels of that type take narrow panels
+  void (*gemm_bf16)(const Gemm&);  // bfloat16 x bfloat16
+  // float32 x bfloat16: the weights are expanded once for all rows, and give what they would in float32.
+  void (*gemm_float_bf16)(const Gemm&);
+  void (*gemm_float)(const Gemm&);  // float32 x float32
   void (*attention_bf16)(const Attention&);
   void (*attention_float)(const Attention&);
   // out (C) <- layer_norm(x, eps) (1 + scale) + shift, of one row.

@@ -45,6 +45,10 @@ class Buffer {
     memory_ = allocate(bytes + 64);  // rows of an odd size are read one element beyond the last
     bytes_ = bytes;
   }
+  float* floats(size_t count) {
+    if (count > 0) reserve(count * sizeof(float));
+    return as<float>();
+  }
   template <typename T>
   T* as() const {
     return static_cast<T*>(memory_.get());

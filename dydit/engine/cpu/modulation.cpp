@@ -6,7 +6,6 @@
 
 #include <ATen/ops/tensor.h>
 
-#include "dydit/engine/cpu/product.h"
 #include "dydit/model/embeddings.h"
 
 namespace dydit::cpu {
@@ -109,7 +108,7 @@ void Modulation::embed(std::span<const int> timesteps, Team& team) {
 }
 
 void Modulation::multiply(const PackedLinear& weights, const Gemm& gemm, int rows, Team& team) {
-  run_product(team, kernels(), weights, panels_, gemm, rows, /*bf16_rows=*/false);
+  run_product(team, kernels(), weights, panels_, gemm, rows, /*bf16_rows=*/false, expanded_);
 }
 
 }  // namespace dydit::cpu

@@ -9,6 +9,7 @@
 #include "dydit/base/team.h"
 #include "dydit/engine/cpu/kernels.h"
 #include "dydit/engine/cpu/packed_model.h"
+#include "dydit/engine/cpu/product.h"
 
 namespace dydit::cpu {
 
@@ -16,7 +17,8 @@ namespace dydit::cpu {
 /// timesteps that come next as fit in 64 MB.
 class Modulation {
  public:
-  explicit Modulation(const PackedModel& model) : model_(model) {}
+  /// expanded: of run_product().
+  Modulation(const PackedModel& model, const ThreadFloats& expanded) : model_(model), expanded_(expanded) {}
 
   /// The timesteps that forwards will visit, in this order.
   void expect(std::vector<int> timesteps) { order_ = std::move(timesteps); }
@@ -39,6 +41,7 @@ class Modulation {
   void multiply(const PackedLinear& weights, const Gemm& gemm, int rows, Team& team);
 
   const PackedModel& model_;
+  const ThreadFloats expanded_;
   const int C_ = model_.config().hidden_size;
   const int row_ = even(C_);
   const int64_t size_ = int64_t{model_.config().depth} * 6 * C_ + 2 * C_;

@@ -14,17 +14,6 @@ namespace {
 constexpr int kTileColumns = kTilePanels * kPanel;
 constexpr int kPairElements = 2 * kPanel;  // of a panel
 
-// One input of a pair: 16 / kVectors columns of a panel from `w` on, and a row's value for all of them.
-inline Vector weight_of(const float* w, int input) { return load_vector(w + input * kPanel); }
-inline Vector weight_of(const Bf16* w, int input) {
-  const Vector both = load_vector(reinterpret_cast<const uint32_t*>(w));
-  return input == 0 ? low_half(both) : high_half(both);
-}
-inline Vector row_value(const float* a, int input) { return broadcast(a[input]); }
-inline Vector row_value(const Bf16* a, int input) {
-  return broadcast(static_cast<uint32_t>(a[input].bits) << 16);
-}
-
 // Up to six rows that lie evenly apart: two pointers and a distance, which an address can take up to twice.
 template <typename A>
 struct Rows {
@@ -43,22 +32,25 @@ struct Rows {
 
 // What a tile does with one step of its panels: a pair of inputs or, narrow, a line.
 template <typename A, typename W, bool kNarrow>
-struct Step {  // two multiply-adds, one after the other: weights of both at once would not fit the registers
+struct Step;
+
+template <>
+struct Step<float, float, false> {  // two multiply-adds, one after the other: weights of both at once would
+                                    // not fit the registers
   template <int R, int P>
-  static inline void run(Vector (&sum)[R][P][kVectors], const Rows<A>& a, const W* const (&w)[P],
+  static inline void run(Vector (&sum)[R][P][kVectors], const Rows<float>& a, const float* const (&w)[P],
                          int64_t offset) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      // A lane of a bfloat16 panel holds a pair, of a float32 panel half of one.
-      const int64_t at = offset + v * kLanesOfVector * (sizeof(W) == 2 ? 2 : 1);
 #pragma GCC unroll 2
       for (int input = 0; input < 2; ++input) {
+        const int64_t at = offset + v * kLanesOfVector + input * kPanel;
         Vector weights[P];
 #pragma GCC unroll 8
-        for (int j = 0; j < P; ++j) weights[j] = weight_of(w[j] + at, input);
+        for (int j = 0; j < P; ++j) weights[j] = load_vector(w[j] + at);
 #pragma GCC unroll 8
         for (int i = 0; i < R; ++i) {
-          const Vector row = row_value(a.row(i), input);
+          const Vector row = broadcast(a.row(i)[input]);
 #pragma GCC unroll 8
           for (int j = 0; j < P; ++j) sum[i][j][v] = multiply_add(row, weights[j], sum[i][j][v]);
         }

@@ -16,10 +16,12 @@ void drop_pages(const Checkpoint& checkpoint, const at::Tensor& weight) {
   for (const auto& file : checkpoint.files) file->drop_pages(weight.data_ptr(), weight.nbytes());
 }
 
+bool takes_narrow(bool bf16_rows) { return bf16_rows ? kernels().narrow_bf16 : kernels().narrow_float; }
+
 }  // namespace
 
-PackedModel::PackedModel(const Checkpoint& checkpoint, bool bf16, int threads)
-    : config_(checkpoint.config), narrow_values_(bf16 ? kernels().narrow_bf16 : kernels().narrow_float) {
+PackedModel::PackedModel(const Checkpoint& checkpoint, const Level& level, int threads)
+    : config_(checkpoint.config), narrow_values_(takes_narrow(level.activations == at::kBFloat16)) {
   Team team(threads);
   const auto floats = [&](const std::string& name) {  // a copy: the file may change once this is packed
     const at::Tensor& table = checkpoint.weights.at(name);
@@ -33,7 +35,7 @@ PackedModel::PackedModel(const Checkpoint& checkpoint, bool bf16, int threads)
   final = pack_exact(checkpoint, "final_layer.linear", team);
   t_in = pack_exact(checkpoint, "t_embedder.mlp.0", team);
   t_out = pack_exact(checkpoint, "t_embedder.mlp.2", team);
-  for (int l = 0; l < config_.depth; ++l) blocks.push_back(pack_block(checkpoint, l, bf16, team));
+  for (int l = 0; l < config_.depth; ++l) blocks.push_back(pack_block(checkpoint, l, level, team));
   pack_modulation(checkpoint, team);
 }
 
@@ -41,10 +43,10 @@ PackedModel::PackedModel(const Checkpoint& checkpoint, bool bf16, int threads)
 PackedLinear PackedModel::pack(const Checkpoint& checkpoint, const std::string& name, int out_segments,
                                int in_segments, bool bf16, bool bf16_rows, Team& team,
                                std::span<const int> rows) {
-  const bool narrow = bf16 == bf16_rows && (bf16 ? kernels().narrow_bf16 : kernels().narrow_float);
   const at::Tensor& weight = checkpoint.weights.at(name + ".weight");
   PackedLinear packed(weight.flatten(1), checkpoint.weights.at(name + ".bias"), out_segments, in_segments,
-                      bf16, narrow, arena_, team, rows);
+                      bf16, bf16_rows, takes_narrow(bf16_rows), arena_, team, rows);
+  if (bf16 && !bf16_rows) expanded_floats_ = std::max(expanded_floats_, packed.tile_floats());
   drop_pages(checkpoint, weight);
   return packed;
 }
@@ -55,12 +57,20 @@ PackedLinear PackedModel::pack_exact(const Checkpoint& checkpoint, const std::st
               false, team);
 }
 
-PackedBlock PackedModel::pack_block(const Checkpoint& checkpoint, int index, bool bf16, Team& team) {
+PackedBlock PackedModel::pack_block(const Checkpoint& checkpoint, int index, const Level& level, Team& team) {
   const int H = config_.num_heads, C = config_.hidden_size, D = config_.head_size();
   const std::string prefix = fmt::format("blocks.{}.", index);
   const auto pack_layer = [&](const std::string& name, int outs, int ins, std::span<const int> rows = {}) {
+    if (level.weights == at::kChar) {
+      const at::Tensor& weight = checkpoint.weights.at(prefix + name + ".weight");
+      PackedLinear packed(quantize(weight, ins), checkpoint.weights.at(prefix + name + ".bias"), outs, arena_,
+                          team, rows);
+      drop_pages(checkpoint, weight);
+      return packed;
+    }
     const bool exact = checkpoint.weights.at(prefix + name + ".weight").scalar_type() == at::kBFloat16;
-    return pack(checkpoint, prefix + name, outs, ins, bf16 || exact, bf16, team, rows);
+    return pack(checkpoint, prefix + name, outs, ins, level.weights == at::kBFloat16 || exact,
+                level.activations == at::kBFloat16, team, rows);
   };
   std::vector<int> qkv_rows;  // head by head: its q, k and v
   for (int h = 0; h < H; ++h) {
@@ -103,7 +113,7 @@ void PackedModel::pack_modulation(const Checkpoint& checkpoint, Team& team) {
 
 int64_t PackedModel::executed_macs(const StepPlan& step, std::span<const int> tokens) const {
   const auto layer = [](const PackedLinear& weights) {
-    return int64_t{weights.out_segments()} * weights.padded_out_size() * 2 * weights.segment_pairs();
+    return int64_t{weights.out_segments()} * weights.padded_out_size() * weights.padded_in_size();
   };
   int64_t macs = config_.num_tokens() * (layer(patch) + layer(final)) + layer(t_in) + layer(t_out);
   for (const PackedLinear& weights : ada) macs += layer(weights);
@@ -117,14 +127,14 @@ int64_t PackedModel::executed_macs(const StepPlan& step, std::span<const int> to
 
 int64_t PackedModel::attention_macs(int index, const StepPlan& step) const {
   const PackedBlock& block = blocks[index];
-  const int N = config_.num_tokens(), D = config_.head_size(), row = even(config_.hidden_size);
+  const int N = config_.num_tokens(), D = config_.head_size();
   const int64_t heads = step.blocks[index].active_heads();
   const int64_t keys = ceil_div(N, kPanel) * kPanel,
                 channels =
                     ceil_div(D, kPanel) * kPanel - (narrow_values_ && ends_narrow(D) ? kNarrowPanel : 0);
   const int64_t attention = heads * N * (keys * even(D) + channels * even(N));
-  const int64_t qkv = heads * N * block.qkv.padded_out_size() * row;
-  const int64_t proj = heads * N * block.proj.padded_out_size() * 2 * block.proj.segment_pairs();
+  const int64_t qkv = heads * N * block.qkv.padded_out_size() * block.qkv.padded_in_size();
+  const int64_t proj = heads * N * block.proj.padded_out_size() * block.proj.padded_in_size();
   return attention + qkv + proj;
 }
 
@@ -132,8 +142,8 @@ int64_t PackedModel::mlp_macs(int index, const StepPlan& step, int tokens) const
   const PackedBlock& block = blocks[index];
   const int N = config_.num_tokens(), row = even(config_.hidden_size);
   const int64_t groups = step.blocks[index].active_groups();
-  const int64_t fc1 = groups * tokens * block.fc1.padded_out_size() * row;
-  const int64_t fc2 = groups * tokens * block.fc2.padded_out_size() * 2 * block.fc2.segment_pairs();
+  const int64_t fc1 = groups * tokens * block.fc1.padded_out_size() * block.fc1.padded_in_size();
+  const int64_t fc2 = groups * tokens * block.fc2.padded_out_size() * block.fc2.padded_in_size();
   const int64_t R = block.token_in.out_size();
   const int64_t router =
       step.routes_tokens(config_) ? N * (int64_t{block.token_in.padded_out_size()} * row + R) : 0;

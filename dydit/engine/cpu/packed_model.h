@@ -8,6 +8,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "dydit/base/level.h"
 #include "dydit/engine/cpu/packed_linear.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/plan/run_plan.h"
@@ -22,9 +23,9 @@ struct PackedBlock {
 
 class PackedModel {
  public:
-  /// Blocks in bfloat16 when `bf16`, else, and all that is float32 by rule, in the type of the file. Drops
-  /// the pages of the file that it has read.
-  PackedModel(const Checkpoint& checkpoint, bool bf16, int threads);
+  /// Blocks in the level's weights, those of float32, and all that is float32 by rule, in bfloat16 where the
+  /// file has it so. Drops the pages of the file that it has read.
+  PackedModel(const Checkpoint& checkpoint, const Level& level, int threads);
   PackedModel(const PackedModel&) = delete;
   PackedModel& operator=(const PackedModel&) = delete;
 
@@ -33,6 +34,8 @@ class PackedModel {
   int64_t executed_macs(const StepPlan& step, std::span<const int> tokens) const;
 
   const DiTConfig& config() const { return config_; }
+  /// Floats that a thread expands bfloat16 weights into, at most.
+  size_t expanded_floats() const { return expanded_floats_; }
 
   std::vector<PackedBlock> blocks;
   PackedLinear patch, final, t_in, t_out;
@@ -44,7 +47,7 @@ class PackedModel {
   PackedLinear pack(const Checkpoint& checkpoint, const std::string& name, int out_segments, int in_segments,
                     bool bf16, bool bf16_rows, Team& team, std::span<const int> rows = {});
   PackedLinear pack_exact(const Checkpoint& checkpoint, const std::string& name, Team& team);
-  PackedBlock pack_block(const Checkpoint& checkpoint, int index, bool bf16, Team& team);
+  PackedBlock pack_block(const Checkpoint& checkpoint, int index, const Level& level, Team& team);
   void pack_modulation(const Checkpoint& checkpoint, Team& team);
   int64_t attention_macs(int index, const StepPlan& step) const;
   int64_t mlp_macs(int index, const StepPlan& step, int tokens) const;
@@ -52,6 +55,7 @@ class PackedModel {
   const DiTConfig config_;
   const bool narrow_values_;  // attention's last panel of values, where it can be
   Arena arena_;               // of all packed weights
+  size_t expanded_floats_ = 0;
 };
 
 }  // namespace dydit::cpu

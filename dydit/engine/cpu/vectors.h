@@ -17,40 +17,18 @@ using namespace dydit::DYDIT_LEVEL;  // kernel_math.h
 using Vector = __m512;
 constexpr int kVectors = 1, kMaxPanels = kTilePanels;
 inline Vector load_vector(const float* p) { return _mm512_loadu_ps(p); }
-inline Vector load_vector(const uint32_t* p) { return _mm512_castsi512_ps(_mm512_loadu_si512(p)); }
 inline Vector broadcast(float value) { return _mm512_set1_ps(value); }
-inline Vector broadcast(uint32_t bits) {
-  return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(bits)));
-}
 inline Vector zero_vector() { return _mm512_setzero_ps(); }
 inline void store_vector(float* p, Vector v) { _mm512_storeu_ps(p, v); }
 inline Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm512_fmadd_ps(a, b, sum); }
-inline Vector low_half(Vector v) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(v), 16));
-}
-inline Vector high_half(Vector v) {
-  return _mm512_castsi512_ps(
-      _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(static_cast<int>(0xffff0000))));
-}
 #else
 using Vector = __m256;
 constexpr int kVectors = 2, kMaxPanels = 1;  // 16 registers
 inline Vector load_vector(const float* p) { return _mm256_loadu_ps(p); }
-inline Vector load_vector(const uint32_t* p) { return _mm256_loadu_ps(reinterpret_cast<const float*>(p)); }
 inline Vector broadcast(float value) { return _mm256_set1_ps(value); }
-inline Vector broadcast(uint32_t bits) {
-  return _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(bits)));
-}
 inline Vector zero_vector() { return _mm256_setzero_ps(); }
 inline void store_vector(float* p, Vector v) { _mm256_storeu_ps(p, v); }
 inline Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm256_fmadd_ps(a, b, sum); }
-inline Vector low_half(Vector v) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(v), 16));
-}
-inline Vector high_half(Vector v) {
-  return _mm256_castsi256_ps(
-      _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(static_cast<int>(0xffff0000))));
-}
 #endif
 
 constexpr int kLanesOfVector = kPanel / kVectors;

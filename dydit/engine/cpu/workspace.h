@@ -50,7 +50,8 @@ struct PassBytes {
 };
 PassBytes pass_bytes(const DiTConfig& config, bool bf16, int samples, int ranges);
 
-/// Bytes that the passes of `rows` samples take at least, attention's scratch memory included.
+/// Bytes that the passes of `rows` samples take at least, attention's scratch memory included; bf16: of the
+/// activations.
 double workspace_bytes(const DiTConfig& config, bool bf16, int64_t rows, int threads, int ranges);
 
 }  // namespace dydit::cpu
