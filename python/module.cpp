@@ -70,10 +70,10 @@ std::vector<int> labels_of(const Classes& given, const Checkpoint& checkpoint) {
   return labels;
 }
 
-at::ScalarType dtype_or_auto(std::optional<at::ScalarType> given) {
-  const at::ScalarType dtype = given ? *given : auto_dtype();
-  DYDIT_USAGE_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, "dtype {}: expected float32 or bfloat16",
-                    c10::toString(dtype));
+at::ScalarType dtype_or_auto(std::optional<at::ScalarType> given, const Checkpoint& checkpoint, EngineKind kind) {
+  const at::ScalarType dtype = given ? *given : auto_dtype(checkpoint, kind);
+  DYDIT_USAGE_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kChar,
+                    "dtype {}: expected float32, bfloat16 or int8", c10::toString(dtype));
   return dtype;
 }
 int threads_of(std::optional<int> given) {
@@ -113,7 +113,7 @@ class Model {
     }
     const SamplingOptions options = {.batch = batch, .threads = threads_of(threads)};
     const EngineKind kind = kEngineNames.at(engine);
-    const at::ScalarType type = dtype_or_auto(dtype);
+    const at::ScalarType type = dtype_or_auto(dtype, checkpoint_, kind);
     const DiTConfig& config = checkpoint_.config;
     check_memory(
         2.0 * request.num_images * config.in_channels * config.input_size * config.input_size * sizeof(float),
@@ -137,7 +137,7 @@ class Model {
     check_timesteps(timesteps);
     const int count = threads_of(threads);
     const EngineKind kind = kEngineNames.at(engine);
-    const at::ScalarType type = dtype_or_auto(dtype);
+    const at::ScalarType type = dtype_or_auto(dtype, checkpoint_, kind);
     const Mode wanted = kModeNames.at(mode);
     const py::gil_scoped_release unlocked;
     const auto made = std::make_shared<Prepared>(pipeline(kind, type, count), wanted, count);
@@ -235,7 +235,7 @@ class Model {
       if (prepared_) return prepared_;
     }
     const int threads = threads_of({});
-    const auto made = std::make_shared<Prepared>(pipeline(EngineKind::Cpu, dtype_or_auto({}), threads),
+    const auto made = std::make_shared<Prepared>(pipeline(EngineKind::Cpu, dtype_or_auto({}, checkpoint_, EngineKind::Cpu), threads),
                                                  Mode::Dynamic, threads);
     const std::lock_guard lock(mutex_);
     if (!prepared_) prepared_ = made;

@@ -118,6 +118,11 @@ void make_trace(std::span<const Row> rows, const DiTConfig& config, TokenTrace& 
 
 }  // namespace
 
+at::ScalarType auto_dtype(const Checkpoint& checkpoint, EngineKind kind) {
+  const bool int8 = checkpoint.quantization && kind == EngineKind::Cpu && has_vnni(active_isa());
+  return int8 ? at::kChar : auto_dtype();
+}
+
 at::ScalarType kept_type(EngineKind kind, const EngineOptions& options) {
   return kind == EngineKind::Reference ? options.dtype
                                        : options.level.value_or(level_of(options.dtype)).activations;
@@ -152,6 +157,11 @@ std::unique_ptr<Workspace> Engine::make_workspace(const WorkspaceOptions& option
       options.profile == nullptr || static_cast<int>(options.profile->size()) == config_.depth + 1,
       "a profile of {} rows: expected {}, one a block and one more", options.profile->size(),
       config_.depth + 1);
+  const size_t inputs = size_t{2} * config_.depth * config_.hidden_size;
+  DYDIT_USAGE_CHECK(options.largest_inputs.empty() ||
+                        (options.largest_inputs.size() == inputs && kept_type_ == at::kFloat),
+                    "{} largest inputs of {} activations: expected {} of Float", options.largest_inputs.size(),
+                    c10::toString(kept_type_), inputs);
   return new_workspace(options);
 }
 

@@ -10,6 +10,7 @@
 #include "dydit/io/text.h"
 #include "dydit/model/checkpoint_parts.h"
 #include "dydit/model/dit.h"
+#include "dydit/model/quantization.h"
 
 namespace dydit {
 namespace {
@@ -104,7 +105,7 @@ void Checkpoint::check_unchanged() const {
 int64_t Checkpoint::num_parameters() const {
   int64_t count = 0;
   for (const auto& [name, tensor] : weights) {
-    if (name != "pos_embed") count += tensor.numel();
+    if (name != "pos_embed" && !is_quantization_part(name)) count += tensor.numel();
   }
   return count;
 }
@@ -127,7 +128,7 @@ DiT make_model(const Checkpoint& checkpoint, at::ScalarType compute_dtype) {
   DiT model(checkpoint.config);
   for (auto& parameter : model->named_parameters()) {
     // A clone even when the dtype agrees: the stored tensor may lie in a read-only mapping.
-    parameter.value().set_data(checkpoint.weights.at(parameter.key())
+    parameter.value().set_data(float_weight(checkpoint.weights, parameter.key())
                                    .to(at::kFloat, /*non_blocking=*/false, /*copy=*/true)
                                    .contiguous());
   }

@@ -34,6 +34,15 @@ struct WeightsChoice {
   std::string fault;       // why it is no state dict; empty: it is one
 };
 
+/// How a quantised checkpoint was made: metadata 'quantization', beside int8 tensors with their scales
+/// (dydit/model/quantization.h).
+struct Quantization {
+  double smoothing = 0;  // exponent of the activations' largest values; 0: not smoothed
+  int images = 0;        // that the model made to find them
+  uint64_t seed = 0;     // of these
+  std::string parent_sha256;
+};
+
 struct Checkpoint {
   std::filesystem::path path;
   std::string format;                  // "safetensors", "torch zip", "diffusers folder", ...
@@ -44,6 +53,7 @@ struct Checkpoint {
   DiTConfig config;
   Weights weights;  // as stored; they may share the file's memory: never write into them
   std::optional<KeepCounts> keep_counts;     // of the capacity rule; the threshold rule has none
+  std::optional<Quantization> quantization;  // of the blocks' layers; their scales lie among the weights
   std::optional<double> lambda;              // work ratio the model was fine-tuned for
   std::vector<std::string> class_names;      // empty or num_classes entries
   std::map<std::string, std::string> notes;  // what else the file's metadata said; kept in files made of it
@@ -78,7 +88,8 @@ Checkpoint parse_checkpoint(std::span<const std::byte> bytes, const std::string&
 /// Builds the model in eval mode with the checkpoint's weights in float32 (blocks in `compute_dtype`).
 DiT make_model(const Checkpoint& checkpoint, at::ScalarType compute_dtype = at::kFloat);
 
-/// Writes safetensors with every tensor in `dtype` (float32 or bfloat16), pos_embed always in float32. This
+/// Writes safetensors with every tensor in `dtype` (float32 or bfloat16), pos_embed always in float32, quantised
+/// ones and their scales as they are. This
 /// and the next two leave the target as it was when the checkpoint does not pass check_unchanged().
 void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint, at::ScalarType dtype);
 void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint, at::ScalarType dtype,

@@ -8,6 +8,7 @@
 #include "dydit/io/json.h"
 #include "dydit/io/text.h"
 #include "dydit/model/checkpoint_parts.h"
+#include "dydit/model/quantization.h"
 
 namespace dydit {
 namespace {
@@ -93,9 +94,32 @@ void read_gate_rule(const RawCheckpoint& raw, const std::string& rule, Checkpoin
       parse_keep_counts(parse_or_throw(raw.name, "keep_counts", counts->second), checkpoint.config, raw.name);
 }
 
+Quantization parse_quantization(const std::string& text, const std::string& name) {
+  const json stated = parse_or_throw(name, "quantization", text);
+  const json scheme = stated.value("scheme", json()), version = stated.value("version", json());
+  DYDIT_CHECK(scheme == kQuantizationScheme && version == kQuantizationVersion,
+              "{}: quantised by scheme {}, version {}, but this program reads {}, version {}", name,
+              printable(json_text(scheme), 40), printable(json_text(version), 40), kQuantizationScheme,
+              kQuantizationVersion);
+  Quantization how;
+  const auto number = [&](const char* key, auto& value) {
+    const json& found = stated.value(key, json());
+    DYDIT_CHECK(found.is_number() && found >= 0, "{}: metadata 'quantization' has no {} of 0 or more", name, key);
+    value = found.get<std::remove_reference_t<decltype(value)>>();
+  };
+  number("smoothing", how.smoothing);
+  number("images", how.images);
+  number("seed", how.seed);
+  const json parent = stated.value("parent_sha256", json());
+  DYDIT_CHECK(parent.is_string(), "{}: metadata 'quantization' has no parent_sha256", name);
+  how.parent_sha256 = printable(parent.get<std::string>(), 64);
+  return how;
+}
+
 // Keys that metadata_of writes; others are notes.
 constexpr std::array kOwnKeys = {"format",    "dydit_format", "config", "parent_sha256",
-                                 "gate_rule", "keep_counts",  "lambda", "class_names"};
+                                 "gate_rule", "keep_counts",  "lambda", "class_names",
+                                 "quantization"};
 
 }  // namespace
 
@@ -116,6 +140,7 @@ void read_metadata(const RawCheckpoint& raw, Checkpoint& checkpoint) {
   checkpoint.class_names = raw.class_names;
   const auto read = [&](const std::string& key, const std::string& value) {
     if (key == "gate_rule" && (config.is_dynamic() || is_ours(raw))) read_gate_rule(raw, value, checkpoint);
+    if (key == "quantization") checkpoint.quantization = parse_quantization(value, raw.name);
     if (key == "lambda") checkpoint.lambda = parse_lambda(value, raw.name);
     if (key == "class_names") checkpoint.class_names = parse_class_names(value, config.num_classes, raw.name);
   };
@@ -146,6 +171,15 @@ std::map<std::string, std::string> metadata_of(const Checkpoint& checkpoint) {
                                     {"groups", checkpoint.keep_counts->groups},
                                     {"tokens", checkpoint.keep_counts->tokens}})
                                   .dump();
+  }
+  if (const auto& how = checkpoint.quantization) {
+    metadata["quantization"] = json({{"scheme", kQuantizationScheme},
+                                     {"version", kQuantizationVersion},
+                                     {"smoothing", how->smoothing},
+                                     {"images", how->images},
+                                     {"seed", how->seed},
+                                     {"parent_sha256", how->parent_sha256}})
+                                   .dump();
   }
   if (checkpoint.lambda) metadata["lambda"] = json(*checkpoint.lambda).dump();
   if (!checkpoint.class_names.empty()) metadata["class_names"] = json(checkpoint.class_names).dump();

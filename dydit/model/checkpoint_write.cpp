@@ -7,6 +7,7 @@
 #include "dydit/io/torch_writer.h"
 #include "dydit/model/checkpoint_parts.h"
 #include "dydit/model/embeddings.h"
+#include "dydit/model/quantization.h"
 
 namespace dydit {
 namespace {
@@ -15,7 +16,8 @@ namespace {
 Weights stored_weights(const Checkpoint& checkpoint, at::ScalarType dtype) {
   Weights stored;
   for (const auto& [name, tensor] : checkpoint.weights) {
-    stored[name] = tensor.to(name == "pos_embed" ? at::kFloat : dtype).contiguous();
+    const bool as_it_is = tensor.scalar_type() == at::kChar || is_quantization_part(name);
+    stored[name] = as_it_is ? tensor.contiguous() : tensor.to(name == "pos_embed" ? at::kFloat : dtype).contiguous();
   }
   return stored;
 }

@@ -467,11 +467,14 @@ int run_bench(const Args& args, Isa isa) {
   cli.needs("--cfg-scale", flags.run, "--run; a forward has no guidance");
   cli.needs("--profile", !flags.run && flags.engine != "reference",
             "forwards of the cpu engine: leave out --run and --engine reference");
-  const at::ScalarType dtype = dtype_of(flags.dtype);
   const EngineKind kind = flags.engine == "auto" ? EngineKind::Cpu : kEngineNames.at(flags.engine);
 
   cli.console.info("preparing the model");
-  const Checkpoint checkpoint = make_checkpoint(cli, flags, dtype);
+  const auto dtype_for = [&](const Checkpoint& of) {
+    return flags.dtype == "auto" ? auto_dtype(of, kind) : dtype_of(flags.dtype);
+  };
+  const Checkpoint checkpoint = make_checkpoint(cli, flags, dtype_for({}));
+  const at::ScalarType dtype = dtype_for(checkpoint);
   check_targets(cli, {{"--csv", flags.csv}}, inputs_of(checkpoint));
   const DiTConfig& config = checkpoint.config;
   if (flags.levels) return bench_levels(cli, flags, checkpoint, isa);

@@ -9,6 +9,7 @@
 #include "dydit/io/diffusers.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/edit.h"
+#include "dydit/model/quantization.h"
 #include "model_flags.h"
 #include "targets.h"
 #include "verbs.h"
@@ -74,6 +75,7 @@ int run_convert(const Args& args, Isa isa) {
             "a target that ends in .safetensors or .pt: a folder of diffusers is computed as diffusers does");
 
   Checkpoint checkpoint = load_model(cli, in, options);
+  refuse_quantized(checkpoint, "convert");
   check_targets(cli, targets_of(out), inputs_of(checkpoint, {class_names}));
   if (!class_names.empty())
     checkpoint.class_names = read_class_names(cli, class_names, checkpoint.config.num_classes);

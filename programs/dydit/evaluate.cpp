@@ -164,7 +164,7 @@ int evaluate_loss(Cli& cli, EvaluateFlags& flags) {
   const auto dataset = flags.data.load(flags.model.threads);
   options.batch = flags.images.options.batch;
   options.threads = flags.model.threads;
-  options.dtype = dtype_of(flags.model.dtype);
+  options.dtype = flags.model.resolve_dtype(checkpoint);
   options.engine = flags.model.resolve_engine();
   options.mode = kModeNames.at(mode);
   options.seeds.clear();

@@ -37,6 +37,7 @@ constexpr std::array kVerbs = {
     Verb{"inspect", run_inspect, "say what a checkpoint, autoencoder, plan, PNG, npz or event file holds"},
     Verb{"verify", run_verify, "replay recorded vectors of the original code and compare"},
     Verb{"convert", run_convert, "write a checkpoint in another format"},
+    Verb{"quantize", run_quantize, "round a checkpoint's blocks to 8 bits"},
     Verb{"train", run_train, "train a static DiT"},
     Verb{"finetune", run_finetune, "fine-tune a static DiT into a dynamic one"},
     Verb{"bench", run_bench, "time a model, and how much of the saved work is saved time"},

@@ -107,6 +107,10 @@ EngineKind ModelFlags::resolve_engine() const {
   return engine == "auto" ? EngineKind::Cpu : kEngineNames.at(engine);
 }
 
+at::ScalarType ModelFlags::resolve_dtype(const Checkpoint& checkpoint) const {
+  return dtype == "auto" ? auto_dtype(checkpoint, resolve_engine()) : dtype_of(dtype);
+}
+
 std::vector<std::string> read_class_names(Cli& cli, const std::string& path, int num_classes) {
   const std::string text = read_text(path);
   std::vector<std::string> names;

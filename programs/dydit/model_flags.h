@@ -49,6 +49,8 @@ struct ModelFlags {
   void add_positional(Cli& cli);
   Checkpoint load(Cli& cli) const { return load_model(cli, path, checkpoint); }
   EngineKind resolve_engine() const;
+  /// --dtype; auto: of a quantised checkpoint int8 where engine and processor have it.
+  at::ScalarType resolve_dtype(const Checkpoint& checkpoint) const;
 
  private:
   void add_computing(Cli& cli);

@@ -56,7 +56,7 @@ void SamplingFlags::resolve(Cli& cli, const Checkpoint& checkpoint, const ModelF
             fmt::format("routers; {} is a static DiT, it has none", checkpoint.path.string()));
   options.mode = !config.is_dynamic() ? Mode::Static : mode.empty() ? Mode::Dynamic : kModeNames.at(mode);
   options.guided_channels = guided_channels_of(cli, cfg_channels, config);
-  options.dtype = dtype_of(model.dtype);
+  options.dtype = model.resolve_dtype(checkpoint);
   options.threads = model.threads;
   options.engine = model.resolve_engine();
 }

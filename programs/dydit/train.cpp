@@ -13,6 +13,7 @@
 #include "dydit/io/png.h"
 #include "dydit/model/edit.h"
 #include "dydit/model/macs.h"
+#include "dydit/model/quantization.h"
 #include "dydit/pipeline/generate.h"
 #include "dydit/pipeline/pixels.h"
 #include "dydit/pipeline/sink.h"
@@ -140,6 +141,7 @@ int run_from(Cli& cli, TrainFlags& flags, std::string_view why_no_routers,
   Checkpoint given;
   if (!flags.model.empty()) {
     given = load_model(cli, flags.model, flags.checkpoint);
+    refuse_quantized(given, "training");
     DYDIT_USAGE_CHECK(!given.config.is_dynamic(), "{}: has routers{}", flags.model, why_no_routers);
     flags.fit_data_to(given);
   }

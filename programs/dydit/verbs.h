@@ -17,6 +17,7 @@ int run_verify(const Args& args, Isa isa);
 int run_train(const Args& args, Isa isa);
 int run_finetune(const Args& args, Isa isa);
 int run_convert(const Args& args, Isa isa);
+int run_quantize(const Args& args, Isa isa);
 int run_bench(const Args& args, Isa isa);
 int run_calibrate(const Args& args, Isa isa);
 int run_evaluate(const Args& args, Isa isa);

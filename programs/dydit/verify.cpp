@@ -184,7 +184,7 @@ namespace {
 void verify_model(Cli& cli, const ModelFlags& flags, const Reference& reference, Isa isa,
                   VerifyReport& report) {
   const Checkpoint checkpoint = flags.load(cli);
-  const VerifyContext context{checkpoint, reference, dtype_of(flags.dtype), flags.resolve_engine(),
+  const VerifyContext context{checkpoint, reference, flags.resolve_dtype(checkpoint), flags.resolve_engine(),
                               flags.threads};
   cli.console.info(fmt::format("model {} ({}), reference {}, engine {}, {}, cpu ({}), {} threads", flags.path,
                                model_name(checkpoint.config), reference.path(), kEngineNames[context.engine],

@@ -43,6 +43,7 @@ struct PassMemory {
   std::vector<int> gathered;  // rows that enter the MLP
   std::vector<int> kept;      // (samples, L) tokens that entered each MLP
   Profile profile;            // of the passes since it was last read
+  std::vector<float> largest;  // WorkspaceOptions::largest_inputs of this memory's passes
 };
 
 class CpuEngine;
@@ -55,6 +56,7 @@ struct CpuWorkspace final : Workspace {
 
   const CpuEngine& engine;
   Profile* const profile;
+  const std::span<float> largest_inputs;
   Buffer expanded;  // of run_product(), a part for each thread
   const ThreadFloats expanded_parts;
   Modulation modulation;
@@ -112,8 +114,7 @@ class CpuEngine final : public Engine {
   void token_logits(const Pass& pass, const PackedBlock& block) const;
   void norm(const Pass& pass, int rows, const int* gathered, int64_t shift, double eps, bool bf16_rows,
             const PackedLinear* int8_for = nullptr) const;
-  void norm_of_block(const Pass& pass, int rows, const int* gathered, int64_t shift, double eps,
-                     const PackedLinear& next) const;
+  void norm_of_block(const Pass& pass, int rows, const int* gathered, int index, Branch which) const;
   void int8_hidden(const Pass& pass, const PackedLinear& weights, int groups, int rows) const;
   void quantize(const Quantize& rows) const { (bf16_ ? int8_->quantize_bf16 : int8_->quantize_float)(rows); }
   const float* const* gates_at(const Pass& pass, int64_t offset) const;
@@ -148,6 +149,7 @@ CpuWorkspace::CpuWorkspace(const CpuEngine& engine, const PackedModel& model, co
     : Workspace(options.threads),
       engine(engine),
       profile(options.profile),
+      largest_inputs(options.largest_inputs),
       expanded_parts{expanded.floats(crew_.threads() * model.expanded_floats()), model.expanded_floats()},
       modulation(model, expanded_parts),
       shared(crew_.together(), expanded_parts, engine.config(), engine.bf16()) {
@@ -156,6 +158,8 @@ CpuWorkspace::CpuWorkspace(const CpuEngine& engine, const PackedModel& model, co
   scratch.reserve(crew_.threads() * engine.scratch_bytes());
   if (engine.int8()) unrounded.reserve(crew_.threads() * engine.unrounded_floats() * sizeof(float));
   if (model.config().token_routers) router.reserve(crew_.threads() * engine.router_floats() * sizeof(float));
+  shared.largest.assign(largest_inputs.size(), 0.0f);
+  for (PassMemory& w : own) w.largest = shared.largest;
   if (profile == nullptr) return;
   shared.profile.assign(profile->size(), {});
   for (PassMemory& w : own) w.profile = shared.profile;
@@ -171,8 +175,9 @@ void timed(PassMemory& w, int row, Operator op, const Fn& fn) {
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// Threads that work side by side took the mean of their times.
-void read_profile(CpuWorkspace& run, PassMemory& w) {
+// What was measured. Threads that work side by side took the mean of their times.
+void read_measured(CpuWorkspace& run, PassMemory& w) {
+  for (size_t i = 0; i < w.largest.size(); ++i) run.largest_inputs[i] = std::max(run.largest_inputs[i], w.largest[i]);
   const double share = 1.0 / (run.crew().threads() / w.team.threads());
   for (size_t row = 0; row < w.profile.size(); ++row) {
     for (size_t op = 0; op < w.profile[row].size(); ++op)
@@ -212,13 +217,13 @@ void CpuEngine::compute(const at::Tensor& x, std::span<const Row> rows, Workspac
     const std::vector<Piece> pieces = run.groups.pieces_alone(division);
     run.crew().run_apart(static_cast<int>(pieces.size()),
                          [&](int task, int thread) { forward_rows(pieces[task], run.own[thread]); });
-    for (PassMemory& w : run.own) read_profile(run, w);
+    for (PassMemory& w : run.own) read_measured(run, w);
   }
   if (division.together > 0) {
     reserve(run.shared, division.samples, ranges);
     for (const Piece& piece : run.groups.pieces_together(division)) forward_rows(piece, run.shared);
   }
-  read_profile(run, run.shared);
+  read_measured(run, run.shared);
 }
 
 // All memory of a pass with everything on, so that no later step needs more.
@@ -310,9 +315,7 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
   const BlockWidth& width = pass.plan.blocks[index];
   const int rows = pass.samples() * N_, heads = width.active_heads();
   const int64_t modulation = int64_t{index} * 6 * C_;
-  timed(w, index, Operator::Norm, [&] {
-    norm_of_block(pass, rows, nullptr, modulation, config_.block(index).attn_norm_eps, block.qkv);
-  });
+  timed(w, index, Operator::Norm, [&] { norm_of_block(pass, rows, nullptr, index, Branch::Attention); });
 
   const int64_t qkv_row = even(heads * 3 * D_), heads_row = int64_t{heads} * block.proj.padded_in_size(),
                 element = bf16_ ? 2 : 4;
@@ -474,9 +477,7 @@ void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) const {
   if (tokens == 0) return;
   const int groups = width.active_groups(), group = block.fc2.padded_in_size();
   const int64_t modulation = int64_t{index} * 6 * C_ + 3 * C_, hidden_row = int64_t{groups} * group;
-  timed(w, index, Operator::Norm, [&] {
-    norm_of_block(pass, tokens, gathered, modulation, config_.block(index).mlp_norm_eps, block.fc1);
-  });
+  timed(w, index, Operator::Norm, [&] { norm_of_block(pass, tokens, gathered, index, Branch::Mlp); });
   auto* hidden = w.hidden.as<std::byte>();
   timed(w, index, Operator::Fc1, [&] {
     w.panels.clear();
@@ -618,10 +619,20 @@ void CpuEngine::norm(const Pass& pass, int rows, const int* gathered, int64_t sh
   });
 }
 
-// Of a block: in the type of what `next`, the layer that takes the rows, is multiplied with.
-void CpuEngine::norm_of_block(const Pass& pass, int rows, const int* gathered, int64_t shift, double eps,
-                              const PackedLinear& next) const {
-  norm(pass, rows, gathered, shift, eps, bf16_, int8_ ? &next : nullptr);
+// Before a branch of block `index`: in the type of what qkv or fc1 is multiplied with.
+void CpuEngine::norm_of_block(const Pass& pass, int rows, const int* gathered, int index, Branch which) const {
+  const bool attends = which == Branch::Attention;
+  const BlockConfig& block = config_.block(index);
+  const PackedLinear& next = attends ? model_.blocks[index].qkv : model_.blocks[index].fc1;
+  norm(pass, rows, gathered, (int64_t{index} * 6 + (attends ? 0 : 3)) * C_,
+       attends ? block.attn_norm_eps : block.mlp_norm_eps, bf16_, int8_ ? &next : nullptr);
+  PassMemory& w = pass.w;
+  if (w.largest.empty()) return;
+  float* largest = w.largest.data() + (int64_t{index} * 2 + (attends ? 0 : 1)) * C_;
+  for (int row = 0; row < rows; ++row) {
+    const float* values = w.rows.as<float>() + int64_t{row} * row_;
+    for (int c = 0; c < C_; ++c) largest[c] = std::max(largest[c], std::abs(values[c]));
+  }
 }
 
 const float* const* CpuEngine::gates_at(const Pass& pass, int64_t offset) const {
