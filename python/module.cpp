@@ -70,7 +70,8 @@ std::vector<int> labels_of(const Classes& given, const Checkpoint& checkpoint) {
   return labels;
 }
 
-at::ScalarType dtype_or_auto(std::optional<at::ScalarType> given, const Checkpoint& checkpoint, EngineKind kind) {
+at::ScalarType dtype_or_auto(std::optional<at::ScalarType> given, const Checkpoint& checkpoint,
+                             EngineKind kind) {
   const at::ScalarType dtype = given ? *given : auto_dtype(checkpoint, kind);
   DYDIT_USAGE_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kChar,
                     "dtype {}: expected float32, bfloat16 or int8", c10::toString(dtype));
@@ -235,8 +236,9 @@ class Model {
       if (prepared_) return prepared_;
     }
     const int threads = threads_of({});
-    const auto made = std::make_shared<Prepared>(pipeline(EngineKind::Cpu, dtype_or_auto({}, checkpoint_, EngineKind::Cpu), threads),
-                                                 Mode::Dynamic, threads);
+    const auto made = std::make_shared<Prepared>(
+        pipeline(EngineKind::Cpu, dtype_or_auto({}, checkpoint_, EngineKind::Cpu), threads), Mode::Dynamic,
+        threads);
     const std::lock_guard lock(mutex_);
     if (!prepared_) prepared_ = made;
     return prepared_;

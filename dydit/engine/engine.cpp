@@ -158,10 +158,10 @@ std::unique_ptr<Workspace> Engine::make_workspace(const WorkspaceOptions& option
       "a profile of {} rows: expected {}, one a block and one more", options.profile->size(),
       config_.depth + 1);
   const size_t inputs = size_t{2} * config_.depth * config_.hidden_size;
-  DYDIT_USAGE_CHECK(options.largest_inputs.empty() ||
-                        (options.largest_inputs.size() == inputs && kept_type_ == at::kFloat),
-                    "{} largest inputs of {} activations: expected {} of Float", options.largest_inputs.size(),
-                    c10::toString(kept_type_), inputs);
+  DYDIT_USAGE_CHECK(
+      options.largest_inputs.empty() || (options.largest_inputs.size() == inputs && kept_type_ == at::kFloat),
+      "{} largest inputs of {} activations: expected {} of Float", options.largest_inputs.size(),
+      c10::toString(kept_type_), inputs);
   return new_workspace(options);
 }
 

@@ -77,7 +77,8 @@ struct EngineOptions {
   std::optional<Level> level = {};    // of the CPU engine, whose weights are `dtype`; null: level_of(dtype)
 };
 
-/// What "auto" means for this checkpoint: auto_dtype(), of a quantised one kChar where there is arithmetic for it.
+/// What "auto" means for this checkpoint: auto_dtype(), of a quantised one kChar where there is arithmetic
+/// for it.
 at::ScalarType auto_dtype(const Checkpoint& checkpoint, EngineKind kind);
 /// What such an engine keeps features in: the type of its activations.
 at::ScalarType kept_type(EngineKind kind, const EngineOptions& options);
@@ -87,8 +88,8 @@ std::string arithmetic_text(EngineKind kind, at::ScalarType dtype);
 struct WorkspaceOptions {
   int threads = 1;
   Profile* profile = nullptr;  // L + 1 rows, filled by the CPU engine; null: not measured
-  // (L, 2, C) raised to the largest magnitudes that qkv's and fc1's inputs have in each channel, by the CPU engine
-  // with float32 activations; empty: not measured.
+  // (L, 2, C) raised to the largest magnitudes that qkv's and fc1's inputs have in each channel, by the CPU
+  // engine with float32 activations; empty: not measured.
   std::span<float> largest_inputs = {};
 };
 

@@ -88,9 +88,9 @@ Checkpoint parse_checkpoint(std::span<const std::byte> bytes, const std::string&
 /// Builds the model in eval mode with the checkpoint's weights in float32 (blocks in `compute_dtype`).
 DiT make_model(const Checkpoint& checkpoint, at::ScalarType compute_dtype = at::kFloat);
 
-/// Writes safetensors with every tensor in `dtype` (float32 or bfloat16), pos_embed always in float32, quantised
-/// ones and their scales as they are. This
-/// and the next two leave the target as it was when the checkpoint does not pass check_unchanged().
+/// Writes safetensors with every tensor in `dtype` (float32 or bfloat16), pos_embed always in float32,
+/// quantised ones and their scales as they are. This and the next two leave the target as it was when the
+/// checkpoint does not pass check_unchanged().
 void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint, at::ScalarType dtype);
 void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint, at::ScalarType dtype,
                      Durability durability);

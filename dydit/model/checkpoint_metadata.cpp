@@ -104,7 +104,8 @@ Quantization parse_quantization(const std::string& text, const std::string& name
   Quantization how;
   const auto number = [&](const char* key, auto& value) {
     const json& found = stated.value(key, json());
-    DYDIT_CHECK(found.is_number() && found >= 0, "{}: metadata 'quantization' has no {} of 0 or more", name, key);
+    DYDIT_CHECK(found.is_number() && found >= 0, "{}: metadata 'quantization' has no {} of 0 or more", name,
+                key);
     value = found.get<std::remove_reference_t<decltype(value)>>();
   };
   number("smoothing", how.smoothing);
@@ -117,9 +118,8 @@ Quantization parse_quantization(const std::string& text, const std::string& name
 }
 
 // Keys that metadata_of writes; others are notes.
-constexpr std::array kOwnKeys = {"format",    "dydit_format", "config", "parent_sha256",
-                                 "gate_rule", "keep_counts",  "lambda", "class_names",
-                                 "quantization"};
+constexpr std::array kOwnKeys = {"format",      "dydit_format", "config",      "parent_sha256", "gate_rule",
+                                 "keep_counts", "lambda",       "class_names", "quantization"};
 
 }  // namespace
 

@@ -17,7 +17,8 @@ Weights stored_weights(const Checkpoint& checkpoint, at::ScalarType dtype) {
   Weights stored;
   for (const auto& [name, tensor] : checkpoint.weights) {
     const bool as_it_is = tensor.scalar_type() == at::kChar || is_quantization_part(name);
-    stored[name] = as_it_is ? tensor.contiguous() : tensor.to(name == "pos_embed" ? at::kFloat : dtype).contiguous();
+    stored[name] =
+        as_it_is ? tensor.contiguous() : tensor.to(name == "pos_embed" ? at::kFloat : dtype).contiguous();
   }
   return stored;
 }

@@ -53,7 +53,8 @@ QuantizedWeight quantized_layer(const Weights& weights, const std::string& layer
   const at::Tensor& weight = weights.at(layer + ".weight");
   if (weight.scalar_type() != at::kChar) return quantize(weight, segments);
   const auto smooth = weights.find(layer + ".weight.smooth");
-  return {weight, weights.at(layer + ".weight.scale"), smooth == weights.end() ? at::Tensor() : smooth->second};
+  return {weight, weights.at(layer + ".weight.scale"),
+          smooth == weights.end() ? at::Tensor() : smooth->second};
 }
 
 at::Tensor float_weight(const Weights& weights, const std::string& name) {
@@ -62,7 +63,8 @@ at::Tensor float_weight(const Weights& weights, const std::string& name) {
   return dequantize(quantized_layer(weights, name.substr(0, name.size() - kWeight.size()), 1));
 }
 
-Checkpoint quantize_checkpoint(const Checkpoint& checkpoint, const at::Tensor& smooth, const Quantization& how) {
+Checkpoint quantize_checkpoint(const Checkpoint& checkpoint, const at::Tensor& smooth,
+                               const Quantization& how) {
   refuse_quantized(checkpoint, "quantize");
   Checkpoint result = checkpoint;
   result.quantization = how;
@@ -70,7 +72,8 @@ Checkpoint quantize_checkpoint(const Checkpoint& checkpoint, const at::Tensor& s
     for (const std::string_view layer : kBlockLayers) {
       const std::string name = fmt::format("blocks.{}.{}", l, layer);
       const int input = layer == "attn.qkv" ? 0 : layer == "mlp.fc1" ? 1 : -1;
-      const at::Tensor factors = smooth.defined() && input >= 0 ? smooth[l][input].contiguous() : at::Tensor();
+      const at::Tensor factors =
+          smooth.defined() && input >= 0 ? smooth[l][input].contiguous() : at::Tensor();
       const QuantizedWeight quantized = quantize(checkpoint.weights.at(name + ".weight"),
                                                  input_segments(checkpoint.config, layer), factors);
       result.weights[name + ".weight"] = quantized.values;
@@ -82,10 +85,11 @@ Checkpoint quantize_checkpoint(const Checkpoint& checkpoint, const at::Tensor& s
 }
 
 void refuse_quantized(const Checkpoint& checkpoint, std::string_view what) {
-  DYDIT_CHECK(!checkpoint.quantization,
-              "{}: its weights are quantised to 8 bits, and what was rounded off is gone; {} takes the checkpoint "
-              "that it was made of (sha256 {:.10})",
-              checkpoint.path.string(), what, checkpoint.quantization->parent_sha256);
+  DYDIT_CHECK(
+      !checkpoint.quantization,
+      "{}: its weights are quantised to 8 bits, and what was rounded off is gone; {} takes the checkpoint "
+      "that it was made of (sha256 {:.10})",
+      checkpoint.path.string(), what, checkpoint.quantization->parent_sha256);
 }
 
 }  // namespace dydit

@@ -1,8 +1,9 @@
-// Weights of 8-bit integers: symmetric, a scale for every output and every segment of the inputs (a head of proj, a
-// channel group of fc2, the whole row of qkv and fc1), so that segments can be left out.
+// Weights of 8-bit integers: symmetric, a scale for every output and every segment of the inputs (a head of
+// proj, a channel group of fc2, the whole row of qkv and fc1), so that segments can be left out.
 //
 // In a file: blocks.B.LAYER.weight (out, in) int8, beside it blocks.B.LAYER.weight.scale (out, segments)
-// float32 and, of a layer that was smoothed, blocks.B.LAYER.weight.smooth (in) float32; metadata 'quantization'.
+// float32 and, of a layer that was smoothed, blocks.B.LAYER.weight.smooth (in) float32; metadata
+// 'quantization'.
 #pragma once
 
 #include <array>
@@ -19,7 +20,8 @@ inline constexpr const char* kQuantizationScheme = "w8a8-dynamic";
 inline constexpr int kQuantizationVersion = 1;
 
 /// The layers of a block that are quantised.
-inline constexpr std::array<std::string_view, 4> kBlockLayers = {"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"};
+inline constexpr std::array<std::string_view, 4> kBlockLayers = {"attn.qkv", "attn.proj", "mlp.fc1",
+                                                                 "mlp.fc2"};
 /// Of a tensor's name: whether it is one of those layers' weights or biases.
 bool is_block_layer(std::string_view name);
 /// Whether it is a scale or smoothing factors.
@@ -44,8 +46,8 @@ QuantizedWeight quantized_layer(const Weights& weights, const std::string& layer
 /// A tensor by its name: quantised weights as the float32 ones that they stand for, others as they are.
 at::Tensor float_weight(const Weights& weights, const std::string& name);
 
-/// The checkpoint with its blocks' layers quantised. smooth (L, 2, C) float32: of the inputs of qkv and of fc1, or
-/// undefined. Throws Error where it is quantised already.
+/// The checkpoint with its blocks' layers quantised. smooth (L, 2, C) float32: of the inputs of qkv and of
+/// fc1, or undefined. Throws Error where it is quantised already.
 Checkpoint quantize_checkpoint(const Checkpoint& checkpoint, const at::Tensor& smooth,
                                const Quantization& how);
 /// Throws Error for a quantised checkpoint: `what` takes the one that it was made of.

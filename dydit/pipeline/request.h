@@ -52,8 +52,8 @@ struct SamplingOptions {
   int batch = 16;  // images sampled together
   int first = 0;   // image that is made first: those before it are left out
   int threads = 1;
-  int preview_every = 0;     // steps from one preview to the next; 0: none
-  bool token_map = false;    // also keep each token's share of MLP entries
+  int preview_every = 0;                 // steps from one preview to the next; 0: none
+  bool token_map = false;                // also keep each token's share of MLP entries
   std::span<float> largest_inputs = {};  // WorkspaceOptions::largest_inputs
   int64_t cache_memory = 0;  // bytes that a batch may keep of features and guidance; 0: cache_allowance's
 };

@@ -39,7 +39,8 @@ Course::Course(const Request& request, RunPlan plan) : request(request), plan(st
 Scheduler::Scheduler(const Engine& engine, const SamplingOptions& options)
     : engine_(engine),
       options_(options),
-      workspace_(engine.make_workspace({.threads = options.threads, .largest_inputs = options.largest_inputs})),
+      workspace_(
+          engine.make_workspace({.threads = options.threads, .largest_inputs = options.largest_inputs})),
       values_(static_cast<size_t>(engine.config().in_channels) * engine.config().input_size *
               engine.config().input_size) {}
 

@@ -348,6 +348,7 @@ int bench_levels(Cli& cli, const BenchFlags& flags, const Checkpoint& checkpoint
     json& entry = result["levels"][std::string(levels[i].name)];
     entry = contestant_json(*contestants[i], contestants[i]->macs(&Work::required), peak);
     entry["peak_gflops"] = 2 * peak / 1e9;
+    if (levels[i].weights == at::kChar) continue;  // never auto's: it costs quality
     if (fastest.empty() || entry["ms_per_sample"] < result["levels"][fastest]["ms_per_sample"])
       fastest = levels[i].name;
   }

@@ -12,6 +12,7 @@
 #include "dydit/io/file.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/macs.h"
+#include "dydit/model/quantization.h"
 #include "dydit/pipeline/record.h"
 #include "dydit/plan/policies.h"
 #include "dydit/plan/run_plan.h"
@@ -52,19 +53,29 @@ json plan_json(const RunPlan& plan) {
 
 json checkpoint_json(const Checkpoint& checkpoint, const std::optional<RunPlan>& plan) {
   const DiTConfig& config = checkpoint.config;
-  json result = {{"file", checkpoint.path.string()},
-                 {"format", checkpoint.format},
-                 {"sha256", checkpoint.sha256},
-                 {"weights", checkpoint.weights_key},
-                 {"model", model_name(config)},
-                 {"config", config_to_json(config)},
-                 {"tdw", config.width_routers},
-                 {"sdt", config.token_routers},
-                 {"parameters", checkpoint.num_parameters()},
-                 {"dtype", c10::toString(checkpoint.weights.at("blocks.0.attn.qkv.weight").scalar_type())},
-                 {"static_gmacs", static_cast<double>(static_macs(config)) / 1e9},
-                 {"router_gmacs", static_cast<double>(router_macs(config)) / 1e9},
-                 {"class_names", checkpoint.class_names}};
+  json result = {
+      {"file", checkpoint.path.string()},
+      {"format", checkpoint.format},
+      {"sha256", checkpoint.sha256},
+      {"weights", checkpoint.weights_key},
+      {"model", model_name(config)},
+      {"config", config_to_json(config)},
+      {"tdw", config.width_routers},
+      {"sdt", config.token_routers},
+      {"parameters", checkpoint.num_parameters()},
+      {"dtype", checkpoint.quantization
+                    ? "int8"
+                    : c10::toString(checkpoint.weights.at("blocks.0.attn.qkv.weight").scalar_type())},
+      {"static_gmacs", static_cast<double>(static_macs(config)) / 1e9},
+      {"router_gmacs", static_cast<double>(router_macs(config)) / 1e9},
+      {"class_names", checkpoint.class_names}};
+  if (const auto& how = checkpoint.quantization)
+    result["quantization"] = {{"scheme", kQuantizationScheme},
+                              {"version", kQuantizationVersion},
+                              {"smoothing", how->smoothing},
+                              {"images", how->images},
+                              {"seed", how->seed},
+                              {"parent_sha256", how->parent_sha256}};
   if (checkpoint.lambda) result["lambda"] = *checkpoint.lambda;
   if (checkpoint.choices.size() > 1) {
     result["choices"] = json::array();
@@ -123,6 +134,13 @@ void print_checkpoint(const json& result, const Checkpoint& checkpoint) {
             checkpoint.lambda ? fmt::format(", lambda {}", *checkpoint.lambda) : "");
   print_out("parameters  {:.2f} M, {}\n", static_cast<double>(checkpoint.num_parameters()) / 1e6,
             result["dtype"].get<std::string>());
+  if (const auto& how = checkpoint.quantization) {
+    print_out("quantised   {}, version {}, {}; of sha256 {}\n", kQuantizationScheme, kQuantizationVersion,
+              how->images > 0 ? fmt::format("smoothed by {} of its images, exponent {}, seed {}", how->images,
+                                            how->smoothing, how->seed)
+                              : "not smoothed",
+              how->parent_sha256);
+  }
   print_out("forward     {:.4g} GMACs = {:.4g} GFLOPs a sample (complete model{})\n", macs, 2 * macs,
             config.is_dynamic()
                 ? fmt::format("; routers add {:.3g} GMACs", result["router_gmacs"].get<double>())

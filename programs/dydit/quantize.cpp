@@ -29,17 +29,22 @@ int run_quantize(const Args& args, Isa isa) {
   uint64_t seed = 0;
   add_model_path(cli, in, options);
   cli.add_text("--out", out, "Target: a name that ends in .safetensors")->required();
-  cli.add_number("--calibrate", images, 0, 65536,
-                 "Images that the model makes itself, of 10 steps, to find its largest activations; 0: none, and "
-                 "nothing is smoothed");
-  cli.add_number("--smoothing", smoothing, 0, 1, "Exponent of the activations' largest values in the smoothing factors");
+  cli.add_number(
+      "--calibrate", images, 0, 65536,
+      "Images that the model makes itself, of 10 steps, to find its largest activations; 0: none, and "
+      "nothing is smoothed");
+  cli.add_number("--smoothing", smoothing, 0, 1,
+                 "Exponent of the activations' largest values in the smoothing factors");
   cli.add_number("--batch", batch, 1, 65536, "Images made together");
   cli.add_seed("--seed", seed, "Of these images");
-  cli.add_choice("--dtype", dtype, kDtypeNames.names(), "Type of what is not rounded to 8 bits (pos_embed stays float32)");
+  cli.add_choice("--dtype", dtype, kDtypeNames.names(),
+                 "Type of what is not rounded to 8 bits (pos_embed stays float32)");
   cli.add_threads(threads);
   cli.parse(args);
-  for (const char* flag : {"--smoothing", "--seed", "--batch"}) cli.needs(flag, images > 0, "--calibrate above 0");
-  DYDIT_USAGE_CHECK(out.ends_with(".safetensors"), "--out {}: expected a name that ends in .safetensors", out);
+  for (const char* flag : {"--smoothing", "--seed", "--batch"})
+    cli.needs(flag, images > 0, "--calibrate above 0");
+  DYDIT_USAGE_CHECK(out.ends_with(".safetensors"), "--out {}: expected a name that ends in .safetensors",
+                    out);
 
   const CancelFlag& cancel = install_cancel_handler();
   const Checkpoint checkpoint = load_model(cli, in, options);
@@ -49,19 +54,19 @@ int run_quantize(const Args& args, Isa isa) {
   if (images > 0) {
     std::vector<int> classes(checkpoint.config.num_classes);
     std::iota(classes.begin(), classes.end(), 0);
-    const GenerateOptions request{
-        {.classes = classes,
-         .num_images = images,
-         .num_steps = kCalibrationSteps,
-         .sampler = {SamplerKind::Ddim},
-         .cfg_scale = kCalibrationScale,
-         .seed = seed,
-         .mode = checkpoint.config.is_dynamic() ? Mode::Dynamic : Mode::Static},
-        {.batch = batch, .threads = threads},
-        at::kFloat,
-        EngineKind::Cpu};
+    const GenerateOptions request{{.classes = classes,
+                                   .num_images = images,
+                                   .num_steps = kCalibrationSteps,
+                                   .sampler = {SamplerKind::Ddim},
+                                   .cfg_scale = kCalibrationScale,
+                                   .seed = seed,
+                                   .mode = checkpoint.config.is_dynamic() ? Mode::Dynamic : Mode::Static},
+                                  {.batch = batch, .threads = threads},
+                                  at::kFloat,
+                                  EngineKind::Cpu};
     factors = smoothing_factors(
-        checkpoint, request, smoothing, [&](const Progress& progress) { cli.console.progress(progress); }, &cancel);
+        checkpoint, request, smoothing, [&](const Progress& progress) { cli.console.progress(progress); },
+        &cancel);
   }
   const Quantization how{images > 0 ? smoothing : 0, images, seed, checkpoint.sha256};
   save_checkpoint(out, quantize_checkpoint(checkpoint, factors, how), kDtypeNames.at(dtype));
@@ -79,8 +84,8 @@ int run_quantize(const Args& args, Isa isa) {
              {"parent_sha256", how.parent_sha256}},
             [&] {
               print_out("{}: {}, {:.2f} M parameters -> {} (int8 and {}, {:.1f} MB, {})\n", in,
-                        model_name(checkpoint.config), static_cast<double>(checkpoint.num_parameters()) / 1e6, out,
-                        dtype, static_cast<double>(bytes) / 1e6,
+                        model_name(checkpoint.config), static_cast<double>(checkpoint.num_parameters()) / 1e6,
+                        out, dtype, static_cast<double>(bytes) / 1e6,
                         images > 0 ? fmt::format("smoothed by {} images", images) : "not smoothed");
             });
   return 0;

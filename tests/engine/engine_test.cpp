@@ -221,6 +221,9 @@ TEST_P(EveryEngine, RefusesOptionsThatDoNotFit) {
   expect_refused([&] { engine_.engine->make_workspace({.threads = 0}); }, "0 threads: expected 1 or more");
   expect_refused([&] { engine_.engine->make_workspace({.profile = &profile}); },
                  "a profile of 2 rows: expected 3");
+  std::vector<float> largest(7);
+  expect_refused([&] { engine_.engine->make_workspace({.largest_inputs = largest}); },
+                 "7 largest inputs of Float activations: expected 256 of Float");
 }
 
 // Resident bytes of this process, of files and of its own.

@@ -274,6 +274,14 @@ class ModelFilesFlagsTest(FlagsBase):
             "--weights": MODEL["--weights"], "--dtype": row("--dtype", "bf16"), "--to": row("--to", "static"), "--semantics": row("--semantics", "diffusers"),
             "--seed": row("--seed", "1", base=[*static, "--to", "dynamic"]), "--class-names": row("--class-names", names)})
 
+    def test_every_flag_of_quantize(self):
+        base = ["--model", TINY, "--out", "x.safetensors", "--calibrate", "2"]
+        self.check("quantize", base, {
+            **common_rows(), "--model": row("--model", self.pixel_model()), "--num-heads": MODEL["--num-heads"],
+            "--weights": MODEL["--weights"], "--threads": MODEL["--threads"], "--out": row("--out", "y.safetensors"),
+            "--calibrate": row("--calibrate", "3"), "--smoothing": row("--smoothing", "0.4"), "--batch": row("--batch", "1"),
+            "--seed": row("--seed", "1"), "--dtype": row("--dtype", "f32")})
+
     def test_every_flag_of_verify(self):
         base = ["--model", TINY, "--reference", GOLDEN / "forward.safetensors"]
         self.check("verify", base, {
@@ -292,7 +300,7 @@ class BenchFlagsTest(FlagsBase):
         half = ["--vae", vae, "--side", "16", "--repeats", "1"]
         self.check("bench", base, {
             **common_rows(), "--num-heads": MODEL["--num-heads"], "--threads": MODEL["--threads"],
-            "--weights": MODEL["--weights"], "--model": row("--model", self.pixel_model()), "--dtype": row("--dtype", "f32", base=[*base, "--dtype", "bf16"]),
+            "--weights": MODEL["--weights"], "--model": row("--model", self.pixel_model()), "--dtype": row("--dtype", "f32", base=[*base, "--dtype", "bf16"]), "--levels": row("--levels"),
             "--engine": row("--engine", "reference"), "--size": row("--size", "odd", base=base[2:]),
             "--input-size": row("--input-size", "16", base=size), "--batch": row("--batch", "2"),
             "--heads": row("--heads", "0.3"), "--groups": row("--groups", "0.3"), "--tokens": row("--tokens", "0.3"),
@@ -547,7 +555,7 @@ class NumbersTest(FlagsBase):
 
     def test_every_number(self):
         positions = {"inspect": [TINY], "convert": [TINY, "x.safetensors"], "report": [TINY]}
-        for verb in ("generate", "inspect", "report", "verify", "convert", "train", "finetune", "bench", "evaluate", "latents"):
+        for verb in ("generate", "inspect", "report", "verify", "convert", "train", "finetune", "bench", "evaluate", "latents", "quantize"):
             said = self.run_program(verb, "--help").stdout
             numbers = re.findall(r"^  (?:-\w,)?(--[a-z-]+)[^ ]* (INT|FLOAT|UINT)", said, re.MULTILINE)
             self.assertTrue(numbers, verb)

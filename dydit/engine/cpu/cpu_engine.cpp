@@ -40,9 +40,9 @@ struct PassMemory {
   std::vector<const float*> gates;
   Panels panels;
   std::vector<int> segments;
-  std::vector<int> gathered;  // rows that enter the MLP
-  std::vector<int> kept;      // (samples, L) tokens that entered each MLP
-  Profile profile;            // of the passes since it was last read
+  std::vector<int> gathered;   // rows that enter the MLP
+  std::vector<int> kept;       // (samples, L) tokens that entered each MLP
+  Profile profile;             // of the passes since it was last read
   std::vector<float> largest;  // WorkspaceOptions::largest_inputs of this memory's passes
 };
 
@@ -177,7 +177,8 @@ void timed(PassMemory& w, int row, Operator op, const Fn& fn) {
 
 // What was measured. Threads that work side by side took the mean of their times.
 void read_measured(CpuWorkspace& run, PassMemory& w) {
-  for (size_t i = 0; i < w.largest.size(); ++i) run.largest_inputs[i] = std::max(run.largest_inputs[i], w.largest[i]);
+  for (size_t i = 0; i < w.largest.size(); ++i)
+    run.largest_inputs[i] = std::max(run.largest_inputs[i], w.largest[i]);
   const double share = 1.0 / (run.crew().threads() / w.team.threads());
   for (size_t row = 0; row < w.profile.size(); ++row) {
     for (size_t op = 0; op < w.profile[row].size(); ++op)
@@ -620,7 +621,8 @@ void CpuEngine::norm(const Pass& pass, int rows, const int* gathered, int64_t sh
 }
 
 // Before a branch of block `index`: in the type of what qkv or fc1 is multiplied with.
-void CpuEngine::norm_of_block(const Pass& pass, int rows, const int* gathered, int index, Branch which) const {
+void CpuEngine::norm_of_block(const Pass& pass, int rows, const int* gathered, int index,
+                              Branch which) const {
   const bool attends = which == Branch::Attention;
   const BlockConfig& block = config_.block(index);
   const PackedLinear& next = attends ? model_.blocks[index].qkv : model_.blocks[index].fc1;

@@ -44,8 +44,9 @@ PackedLinear PackedModel::pack(const Checkpoint& checkpoint, const std::string& 
                                int in_segments, bool bf16, bool bf16_rows, Team& team,
                                std::span<const int> rows) {
   const at::Tensor& weight = checkpoint.weights.at(name + ".weight");
-  PackedLinear packed(float_weight(checkpoint.weights, name + ".weight").flatten(1), checkpoint.weights.at(name + ".bias"), out_segments, in_segments,
-                      bf16, bf16_rows, takes_narrow(bf16_rows), arena_, team, rows);
+  PackedLinear packed(float_weight(checkpoint.weights, name + ".weight").flatten(1),
+                      checkpoint.weights.at(name + ".bias"), out_segments, in_segments, bf16, bf16_rows,
+                      takes_narrow(bf16_rows), arena_, team, rows);
   if (bf16 && !bf16_rows) expanded_floats_ = std::max(expanded_floats_, packed.tile_floats());
   drop_pages(checkpoint, weight);
   return packed;
@@ -63,8 +64,8 @@ PackedBlock PackedModel::pack_block(const Checkpoint& checkpoint, int index, con
   const auto pack_layer = [&](const std::string& name, int outs, int ins, std::span<const int> rows = {}) {
     if (level.weights == at::kChar) {
       const at::Tensor& weight = checkpoint.weights.at(prefix + name + ".weight");
-      PackedLinear packed(quantized_layer(checkpoint.weights, prefix + name, ins), checkpoint.weights.at(prefix + name + ".bias"), outs, arena_,
-                          team, rows);
+      PackedLinear packed(quantized_layer(checkpoint.weights, prefix + name, ins),
+                          checkpoint.weights.at(prefix + name + ".bias"), outs, arena_, team, rows);
       drop_pages(checkpoint, weight);
       return packed;
     }
