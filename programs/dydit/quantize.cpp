@@ -50,6 +50,9 @@ int run_quantize(const Args& args, Isa isa) {
   const Checkpoint checkpoint = load_model(cli, in, options);
   refuse_quantized(checkpoint, "quantize");
   check_targets(cli, {{"--out", out}}, inputs_of(checkpoint));
+  cli.console.info(
+      fmt::format("model    {}: {}, sha256 {:.10}; {}", in, model_name(checkpoint.config), checkpoint.sha256,
+                  images > 0 ? fmt::format("smoothed by {} of its images", images) : "not smoothed"));
   at::Tensor factors;
   if (images > 0) {
     std::vector<int> classes(checkpoint.config.num_classes);

@@ -6,7 +6,7 @@ import support
 from support import CIFAR, GOLDEN, TINY, ProgramTest
 
 USAGE = 2
-VERBS = ("generate", "decode", "inspect", "verify", "convert", "train", "finetune", "bench", "calibrate", "evaluate", "latents", "report")
+VERBS = ("generate", "decode", "inspect", "verify", "convert", "train", "finetune", "bench", "calibrate", "evaluate", "latents", "quantize", "report")
 LATER_VERBS = ("serve",)
 # option, verbs, values that work, values that are known and refused
 CHOICES = (
