@@ -51,10 +51,12 @@ int run_quantize(const Args& args, Isa isa) {
   refuse_quantized(checkpoint, "quantize");
   check_targets(cli, {{"--out", out}}, inputs_of(checkpoint));
   cli.console.info(
-      fmt::format("model    {}: {}, sha256 {:.10}; {}", in, model_name(checkpoint.config), checkpoint.sha256,
-                  images > 0 ? fmt::format("smoothed by {} of its images", images) : "not smoothed"));
+      fmt::format("model    {}: {}, sha256 {:.10}", in, model_name(checkpoint.config), checkpoint.sha256));
   at::Tensor factors;
   if (images > 0) {
+    cli.console.info(
+        fmt::format("smoothed by {} of its images, {} steps, guidance {}, batches of {}, {} threads", images,
+                    kCalibrationSteps, kCalibrationScale, batch, threads));
     std::vector<int> classes(checkpoint.config.num_classes);
     std::iota(classes.begin(), classes.end(), 0);
     const GenerateOptions request{{.classes = classes,
