@@ -20,6 +20,8 @@ import statistics
 import subprocess
 import sys
 
+from turns import Worker
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CASES = {"XL": ("XL/2", 2), "S": ("S/2", 16)}
 MATMUL = "--no-fused-attention"
@@ -39,34 +41,14 @@ SHARES = ("--heads=.5", "--groups=.5", "--tokens=.75")
 PAPER_SHARES = ("--heads=.5625", "--groups=.5625", "--tokens=.78")
 
 
-class Worker:
-    """A process that answers a line with milliseconds per sample."""
-
-    def __init__(self, command):
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        stderr=subprocess.DEVNULL)
-        ready = self.process.stdout.readline().split(maxsplit=1)
-        if not ready:
-            raise RuntimeError(f"{' '.join(map(str, command))}: ended before it was ready")
-        self.version = ready[1].strip()
-
-    def lap(self):
-        print(file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def best_worker(rival, size, batch, args):
     """The rival at its fastest setting."""
     best = None
     for setting in RIVALS[rival]:
         setting = [part.format(threads=args.threads) for part in setting]
         worker = Worker([sys.executable, pathlib.Path(__file__).with_name("infer_torch.py"), f"--size={size}",
-                         f"--batch={batch}", f"--threads={args.threads}", *setting])
-        trial = min(worker.lap() for _ in range(TRIALS))
+                         f"--batch={batch}", f"--threads={args.threads}", *setting], stderr=subprocess.DEVNULL)
+        trial = min(worker.lap()[0] for _ in range(TRIALS))
         print(f"{' '.join(setting)}: {trial:.1f} ms/sample", file=sys.stderr)
         if best and best[1] <= trial:
             worker.close()
@@ -120,7 +102,7 @@ def main():
                     laps.setdefault("realised", []).append(result["realised_share"])
                     laps.setdefault("peak_share", []).append(result["static"]["peak_share"])
             for rival, worker in workers.items():
-                laps[rival].append(worker.lap())
+                laps[rival].append(worker.lap()[0])
             print(f"{case}: turn {turn + 1} of {args.rounds}", file=sys.stderr)
         medians = {name: statistics.median(values) for name, values in laps.items()}
         processor, version = turns[0]["processor"], turns[0]["version"]

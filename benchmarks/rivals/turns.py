@@ -1,6 +1,5 @@
-"""Programs that take turns, a lap each, so that a busy minute hits all of them: what the comparisons of autoencoders and of networks of
-features share. A rival is a process that answers "ready VERSION" once warm, and then every line with two numbers, by the clock and by
-processors' time.
+"""Programs that take turns, a lap each, so that a busy minute hits all of them. A rival is a process that answers "ready VERSION" once
+warm, and then every line with the numbers of a lap: of autoencoders and networks of features two, by the clock and by processors' time.
 """
 
 import pathlib
@@ -10,8 +9,8 @@ import sys
 
 
 class Worker:
-    def __init__(self, command):
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, command, **options):
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
         ready = self.process.stdout.readline().split(maxsplit=1)
         if not ready:
             raise RuntimeError(f"{' '.join(map(str, command))}: ended before it was ready")

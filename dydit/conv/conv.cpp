@@ -101,8 +101,8 @@ Conv::Conv(const at::Tensor& weight, const at::Tensor& bias, const ConvShape& sh
   const int inputs = tiling_ == Tiling::Direct ? shape.in * shape.rows.taps * shape.columns.taps : shape.in;
   row_ = even(inputs);
   packed_ = cpu::PackedLinear(matrix.view({int64_t{products} * shape.out, inputs}),
-                              at::zeros({int64_t{products} * shape.out}), products, /*in_segments=*/1, bf16,
-                              /*bf16_rows=*/bf16, /*narrow=*/false, arena, team);
+                              at::zeros({int64_t{products} * shape.out}), products, /*in_segments=*/1,
+                              bf16 ? kLevelBf16Dot : kLevelF32, /*narrow=*/false, arena, team);
   for (int p = 0; p < products; ++p) {
     cpu::Panels panels;
     packed_.add_panels(p, 0, panels);

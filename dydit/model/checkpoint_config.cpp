@@ -180,6 +180,44 @@ void check_plausible_size(const RawCheckpoint& raw, const WeightSet& set, const 
               model_name(config), expected, stored);
 }
 
+// An int8 layer with its scales.
+void check_quantized(const RawCheckpoint& raw, const WeightSet& set, const DiTConfig& config,
+                     const std::string& key, const at::Tensor& values, Weights& weights) {
+  DYDIT_CHECK(
+      raw.metadata.contains("quantization"),
+      "{}: {} is int8, and no metadata 'quantization' says how it was rounded; dydit quantize writes such "
+      "files",
+      raw.name, key);
+  DYDIT_CHECK((values != -128).all().item<bool>(),
+              "{}: {} holds -128, which symmetric rounding never gives; the "
+              "checkpoint is broken",
+              raw.name, key);
+  const std::string layer = key.substr(0, key.size() - std::string_view(".weight").size());
+  const int64_t segments = input_segments(config, std::string_view(layer).substr(layer.find('.', 7) + 1));
+  const auto take = [&](const std::string& name, const std::vector<int64_t>& shape, bool zero) {
+    const auto found = set.tensors.find(name);
+    if (found == set.tensors.end()) return false;
+    const at::Tensor tensor = to_tensor(found->second, raw.memory);
+    DYDIT_CHECK(tensor.sizes().equals(shape) && tensor.scalar_type() == at::kFloat,
+                "{}: {} is {} of shape {}, expected F32 of shape {}", raw.name, name,
+                dtype_name(found->second.dtype), shape_text(tensor.sizes()), shape_text(shape));
+    DYDIT_CHECK(is_finite(tensor) && (zero ? tensor >= 0 : tensor > 0).all().item<bool>(),
+                "{}: {} holds {}; the checkpoint is broken", raw.name, name,
+                is_finite(tensor) ? zero ? "a negative scale" : "a factor of 0 or less" : "NaN or infinity");
+    weights.emplace(name, tensor);
+    return true;
+  };
+  DYDIT_CHECK(take(layer + ".weight.scale", {values.size(0), segments}, true),
+              "{}: {} is int8 and has no {}.weight.scale", raw.name, key, layer);
+  // A scale of 0 is that of zeros.
+  const at::Tensor largest = values.abs().reshape({values.size(0), segments, -1}).amax(-1).to(at::kFloat);
+  DYDIT_CHECK(((weights.at(layer + ".weight.scale") > 0).logical_or(largest == 0)).all().item<bool>(),
+              "{}: {}.weight.scale is 0 where the weights are not; the checkpoint is broken", raw.name,
+              layer);
+  take(layer + ".weight.smooth", {values.size(1)}, false);
+  weights.emplace(key, values);
+}
+
 }  // namespace
 
 int Stated::number(const char* key) const {
@@ -308,48 +346,6 @@ void check_stated(const RawCheckpoint& raw, const DiTConfig& config) {
   check_stated_classes(raw, config);
   check_named_size(raw, config);
 }
-
-namespace {
-
-// An int8 layer with its scales.
-void check_quantized(const RawCheckpoint& raw, const WeightSet& set, const DiTConfig& config,
-                     const std::string& key, const at::Tensor& values, Weights& weights) {
-  DYDIT_CHECK(
-      raw.metadata.contains("quantization"),
-      "{}: {} is int8, and no metadata 'quantization' says how it was rounded; dydit quantize writes such "
-      "files",
-      raw.name, key);
-  DYDIT_CHECK((values != -128).all().item<bool>(),
-              "{}: {} holds -128, which symmetric rounding never gives; the "
-              "checkpoint is broken",
-              raw.name, key);
-  const std::string layer = key.substr(0, key.size() - std::string_view(".weight").size());
-  const int64_t segments = input_segments(config, std::string_view(layer).substr(layer.find('.', 7) + 1));
-  const auto take = [&](const std::string& name, const std::vector<int64_t>& shape, bool zero) {
-    const auto found = set.tensors.find(name);
-    if (found == set.tensors.end()) return false;
-    const at::Tensor tensor = to_tensor(found->second, raw.memory);
-    DYDIT_CHECK(tensor.sizes().equals(shape) && tensor.scalar_type() == at::kFloat,
-                "{}: {} is {} of shape {}, expected F32 of shape {}", raw.name, name,
-                dtype_name(found->second.dtype), shape_text(tensor.sizes()), shape_text(shape));
-    DYDIT_CHECK(is_finite(tensor) && (zero ? tensor >= 0 : tensor > 0).all().item<bool>(),
-                "{}: {} holds {}; the checkpoint is broken", raw.name, name,
-                is_finite(tensor) ? zero ? "a negative scale" : "a factor of 0 or less" : "NaN or infinity");
-    weights.emplace(name, tensor);
-    return true;
-  };
-  DYDIT_CHECK(take(layer + ".weight.scale", {values.size(0), segments}, true),
-              "{}: {} is int8 and has no {}.weight.scale", raw.name, key, layer);
-  // A scale of 0 is that of zeros.
-  const at::Tensor largest = values.abs().reshape({values.size(0), segments, -1}).amax(-1).to(at::kFloat);
-  DYDIT_CHECK(((weights.at(layer + ".weight.scale") > 0).logical_or(largest == 0)).all().item<bool>(),
-              "{}: {}.weight.scale is 0 where the weights are not; the checkpoint is broken", raw.name,
-              layer);
-  take(layer + ".weight.smooth", {values.size(1)}, false);
-  weights.emplace(key, values);
-}
-
-}  // namespace
 
 Weights check_weights(const RawCheckpoint& raw, const WeightSet& set, const DiTConfig& config) {
   const std::string& name = raw.name;

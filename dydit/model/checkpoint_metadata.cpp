@@ -6,6 +6,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/io/json.h"
+#include "dydit/io/json_object.h"
 #include "dydit/io/text.h"
 #include "dydit/model/checkpoint_parts.h"
 #include "dydit/model/quantization.h"
@@ -96,25 +97,24 @@ void read_gate_rule(const RawCheckpoint& raw, const std::string& rule, Checkpoin
 
 Quantization parse_quantization(const std::string& text, const std::string& name) {
   const json stated = parse_or_throw(name, "quantization", text);
+  DYDIT_CHECK(stated.is_object(), "{}: metadata 'quantization' is {}; an object {{...}} is wanted", name,
+              printable(json_text(stated), 40));
+  // Before all else: another version may have other keys.
   const json scheme = stated.value("scheme", json()), version = stated.value("version", json());
-  DYDIT_CHECK(scheme == kQuantizationScheme && version == kQuantizationVersion,
+  DYDIT_CHECK(scheme == kQuantizationScheme && is_whole(version, kQuantizationVersion),
               "{}: quantised by scheme {}, version {}, but this program reads {}, version {}", name,
               printable(json_text(scheme), 40), printable(json_text(version), 40), kQuantizationScheme,
               kQuantizationVersion);
-  Quantization how;
-  const auto number = [&](const char* key, auto& value) {
-    const json& found = stated.value(key, json());
-    DYDIT_CHECK(found.is_number() && found >= 0, "{}: metadata 'quantization' has no {} of 0 or more", name,
-                key);
-    value = found.get<std::remove_reference_t<decltype(value)>>();
-  };
-  number("smoothing", how.smoothing);
-  number("images", how.images);
-  number("seed", how.seed);
-  const json parent = stated.value("parent_sha256", json());
-  DYDIT_CHECK(parent.is_string(), "{}: metadata 'quantization' has no parent_sha256", name);
-  how.parent_sha256 = printable(parent.get<std::string>(), 64);
-  return how;
+  static const std::vector<std::string> kKeys = {"scheme", "version", "smoothing",
+                                                 "images", "seed",    "parent_sha256"};
+  const JsonObject in(stated, name + ": metadata 'quantization'", kKeys);
+  const json &smoothing = in.get("smoothing"), &seed = in.get("seed");
+  DYDIT_CHECK(smoothing.is_number() && smoothing >= 0 && smoothing <= 1,
+              "{}: smoothing is {}; a number from 0 to 1 is wanted", in.at(), shown(smoothing));
+  DYDIT_CHECK(seed.is_number_unsigned(), "{}: seed is {}; a whole number from 0 is wanted", in.at(),
+              shown(seed));
+  return {smoothing.get<double>(), in.whole("images", 0), seed.get<uint64_t>(),
+          in.text(in.get("parent_sha256"), "parent_sha256")};
 }
 
 // Keys that metadata_of writes; others are notes.

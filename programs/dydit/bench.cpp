@@ -456,6 +456,8 @@ int run_bench(const Args& args, Isa isa) {
   }
   if (!flags.vae.path.empty()) {
     for (const char* flag : kModelFlags) cli.needs(flag, false, "--model or --size");
+    cli.needs("--dtype", flags.dtype != "int8",
+              "--model or --size where it is int8; --vae takes f32 and bf16");
     return bench_vae(cli, flags.vae, {flags.dtype, flags.batch, flags.threads, flags.repeats}, isa);
   }
   cli.needs("--input-size", !flags.size.empty(), "--size; a model has its own");
@@ -479,7 +481,6 @@ int run_bench(const Args& args, Isa isa) {
   check_targets(cli, {{"--csv", flags.csv}}, inputs_of(checkpoint));
   const DiTConfig& config = checkpoint.config;
   if (flags.levels) return bench_levels(cli, flags, checkpoint, isa);
-  const double peak = measure_peak_macs(level_of(dtype), flags.threads, kPeakSeconds);
   const EngineOptions options = {.dtype = dtype, .threads = flags.threads};
   const auto check_fits = [&](int ranges) {
     check_memory(least_engine_bytes(kind, checkpoint, options, flags.batch, ranges),
@@ -516,6 +517,7 @@ int run_bench(const Args& args, Isa isa) {
   checkpoint.check_unchanged();  // the engine has its weights
   run_laps(cli, flags, contestants, run.total_steps());
 
+  const double peak = measure_peak_macs(level_of(dtype), flags.threads, kPeakSeconds);
   const Contestant& complete = *contestants[0];
   const double complete_macs = complete.macs(&Work::required);
   json result = {{"model", fmt::format("{} ({})", model_name(config), checkpoint.path.filename().string())},

@@ -16,7 +16,9 @@ inline constexpr const char* kCheckpointHelp =
     "diffusers";
 
 inline constexpr const char* kDtypeHelp =
-    "Arithmetic of the blocks; auto: the processor's fastest of the two, by a table (bench --levels)";
+    "Arithmetic of the blocks; auto: bf16 or f32, which the processor does faster, by a table (bench "
+    "--levels); of "
+    "a quantised checkpoint int8";
 
 /// How most verbs call the choice among a file's sets of weights.
 inline constexpr const char* kWeightsFlag = "--weights";

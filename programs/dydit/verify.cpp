@@ -184,7 +184,7 @@ namespace {
 void verify_model(Cli& cli, const ModelFlags& flags, const Reference& reference, Isa isa,
                   VerifyReport& report) {
   const Checkpoint checkpoint = flags.load(cli);
-  const VerifyContext context{checkpoint, reference, flags.resolve_dtype(checkpoint), flags.resolve_engine(),
+  const VerifyContext context{checkpoint, reference, dtype_of(flags.dtype), flags.resolve_engine(),
                               flags.threads};
   cli.console.info(fmt::format("model {} ({}), reference {}, engine {}, {}, cpu ({}), {} threads", flags.path,
                                model_name(checkpoint.config), reference.path(), kEngineNames[context.engine],
@@ -267,6 +267,9 @@ int run_verify(const Args& args, Isa isa) {
   for (const char* flag : {"--num-heads", "--weights", "--engine"})
     cli.needs(flag, !flags.path.empty(), "--model; nothing else has such a choice");
   cli.needs("--dtype", !flags.path.empty() || !vae.empty(), "--model or --vae");
+  DYDIT_USAGE_CHECK(flags.dtype != "int8",
+                    "--dtype int8: recordings are compared in f32 and bf16; quantising has no "
+                    "original to be equal to");
   cli.needs("--vae-config", !vae.empty(), "--vae");
   const Reference reference(reference_path);
   VerifyReport report;

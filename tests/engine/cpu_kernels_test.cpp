@@ -57,9 +57,9 @@ struct Problem {
     fill_normal({weight.data_ptr<float>(), static_cast<size_t>(weight.numel())}, 3, 1, 0);
     fill_normal({bias.data_ptr<float>(), static_cast<size_t>(outs)}, 3, 2, 0);
     if (sizeof(W) == 2) weight.copy_(weight.to(at::kBFloat16));
+    constexpr Level kLevel = sizeof(A) == 2 ? kLevelBf16Dot : sizeof(W) == 2 ? kLevelBf16Fma : kLevelF32;
     Team team(1);
-    packed = PackedLinear(weight, bias, layer.out_segments, layer.in_segments, sizeof(W) == 2, sizeof(A) == 2,
-                          narrow, arena, team);
+    packed = PackedLinear(weight, bias, layer.out_segments, layer.in_segments, kLevel, narrow, arena, team);
     expanded.resize(packed.tile_floats());
     a = random_values<A>(rows * layer.lda(), 4);
     for (size_t slot = 0; slot < layer.outs.size(); ++slot) {

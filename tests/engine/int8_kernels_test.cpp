@@ -65,7 +65,7 @@ struct Problem {
     fill_normal({bias.data_ptr<float>(), static_cast<size_t>(layer.outs)}, 3, 2, 0);
     const QuantizedWeight quantized = quantize(weight, layer.segments);
     Team team(1);
-    packed = PackedLinear(quantized, bias, 1, arena, team);
+    packed = PackedLinear(quantized, bias, 1, kLevelInt8F32, arena, team);
     packed.add_panels(0, 0, panels);
     const int slots = static_cast<int>(layer.active.size()), padded = packed.padded_in_size();
     lda = int64_t{slots} * padded + 3;

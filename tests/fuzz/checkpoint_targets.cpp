@@ -13,6 +13,7 @@
 #include "dydit/base/error.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/dit.h"
+#include "dydit/model/quantization.h"
 #include "repair.h"
 #include "targets.h"
 #include "tests/support/pickle_builder.h"
@@ -70,6 +71,35 @@ std::string safetensors(const DiTConfig& config, const Metadata& metadata,
       end += static_cast<uint64_t>(*checked_numel(shape)) * dtype_size(Dtype::BF16);
       header[prefix + name] = {{"dtype", "BF16"}, {"shape", shape}, {"data_offsets", {begin, end}}};
     }
+  }
+  const std::string text = header.dump();
+  std::string out;
+  append_little<uint64_t>(out, text.size());
+  return out + text + std::string(end, '\0');
+}
+
+// The same with blocks of 8 bits, scales of 0 as of zeros.
+std::string quantized(const DiTConfig& config) {
+  json header = {
+      {"__metadata__",
+       {{"dydit_format", "1"},
+        {"quantization",
+         R"({"scheme":"w8a8-dynamic","version":1,"smoothing":0.5,"images":4,"seed":0,"parent_sha256":"a"})"}}}};
+  uint64_t end = 0;
+  const auto add = [&](const std::string& name, Dtype dtype, const std::vector<int64_t>& shape) {
+    const uint64_t begin = end;
+    end += static_cast<uint64_t>(*checked_numel(shape)) * dtype_size(dtype);
+    header[name] = {{"dtype", dtype_name(dtype)}, {"shape", shape}, {"data_offsets", {begin, end}}};
+  };
+  for (const auto& [name, shape] : shapes_of(config)) {
+    if (!is_block_layer(name) || !name.ends_with(".weight")) {
+      add(name, Dtype::BF16, shape);
+      continue;
+    }
+    const std::string layer = name.substr(0, name.rfind('.'));
+    add(name, Dtype::I8, shape);
+    add(name + ".scale", Dtype::F32,
+        {shape[0], input_segments(config, layer.substr(layer.find('.', 7) + 1))});
   }
   const std::string text = header.dump();
   std::string out;
@@ -254,7 +284,11 @@ std::vector<Target> all_targets() {
                                                 "lambda",
                                                 "image_size",
                                                 "keep_counts",
-                                                "gate_rule"};
+                                                "gate_rule",
+                                                "quantization",
+                                                ".scale",
+                                                ".smooth",
+                                                "I8"};
   const std::vector<std::string> torch_tokens = {
       "}",          "u",      "]",         "e",    "N",    "\x88",     "K\1",
       "G",          "R",      "b",         ".",    "(",    "t",        "X\3",
@@ -266,7 +300,8 @@ std::vector<Target> all_targets() {
       {.name = "checkpoint",
        .seeds = {safetensors(dynamic, own_metadata(), {""}),
                  safetensors(plain, {{"config", "{\"num_heads\": 2}"}, {"class_names", "a,b"}}, {"module."}),
-                 safetensors(plain, {{"model", "DiT-tiny"}}, {"ema_model.", "online_model."})},
+                 safetensors(plain, {{"model", "DiT-tiny"}}, {"ema_model.", "online_model."}),
+                 quantized(plain)},
        .tokens = json_tokens,
        .hostile = hostile_safetensors(),
        .read = read_file,

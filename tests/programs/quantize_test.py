@@ -7,7 +7,8 @@ import re
 import numpy as np
 
 import support
-from support import CIFAR, ROOT, TINY, ProgramTest
+import vae_files
+from support import CIFAR, GOLDEN, ROOT, TINY, ProgramTest
 
 FAILED, USAGE = 1, 2
 DYNAMIC = ROOT / "models" / "dydit-cifar10-0.5.safetensors"
@@ -76,12 +77,13 @@ class ImagesTest(QuantizeBase):
         self.assertTrue(np.array_equal(one, together))
 
     def test_plans_and_the_reference_engine_take_it(self):
-        path = self.quantize(CIFAR, "--calibrate", "0")
+        path = self.quantize(CIFAR, "--calibrate", "4")
         cached, _ = self.images(path, "-n", "1", "--cache", "fora:2")
         self.assertEqual(cached["dtype"], "int8")
-        reference, exact = self.images(path, "-n", "2", "--engine", "reference")
-        self.assertNotEqual(reference["dtype"], "int8")
-        self.assertGreater(psnr(exact, self.images(path, "-n", "2")[1]).min(), 40)
+        reference, of_weights = self.images(path, "-n", "2", "--engine", "reference", "--dtype", "f32")
+        self.assertEqual(reference["dtype"], "f32")
+        self.assertGreater(psnr(of_weights, self.images(path, "-n", "2", "--dtype", "f32")[1]).min(), 60)
+        self.assertGreater(psnr(of_weights, self.images(path, "-n", "2")[1]).min(), 44)
 
     def test_the_record_makes_them_again(self):
         self.run_ok("generate", "--model", CIFAR, *QUICK, "--dtype", "int8", "--out", "a.png")
@@ -124,8 +126,12 @@ class RefusedTest(QuantizeBase):
             return change
 
         for change, wanted in ((stated(version=2), "version 2, but this program reads w8a8-dynamic, version 1"),
-                               (stated(scheme="gptq"), 'quantised by scheme "gptq"'), (stated(images=-1), "has no images of 0 or more"),
-                               (stated(smoothing="much"), "has no smoothing"), (stated(parent_sha256=7), "has no parent_sha256"),
+                               (stated(scheme="gptq"), 'quantised by scheme "gptq"'), (stated(images=-1), "images is -1; 0 to"),
+                               (stated(images=1e300), "images is 1e+300; a whole number"), (stated(seed=-1), "seed is -1; a whole number from 0"),
+                               (stated(seed=2**70), "a whole number from 0 is wanted"), (stated(smoothing=2), "smoothing is 2; a number from 0 to 1"),
+                               (stated(smoothing="much"), "a number from 0 to 1 is wanted"), (stated(parent_sha256=7), "parent_sha256 is 7"),
+                               (stated(extra=1), 'key "extra" is unknown'),
+                               (lambda _, m: m.update(quantization="[1]"), "metadata 'quantization' is [1]; an object {...} is wanted"),
                                (lambda _, m: m.update(quantization="[["), "metadata 'quantization' is not JSON"),
                                (lambda _, m: m.pop("quantization"), "is int8, and no metadata 'quantization'")):
             with self.subTest(wanted=wanted):
@@ -148,6 +154,10 @@ class RefusedTest(QuantizeBase):
         self.expect_error(["generate", "--model", CIFAR, "--dtype", "int8", "--engine", "reference"], USAGE,
                           "the reference engine has no 8-bit arithmetic")
         self.expect_error(["convert", TINY, "x.safetensors", "--dtype", "int8"], USAGE, "--dtype")
+        self.expect_error(["verify", "--model", TINY, "--reference", GOLDEN / "forward.safetensors", "--dtype", "int8"], USAGE,
+                          "--dtype int8: recordings are compared in f32 and bf16")
+        vae = vae_files.write_kl(self.work / "vae")
+        self.expect_error(["bench", "--vae", vae, "--dtype", "int8"], USAGE, "--vae takes f32 and bf16")
 
 
 if __name__ == "__main__":

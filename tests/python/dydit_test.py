@@ -132,6 +132,7 @@ class DyditTest(unittest.TestCase):
             (ValueError, "no class", lambda: self.cifar.generate(classes=[])),
             (ValueError, "ddpn", lambda: self.cifar.generate(sampler="ddpn")),
             (ValueError, "expected float32", lambda: self.cifar.generate(dtype=torch.float64)),
+            (ValueError, "no 8-bit arithmetic", lambda: self.cifar.generate(steps=1, dtype=torch.int8, engine="reference")),
             (ValueError, "(rows, 3, 32, 32)", lambda: self.cifar.forward(x[:, :2], 0, 0)),
             (ValueError, "1000", lambda: self.cifar.forward(x, 1000, 0)),
             (ValueError, "1000", lambda: self.cifar.plan([1000])),

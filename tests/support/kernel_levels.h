@@ -26,12 +26,12 @@ namespace emulated_amx {
 extern const Kernels kernels;
 }
 
-struct Level {
+struct KernelLevel {
   const char* name;
   Isa needs;
   const Kernels& (*kernels)();
 };
-inline const Level kLevels[] = {
+inline const KernelLevel kLevels[] = {
     {"avx2", Isa::Avx2, []() -> const Kernels& { return avx2::kernels; }},
     {"avx512", Isa::Avx512, []() -> const Kernels& { return avx512::kernels; }},
     {"avx512_bf16", Isa::Avx512Bf16, []() -> const Kernels& { return avx512_bf16::kernels; }},
@@ -40,7 +40,7 @@ inline const Level kLevels[] = {
 };
 
 /// The kernels of each level that this processor runs.
-class CpuKernels : public testing::TestWithParam<Level> {
+class CpuKernels : public testing::TestWithParam<KernelLevel> {
  protected:
   void SetUp() override {
     if (detect_isa() < GetParam().needs) GTEST_SKIP() << "this processor has no " << GetParam().name;

@@ -196,12 +196,6 @@ int64_t peak8(int64_t rounds, float* sink) {
 
 }  // namespace
 
-#ifdef __AVX512BF16__
-#define DYDIT_DOTS(...) __VA_ARGS__
-#else
-#define DYDIT_DOTS(...) nullptr
-#endif
-
 extern const Int8Kernels int8_kernels = {gemm8<float>, DYDIT_DOTS(gemm8<Bf16>), quantize<float>,
                                          DYDIT_DOTS(quantize<Bf16>), peak8};
 

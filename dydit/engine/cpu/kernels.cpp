@@ -419,13 +419,6 @@ int64_t peak(int64_t rounds, float* sink) {
 
 }  // namespace
 
-// Kernels of bfloat16 activations, where the level has dot products of them.
-#ifdef __AVX512BF16__
-#define DYDIT_DOTS(...) __VA_ARGS__
-#else
-#define DYDIT_DOTS(...) nullptr
-#endif
-
 extern const Kernels kernels = {Multiplier<Bf16, Bf16>::kRows,
                                 kTakesNarrow<Bf16, Bf16>,
                                 kTakesNarrow<float, float>,

@@ -108,7 +108,7 @@ void Modulation::embed(std::span<const int> timesteps, Team& team) {
 }
 
 void Modulation::multiply(const PackedLinear& weights, const Gemm& gemm, int rows, Team& team) {
-  run_product(team, kernels(), weights, panels_, gemm, rows, /*bf16_rows=*/false, expanded_);
+  run_product(team, weights, panels_, gemm, rows, expanded_);
 }
 
 }  // namespace dydit::cpu

@@ -8,6 +8,13 @@
 #include "dydit/engine/cpu/kernels.h"
 #include "dydit/engine/cpu/vectors.h"
 
+// Kernels of bfloat16 activations, where the level has dot products of them.
+#ifdef __AVX512BF16__
+#define DYDIT_DOTS(...) __VA_ARGS__
+#else
+#define DYDIT_DOTS(...) nullptr
+#endif
+
 namespace dydit::cpu::DYDIT_LEVEL {
 namespace {
 

@@ -16,12 +16,20 @@ void drop_pages(const Checkpoint& checkpoint, const at::Tensor& weight) {
   for (const auto& file : checkpoint.files) file->drop_pages(weight.data_ptr(), weight.nbytes());
 }
 
-bool takes_narrow(bool bf16_rows) { return bf16_rows ? kernels().narrow_bf16 : kernels().narrow_float; }
+bool takes_narrow(const Level& level) {
+  return level.activations == at::kBFloat16 ? kernels().narrow_bf16 : kernels().narrow_float;
+}
+
+// `level`, but for float32 weights that the file has in bfloat16: they stay so, and are exact.
+Level exact_level(const Checkpoint& checkpoint, const std::string& name, const Level& level) {
+  const bool stored = checkpoint.weights.at(name + ".weight").scalar_type() == at::kBFloat16;
+  return level == kLevelF32 && stored ? kLevelBf16Fma : level;
+}
 
 }  // namespace
 
 PackedModel::PackedModel(const Checkpoint& checkpoint, const Level& level, int threads)
-    : config_(checkpoint.config), narrow_values_(takes_narrow(level.activations == at::kBFloat16)) {
+    : config_(checkpoint.config), narrow_values_(takes_narrow(level)) {
   Team team(threads);
   const auto floats = [&](const std::string& name) {  // a copy: the file may change once this is packed
     const at::Tensor& table = checkpoint.weights.at(name);
@@ -39,39 +47,34 @@ PackedModel::PackedModel(const Checkpoint& checkpoint, const Level& level, int t
   pack_modulation(checkpoint, team);
 }
 
-// In bfloat16 when `bf16`; bf16_rows: the type of what it is multiplied with.
 PackedLinear PackedModel::pack(const Checkpoint& checkpoint, const std::string& name, int out_segments,
-                               int in_segments, bool bf16, bool bf16_rows, Team& team,
-                               std::span<const int> rows) {
-  const at::Tensor& weight = checkpoint.weights.at(name + ".weight");
-  PackedLinear packed(float_weight(checkpoint.weights, name + ".weight").flatten(1),
-                      checkpoint.weights.at(name + ".bias"), out_segments, in_segments, bf16, bf16_rows,
-                      takes_narrow(bf16_rows), arena_, team, rows);
-  if (bf16 && !bf16_rows) expanded_floats_ = std::max(expanded_floats_, packed.tile_floats());
+                               int in_segments, const Level& level, Team& team, std::span<const int> rows) {
+  const at::Tensor &weight = checkpoint.weights.at(name + ".weight"),
+                   &bias = checkpoint.weights.at(name + ".bias");
+  PackedLinear packed;
+  if (level.weights == at::kChar) {
+    packed = PackedLinear(quantized_layer(checkpoint.weights, name, in_segments), bias, out_segments, level,
+                          arena_, team, rows);
+  } else {
+    packed = PackedLinear(float_weight(checkpoint.weights, name + ".weight").flatten(1), bias, out_segments,
+                          in_segments, level, takes_narrow(level), arena_, team, rows);
+  }
+  if (packed.expands()) expanded_floats_ = std::max(expanded_floats_, packed.tile_floats());
   drop_pages(checkpoint, weight);
   return packed;
 }
 
-// In the type of the file, so that float32 activations meet exact weights.
 PackedLinear PackedModel::pack_exact(const Checkpoint& checkpoint, const std::string& name, Team& team) {
-  return pack(checkpoint, name, 1, 1, checkpoint.weights.at(name + ".weight").scalar_type() == at::kBFloat16,
-              false, team);
+  return pack(checkpoint, name, 1, 1, exact_level(checkpoint, name, kLevelF32), team);
 }
 
 PackedBlock PackedModel::pack_block(const Checkpoint& checkpoint, int index, const Level& level, Team& team) {
   const int H = config_.num_heads, C = config_.hidden_size, D = config_.head_size();
   const std::string prefix = fmt::format("blocks.{}.", index);
-  const auto pack_layer = [&](const std::string& name, int outs, int ins, std::span<const int> rows = {}) {
-    if (level.weights == at::kChar) {
-      const at::Tensor& weight = checkpoint.weights.at(prefix + name + ".weight");
-      PackedLinear packed(quantized_layer(checkpoint.weights, prefix + name, ins),
-                          checkpoint.weights.at(prefix + name + ".bias"), outs, arena_, team, rows);
-      drop_pages(checkpoint, weight);
-      return packed;
-    }
-    const bool exact = checkpoint.weights.at(prefix + name + ".weight").scalar_type() == at::kBFloat16;
-    return pack(checkpoint, prefix + name, outs, ins, level.weights == at::kBFloat16 || exact,
-                level.activations == at::kBFloat16, team, rows);
+  const auto pack_layer = [&](std::string_view layer, int outs, std::span<const int> rows = {}) {
+    const std::string name = fmt::format("{}{}", prefix, layer);
+    return pack(checkpoint, name, outs, input_segments(config_, layer), exact_level(checkpoint, name, level),
+                team, rows);
   };
   std::vector<int> qkv_rows;  // head by head: its q, k and v
   for (int h = 0; h < H; ++h) {
@@ -80,13 +83,13 @@ PackedBlock PackedModel::pack_block(const Checkpoint& checkpoint, int index, con
     }
   }
   PackedBlock block;
-  block.qkv = pack_layer("attn.qkv", H, 1, qkv_rows);
-  block.proj = pack_layer("attn.proj", 1, H);
-  block.fc1 = pack_layer("mlp.fc1", H, 1);
-  block.fc2 = pack_layer("mlp.fc2", 1, H);
+  block.qkv = pack_layer("attn.qkv", H, qkv_rows);
+  block.proj = pack_layer("attn.proj", 1);
+  block.fc1 = pack_layer("mlp.fc1", H);
+  block.fc2 = pack_layer("mlp.fc2", 1);
   if (config_.token_routers) {
     // Small, and faster in float32, which is what it is multiplied with.
-    block.token_in = pack(checkpoint, prefix + "token_selection.mlp_head.0", 1, 1, false, false, team);
+    block.token_in = pack(checkpoint, prefix + "token_selection.mlp_head.0", 1, 1, kLevelF32, team);
     const at::Tensor out =
         at::cat({checkpoint.weights.at(prefix + "token_selection.mlp_head.2.weight").flatten(),
                  checkpoint.weights.at(prefix + "token_selection.mlp_head.2.bias")})
@@ -107,7 +110,7 @@ void PackedModel::pack_modulation(const Checkpoint& checkpoint, Team& team) {
     return checkpoint.weights.at(name + ".weight").scalar_type() == at::kBFloat16;
   });
   for (int l = 0; l <= L; ++l) {
-    ada.push_back(pack(checkpoint, names[l], 1, 1, bf16, false, team));
+    ada.push_back(pack(checkpoint, names[l], 1, 1, bf16 ? kLevelBf16Fma : kLevelF32, team));
     ada[l].add_panels(0, l * 6 * config_.hidden_size, ada_panels);
   }
 }

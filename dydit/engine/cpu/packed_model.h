@@ -45,7 +45,7 @@ class PackedModel {
 
  private:
   PackedLinear pack(const Checkpoint& checkpoint, const std::string& name, int out_segments, int in_segments,
-                    bool bf16, bool bf16_rows, Team& team, std::span<const int> rows = {});
+                    const Level& level, Team& team, std::span<const int> rows = {});
   PackedLinear pack_exact(const Checkpoint& checkpoint, const std::string& name, Team& team);
   PackedBlock pack_block(const Checkpoint& checkpoint, int index, const Level& level, Team& team);
   void pack_modulation(const Checkpoint& checkpoint, Team& team);

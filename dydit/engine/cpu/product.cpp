@@ -28,9 +28,15 @@ class Columns {
 
 }  // namespace
 
+void (*gemm_of(const PackedLinear& weights))(const Gemm&) {
+  const bool bf16 = weights.bf16_activations();
+  if (weights.int8()) return bf16 ? int8_kernels()->gemm_bf16 : int8_kernels()->gemm_float;
+  return bf16 ? kernels().gemm_bf16 : weights.expands() ? kernels().gemm_float_bf16 : kernels().gemm_float;
+}
+
 // Tasks of some rows by one tile's width, many enough to share out evenly.
-void run_product(Team& team, const Kernels& kernels, const PackedLinear& weights, const Panels& panels,
-                 Gemm gemm, int rows, bool bf16_rows, const ThreadFloats& expanded) {
+void run_product(Team& team, const PackedLinear& weights, const Panels& panels, Gemm gemm, int rows,
+                 const ThreadFloats& expanded) {
   const Columns whole(panels.whole), narrow(panels.narrow);
   const int columns = whole.count() + narrow.count(), all = 0;
   if (gemm.segments == nullptr) {
@@ -38,12 +44,8 @@ void run_product(Team& team, const Kernels& kernels, const PackedLinear& weights
     gemm.num_segments = 1;
   }
   gemm.segment_pairs = weights.segment_pairs();
-  const bool expands = weights.bf16() && !bf16_rows;
-  const auto run = weights.int8() ? bf16_rows ? int8_kernels()->gemm_bf16 : int8_kernels()->gemm_float
-                   : bf16_rows    ? kernels.gemm_bf16
-                   : expands      ? kernels.gemm_float_bf16
-                                  : kernels.gemm_float;
-  const int tile_rows = bf16_rows && !weights.int8() ? kernels.bf16_tile_rows : kTileRows;
+  const auto run = gemm_of(weights);
+  const int tile_rows = run == kernels().gemm_bf16 ? kernels().bf16_tile_rows : kTileRows;
   const int wanted = ceil_div(4 * team.threads(), columns);
   const int chunks =
       std::clamp(std::max(ceil_div(rows, kChunkRows), wanted), 1, ceil_div(rows, 4 * kTileRows));
@@ -62,7 +64,7 @@ void run_product(Team& team, const Kernels& kernels, const PackedLinear& weights
     part.panels = now.data();
     part.num_panels = static_cast<int>(now.size());
     part.narrow = is_narrow(task);
-    if (expands) part.expanded = expanded.of(thread);
+    if (weights.expands()) part.expanded = expanded.of(thread);
     if (const int next = task + team.threads();
         next < tasks && is_narrow(next) == part.narrow && chunk >= kFetchRows) {
       const std::span<const Panel> then = panels_of(next);

@@ -16,9 +16,10 @@ struct ThreadFloats {
 };
 
 /// Runs `gemm` over rows [0, rows) and `panels` of `weights` and, unless it brings its own, all input
-/// segments. bf16_rows: the type of the activations. expanded: for bfloat16 weights of float32 activations,
-/// PackedLinear::tile_floats() each.
-void run_product(Team& team, const Kernels& kernels, const PackedLinear& weights, const Panels& panels,
-                 Gemm gemm, int rows, bool bf16_rows, const ThreadFloats& expanded);
+/// segments. expanded: for weights that are expanded, PackedLinear::tile_floats() each.
+void run_product(Team& team, const PackedLinear& weights, const Panels& panels, Gemm gemm, int rows,
+                 const ThreadFloats& expanded);
+/// The kernel for such weights.
+void (*gemm_of(const PackedLinear& weights))(const Gemm&);
 
 }  // namespace dydit::cpu
