@@ -221,6 +221,33 @@ TEST(CpuEngine, Bfloat16WeightsInFloat32ArithmeticAreTheRoundedModelsFloat32) {
   EXPECT_TRUE(at::equal(exact.forward(inputs, 1).out, expanded.forward(inputs, 1).out));
 }
 
+// Where embeddings do not see the image and adaLN does nothing, qkv of the first block takes layer_norm(bias
+// + position).
+TEST(CpuEngine, TellsTheLargestInputsOfLayers) {
+  const DiTConfig config = tiny_config();
+  Checkpoint checkpoint = random_checkpoint(config);
+  for (const char* name :
+       {"x_embedder.proj.weight", "blocks.0.adaLN_modulation.1.weight", "blocks.0.adaLN_modulation.1.bias"})
+    checkpoint.weights.at(name) = at::zeros_like(checkpoint.weights.at(name));
+  const auto engine = make_engine(EngineKind::Cpu, checkpoint, {.threads = 2});
+  const RunPlan plan = make_width_plan(checkpoint, std::vector<int>{500}, Mode::Static);
+  const Inputs inputs = random_inputs(config, 5);
+  const at::Tensor largest = at::zeros({config.depth, 2, config.hidden_size});
+  const auto workspace = engine->make_workspace(
+      {.threads = 2, .largest_inputs = {largest.data_ptr<float>(), static_cast<size_t>(largest.numel())}});
+  std::vector<Row> rows;
+  for (const int64_t label : inputs.y) rows.push_back({&plan.steps[0], label});
+  std::vector<Work> work(rows.size());
+  ForwardOutputs outputs{.work = work};
+  engine->forward(inputs.x, rows, *workspace, outputs);
+  const at::Tensor stream = checkpoint.weights.at("pos_embed").view({-1, config.hidden_size}) +
+                            checkpoint.weights.at("x_embedder.proj.bias");
+  const at::Tensor wanted = std::get<0>(
+      at::layer_norm(stream, {config.hidden_size}, {}, {}, config.block(0).attn_norm_eps).abs().max(0));
+  EXPECT_TRUE(at::allclose(largest[0][0], wanted, 1e-5, 1e-6));
+  EXPECT_GT(largest.min().item<double>(), 0);  // all blocks, both branches
+}
+
 // 8 bits cost what the weights' rounding costs, and as much again for the activations'.
 TEST(CpuEngine, InInt8IsNearTheModelOfItsWeights) {
   if (!has_vnni(active_isa())) GTEST_SKIP() << "this processor has no VNNI";

@@ -52,6 +52,21 @@ class FileTest(QuantizeBase):
         self.assertRegex(self.run_ok("inspect", path), r"quantised +w8a8-dynamic, version 1, not smoothed; of sha256 [0-9a-f]{64}")
         self.assertEqual(self.run_json("inspect", path)["dtype"], "int8")
 
+    def test_factors_weigh_activations_against_weights(self):
+        """SmoothQuant, equation 4: the exponent 0 leaves 1 / the weights' largest, 1 the activations', 1/2 the geometric mean."""
+        names = [f"blocks.{block}.{layer}.weight" for block in range(2) for layer in ("attn.qkv", "mlp.fc1")]
+        factors = {}
+        for exponent in ("0", "0.5", "1"):
+            tensors, _ = support.load(self.quantize(TINY, "--calibrate", "2", "--smoothing", exponent, "--dtype", "f32"))
+            factors[exponent] = {name: tensors[name + ".smooth"] for name in names}
+        parent, _ = support.load(TINY)
+        for name in names:
+            of_weights, both, of_inputs = (factors[exponent][name] for exponent in ("0", "0.5", "1"))
+            self.assertTrue(np.allclose(of_weights, 1 / np.abs(parent[name]).max(0), rtol=1e-5))
+            self.assertTrue(np.allclose(both**2, of_weights * of_inputs, rtol=1e-4))
+            self.assertGreater(of_inputs.min(), 0.1)  # of normed rows
+            self.assertLess(of_inputs.max(), 100)
+
     def test_the_same_again_is_the_same_file_whatever_batch_and_threads(self):
         one = self.quantize(TINY, "--calibrate", "3", "--batch", "1", "--threads", "1").read_bytes()
         self.assertEqual(one, self.quantize(TINY, "--calibrate", "3", "--batch", "3", "--threads", "3").read_bytes())
