@@ -279,6 +279,15 @@ TEST(CpuEngine, InInt8IsNearTheModelOfItsWeights) {
   }
 }
 
+TEST(CpuEngine, RefusesToTellTheInputsOf8BitLayers) {
+  if (!has_vnni(active_isa())) GTEST_SKIP() << "this processor has no VNNI";
+  const auto engine = make_engine(EngineKind::Cpu, random_checkpoint(tiny_config()),
+                                  {.dtype = at::kChar, .level = kLevelInt8F32});
+  std::vector<float> largest(size_t{2} * tiny_config().depth * tiny_config().hidden_size);
+  test::expect_error([&] { engine->make_workspace({.largest_inputs = largest}); },
+                     "largest inputs: 8-bit rows do not tell them; take float32");
+}
+
 TEST(CpuEngine, RefusesALevelOfOtherWeights) {
   test::expect_error(
       [] { make_engine(EngineKind::Cpu, random_checkpoint(tiny_config()), {.level = kLevelBf16Fma}); },

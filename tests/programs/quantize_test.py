@@ -95,6 +95,10 @@ class ImagesTest(QuantizeBase):
         path = self.quantize(CIFAR, "--calibrate", "4")
         cached, _ = self.images(path, "-n", "1", "--cache", "fora:2")
         self.assertEqual(cached["dtype"], "int8")
+        cache = ["-n", "3", "--cache", "taylor:2,1"]
+        together = self.images(path, *cache, "--batch", "3")[1]
+        self.assertTrue(np.array_equal(together, self.images(path, *cache, "--batch", "1")[1]))
+        self.assertGreater(psnr(self.images(CIFAR, *cache, "--dtype", "f32")[1], together).min(), 40)
         reference, of_weights = self.images(path, "-n", "2", "--engine", "reference", "--dtype", "f32")
         self.assertEqual(reference["dtype"], "f32")
         self.assertGreater(psnr(of_weights, self.images(path, "-n", "2", "--dtype", "f32")[1]).min(), 60)

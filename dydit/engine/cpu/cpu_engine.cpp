@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 
+#include "dydit/base/error.h"
 #include "dydit/model/macs.h"
 
 namespace dydit {
@@ -39,6 +40,12 @@ CpuWorkspace::CpuWorkspace(const CpuEngine& engine, const PackedModel& model, co
   if (profile == nullptr) return;
   shared.profile.assign(profile->size(), {});
   for (PassMemory& w : own) w.profile = shared.profile;
+}
+
+std::unique_ptr<Workspace> CpuEngine::new_workspace(const WorkspaceOptions& options) const {
+  DYDIT_USAGE_CHECK(options.largest_inputs.empty() || !int8(),
+                    "largest inputs: 8-bit rows do not tell them; take float32");
+  return std::make_unique<CpuWorkspace>(*this, model_, options);
 }
 
 // What was measured. Threads that work side by side took the mean of their times.

@@ -88,9 +88,7 @@ class CpuEngine final : public Engine {
   size_t router_floats() const { return size_t{kRouterRows} * config_.token_router_hidden(); }
 
  private:
-  std::unique_ptr<Workspace> new_workspace(const WorkspaceOptions& options) const override {
-    return std::make_unique<CpuWorkspace>(*this, model_, options);
-  }
+  std::unique_ptr<Workspace> new_workspace(const WorkspaceOptions& options) const override;
   bool owns(const Workspace& workspace) const override {
     const auto* run = dynamic_cast<const CpuWorkspace*>(&workspace);
     return run != nullptr && &run->engine == this;
