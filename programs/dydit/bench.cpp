@@ -1,15 +1,11 @@
 // dydit bench: time against work. The dynamic model and its own static model take turns in one run, forward
 // by forward, so that the realised share compares like with like: a busy moment of the machine hits both.
-#include <algorithm>
 #include <fstream>
-#include <span>
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/randn.h>
-#include <c10/core/InferenceMode.h>
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
+#include "bench_contestant.h"
 #include "bench_parts.h"
 #include "cli.h"
 #include "dydit/base/error.h"
@@ -31,7 +27,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr double kPeakSeconds = 1;  // on a shared machine both threads may be slow for a moment
 // The complete model, the same by its routers, and both by a plan.
 constexpr const char* kContestants[] = {"static", "static cached", "dynamic", "dynamic cached"};
 // Of forwards; an autoencoder has none of it.
@@ -39,32 +34,18 @@ constexpr const char* kModelFlags[] = {
     "--input-size", "--num-heads",  "--weights",  "--heads",       "--groups",       "--tokens", "--steps",
     "--run",        "--sampler",    "--engine",   "--cfg-scale",   "--profile",      "--csv",    "--plan",
     "--cache",      "--guide-from", "--guide-to", "--guide-every", "--cache-memory", "--levels"};
-constexpr double kLevelsTie = 1.05;  // times that differ by less are the machine's moods
-constexpr int kWarmupLaps = 2;       // kernels load, buffers grow, clocks settle
 
-struct BenchFlags {
+struct BenchFlags : LapFlags {
   std::string model, size, dtype = "auto", engine = "auto", sampler = "ddim", csv;
-  int input_size = 32, batch = 2, threads = 1, steps = 8, repeats = 7;
+  int input_size = 32, steps = 8;
   double heads = 1, groups = 1, tokens = 1;
   float cfg_scale = 4.0f;
-  bool run = false, profile = false, levels = false;
+  bool profile = false, levels = false;
   CheckpointOptions checkpoint;
   PlanFlags plan;
   BenchVaeFlags vae;
   ExtractorFlags extractor;
 };
-
-// Medians and quartiles of milliseconds per sample.
-struct Spread {
-  double median, low, high;
-};
-Spread spread_of(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const auto at = [&](double share) {
-    return values[static_cast<size_t>(share * (values.size() - 1) + 0.5)];
-  };
-  return {at(0.5), at(0.25), at(0.75)};
-}
 
 double peak_rss_mb() {
   std::ifstream status("/proc/self/status");
@@ -100,102 +81,6 @@ int least_changes(const RunPlan& plan) {
   return least;
 }
 
-// One way to execute the model; a lap keeps milliseconds per sample and adds a sample's work.
-class Contestant {
- public:
-  // `options`: of a run; those of forwards have no guidance.
-  Contestant(const Pipeline& pipeline, const BenchFlags& flags, const GenerateOptions& options)
-      : flags_(flags),
-        config_(pipeline.engine().config()),
-        profile_(config_.depth + 1),
-        pipeline_(pipeline),
-        plan_(pipeline_.plan(options)),
-        options_(options) {
-    if (!flags.run) {
-      workspace_ = pipeline_.engine().make_workspace({.threads = flags.threads, .profile = &profile_});
-      std::vector<int> timesteps;
-      for (const StepPlan& step : plan_.steps) timesteps.push_back(step.timestep);
-      workspace_->prepare({timesteps.rbegin(), timesteps.rend()});
-      for (int b = 0; plan_.slots > 0 && b < flags.batch; ++b)
-        histories_.push_back(pipeline_.engine().make_history(plan_.slots));
-      x_ = at::randn({flags.batch, config_.in_channels, config_.input_size, config_.input_size}, at::kFloat);
-      outputs_.out = at::empty({flags.batch, config_.out_channels(), config_.input_size, config_.input_size},
-                               at::kFloat);
-    }
-  }
-
-  // A lap of forwards: every step of the plan once, adaLN included; labels alternate, so that no lap finds it
-  // computed.
-  void start_lap() {
-    rows_.assign(flags_.batch, {.label = config_.null_class()});
-    for (int b = 0; b < (flags_.batch + 1) / 2; ++b) rows_[b].label = (lap_ + b) % config_.num_classes;
-    for (size_t b = 0; b < histories_.size(); ++b) rows_[b].history = &histories_[b];
-    ++lap_;
-    work_.assign(flags_.batch, {});
-    outputs_.work = work_;
-    lap_seconds_ = 0;
-  }
-  void forward(int step) {
-    c10::InferenceMode guard;
-    for (Row& row : rows_) row.step = &plan_.steps[step];
-    const Timer timer;
-    pipeline_.engine().forward(x_, rows_, *workspace_, outputs_);
-    lap_seconds_ += timer.seconds();
-  }
-  void finish_lap() {
-    const int samples = static_cast<int>(plan_.steps.size()) * flags_.batch;
-    for (const Work& w : work_) {
-      laps_work_.required += w.required / samples;
-      laps_work_.executed += w.executed / samples;
-    }
-    ms_.push_back(lap_seconds_ / samples * 1e3);
-  }
-  // A lap of --run.
-  void sampling_run() {
-    double seconds = 0;
-    options_.seed = static_cast<uint64_t>(lap_++);
-    GenerateCallbacks callbacks;
-    callbacks.on_sample = [&](GeneratedSample&& sample) {
-      seconds += sample.seconds / flags_.batch;
-      laps_work_.required += sample.work.required / flags_.batch;
-      laps_work_.executed += sample.work.executed / flags_.batch;
-    };
-    pipeline_.generate(options_, options_, callbacks);
-    ms_.push_back(seconds * 1e3);
-  }
-  void forget() {  // the warm-up
-    ms_.clear();
-    laps_work_ = {};
-    profile_.assign(profile_.size(), {});
-  }
-
-  Spread milliseconds() const { return spread_of(ms_); }
-  double macs(int64_t Work::*kind) const { return static_cast<double>(laps_work_.*kind) / ms_.size(); }
-  const RunPlan& plan() const { return plan_; }
-  // Seconds of one sample's unit (a forward) by block and operator.
-  double operator_ms(int row, int op) const {
-    return profile_[row][op] * 1e3 / (static_cast<double>(ms_.size() * plan_.steps.size()) * flags_.batch);
-  }
-
- private:
-  const BenchFlags& flags_;
-  const DiTConfig& config_;
-  Profile profile_;
-  const Pipeline& pipeline_;
-  const RunPlan plan_;
-  GenerateOptions options_;
-  std::vector<History> histories_;  // of the rows
-  std::unique_ptr<Workspace> workspace_;
-  at::Tensor x_;
-  std::vector<Row> rows_;  // of the lap, and what it did
-  std::vector<Work> work_;
-  ForwardOutputs outputs_;
-  double lap_seconds_ = 0;
-  std::vector<double> ms_;  // of a sample, one a lap
-  Work laps_work_;
-  int lap_ = 0;
-};
-
 json operators_json(const Contestant& contestant, int depth, bool by_block) {
   json operators = json::object(), blocks = json::array();
   for (int op = 0; op < kOperators; ++op) {
@@ -212,20 +97,6 @@ json operators_json(const Contestant& contestant, int depth, bool by_block) {
     blocks.push_back(block);
   }
   return by_block ? json{{"all", operators}, {"blocks", blocks}} : json{{"all", operators}};
-}
-
-json contestant_json(const Contestant& contestant, double complete_macs, double peak_macs) {
-  const Spread ms = contestant.milliseconds();
-  const double required = contestant.macs(&Work::required), executed = contestant.macs(&Work::executed);
-  return {{"ms_per_sample", ms.median},
-          {"ms_low", ms.low},
-          {"ms_high", ms.high},
-          {"gflops", 2 * required / ms.median / 1e6},
-          {"peak_share", required / (ms.median / 1e3) / peak_macs},
-          {"required_gmacs", required / 1e9},
-          {"executed_gmacs", executed / 1e9},
-          {"required_share", required / complete_macs},
-          {"executed_share", executed / complete_macs}};
 }
 
 void print_contestant(const std::string& name, const json& result) {
@@ -280,102 +151,6 @@ void print_result(const json& result) {
               memory_text(result["cache_bytes"].get<double>()));
   }
   print_out("peak memory {:.0f} MB (of this whole process)\n", result["peak_rss_mb"].get<double>());
-}
-
-// Laps of forwards of all contestants, step by step in turns, or of whole runs one after the other; the first
-// laps are forgotten.
-void run_laps(Cli& cli, const BenchFlags& flags, std::span<const std::unique_ptr<Contestant>> contestants,
-              int steps) {
-  const auto lap = [&] {
-    if (flags.run) {
-      for (const auto& c : contestants) c->sampling_run();
-      return;
-    }
-    for (const auto& c : contestants) c->start_lap();
-    for (int step = steps - 1; step >= 0; --step) {
-      for (const auto& c : contestants) c->forward(step);
-    }
-    for (const auto& c : contestants) c->finish_lap();
-  };
-  for (int i = 0; i < kWarmupLaps; ++i) lap();
-  for (const auto& c : contestants) c->forget();
-  const int each = static_cast<int>(contestants.size());
-  for (int i = 0; i < flags.repeats; ++i) {
-    lap();
-    cli.console.progress({"laps", each * (i + 1), each * flags.repeats});
-  }
-}
-
-// The model's forwards at every level that this processor can compute, and whether auto takes the fastest.
-int bench_levels(Cli& cli, const BenchFlags& flags, const Checkpoint& checkpoint, Isa isa) {
-  const std::vector<Level> levels = levels_at(isa, has_vnni(isa));
-  const auto options_of = [&](const Level& level) {
-    return EngineOptions{.dtype = level.weights, .threads = flags.threads, .level = level};
-  };
-  double bytes = 0;
-  for (const Level& level : levels)
-    bytes += least_engine_bytes(EngineKind::Cpu, checkpoint, options_of(level), flags.batch);
-  check_memory(bytes, fmt::format("the model at {} levels", levels.size()),
-               "take a smaller model or --batch");
-  std::vector<std::unique_ptr<Pipeline>> pipelines;
-  std::vector<std::unique_ptr<Contestant>> contestants;
-  for (const Level& level : levels) {
-    pipelines.push_back(std::make_unique<Pipeline>(checkpoint, EngineKind::Cpu, options_of(level)));
-    const GenerateOptions forwards{{.num_images = flags.batch,
-                                    .num_steps = flags.steps,
-                                    .sampler = {kSamplerNames.at(flags.sampler)},
-                                    .cfg_scale = 1.0f,
-                                    .mode = checkpoint.config.is_dynamic() ? Mode::Dynamic : Mode::Static},
-                                   {.batch = flags.batch, .threads = flags.threads},
-                                   level.weights,
-                                   EngineKind::Cpu};
-    contestants.push_back(std::make_unique<Contestant>(*pipelines.back(), flags, forwards));
-  }
-  run_laps(cli, flags, contestants, flags.steps);
-  json result = {
-      {"model", fmt::format("{} ({})", model_name(checkpoint.config), checkpoint.path.filename().string())},
-      {"version", kVersion},
-      {"processor", fmt::format("{} ({})", cpu_model_name(), isa_name(isa))},
-      {"batch", flags.batch},
-      {"threads", flags.threads},
-      {"steps", flags.steps},
-      {"repeats", flags.repeats},
-      {"auto", level_of(auto_dtype()).name},
-      {"bf16", level_of(at::kBFloat16).name}};
-  std::string fastest;
-  for (size_t i = 0; i < levels.size(); ++i) {
-    const double peak = measure_peak_macs(levels[i], flags.threads, kPeakSeconds);
-    json& entry = result["levels"][std::string(levels[i].name)];
-    entry = contestant_json(*contestants[i], contestants[i]->macs(&Work::required), peak);
-    entry["peak_gflops"] = 2 * peak / 1e9;
-    if (levels[i].weights == at::kChar) continue;  // never auto's: it costs quality
-    if (fastest.empty() || entry["ms_per_sample"] < result["levels"][fastest]["ms_per_sample"])
-      fastest = levels[i].name;
-  }
-  const double lost = result["levels"][result["auto"].get<std::string>()]["ms_per_sample"].get<double>() /
-                      result["levels"][fastest]["ms_per_sample"].get<double>();
-  result["fastest"] = fastest;
-  result["auto_over_fastest"] = lost;
-  cli.print(result, [&] {
-    print_out("{}, {}, batch {}, {} threads, forwards\n", result["model"].get<std::string>(),
-              result["processor"].get<std::string>(), flags.batch, flags.threads);
-    for (const Level& level : levels) {
-      const json& entry = result["levels"][std::string(level.name)];
-      print_out("{:<9} {:>9.2f} ms/sample ({:.2f} to {:.2f})  {:>5.1f} % of {:.1f} GFLOP/s\n", level.name,
-                entry["ms_per_sample"].get<double>(), entry["ms_low"].get<double>(),
-                entry["ms_high"].get<double>(), 100 * entry["peak_share"].get<double>(),
-                entry["peak_gflops"].get<double>());
-    }
-    print_out(
-        "--dtype auto takes {}, --dtype bf16 {}; {}\n", result["auto"].get<std::string>(),
-        result["bf16"].get<std::string>(),
-        lost <= kLevelsTie
-            ? std::string("the table of levels is right here")
-            : fmt::format("{} is {:.2f} times as fast: the table of levels (dydit/base/level.h) is wrong for "
-                          "this processor",
-                          fastest, lost));
-  });
-  return 0;
 }
 
 void write_csv(const std::string& path, const json& result) {
@@ -480,7 +255,8 @@ int run_bench(const Args& args, Isa isa) {
   const at::ScalarType dtype = dtype_for(checkpoint);
   check_targets(cli, {{"--csv", flags.csv}}, inputs_of(checkpoint));
   const DiTConfig& config = checkpoint.config;
-  if (flags.levels) return bench_levels(cli, flags, checkpoint, isa);
+  if (flags.levels)
+    return bench_levels(cli, flags, {flags.steps, kSamplerNames.at(flags.sampler)}, checkpoint, isa);
   const EngineOptions options = {.dtype = dtype, .threads = flags.threads};
   const auto check_fits = [&](int ranges) {
     check_memory(least_engine_bytes(kind, checkpoint, options, flags.batch, ranges),

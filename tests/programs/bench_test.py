@@ -46,6 +46,18 @@ class BenchTest(ProgramTest):
             result = self.run_json("bench", "--model", TINY, *QUICK, "--run", "--sampler", sampler)
             self.assertEqual(result["steps"], 2)
 
+    def test_levels_take_turns_and_the_table_is_judged(self):
+        said = self.run_json("bench", "--model", TINY, "--levels", "--steps", "2", "--repeats", "2", "--batch", "2")
+        self.assertLessEqual({"f32", "bf16-fma"}, set(said["levels"]))
+        self.assertIn(said["auto"], ("f32", "bf16-dot"))
+        self.assertIn(said["bf16"], ("bf16-dot", "bf16-fma"))
+        times = {name: level["ms_per_sample"] for name, level in said["levels"].items() if not name.startswith("int8")}
+        self.assertEqual(times[said["fastest"]], min(times.values()))
+        self.assertAlmostEqual(said["auto_over_fastest"], times[said["auto"]] / min(times.values()))
+        work = {level["required_gmacs"] for name, level in said["levels"].items() if name in ("f32", "bf16-fma")}
+        self.assertEqual(len(work), 1)
+        self.expect_error(["bench", "--model", TINY, "--levels", "--dtype", "f32"], 2, "--dtype", "leave out --levels")
+
     def test_whole_runs(self):
         result = self.run_json("bench", "--model", TINY, *QUICK, "--run", "--cfg-scale", "1.5")
         self.assertEqual(result["unit"], "sampling runs")

@@ -31,6 +31,7 @@ def arguments(verb):
             "bench": ["bench", "--model", TINY, "--steps", "1", "--repeats", "1"],
             "train": ["train", "--data-path", "images", "--size", "DiT-S/2", "--total-train-steps", "1"],
             "finetune": ["finetune", "--data-path", "images", "--model", TINY, "--total-train-steps", "1"],
+            "quantize": ["quantize", "--model", TINY, "--out", "x.safetensors", "--calibrate", "0"],
             "latents": ["latents", "--vae", "vae", "--data-path", "images", "--out", "set"],
             "evaluate": ["evaluate", "--loss", "--data-path", "images", "--model", TINY]}[verb]
 
