@@ -1,4 +1,4 @@
-# The commit for dydit --version: a header that is written again only when the commit changed, read by main.cpp alone.
+# The commit for dydit --version: a header that is written again only when the commit changed, read by version_facts.cpp alone.
 set(dydit_generated "${PROJECT_BINARY_DIR}/generated")
 add_custom_target(dydit_commit
   COMMAND ${CMAKE_COMMAND} -DSOURCE=${PROJECT_SOURCE_DIR} -DHEADER=${dydit_generated}/dydit_commit.h
@@ -7,5 +7,5 @@ add_custom_target(dydit_commit
   COMMENT "Looking up the commit"
   VERBATIM)
 add_dependencies(dydit_program dydit_commit)
-set_property(SOURCE "${PROJECT_SOURCE_DIR}/programs/dydit/main.cpp" TARGET_DIRECTORY dydit_program
+set_property(SOURCE "${PROJECT_SOURCE_DIR}/programs/dydit/version_facts.cpp" TARGET_DIRECTORY dydit_program
              APPEND PROPERTY INCLUDE_DIRECTORIES "${dydit_generated}")

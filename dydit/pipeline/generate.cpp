@@ -37,21 +37,6 @@ void check_cache_memory(at::ScalarType kept, const Course& course, const Samplin
                                : "take a larger --cache-memory or a plan of a lower order");
 }
 
-GeneratedSample delivered(const Sample& sample) {
-  DYDIT_CHECK(at::isfinite(sample.x).all().item<bool>(),
-              "image {}: sampling gave NaN or infinity; try float32, less guidance or more steps",
-              sample.index);
-  GeneratedSample result{sample.index, sample.label, sample.x, sample.seconds, sample.work};
-  if (sample.entries.defined()) {
-    const Course& course = *sample.course;
-    int64_t forwards = 0;
-    for (size_t step = 0; step < course.plan.steps.size(); ++step)
-      forwards += course.plan.rows(step, course.request.guided());
-    result.token_share = sample.entries.div(forwards * course.plan.config.depth);
-  }
-  return result;
-}
-
 Preview preview_of(std::span<const Sample> samples) {
   std::vector<at::Tensor> images;
   for (const Sample& sample : samples) images.push_back(sample.x0);
@@ -95,7 +80,8 @@ RunPlan Pipeline::widths(std::span<const int> timesteps, Mode mode) const {
 
 void Pipeline::generate(const Request& request, const SamplingOptions& options,
                         const GenerateCallbacks& callbacks) const {
-  const auto course = std::make_shared<Course>(request, plan(request));
+  const auto course = std::make_shared<Course>(
+      request, plan(request), Extras{.x0 = options.preview_every > 0, .entries = options.token_map});
   check_run(request, options);
   check_run_memory(checkpoint_, {request, options, dtype_, kind_}, course->plan.ranges);
   check_cache_memory(kept_type(kind_, {.dtype = dtype_}), *course, options);
@@ -132,6 +118,21 @@ void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
   check_run_memory(checkpoint, options);
   const Pipeline pipeline(checkpoint, options.engine, {.dtype = options.dtype, .threads = options.threads});
   pipeline.generate(options, options, callbacks);
+}
+
+GeneratedSample delivered(const Sample& sample) {
+  DYDIT_CHECK(at::isfinite(sample.x).all().item<bool>(),
+              "image {}: sampling gave NaN or infinity; try float32, less guidance or more steps",
+              sample.index);
+  GeneratedSample result{sample.index, sample.label, sample.x, sample.seconds, sample.work};
+  if (sample.entries.defined()) {
+    const Course& course = *sample.course;
+    int64_t forwards = 0;
+    for (size_t step = 0; step < course.plan.steps.size(); ++step)
+      forwards += course.plan.rows(step, course.request.guided());
+    result.token_share = sample.entries.div(forwards * course.plan.config.depth);
+  }
+  return result;
 }
 
 double least_generate_bytes(const Checkpoint& checkpoint, const GenerateOptions& options, int count,

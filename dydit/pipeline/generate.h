@@ -40,6 +40,9 @@ struct GeneratedSample {
                                 // the MLP; undefined unless asked for and the run routes tokens
 };
 
+/// What a finished sample is handed out as. Throws Error where its image is NaN or infinite.
+GeneratedSample delivered(const Sample& sample);
+
 struct Preview {
   int first = 0;  // index of its first image
   int step = 0;   // steps done, from 1

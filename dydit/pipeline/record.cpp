@@ -146,8 +146,14 @@ json run_record(const Checkpoint& checkpoint, const GenerateOptions& options, co
 }
 
 json plan_record(const Checkpoint& checkpoint, const GenerateOptions& options, const json& said) {
-  const RunPlan plan =
-      complete_plan(options, make_width_plan(checkpoint, run_spacing(options).timesteps, options.mode));
+  return plan_record(
+      checkpoint, options,
+      complete_plan(options, make_width_plan(checkpoint, run_spacing(options).timesteps, options.mode)),
+      said);
+}
+
+json plan_record(const Checkpoint& checkpoint, const GenerateOptions& options, const RunPlan& plan,
+                 const json& said) {
   const std::string text = plan_text(*options.plan, checkpoint.config);
   json record = {
       {"name", printable(plan.name, std::string::npos)},

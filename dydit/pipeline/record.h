@@ -25,6 +25,9 @@ nlohmann::json run_record(const Checkpoint& checkpoint, const GenerateOptions& o
 /// the static model (a bound from above where the threshold rule decides tokens), memory of an image.
 nlohmann::json plan_record(const Checkpoint& checkpoint, const GenerateOptions& options,
                            const nlohmann::json& said);
+/// The same where its plan is known.
+nlohmann::json plan_record(const Checkpoint& checkpoint, const GenerateOptions& options, const RunPlan& plan,
+                           const nlohmann::json& said);
 
 /// One image: index, class, class_name, seconds, required_gmacs, executed_gmacs and both as shares of static;
 /// token_share, the mean over tokens, where the sample has one.

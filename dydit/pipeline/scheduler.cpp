@@ -29,7 +29,8 @@ std::vector<int> timesteps_of(const RunPlan& plan) {
 
 }  // namespace
 
-Course::Course(const Request& request, RunPlan plan) : request(request), plan(std::move(plan)) {
+Course::Course(const Request& request, RunPlan plan, Extras extras)
+    : request(request), plan(std::move(plan)), extras(extras) {
   const DiffusionTables tables = make_diffusion_tables(timesteps_of(this->plan));
   for (int step = 0; step < tables.num_steps(); ++step)
     solver.push_back(make_solver_step(tables, request.sampler, step));
@@ -51,8 +52,8 @@ void Scheduler::add(const std::shared_ptr<Course>& course, int first, int count)
   const auto image = [&] {
     return at::empty({config.in_channels, config.input_size, config.input_size}, at::kFloat);
   };
-  const bool keeps_x0 = options_.preview_every > 0 || request.sampler.kind == SamplerKind::Dpm,
-             counts_tokens = options_.token_map && course->plan.steps[0].routes_tokens(config);
+  const bool keeps_x0 = course->extras.x0 || request.sampler.kind == SamplerKind::Dpm,
+             counts_tokens = course->extras.entries && course->plan.steps[0].routes_tokens(config);
   for (int i = first; i < first + count; ++i) {
     samples_.push_back(
         {.course = course,
@@ -146,16 +147,26 @@ std::vector<Sample> Scheduler::step() {
   }
   const auto left = std::stable_partition(samples_.begin(), samples_.end(),
                                           [](const Sample& sample) { return sample.step >= 0; });
-  for (auto sample = left; sample != samples_.end(); ++sample) {
-    for (History& history : sample->histories) {
-      if (history.features.defined()) spare_.push_back(std::move(history));
-      history = {};
-    }
-    sample->differences = at::Tensor();
-  }
+  for (auto sample = left; sample != samples_.end(); ++sample) take_memory(*sample);
   std::move(left, samples_.end(), std::back_inserter(finished));
   samples_.erase(left, samples_.end());
   return finished;
+}
+
+void Scheduler::remove(const std::function<bool(const Sample&)>& leaves) {
+  std::erase_if(samples_, [&](Sample& sample) {
+    if (!leaves(sample)) return false;
+    take_memory(sample);
+    return true;
+  });
+}
+
+void Scheduler::take_memory(Sample& sample) {
+  for (History& history : sample.histories) {
+    if (history.features.defined()) spare_.push_back(std::move(history));
+    history = {};
+  }
+  sample.differences = at::Tensor();
 }
 
 void Scheduler::lay_out_rows() {

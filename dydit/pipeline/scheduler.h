@@ -16,13 +16,20 @@
 
 namespace dydit {
 
+/// What else is wanted of a request's images; it changes none of their values.
+struct Extras {
+  bool x0 = false;       // what each step predicts, for previews
+  bool entries = false;  // how often each token entered an MLP, where tokens are routed
+};
+
 /// What the images of a request have in common: all that is known before sampling.
 struct Course {
   /// `plan`: of the request's timesteps.
-  Course(const Request& request, RunPlan plan);
+  Course(const Request& request, RunPlan plan, Extras extras = {});
 
   const Request request;
   const RunPlan plan;
+  const Extras extras;
   std::vector<SolverStep> solver;    // one a step of the plan
   std::optional<TorchNoise> stream;  // of NoiseKind::Torch
   std::vector<float> drawn;          // from it, for the step in progress: the images' values in order
@@ -50,7 +57,7 @@ struct Sample {
 /// sample's values do not depend on those that share its forwards.
 class Scheduler {
  public:
-  /// The engine outlives it. Of `options`: threads, whether previews and token maps are wanted.
+  /// The engine outlives it. Of `options`: the threads, and where to put the largest inputs.
   Scheduler(const Engine& engine, const SamplingOptions& options);
 
   /// Starts images [first, first + count) of a course; those of one with a stream of noise all at once.
@@ -61,6 +68,8 @@ class Scheduler {
   /// Takes one step of every sample in flight (one forward, guidance, a reverse step each) and returns those
   /// that are finished, in the order in which they were added. After an exception none is in flight.
   std::vector<Sample> step();
+  /// Takes those out of flight, at whatever step they are, that `leaves` is true of.
+  void remove(const std::function<bool(const Sample&)>& leaves);
   std::span<const Sample> in_flight() const { return samples_; }
   /// (rows, out_channels, side, side) float32: what the model gave in the last step, before guidance. Rows of
   /// the samples then in flight, then of the guided ones the null class's.
@@ -81,6 +90,7 @@ class Scheduler {
   void guide_part(const Part& part, std::span<float> eps) const;
   void advance(const Part& part);
   void add_up(double seconds);
+  void take_memory(Sample& sample);
 
   const Engine& engine_;
   const SamplingOptions options_;
@@ -91,7 +101,7 @@ class Scheduler {
   std::vector<Row> rows_;          // of the samples, then of the guided ones the null class's
   std::vector<size_t> null_rows_;  // of each sample, 0: not guided
   std::vector<Work> work_;         // of the rows
-  std::vector<History> spare_;     // of finished samples
+  std::vector<History> spare_;     // of samples that left
   at::Tensor input_, output_;      // of as many rows as there have been
   TokenTrace trace_;
 };

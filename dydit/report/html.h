@@ -15,8 +15,6 @@ namespace dydit {
 /// printable() would not show.
 std::string html_text(std::string_view text);
 
-std::string base64(std::string_view bytes);
-
 /// The image as PNG inside the page, enlarged by a whole number until its longer side is `side` CSS pixels.
 std::string html_image(const Image& image, std::string_view alt, int side);
 

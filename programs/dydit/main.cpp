@@ -5,29 +5,26 @@
 #include <new>
 #include <string_view>
 
-#include <ATen/Version.h>
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
-#include <torch/headeronly/version.h>
 
 #include "cli.h"
-#include "dydit/base/dtype.h"
 #include "dydit/base/error.h"
 #include "dydit/base/isa.h"
 #include "dydit/base/version.h"
 #include "dydit/io/json.h"
-#include "dydit_commit.h"
 #include "signals.h"
 #include "streams.h"
 #include "verbs.h"
+#include "version_facts.h"
 
 namespace dydit {
 namespace {
 
 struct Verb {
   std::string_view name;
-  int (*run)(const Args&, Isa);  // null: planned, refused by name
+  int (*run)(const Args&, Isa);
   std::string_view help;
 };
 
@@ -45,7 +42,7 @@ constexpr std::array kVerbs = {
     Verb{"evaluate", run_evaluate, "measure a model on held-out images"},
     Verb{"latents", run_latents, "encode images into packed latents, to train on"},
     Verb{"report", run_report, "write one page (HTML, offline) about a model and what was measured of it"},
-    Verb{"serve", nullptr, ""},
+    Verb{"serve", run_serve, "answer over HTTP: one engine, many people, every image the same as alone"},
 };
 
 constexpr int kExitFailed = 1, kExitUsage = 2, kExitCancelled = 130;
@@ -54,7 +51,7 @@ std::string usage() {
   std::string text =
       fmt::format("dydit {}: dynamic diffusion transformers\n\nusage: dydit VERB [options]\n\n", kVersion);
   for (const Verb& verb : kVerbs) {
-    if (verb.run) text += fmt::format("  {:<11}{}\n", verb.name, verb.help);
+    text += fmt::format("  {:<11}{}\n", verb.name, verb.help);
   }
   return text + "\ndydit VERB --help lists a verb's options; dydit --version says what this build is.\n";
 }
@@ -64,26 +61,12 @@ std::string isa_cap() {
   return cap ? cap : "";
 }
 
-// "Intel(R) MKL-DNN v3.10.2 (Git Hash ...)" -> "3.10.2"
-std::string onednn_version() {
-  const std::string text = at::get_mkldnn_version();
-  const size_t at = text.find(" v");
-  return at == std::string::npos ? "none" : text.substr(at + 2, text.find(' ', at + 2) - at - 2);
-}
-
-// What a bug report needs: this build, its libraries, and the instructions a run would use.
 int print_version(const Args& args) {
   const bool as_json = args == Args{"--json"};
   DYDIT_USAGE_CHECK(args.empty() || as_json, "--version goes alone or with --json; see dydit --help");
   // Not capped: tell what there is, even on a processor that the verbs refuse.
   const Isa isa = isa_cap().empty() ? detect_isa() : apply_isa_cap(isa_cap());
-  const nlohmann::ordered_json version = {{"version", kVersion},
-                                          {"commit", kCommit},
-                                          {"libtorch", TORCH_VERSION},
-                                          {"onednn", onednn_version()},
-                                          {"isa", isa_name(isa)},
-                                          {"auto", level_of(auto_dtype()).name},
-                                          {"bf16", level_of(at::kBFloat16).name}};
+  const nlohmann::ordered_json version = version_facts(isa);
   if (as_json) {
     print_out("{}\n", json_text(version));
     return 0;
@@ -98,7 +81,6 @@ int print_version(const Args& args) {
 int dispatch(const std::string& name, const Args& args) {
   for (const Verb& verb : kVerbs) {
     if (verb.name != name) continue;
-    DYDIT_USAGE_CHECK(verb.run, "{}: not available in this version; see dydit --help", name);
     return verb.run(args, apply_isa_cap(isa_cap()));
   }
   throw UsageError(fmt::format("{}: no such verb; see dydit --help", name));

@@ -49,13 +49,12 @@ struct ModelFlags {
            const std::string& weights_flag = kWeightsFlag);
   /// The same with the model as the verb's first word, without --model.
   void add_positional(Cli& cli);
+  /// --dtype, --engine, --device and --threads alone.
+  void add_computing(Cli& cli);
   Checkpoint load(Cli& cli) const { return load_model(cli, path, checkpoint); }
   EngineKind resolve_engine() const;
   /// --dtype; auto: of a quantised checkpoint int8 where engine and processor have it.
   at::ScalarType resolve_dtype(const Checkpoint& checkpoint) const;
-
- private:
-  void add_computing(Cli& cli);
 };
 
 /// Class names from a file, one a line: UTF-8 with or without a byte order mark; empty lines do not count.

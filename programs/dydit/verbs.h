@@ -23,5 +23,6 @@ int run_calibrate(const Args& args, Isa isa);
 int run_evaluate(const Args& args, Isa isa);
 int run_latents(const Args& args, Isa isa);
 int run_report(const Args& args, Isa isa);
+int run_serve(const Args& args, Isa isa);
 
 }  // namespace dydit

@@ -70,7 +70,6 @@ TEST_P(SchedulerOf, ImagesThatShareForwardsAreWhatTheyAreAlone) {
     for (const int threads : {1, 3}) {
       SamplingOptions options;
       options.threads = threads;
-      options.token_map = true;
       Scheduler scheduler(pipeline.engine(), options);
       std::mt19937 draw(static_cast<unsigned>(threads));
       std::map<const Course*, size_t> number;
@@ -79,7 +78,8 @@ TEST_P(SchedulerOf, ImagesThatShareForwardsAreWhatTheyAreAlone) {
       while (courses.size() < requests.size() || !scheduler.in_flight().empty()) {
         while (courses.size() < requests.size() && draw() % 2 == 0) {
           const Request& request = requests[courses.size()];
-          courses.push_back(std::make_shared<Course>(request, pipeline.plan(request)));
+          courses.push_back(
+              std::make_shared<Course>(request, pipeline.plan(request), Extras{.entries = true}));
           number[courses.back().get()] = courses.size() - 1;
           scheduler.add(courses.back(), 0, request.num_images);
           images += request.num_images;
