@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "dydit/base/numbers.h"
 #include "dydit/engine/engine.h"
 #include "dydit/io/base64.h"
 #include "dydit/io/json.h"
@@ -101,6 +102,14 @@ std::string stream_event(const Job& job, const JobEvent& event) {
 }
 
 std::string stream_error(const Refusal& refusal) { return event_text("error", error_answer(refusal)); }
+
+std::string stream_progress(const Service& service, const Job& job) {
+  constexpr const char* kName = "image_generation.progress";
+  return event_text(kName, {{"type", kName},
+                            {"progress", job.status().progress},
+                            {"queue_position", service.queue_position(job)},
+                            {"eta_s", service.seconds_left(job)}});
+}
 
 json job_answer(const Service& service, const Job& job, const std::string& base) {
   const JobStatus status = job.status();
@@ -219,6 +228,42 @@ json status_answer(const Service& service) {
   return {{"queued_requests", numbers.queued_jobs},         {"queued_images", numbers.queued_images},
           {"images_in_flight", numbers.images_in_flight},   {"images", numbers.images},
           {"images_per_second", numbers.images_per_second}, {"draining", numbers.draining}};
+}
+
+json plan_answer(const Service& service, const std::string& model, const std::string& steps,
+                 const std::string& sampler) {
+  json body = {{"prompt", "class:0"}, {"guidance_scale", 1}};
+  if (!model.empty()) body["model"] = model;
+  if (!sampler.empty()) body["sampler"] = sampler;
+  if (!steps.empty()) {
+    const auto number = parse_number<int>(steps);
+    body["num_inference_steps"] = number ? json(*number) : json(steps);
+  }
+  const Order order = read_generation(json_text(body), service.terms(), service.options().rules);
+  const RunPlan plan = service.models()[order.model]->pipeline.plan(order.request);
+  const int depth = plan.config.depth, parts = plan.config.num_heads;
+  json timesteps = json::array(), heads = json::array(), groups = json::array();
+  double all_heads = 0, all_groups = 0;
+  for (int block = 0; block < depth; ++block) {
+    json head_shares = json::array(), group_shares = json::array();
+    for (auto step = plan.steps.rbegin(); step != plan.steps.rend(); ++step) {
+      const BlockWidth& width = step->blocks[static_cast<size_t>(block)];
+      head_shares.push_back(static_cast<double>(width.active_heads()) / parts);
+      group_shares.push_back(static_cast<double>(width.active_groups()) / parts);
+      all_heads += width.active_heads();
+      all_groups += width.active_groups();
+    }
+    heads.push_back(head_shares);
+    groups.push_back(group_shares);
+  }
+  for (auto step = plan.steps.rbegin(); step != plan.steps.rend(); ++step)
+    timesteps.push_back(step->timestep);
+  const double total = static_cast<double>(depth) * parts * static_cast<double>(plan.steps.size());
+  return {{"timesteps", timesteps},
+          {"heads", heads},
+          {"groups", groups},
+          {"mean_heads", all_heads / total},
+          {"mean_groups", all_groups / total}};
 }
 
 int64_t resident_bytes() {

@@ -18,6 +18,7 @@ nlohmann::json images_answer(const Job& job, const std::string& base);
 /// One event of a stream: "event: image_generation.partial_image" or ".completed", and its data.
 std::string stream_event(const Job& job, const JobEvent& event);
 std::string stream_error(const Refusal& refusal);
+std::string stream_progress(const Service& service, const Job& job);
 
 /// {id, status, created, progress, queue_position, eta_s, poll_url, ...}, once completed with its data.
 nlohmann::json job_answer(const Service& service, const Job& job, const std::string& base);
@@ -31,6 +32,11 @@ nlohmann::json models_answer(const Service& service);
 
 /// What the page shows of the server: queue, rate, whether it drains.
 nlohmann::json status_answer(const Service& service);
+
+/// {timesteps, heads, groups, mean_heads, mean_groups}: shares that are on, a list a block from the first
+/// step on, of a run that computes everything. Throws Refusal as reading an order does.
+nlohmann::json plan_answer(const Service& service, const std::string& model, const std::string& steps,
+                           const std::string& sampler);
 
 /// Requests by status and route, of who counts them.
 using RequestCounts = std::map<std::pair<std::string, int>, uint64_t>;

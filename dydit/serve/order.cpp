@@ -308,6 +308,7 @@ Order read_generation(std::string_view text, std::span<const ModelTerms> models,
                                                   "timesteps",
                                                   "cost_map",
                                                   "timeout_s",
+                                                  "progress",
                                                   "class_labels",
                                                   "partial_images",
                                                   "output_compression"};
@@ -350,6 +351,9 @@ Order read_generation(std::string_view text, std::span<const ModelTerms> models,
     throw Refusal(400, fmt::format("request: output_format is {}; pictures are png", quote(kind)),
                   "output_format");
   order.stream = body.truth("stream");
+  order.progress = body.truth("progress");
+  if (order.progress && !order.stream)
+    throw Refusal(400, "request: progress needs stream, in which it is told", "progress");
   order.partial_images = body.whole("partial_images", 0, kMaxPartialImages, 0);
   order.cost_map = body.truth("cost_map");
   if (order.cost_map && !(request.mode == Mode::Dynamic && model.config.token_routers))

@@ -43,6 +43,7 @@ struct Order {
   bool cost_map = false;   // also where the work went
   double seconds = 0;      // that it may take
   bool stream = false;     // answered by events
+  bool progress = false;   // of which some tell how far it is
   bool url = false;        // answered with addresses instead of the pictures
   std::string user = {};   // for the log
 };

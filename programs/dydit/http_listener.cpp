@@ -69,14 +69,17 @@ class Connection : public httplib::Stream {
     left_ = limits_.header_bytes + limits_.body_bytes;
   }
   bool has_more() const { return first_ < last_; }
+  /// Whether a read failed: the deadline, too many bytes, or the end of what the client sends.
+  bool broke_off() const { return broke_off_; }
 
   bool is_readable() const override { return has_more() || wait_for(socket_, POLLIN, until_); }
   bool is_writable() const override { return wait_for(socket_, POLLOUT, after(limits_.write_seconds)); }
   ssize_t read(char* to, size_t size) override {
     if (!has_more()) {
-      if (left_ == 0 || !wait_for(socket_, POLLIN, until_)) return -1;
-      const ssize_t got = ::recv(socket_, buffer_, std::min(sizeof buffer_, left_), 0);
-      if (got <= 0) return got;
+      const bool comes = left_ > 0 && wait_for(socket_, POLLIN, until_);
+      const ssize_t got = comes ? ::recv(socket_, buffer_, std::min(sizeof buffer_, left_), 0) : -1;
+      broke_off_ = got <= 0;
+      if (broke_off_) return got;
       first_ = 0;
       last_ = static_cast<size_t>(got);
       left_ -= last_;
@@ -109,6 +112,7 @@ class Connection : public httplib::Stream {
   const HttpLimits& limits_;
   Clock::time_point until_;
   size_t left_ = 0;  // bytes that the request may still have
+  bool broke_off_ = false;
   char buffer_[4096];
   size_t first_ = 0, last_ = 0;  // of the buffer: read and not taken
 };
@@ -248,10 +252,14 @@ bool HttpListener::process_and_close_socket(socket_t socket) {
     }
     if (!comes) break;
     connection.begin_request();
-    bool closed = false;
+    bool closed = false, understood = false;
     good = process_request(connection, closing_ || requests == kMaxRequests, closed,
-                           [](httplib::Request& request) { request.headers.erase("Accept-Encoding"); });
-    if (closed) break;
+                           [&](httplib::Request& request) {
+                             understood = true;
+                             request.headers.erase("Accept-Encoding");
+                           });
+    // Of what was no request, or did not come in time, nobody knows where the next one begins.
+    if (closed || !understood || connection.broke_off()) break;
   }
   current = nullptr;
   close_in_order(socket);

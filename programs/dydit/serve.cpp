@@ -79,7 +79,7 @@ void add_flags(Cli& cli, ServeFlags& flags) {
   cli.add_number("--queue-images", service.queue_images, 1, 1'000'000, "Images that may wait");
   cli.add_number("--keep-seconds", service.keep_seconds, 1, 86400,
                  "How long jobs and their pictures are kept");
-  cli.add_number("--keep-memory", flags.keep_mb, 1, 1e6, "MB of pictures kept at most");
+  cli.add_number("--keep-memory", flags.keep_mb, 0.001, 1e6, "MB of pictures kept at most");
   cli.add_number("--cache-memory", flags.cache_memory_gb, 0, 1e6,
                  "GB that images in flight may keep of branches (default: a quarter of the memory)");
   cli.add_number("--connections", flags.http.connections, 1, 10'000, "Connections at a time");
@@ -154,7 +154,7 @@ std::unique_ptr<const ServedModel> load_served(Cli& cli, const ServeFlags& flags
   const std::filesystem::path plans = plan_set_path(model->checkpoint.path);
   if (std::filesystem::exists(plans)) {
     model->plans = read_plan_set(plans);
-    model->plans_file = plans.string();
+    model->plans_file = plans.filename().string();  // clients need not know where
   }
   return model;
 }
@@ -268,6 +268,7 @@ int run_serve(const Args& args, Isa isa) {
   while (!service->idle() && Clock::now() < until && !failed) std::this_thread::sleep_for(10ms);
   const int left = service->cancel_all();
   if (left > 0) console.warning(fmt::format("{} requests were not finished in time and are cancelled", left));
+  while (!service->idle()) std::this_thread::sleep_for(10ms);  // they leave at the next step
   stop();
   if (failure) std::rethrow_exception(failure);
   const json summary = summary_of(service->numbers());

@@ -22,7 +22,8 @@ namespace {
 using nlohmann::json;
 
 constexpr auto kLook = std::chrono::milliseconds(100);  // whether the client is still there
-constexpr auto kComment = std::chrono::seconds(10);     // between events, for proxies
+constexpr auto kProgress = std::chrono::milliseconds(250);
+constexpr auto kComment = std::chrono::seconds(10);  // between events, for proxies
 
 // What the log tells of the request that this thread answers.
 struct Told {
@@ -212,6 +213,13 @@ void ServeRoutes::dispatch(Call& call) {
        }},
       {"GET", "/v1/models", [&] { call.reply(models_answer(service())); }},
       {"GET", "/v1/status", [&] { call.reply(status_answer(service())); }},
+      {"GET", "/v1/plan",
+       [&] {
+         const httplib::Request& request = call.request;
+         call.reply(plan_answer(service(), request.get_param_value("model"),
+                                request.get_param_value("num_inference_steps"),
+                                request.get_param_value("sampler")));
+       }},
       {"POST", "/v1/images/generations", [&] { generations(call); }},
       {"POST", "/v1/jobs", [&] { new_job(call); }},
       {"POST", "/sdapi/v1/txt2img", [&] { txt2img(call); }},
@@ -322,6 +330,8 @@ void ServeRoutes::stream(Call& call, const std::shared_ptr<Job>& job) {
           sink.done();
           return true;
         }
+        if (job->order.progress && Clock::now() - spoken >= kProgress)
+          return say(stream_progress(service(), *job));
         return Clock::now() - spoken < kComment || say(": still here\n\n");
       },
       [this, job](bool) { service().cancel(*job); });  // where it has not ended

@@ -555,7 +555,7 @@ class NumbersTest(FlagsBase):
 
     def test_every_number(self):
         positions = {"inspect": [TINY], "convert": [TINY, "x.safetensors"], "report": [TINY]}
-        for verb in ("generate", "inspect", "report", "verify", "convert", "train", "finetune", "bench", "evaluate", "latents", "quantize"):
+        for verb in ("generate", "inspect", "report", "verify", "convert", "train", "finetune", "bench", "evaluate", "latents", "quantize", "serve"):
             said = self.run_program(verb, "--help").stdout
             numbers = re.findall(r"^  (?:-\w,)?(--[a-z-]+)[^ ]* (INT|FLOAT|UINT)", said, re.MULTILINE)
             self.assertTrue(numbers, verb)
