@@ -21,6 +21,7 @@ ROOMS = {
     "report": ["plan", "io"],
     "pipeline": ["engine", "diffusion", "vae"],
     "calibrate": ["pipeline"],
+    "serve": ["calibrate"],
 }
 EVERYTHING = set(ROOMS)
 SOURCES = (".h", ".cpp", ".cu", ".cuh")

@@ -23,6 +23,7 @@ UNPROVOKED = {
     "cannot list the folder": "root, as whom tests may run, lists every folder",
     "holds more than {} files; is it the right folder?": "takes millions of files",
     "entries; at most {} are read in all": "takes 65,536 tensors",
+    "the server's socket failed": "takes a system that closes a socket of ours",
     "{}: is {}, {}; {}": "has no words of its own",
 }
 

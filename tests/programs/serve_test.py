@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import socket
 import threading
@@ -496,9 +497,10 @@ class KeysTest(ProgramTest):
         self.write("none", "# nothing\n")
         serve = ["serve", "--model", DYNAMIC, "--port", "0"]
         for more, status, fragments in (
-                (["--host", "0.0.0.0"], USAGE, ("--host 0.0.0.0", "--api-key-file", "--no-auth")),
+                (["--host", "0.0.0.0"], USAGE, ("--host 0.0.0.0", "--api-key-file", "--no-auth", "whoever reaches it could use this machine")),
+                (["--model", "=x"], USAGE, ("--model", "NAME=PATH is wanted")),
                 (["--no-auth"], USAGE, ("--no-auth", "--host")),
-                (["--api-key-file", "absent"], FAILED, ("absent", "API keys")),
+                (["--api-key-file", "absent"], FAILED, ("absent: cannot read API keys",)),
                 (["--api-key-file", "short"], FAILED, ("short: line 1", "16 or more")),
                 (["--api-key-file", "none"], FAILED, ("none: holds no API key",)),
                 (["--model", f"x={DYNAMIC}", "--model", f"x={CIFAR}"], USAGE, ("--model", "two models are called", "NAME=PATH")),
@@ -602,7 +604,7 @@ class FlagsTest(ProgramTest):
 class LatentTest(ProgramTest):
     def test_latents_are_decoded_as_generate_does(self):
         vae = vae_files.write_kl(self.work / "vae")
-        config, bare = vae / "config.json", vae / "diffusion_pytorch_model.safetensors"
+        config, bare = vae / "config.json", shutil.copy(vae / "diffusion_pytorch_model.safetensors", self.work / "bare.safetensors")
         for flags in (["--vae", "vae"], ["--vae", "vae", "--vae-dtype", "bf16"], ["--vae", bare, "--vae-config", config],
                       ["--vae", "vae", "--vae-tiling", "diffusers"]):
             self.run_ok("generate", "--model", TINY, *flags, "--sampler", "ddim", "--steps", "4", "--seed", "3", "--classes", "2",
