@@ -12,7 +12,8 @@
 //
 // Errors are exceptions: UsageError (an option that cannot be meant), Cancelled, and Error, their base. The
 // library never prints and never exits. To obey DYDIT_ISA, call apply_isa_cap before the first tensor is
-// made. Training is not part of this header, since modules take long to compile: dydit/train/trainer.h.
+// made. Training is not part of this header, since modules take long to compile: dydit/train/trainer.h;
+// neither are many orders at once: dydit/serve/service.h.
 #pragma once
 
 #include "dydit/base/dtype.h"          // auto_dtype

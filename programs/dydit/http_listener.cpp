@@ -253,11 +253,14 @@ bool HttpListener::process_and_close_socket(socket_t socket) {
     if (!comes) break;
     connection.begin_request();
     bool closed = false, understood = false;
-    good = process_request(connection, closing_ || requests == kMaxRequests, closed,
-                           [&](httplib::Request& request) {
-                             understood = true;
-                             request.headers.erase("Accept-Encoding");
-                           });
+    good = process_request(
+        connection, closing_ || requests == kMaxRequests, closed, [&](httplib::Request& request) {
+          understood = true;
+          request.headers.erase("Accept-Encoding");
+          // Without either there is no body (RFC 9112, 6.3); httplib would wait for one.
+          if (!request.has_header("Content-Length") && !request.has_header("Transfer-Encoding"))
+            request.set_header("Content-Length", "0");
+        });
     // Of what was no request, or did not come in time, nobody knows where the next one begins.
     if (closed || !understood || connection.broke_off()) break;
   }

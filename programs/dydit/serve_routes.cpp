@@ -79,7 +79,8 @@ struct ServeRoutes::Call {
   /// Pictures by address begin with it.
   std::string base() const {
     const std::string host = request.get_header_value("Host");
-    return host.empty() ? "" : "http://" + host;
+    const bool secure = request.get_header_value("X-Forwarded-Proto") == "https";  // of a proxy
+    return host.empty() ? "" : (secure ? "https://" : "http://") + host;
   }
   /// A body of JSON. Browsers send other kinds from any page without asking; this one they must ask for.
   void needs_json() const {

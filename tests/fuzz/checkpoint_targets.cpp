@@ -1,6 +1,7 @@
-// The targets of fuzz_checkpoints: whole checkpoints through load_checkpoint itself, so that what is
-// understood of them (sets of weights, metadata, class names, configuration) meets mutants, too. Tensors are
-// as small as a DiT allows: most edits then hit what is understood.
+// The targets of fuzz_checkpoints, which need LibTorch: bodies of requests (orders.cpp), and whole
+// checkpoints through load_checkpoint itself, so that what is understood of them (sets of weights, metadata,
+// class names, configuration) meets mutants, too. Tensors are as small as a DiT allows: most edits then hit
+// what is understood.
 #include <filesystem>
 #include <fstream>
 #include <unistd.h>
@@ -14,6 +15,7 @@
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/dit.h"
 #include "dydit/model/quantization.h"
+#include "orders.h"
 #include "repair.h"
 #include "targets.h"
 #include "tests/support/pickle_builder.h"
@@ -324,6 +326,7 @@ std::vector<Target> all_targets() {
        .hostile = {},
        .read = read_folder}};
   for (Target& target : autoencoder_targets()) targets.push_back(std::move(target));
+  for (Target& target : order_targets()) targets.push_back(std::move(target));
   return targets;
 }
 

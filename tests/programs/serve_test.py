@@ -6,9 +6,12 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import unittest
@@ -425,6 +428,44 @@ class FaultTest(ServeBase):
                     pass
         self.server.images(**QUICK)
 
+    def test_mutated_requests(self):
+        """DYDIT_REQUESTS of them: each gets an answer or an end, and the server lives."""
+        draw = random.Random(6)
+        body = json.dumps({"prompt": "cat", "n": 1, "num_inference_steps": 1, "stream": True}).encode()
+        seeds = [b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                 b"Content-Length: %d\r\n\r\n%s" % (len(body), body),
+                 b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+                 b"11\r\n{\"prompt\": \"cat\"}\r\n0\r\n\r\n",
+                 b"GET /v1/models?a=b&c=%41 HTTP/1.1\r\nHost: localhost\r\nRange: bytes=0-5\r\nConnection: close\r\n\r\n",
+                 b"GET /v1/files/a-0.png HTTP/1.0\r\nHost: [::1]:80\r\nAccept-Encoding: gzip, br\r\n\r\n",
+                 b"POST /sdapi/v1/txt2img HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+                 b"Content-Length: 60\r\n\r\n--x\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\nb\r\n--x--\r\n"]
+        words = [b"\r\n", b"\n", b"\0", b"%00", b"%zz", b"HTTP/1.1", b"Content-Length: ", b"-1", b"99999999999999999999", b"chunked",
+                 b"Expect: 100-continue\r\n", b"Range: bytes=-,5-1\r\n", b"\xff\xfe", b"a" * 9000, b": ", b" ", b"Content-Encoding: gzip\r\n"]
+        for _ in range(int(os.environ.get("DYDIT_REQUESTS", 500))):
+            data = bytearray(draw.choice(seeds))
+            for _ in range(draw.randrange(1, 5)):
+                at = draw.randrange(len(data) + 1)
+                kind = draw.randrange(4)
+                if kind == 0 and at < len(data):
+                    data[at] = draw.randrange(256)
+                elif kind == 1:
+                    data[at:at] = draw.choice(words)
+                elif kind == 2:
+                    del data[at:at + draw.randrange(1, 20)]
+                else:
+                    data[at:at] = data[:draw.randrange(1, 40)]
+            with self.server.socket() as connection:
+                try:
+                    connection.sendall(bytes(data))
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(65536):
+                        pass
+                except ConnectionError:
+                    pass
+        self.assertIsNone(self.server.process.poll())
+        self.server.images(**QUICK)
+
     def test_a_half_closed_client_is_taken_as_gone(self):
         body = json.dumps(LONG).encode()
         with self.server.socket() as connection:
@@ -434,6 +475,12 @@ class FaultTest(ServeBase):
             connection.shutdown(socket.SHUT_WR)
             self.server.until(lambda: self.server.number("images_in_flight") == 0, 5)
             self.assertIn(b" 499 ", connection.recv(65536).split(b"\r\n")[0] + b" ")
+
+    def test_a_post_without_a_length_has_no_body(self):
+        begun = time.monotonic()
+        got = self.raw(b"POST /sdapi/v1/interrupt HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        self.assertIn(b"200 OK", got.split(b"\r\n")[0])
+        self.assertLess(time.monotonic() - begun, 5)
 
     def test_a_connection_serves_many_requests(self):
         connection = self.server.connection()
@@ -451,7 +498,7 @@ class FaultTest(ServeBase):
                 list(pool.map(lambda seed: self.server.images(**QUICK | {"seed": seed}), range(40)))
         load()
         before = state()
-        end = time.monotonic() + float(os.environ.get("DYDIT_SOAK_SECONDS", 10))
+        end = time.monotonic() + float(os.environ.get("DYDIT_SOAK_SECONDS", 20))
         while time.monotonic() < end:
             load()
             connection = self.server.connection()
@@ -561,6 +608,35 @@ class EndTest(ProgramTest):
         with Server(self.work, *MODELS[:2], port=port) as again:
             self.assertEqual(again.port, port, again.lines)
             again.images(**QUICK)
+
+
+class DocsTest(ServeBase):
+    @unittest.skipIf(shutil.which("curl") is None, "curl is not installed")
+    def test_the_examples_of_the_page_work(self):
+        blocks = re.findall(r"```sh no-test\n(.*?)```", (ROOT / "docs/serve.md").read_text(), re.DOTALL)
+        blocks = [block for block in blocks if "curl" in block]
+        self.assertGreaterEqual(len(blocks), 4)
+        for block in blocks:
+            done = subprocess.run(["bash", "-euc", block.replace("localhost:8080", f"localhost:{self.server.port}")], cwd=self.work,
+                                  capture_output=True, text=True, timeout=120)
+            self.assertEqual(done.returncode, 0, block + done.stderr)
+            self.assertNotIn('"error"', done.stdout.replace('"error":{"code":"cancelled"', ""), block)
+            self.assertTrue(done.stdout, block)
+
+    def test_every_route_is_on_the_page(self):
+        text = (ROOT / "docs/serve.md").read_text()
+        code = (ROOT / "programs/dydit/serve_routes.cpp").read_text()
+        routes = re.findall(r'\{"(?:GET|POST)", "(/[^"]*)"', code)
+        self.assertGreater(len(routes), 14)
+        for route in routes:
+            self.assertTrue(f"`{route}`" in text or f" {route}`" in text or f"`{route.split('/')[-1]}`" in text, route)
+
+    @unittest.skipIf(openai is None, "the package openai is not installed (scripts/setup --tests does so)")
+    def test_the_client_of_the_examples_works(self):
+        done = subprocess.run([sys.executable, ROOT / "examples/serve/client.py", f"http://127.0.0.1:{self.server.port}"],
+                              cwd=self.work, capture_output=True, text=True, timeout=120)
+        self.assertEqual((done.returncode, done.stdout.count("\n")), (0, 2), done.stderr)
+        self.assertIn("image-1.png: airplane, seed 7, ", done.stdout)
 
 
 class FlagsTest(ProgramTest):
