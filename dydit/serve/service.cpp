@@ -84,6 +84,10 @@ Service::Lane::Lane(const ServedModel& model, const ServiceOptions& options)
     : model(model), scheduler(model.pipeline.engine(), {.threads = options.threads}) {
   const RowRate rate = measured_rows(model, options.threads);
   max_rows = options.max_rows > 0 ? options.max_rows : rate.rows;
+  GenerateOptions run{{.cfg_scale = 1}, {.threads = options.threads}, model.options.dtype, model.kind};
+  run.token_map = true;
+  check_memory(least_generate_bytes(model.checkpoint, run, max_rows),
+               fmt::format("a forward of {} rows", max_rows), "take a smaller --max-batch");
   row_seconds = rate.row_seconds;
 }
 

@@ -30,6 +30,7 @@ using Seconds = std::chrono::duration<double>;
 
 constexpr int kBacklog = 1024;
 constexpr size_t kMaxRequests = 1000;                   // of a connection
+constexpr size_t kRefusing = 32;                        // threads that tell others that there are too many
 constexpr auto kLook = std::chrono::milliseconds(100);  // at the end of serving, while a connection idles
 
 Clock::time_point after(double seconds) {
@@ -119,13 +120,15 @@ class Connection : public httplib::Stream {
 
 thread_local Connection* current = nullptr;
 
-// Threads for connections, made as they are needed, kept until the end.
+// Threads for connections, made as they are needed, kept until the end; what is more waits.
 class ConnectionThreads : public httplib::TaskQueue {
  public:
+  explicit ConnectionThreads(size_t most) : most_(most) {}
+
   void enqueue(std::function<void()> task) override {
     const std::lock_guard lock(mutex_);
     tasks_.push_back(std::move(task));
-    if (idle_ < tasks_.size()) {
+    if (idle_ < tasks_.size() && threads_.size() < most_) {
       try {
         threads_.emplace_back([this] { work(); });
       } catch (const std::system_error&) {
@@ -159,6 +162,7 @@ class ConnectionThreads : public httplib::TaskQueue {
     }
   }
 
+  const size_t most_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::function<void()>> tasks_;
@@ -196,7 +200,9 @@ void close_in_order(int socket) {
 }  // namespace
 
 HttpListener::HttpListener(const HttpLimits& limits) : limits_(limits) {
-  new_task_queue = [] { return new ConnectionThreads; };
+  new_task_queue = [most = static_cast<size_t>(limits.connections) + kRefusing] {
+    return new ConnectionThreads(most);
+  };
   set_payload_max_length(limits.body_bytes);
   set_tcp_nodelay(true);
   // Not SO_REUSEPORT, httplib's own choice: two servers on one port would share its clients unasked.

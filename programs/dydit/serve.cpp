@@ -70,7 +70,7 @@ void add_flags(Cli& cli, ServeFlags& flags) {
   cli.add_number("--steps", service.rules.steps, 1, 1000, "Sampling steps of requests that do not say");
   cli.add_choice("--sampler", flags.sampler, kSamplerNames.names(), "Sampler of those");
   cli.add_number("--cfg-scale", service.rules.cfg_scale, 0, 1000, "Guidance of those");
-  cli.add_number("--max-batch", service.max_rows, 0, 4096,
+  cli.add_number("--max-batch", service.max_rows, 0, 1'000'000,
                  "Rows of a forward, a guided image has two; 0: what a short measurement at start finds");
   cli.add_number("--max-images", service.rules.max_images, 1, 4096, "Images of one request");
   cli.add_number("--max-seconds", service.rules.max_seconds, 0.1, 86400,

@@ -28,7 +28,7 @@ constexpr auto kComment = std::chrono::seconds(10);  // between events, for prox
 // What the log tells of the request that this thread answers.
 struct Told {
   Timer timer;
-  std::string route = "other", client, job;
+  std::string route = "other", client, job, user;
   double gmacs = 0;
 };
 thread_local Told told;
@@ -299,6 +299,7 @@ void ServeRoutes::generations(Call& call) {
   Service& service = this->service();
   Order order = read_generation(call.request.body, service.terms(), service.options().rules);
   const bool streams = order.stream, keep = order.url;
+  told.user = order.user;
   const std::shared_ptr<Job> job = service.submit(std::move(order), call.client, keep);
   if (streams) return stream(call, job);
   await(job);
@@ -342,6 +343,7 @@ void ServeRoutes::new_job(Call& call) {
   call.needs_json();
   Service& service = this->service();
   Order order = read_generation(call.request.body, service.terms(), service.options().rules);
+  told.user = order.user;
   if (order.stream)
     throw Refusal(400, "request: a job is asked for its state; stream is for the other route", "stream");
   const std::shared_ptr<Job> job = service.submit(std::move(order), call.client, /*keep=*/true);
@@ -375,7 +377,8 @@ void ServeRoutes::log(const httplib::Request& request, const httplib::Response& 
     ++counts_[{told.route, response.status}];
   }
   if (options_.access_log)
-    print_error(fmt::format("{} {} {} {} {:.3f} s {:.2f} GMACs {}", told.client.empty() ? "-" : told.client,
+    print_error(fmt::format("{} {} {} {} {} {:.3f} s {:.2f} GMACs {}",
+                            told.client.empty() ? "-" : told.client, told.user.empty() ? "-" : told.user,
                             printable(request.method, 16), printable(request.path), response.status,
                             told.timer.seconds(), told.gmacs, told.job.empty() ? "-" : told.job));
   told = {};

@@ -44,6 +44,10 @@ class MemoryTest(ProgramTest):
         self.refused([*many, "--latents", "x.safetensors"], "100000000 images kept", "make fewer in a run")
         self.refused([*many, "--npz", "x.npz"], "100000000 images kept", "make fewer in a run")
 
+    def test_a_server(self):
+        self.refused(["serve", "--model", CIFAR, "--port", 0, "--max-batch", 1_000_000], "a forward of 1000000 rows",
+                     "take a smaller --max-batch")
+
     def test_a_model_to_be_timed(self):
         self.refused(["bench", "--size", "DiT-XL/2", "--input-size", 4096], "DiT-XL/2", "take a smaller model")
         self.refused(["bench", "--size", "DiT-S/8", "--input-size", 512, "--batch", 65536],

@@ -658,8 +658,8 @@ class FlagsTest(ProgramTest):
             self.assertEqual(model["id"], "dit-cifar10")
             self.assertEqual(model["defaults"], {"num_inference_steps": 4, "sampler": "dpm++", "guidance_scale": 1.5})
             self.assertEqual(model["rows"], 6)
-            answer = server.images(prompt="cat", seed=1)[0]
-            self.assertTrue(any(f"POST /v1/images/generations 200" in line for line in server.lines), server.lines)
+            answer = server.images(prompt="cat", seed=1, user="somebody")[0]
+            server.until(lambda: any(" somebody POST /v1/images/generations 200 " in line for line in server.lines))
             flags = ["--seed", "1", "--classes", "cat", "--sampler", "dpm++", "--steps", "4", "--cfg-scale", "1.5", "--dtype", "bf16",
                      "--engine", "reference", "--npz", "x.npz"]
             self.run_ok("generate", "--model", CIFAR, *flags)
