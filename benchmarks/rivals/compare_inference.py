@@ -4,11 +4,12 @@
     build/rivals/bin/python benchmarks/rivals/compare_inference.py [--cases XL,S --rounds 7 --csv inference.csv]
 
 All programs are started and warmed first, then take turns, a lap each, so that a busy minute hits all of them; the
-median lap counts. Random weights of the same shapes, bfloat16, the same number of threads. PyTorch's programs compete
-twice: as the plain module with scaled_dot_product_attention, and with attention written as matmul, softmax, matmul.
-So does the masked DyDiT: as published (attention written out, float32 weights under autocast) and with all of it
-converted to bfloat16. OpenVINO is tried with the batch whole and shared out to a stream a thread, and the faster
-setting competes.
+median lap counts. Random weights of the same shapes, the same number of threads, each at its best precision: every rival is
+tried for a lap in float32 and in bfloat16 (OpenVINO also with the f16 hint, and shared out to a stream a thread), and the
+fastest setting competes; --dtypes leaves some out. PyTorch's programs are tried as the plain module with
+scaled_dot_product_attention and with attention written as matmul, softmax, matmul. The masked DyDiT competes as published (attention
+written out, float32 weights under autocast) and as the faster of float32 and bfloat16. OpenVINO's int8 (NNCF, weights and activations)
+competes apart, against dydit's int8 where the processor has that. dydit takes --dtype auto.
 """
 
 import argparse
@@ -26,45 +27,69 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 CASES = {"XL": ("XL/2", 2), "S": ("S/2", 16)}
 MATMUL = "--no-fused-attention"
 # What competes, and its settings, of which the faster does.
+STREAMS = "--streams={threads}"
 RIVALS = {
-    "openvino": (["--rival=openvino"], ["--rival=openvino", "--streams={threads}"]),
-    "compile": (["--rival=compile"],),
-    "compile, matmul attention": (["--rival=compile", MATMUL],),
-    "eager": (["--rival=eager"],),
-    "eager, matmul attention": (["--rival=eager", MATMUL],),
-    "masked, as published": (["--rival=masked", MATMUL, "--autocast"],),
-    "masked, all bfloat16": (["--rival=masked"], ["--rival=masked", MATMUL]),
+    "openvino": [["--rival=openvino", streams, f"--dtype={dtype}"] for dtype in ("f32", "bf16", "f16")
+                 for streams in (STREAMS, "--streams=1")],
+    "openvino int8": [["--rival=openvino", streams, "--dtype=int8"] for streams in (STREAMS, "--streams=1")],
+    "compile": [["--rival=compile", f"--dtype={dtype}", *more] for dtype in ("f32", "bf16") for more in ([], [MATMUL])],
+    "eager": [["--rival=eager", f"--dtype={dtype}", *more] for dtype in ("f32", "bf16") for more in ([], [MATMUL])],
+    "masked, as published": [["--rival=masked", MATMUL, "--autocast"]],
+    "masked, all of one type": [["--rival=masked", f"--dtype={dtype}", *more] for dtype in ("f32", "bf16") for more in ([], [MATMUL])],
 }
-TRIALS = 2  # laps of every setting before the rounds
+HOPELESS = 1.3  # of two settings that differ in the type: the others of a type that is so much slower are not tried
 STEPS = 10  # forwards of a turn of dydit: they share the cost of reading adaLN's weights, as 40 or so do in a run
 SHARES = ("--heads=.5", "--groups=.5", "--tokens=.75")
 PAPER_SHARES = ("--heads=.5625", "--groups=.5625", "--tokens=.78")
 
 
+def dtype_of(setting):
+    return next((part.split("=")[1] for part in setting if part.startswith("--dtype=")), "bf16")
+
+
 def best_worker(rival, size, batch, args):
-    """The rival at its fastest setting."""
-    best = None
+    """The rival at its fastest setting, and what that is."""
+    best, by_dtype = None, {}
     for setting in RIVALS[rival]:
+        dtype = dtype_of(setting)
+        if dtype not in args.dtypes.split(","):
+            continue
+        if dtype in by_dtype and by_dtype[dtype] > HOPELESS * min(by_dtype.values()):
+            continue
         setting = [part.format(threads=args.threads) for part in setting]
-        worker = Worker([sys.executable, pathlib.Path(__file__).with_name("infer_torch.py"), f"--size={size}",
-                         f"--batch={batch}", f"--threads={args.threads}", *setting], stderr=subprocess.DEVNULL)
-        trial = min(worker.lap()[0] for _ in range(TRIALS))
+        try:
+            worker = Worker([sys.executable, pathlib.Path(__file__).with_name("infer_torch.py"), f"--size={size}",
+                             f"--batch={batch}", f"--threads={args.threads}", *setting], stderr=subprocess.DEVNULL)
+        except RuntimeError as error:
+            print(f"{rival}: does not run here ({error})", file=sys.stderr)
+            continue
+        trial = worker.lap()[0]
+        by_dtype[dtype] = min(trial, by_dtype.get(dtype, trial))
         print(f"{' '.join(setting)}: {trial:.1f} ms/sample", file=sys.stderr)
         if best and best[1] <= trial:
             worker.close()
             continue
         if best:
             best[0].close()
-        best = (worker, trial)
-    return best[0]
+        best = (worker, trial, " ".join(part.removeprefix("--") for part in setting[1:]))
+    return best and (best[0], best[2])
 
 
-def bench_dydit(size, batch, shares, args):
+def bench_dydit(size, batch, shares, dtype, args):
     """One turn of the static and the dynamic model, after its own warm-up."""
     out = subprocess.run([args.dydit, "bench", f"--size=DiT-{size}", f"--batch={batch}", f"--threads={args.threads}",
-                          "--dtype=bf16", f"--steps={STEPS}", "--repeats=1", "--json", "--quiet", *shares],
+                          f"--dtype={dtype}", f"--steps={STEPS}", "--repeats=1", "--json", "--quiet", *shares],
                          capture_output=True, text=True, check=True)
     return json.loads(out.stdout)
+
+
+def has_int8(size, batch, args):
+    try:
+        bench_dydit(size, batch, PAPER_SHARES, "int8", args)
+    except subprocess.CalledProcessError as error:  # a processor without the instructions
+        print(f"dydit int8: {error.stderr.strip()}", file=sys.stderr)
+        return False
+    return True
 
 
 def parse_args():
@@ -73,6 +98,7 @@ def parse_args():
     parser.add_argument("--cases", default="XL,S")
     parser.add_argument("--rivals", default="openvino,compile,eager,masked",
                         help="what their names in the table begin with")
+    parser.add_argument("--dtypes", default="f32,bf16,f16,int8", help="of the rivals; those that are tried")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--csv", help="also write the table's rows here")
@@ -88,27 +114,34 @@ def main():
     rows = []
     for case in args.cases.split(","):
         size, batch = CASES[case]
-        workers = {rival: best_worker(rival, size, batch, args)
-                   for rival in RIVALS if rival.startswith(tuple(args.rivals.split(",")))}
-        laps = {name: [] for name in (*workers, "static", "dynamic", "dynamic .49")}
+        found = {rival: best_worker(rival, size, batch, args)
+                 for rival in RIVALS if rival.startswith(tuple(args.rivals.split(",")))}
+        workers = {f"{rival}, {best[1]}": best[0] for rival, best in found.items() if best}
+        int8 = has_int8(size, batch, args)
+        own = ["static", "dynamic", "dynamic .49", *(["int8 static", "int8 dynamic .49"] if int8 else [])]
+        laps = {name: [] for name in (*workers, *own)}
         turns = []
         for turn in range(args.rounds):
             for shares, name in ((SHARES, "dynamic"), (PAPER_SHARES, "dynamic .49")):
-                result = bench_dydit(size, batch, shares, args)
+                result = bench_dydit(size, batch, shares, "auto", args)
                 turns.append(result)
                 laps["static"].append(result["static"]["ms_per_sample"])
                 laps[name].append(result["dynamic"]["ms_per_sample"])
                 if name == "dynamic":
                     laps.setdefault("realised", []).append(result["realised_share"])
                     laps.setdefault("peak_share", []).append(result["static"]["peak_share"])
+            if int8:
+                result = bench_dydit(size, batch, PAPER_SHARES, "int8", args)
+                laps["int8 static"].append(result["static"]["ms_per_sample"])
+                laps["int8 dynamic .49"].append(result["dynamic"]["ms_per_sample"])
             for rival, worker in workers.items():
                 laps[rival].append(worker.lap()[0])
             print(f"{case}: turn {turn + 1} of {args.rounds}", file=sys.stderr)
         medians = {name: statistics.median(values) for name, values in laps.items()}
         processor, version = turns[0]["processor"], turns[0]["version"]
-        print(f"\nDiT-{size}, batch {batch}, {args.threads} threads, bf16, {processor}; medians of {args.rounds}\n")
+        print(f"\nDiT-{size}, batch {batch}, {args.threads} threads, {processor}, dydit {turns[0]['dtype']}; medians of {args.rounds}\n")
         print("| program | ms/sample | static over it | dynamic (.49) over it |\n|---|---|---|---|")
-        for name in (*workers, "static", "dynamic", "dynamic .49"):
+        for name in (*workers, *own):
             label = f"{name} ({workers[name].version})" if name in workers else f"dydit {version}, {name}"
             row = {"model": size, "batch": batch, "program": label, "ms_per_sample": round(medians[name], 2),
                    "static_over_it": round(medians[name] / medians["static"], 3),

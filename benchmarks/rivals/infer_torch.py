@@ -3,9 +3,9 @@
     infer_torch.py --rival eager|compile|openvino|masked --size XL/2 --batch 2 --threads 2
 
 Rivals: PyTorch eager; torch.compile (inductor, frozen weights); OpenVINO on the exported module; and the masked DyDiT,
-every part computed and multiplied by masks. All in bfloat16: OpenVINO by its precision hint, from float32 weights,
-which is how it is meant to be used; PyTorch with weights and activations converted, or with --autocast from float32
-weights, as they are in the authors' code. Answers "ready VERSION" once warm, then one line of
+every part computed and multiplied by masks. --dtype: OpenVINO by its precision hint, from float32 weights, which is how it
+is meant to be used, int8 by NNCF (weights and activations); PyTorch with weights and activations converted, or with --autocast from
+float32 weights, as they are in the authors' code. Answers "ready VERSION" once warm, then one line of
 milliseconds per sample a lap. A lap is one forward to warm up again and --steps that are timed.
 """
 
@@ -31,6 +31,7 @@ def parse_args():
     parser.add_argument("--channels-last", action="store_true", help="of the patch embedding")
     parser.add_argument("--no-fused-attention", dest="fused", action="store_false",
                         help="matmul, softmax, matmul instead of scaled_dot_product_attention")
+    parser.add_argument("--dtype", choices=("f32", "bf16", "f16", "int8"), default="bf16", help="f16, int8: of OpenVINO")
     parser.add_argument("--autocast", action="store_true", help="float32 weights, converted at every use")
     return parser.parse_args()
 
@@ -58,7 +59,9 @@ def torch_forward(args):
     from dit_torch import Gates
     torch.set_num_threads(args.threads)
     model, (x, t, y) = make_module(args), make_inputs(args)
-    if not args.autocast:
+    if args.dtype not in ("f32", "bf16"):
+        raise SystemExit(f"--dtype {args.dtype}: PyTorch has no such thing here")
+    if not args.autocast and args.dtype == "bf16":
         model, x = model.bfloat16(), x.bfloat16()
     if args.channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
@@ -76,7 +79,12 @@ def torch_forward(args):
 
 def export_openvino(args, inputs, path):
     import openvino as ov
-    ov.save_model(ov.convert_model(make_module(args), example_input=inputs), path, compress_to_fp16=False)
+    model = ov.convert_model(make_module(args), example_input=inputs)
+    if args.dtype == "int8":
+        import nncf
+        data = nncf.Dataset([[value.numpy() for value in inputs]] * 4)
+        model = nncf.quantize(model, data, subset_size=4, model_type=nncf.ModelType.TRANSFORMER)
+    ov.save_model(model, path, compress_to_fp16=False)
 
 
 def openvino_forward(args):
@@ -85,7 +93,8 @@ def openvino_forward(args):
     version = f"openvino {ov.__version__.split('-')[0]}"
     inputs = make_inputs(args)
     parts = list(zip(*(value.chunk(args.streams) for value in inputs)))
-    settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": args.threads}
+    hint = {"int8": "f32"}.get(args.dtype, args.dtype)  # of what NNCF leaves as it is
+    settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": args.threads}
     settings |= {"NUM_STREAMS": args.streams} if args.streams > 1 else {"PERFORMANCE_HINT": "LATENCY"}
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ProcessPoolExecutor(1) as converter:
         path = pathlib.Path(folder, "dit.xml")  # a process of its own: conversion leaves 5 GB behind
