@@ -44,15 +44,16 @@ summary() {
 for part in "${parts[@]}"; do
   case $part in
     threads)
-      build tsan cancel_tests engine_tests data_tests
+      build tsan cancel_tests engine_tests data_tests serve_tests
       # Without tests/tsan.supp, which only training needs.
       logged threads env DYDIT_CANCELS="$count" build/tsan/cancel_tests
       logged threads-team build/tsan/engine_tests --gtest_filter='*Team*'
       logged threads-data build/tsan/data_tests
+      logged threads-serve build/tsan/serve_tests --gtest_filter='Service.*:Job.*'
       grep ' cancels: ' "$logs/threads.log" || true
       ;;
     memory)
-      build asan io_tests core_tests checkpoint_tests engine_tests data_tests train_tests cancel_tests
+      build asan io_tests core_tests checkpoint_tests engine_tests data_tests train_tests cancel_tests serve_tests
       logged memory ctest --preset asan -V -L unit -E '^(House|program|install|fuzz)\.'
       ;;
     heap)
