@@ -56,6 +56,9 @@ at::Tensor transformed(const at::Tensor& weight, Tiling tiling) {
   return at::matmul(at::kron(G, G), weight.reshape({-1, 9}).t());
 }
 
+// Whether there are kernels for it; else bfloat16 weights are multiplied in float32, which is more exact.
+bool multiplies_bf16() { return cpu::kernels().gemm_bf16 != nullptr; }
+
 }  // namespace
 
 // How the output is cut. A pixelwise convolution sees a map as one row of pixels.
@@ -84,16 +87,19 @@ struct Conv::Room {
 
 Conv::Conv(const at::Tensor& weight, const at::Tensor& bias, const ConvShape& shape, bool bf16,
            cpu::Arena& arena, Team& team)
-    : shape_(shape), bf16_(bf16), columns_(ceil_div(shape.out, cpu::kPanel) * cpu::kPanel) {
+    : shape_(shape),
+      bf16_(bf16 && multiplies_bf16()),
+      columns_(ceil_div(shape.out, cpu::kPanel) * cpu::kPanel) {
   if (shape.upsample) {
     tiling_ = Tiling::Upsample;
-  } else if (!bf16 && shape.rows.taps == 3 && shape.columns.taps == 3 && shape.stride == 1 &&
+  } else if (!bf16_ && shape.rows.taps == 3 && shape.columns.taps == 3 && shape.stride == 1 &&
              std::min(shape.in, shape.out) >= kWinogradChannels) {
     tiling_ = Tiling::Winograd;
   }
   const OneThread here;  // else sums would be those of the machine's cores
-  const at::Tensor w =
-      weight.to(at::kDouble).reshape({shape.out, shape.in, shape.rows.taps, shape.columns.taps});
+  const at::Tensor w = (bf16 && !bf16_ ? weight.to(at::kBFloat16) : weight)
+                           .to(at::kDouble)
+                           .reshape({shape.out, shape.in, shape.rows.taps, shape.columns.taps});
   const at::Tensor matrix = (tiling_ == Tiling::Direct ? w.permute({0, 2, 3, 1}) : transformed(w, tiling_))
                                 .to(at::kFloat)
                                 .contiguous();
@@ -102,7 +108,7 @@ Conv::Conv(const at::Tensor& weight, const at::Tensor& bias, const ConvShape& sh
   row_ = even(inputs);
   packed_ = cpu::PackedLinear(matrix.view({int64_t{products} * shape.out, inputs}),
                               at::zeros({int64_t{products} * shape.out}), products, /*in_segments=*/1,
-                              bf16 ? kLevelBf16Dot : kLevelF32, /*narrow=*/false, arena, team);
+                              bf16_ ? kLevelBf16Dot : kLevelF32, /*narrow=*/false, arena, team);
   for (int p = 0; p < products; ++p) {
     cpu::Panels panels;
     packed_.add_panels(p, 0, panels);

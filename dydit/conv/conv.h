@@ -56,7 +56,8 @@ class Conv {
  public:
   Conv() = default;
   /// weight (out, in, rows, columns) or, of one pixel, (out, in), in any type; bias (out) or undefined.
-  /// bf16: products are of bfloat16 values, else of float32 ones. The packed weights lie in `arena`.
+  /// bf16: weights are rounded to bfloat16, and products are of bfloat16 values where the processor has such;
+  /// else all is float32. The packed weights lie in `arena`.
   Conv(const at::Tensor& weight, const at::Tensor& bias, const ConvShape& shape, bool bf16, cpu::Arena& arena,
        Team& team);
 

@@ -84,7 +84,7 @@ std::vector<Hostile> hostile() {
 std::vector<Target> order_targets() {
   const std::string plan =
       R"({"dydit_plan":1,"depth":2,"num_heads":4,"num_tokens":16,"steps":[{"t":999,"attn":"cc","mlp":"cc"},)"
-      R"({"t":9,"attn":"1c","mlp":"c-"}]})";
+      R"({"t":9,"attn":"0c","mlp":"c0"}]})";
   std::vector<std::string> tokens = {"\"prompt\":",
                                      "\"n\":",
                                      "\"seed\":",

@@ -12,15 +12,6 @@ TEST(HtmlText, EscapesMarkupQuotesAndControls) {
   EXPECT_EQ(html_text("a\x1b[31m\n\xff").find_first_of("\x1b\n\xff"), std::string::npos);
 }
 
-TEST(Base64, PadsWhatIsNoMultipleOfThree) {  // RFC 4648, 10
-  EXPECT_EQ(base64(""), "");
-  EXPECT_EQ(base64("f"), "Zg==");
-  EXPECT_EQ(base64("fo"), "Zm8=");
-  EXPECT_EQ(base64("foo"), "Zm9v");
-  EXPECT_EQ(base64("foobar"), "Zm9vYmFy");
-  EXPECT_EQ(base64("\xff\xfe\xfd"), "//79");
-}
-
 TEST(HtmlImage, IsAPngInThePageEnlargedByAWholeNumber) {
   const Image image{2, 3, 1, {0, 50, 100, 150, 200, 250}};
   const std::string html = html_image(image, "a <cat>", 10);
