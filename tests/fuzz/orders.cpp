@@ -38,7 +38,7 @@ const std::vector<ModelTerms>& models() {
 template <typename Read>
 void read_order(Bytes bytes, const Read& read) {
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  if (text.size() > kMostBytes) throw Error("larger than a body may be");
+  if (text.size() > kMostBytes) throw Error("FILE: larger than a body may be");
   try {
     const Order order = read(text);
     const OrderRules rules;
@@ -51,7 +51,7 @@ void read_order(Bytes bytes, const Read& read) {
   } catch (const Refusal& refusal) {
     if (refusal.status < 400 || refusal.status > 499) throw std::logic_error("is no client's fault");
     if (error_answer(refusal).dump().empty()) throw std::logic_error("cannot be told");
-    throw;
+    throw Error(std::string("FILE: ") + refusal.what());
   }
 }
 
