@@ -248,7 +248,10 @@ std::string step_text(const StepSpec& step, const DiTConfig& config) {
 }  // namespace
 
 PlanSpec parse_plan(std::string_view text, const DiTConfig& config, const std::string& name) {
-  const Json json = read_plan_json(text, name);
+  return parse_plan(read_plan_json(text, name), config, name);
+}
+
+PlanSpec parse_plan(const Json& json, const DiTConfig& config, const std::string& name) {
   const JsonObject top = plan_object(json, name);
   check_size(top, "depth", config.depth);
   check_size(top, "num_heads", config.num_heads);

@@ -1,4 +1,4 @@
-// A plan without its model: what is known of it is what it states.
+// Plans that stand in other JSON; of one without its model, what is known is what it states.
 #pragma once
 
 #include <string>
@@ -18,5 +18,7 @@ struct StatedPlan {
 /// Read as strictly as parse_plan does, and held against check_spec in a run with guidance.
 StatedPlan parse_stated_plan(std::string_view text, const std::string& name);
 StatedPlan parse_stated_plan(const nlohmann::json& json, const std::string& name);
+/// parse_plan of what was read already.
+PlanSpec parse_plan(const nlohmann::json& json, const DiTConfig& config, const std::string& name);
 
 }  // namespace dydit

@@ -17,6 +17,7 @@
 #include "dydit/io/json.h"
 #include "dydit/io/json_object.h"
 #include "dydit/io/text.h"
+#include "dydit/plan/stated_plan.h"
 
 namespace dydit {
 namespace {
@@ -249,7 +250,7 @@ void read_plan_fields(const Body& body, const ModelTerms& model, const char* ste
   if (!body.has("plan")) return;
   of_field("plan", [&] {
     const Spacing wanted = run_spacing(request);
-    request.plan = parse_plan(json_text(body.at("plan")), model.config, "plan");
+    request.plan = parse_plan(body.at("plan"), model.config, "plan");
     check_spec(*request.plan, model.config, request.guided(), "plan");
     DYDIT_CHECK(!body.has(steps) || wanted.timesteps == request.plan->timesteps(),
                 "plan: its {} timesteps are not those of {}; leave that out", request.plan->steps.size(),
