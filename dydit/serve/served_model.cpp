@@ -43,6 +43,12 @@ GenerateOptions ServedModel::run_options(const Order& order) const {
 }
 
 void ServedModel::choose_plan(Order& order) const {
+  // As Pipeline::plan does, which tells the model's path.
+  if (order.request.plan && order.request.plan->model_sha256.value_or(checkpoint.sha256) != checkpoint.sha256)
+    throw Refusal(400,
+                  fmt::format("plan: is for the model of SHA-256 {:.10}, {} is of {:.10}",
+                              *order.request.plan->model_sha256, name, checkpoint.sha256),
+                  "plan");
   if (order.budget == 0) return;
   if (!plans)
     throw Refusal(400,

@@ -22,7 +22,8 @@ struct ServedModel {
   ServedModel& operator=(const ServedModel&) = delete;
 
   ModelTerms terms() const;
-  /// Makes the order's plan where a budget says which. Throws Refusal for one that cannot be met.
+  /// Makes the order's plan where a budget says which. Throws Refusal for one that cannot be met, and for a
+  /// plan of another model.
   void choose_plan(Order& order) const;
   /// The record of an order's run, as generate writes it.
   nlohmann::json run_record(const Order& order, const RunPlan& plan) const;

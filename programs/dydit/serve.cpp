@@ -244,6 +244,8 @@ int run_serve(const Args& args, Isa isa) {
     listener.stop();
     accepting.join();
   };
+  // Stopping a listener that does not run yet would stop nothing.
+  while (!listener.is_running() && !failed) std::this_thread::sleep_for(1ms);
   try {
     service = make_service(cli, flags, paths);
   } catch (...) {

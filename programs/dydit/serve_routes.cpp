@@ -1,6 +1,7 @@
 #include "serve_routes.h"
 
 #include <algorithm>
+#include <arpa/inet.h>
 #include <chrono>
 #include <functional>
 #include <span>
@@ -64,7 +65,11 @@ double gmacs_of(const Job& job) {
 }  // namespace
 
 bool is_loopback(std::string_view host) {
-  return host == "localhost" || host == "::1" || host.starts_with("127.");
+  // As a number: a stranger's name may begin with 127., too.
+  in_addr address{};
+  return host == "localhost" || host == "::1" ||
+         (::inet_pton(AF_INET, std::string(host).c_str(), &address) == 1 &&
+          ntohl(address.s_addr) >> 24 == 127);
 }
 
 struct ServeRoutes::Call {
