@@ -191,6 +191,14 @@ void check_plan_set(const PlanSet& set, const Checkpoint& checkpoint, const Gene
         set.run.cfg_channels, run.cfg_channels);
 }
 
+nlohmann::json said_budget(double budget, int steps, const MeasuredPlan& chosen) {
+  return {{"budget", budget},
+          {"steps_of_full", steps},
+          {"cost", chosen.cost},
+          {"error", chosen.error},
+          {"error_se", chosen.error_se}};
+}
+
 const MeasuredPlan* plan_within(const PlanSet& set, double budget) {
   const MeasuredPlan* best = nullptr;
   for (const MeasuredPlan& plan : set.plans) {

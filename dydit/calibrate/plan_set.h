@@ -52,6 +52,9 @@ PlanSet read_plan_set(const std::filesystem::path& path);
 void check_plan_set(const PlanSet& set, const Checkpoint& checkpoint, const GenerateOptions& options,
                     const std::string& name);
 
+/// How a plan was asked for where a budget chose it, for plan_record. `steps`: of the full run.
+nlohmann::json said_budget(double budget, int steps, const MeasuredPlan& chosen);
+
 /// The plan of least error that costs at most `budget` (cost_max); null: all cost more.
 const MeasuredPlan* plan_within(const PlanSet& set, double budget);
 

@@ -166,6 +166,15 @@ json plan_record(const Checkpoint& checkpoint, const GenerateOptions& options, c
   return record;
 }
 
+json said_policy(const std::string& cache, const GuideOptions& guide) {
+  const GuideOptions usual;
+  json said = {{"cache", cache}};
+  if (guide.from != usual.from) said["guide_from"] = guide.from;
+  if (guide.to != usual.to) said["guide_to"] = guide.to;
+  if (guide.every != usual.every) said["guide_every"] = guide.every;
+  return said;
+}
+
 std::string class_name_of(const Checkpoint& checkpoint, int label) {
   return checkpoint.class_names.empty() ? "" : printable(checkpoint.class_names[label], std::string::npos);
 }

@@ -1,10 +1,10 @@
 // What clients are told, as JSON and text: the bodies of the routes.
 #pragma once
 
-#include <functional>
 #include <map>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include <nlohmann/json.hpp>
 

@@ -1,9 +1,6 @@
 #include "dydit/serve/order.h"
 
 #include <algorithm>
-#include <array>
-#include <cmath>
-#include <limits>
 #include <optional>
 #include <random>
 
@@ -27,7 +24,6 @@ using nlohmann::json;
 constexpr int kMaxDepth = 8;  // a plan's lists of actions
 constexpr size_t kLongestKey = 64;
 constexpr float kMaxScale = 1000;
-constexpr int kMaxSteps = 1000;
 constexpr double kLeastBudget = 0.001;
 
 // Does `work`; what is wrong then is that field's fault.
@@ -209,7 +205,7 @@ void refuse_others(const Body& body, std::span<const Neutral> neutrals) {
 void read_sampling(const Body& body, const ModelTerms& model, const OrderRules& rules, const char* steps,
                    const char* scale, Request& request) {
   const DiTConfig& config = model.config;
-  request.num_steps = body.whole(steps, 1, kMaxSteps, rules.steps);
+  request.num_steps = body.whole(steps, 1, kNumTrainTimesteps, rules.steps);
   request.cfg_scale = body.real(scale, 0, kMaxScale, rules.cfg_scale);
   request.sampler.eta = body.real("eta", 0, 1, 0);
   if (request.sampler.eta != 0 && request.sampler.kind != SamplerKind::Ddim)
@@ -234,7 +230,7 @@ void read_plan_fields(const Body& body, const ModelTerms& model, const char* ste
   constexpr int kLast = kNumTrainTimesteps - 1;
   order.guide = {.from = body.whole("guide_from", 0, kLast, kLast),
                  .to = body.whole("guide_to", 0, kLast, 0),
-                 .every = body.whole("guide_every", 1, kMaxSteps, 1)};
+                 .every = body.whole("guide_every", 1, kNumTrainTimesteps, 1)};
   if (!order.guide.is_default() && (!request.guided() || body.has("plan") || body.has("budget")))
     throw Refusal(400,
                   "request: guide_from, guide_to and guide_every need guidance_scale above 1, and neither "

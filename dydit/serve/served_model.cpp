@@ -74,19 +74,11 @@ json ServedModel::run_record(const Order& order, const RunPlan& plan) const {
   if (order.request.plan) {
     json said;
     if (order.budget > 0) {
-      const MeasuredPlan& chosen = *plan_within(*plans, order.budget);
-      said = {{"budget", order.budget},
-              {"steps_of_full", order.request.num_steps},
-              {"cost", chosen.cost},
-              {"error", chosen.error},
-              {"error_se", chosen.error_se}};
+      said = said_budget(order.budget, order.request.num_steps, *plan_within(*plans, order.budget));
     } else if (order.cache == "none" && order.guide.is_default()) {
       said = {{"file", "plan.json"}};  // which came with the order
     } else {
-      said = {{"cache", order.cache},
-              {"guide_from", order.guide.from},
-              {"guide_to", order.guide.to},
-              {"guide_every", order.guide.every}};
+      said = said_policy(order.cache, order.guide);
     }
     record["plan"] = plan_record(checkpoint, run, plan, said);
   }

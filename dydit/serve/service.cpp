@@ -5,14 +5,12 @@
 #include <random>
 #include <utility>
 
-#include <ATen/ops/empty.h>
 #include <c10/core/InferenceMode.h>
 #include <fmt/format.h>
 
 #include "dydit/base/machine.h"
 #include "dydit/base/timer.h"
 #include "dydit/engine/engine.h"
-#include "dydit/pipeline/record.h"
 
 namespace dydit {
 namespace {
@@ -75,8 +73,12 @@ RowRate measured_rows(const ServedModel& model, int threads) {
 
 int rows_of(const Request& request) { return request.guided() ? 2 : 1; }
 
-// Row forwards that an image takes from now on, at most.
-double rows_left(const Request& request, int steps) { return static_cast<double>(steps) * rows_of(request); }
+// Rows of forwards that a job still takes, at most.
+double rows_left(const Job& job) {
+  const Request& request = job.order.request;
+  return static_cast<double>(request.num_images) * request.total_steps() * rows_of(request) *
+         (1 - job.status().progress);
+}
 
 }  // namespace
 
@@ -249,29 +251,25 @@ std::vector<std::shared_ptr<Job>> Service::jobs_of(std::string_view client) cons
 // With the lock: of what waits in a lane and of what is in flight there.
 double Service::waiting_seconds(const Lane& lane) const {
   double rows = 0;
-  for (const auto& [number, flight] : lane.flights) {
-    const Request& request = flight.job->order.request;
-    rows +=
-        rows_left(request, request.total_steps()) * request.num_images * (1 - flight.job->status().progress);
-  }
+  for (const auto& [number, flight] : lane.flights) rows += rows_left(*flight.job);
   return rows * lane.row_seconds;
 }
 
+// A client's own earlier jobs come first; of each other job, as turns go, as much as of this one.
 double Service::seconds_left(const Job& job) const {
   const std::lock_guard lock(mutex_);
   const Lane& lane = *lanes_[job.order.model];
-  const Request& request = job.order.request;
-  const double own = rows_left(request, request.total_steps()) * request.num_images *
-                     (1 - job.status().progress) * lane.row_seconds;
-  const double all = waiting_seconds(lane);
-  // Others in flight share the forwards; those that wait before it come first.
-  double before = 0, share = 0;
+  const double own = rows_left(job);
+  double rows = own;
   for (const auto& [number, flight] : lane.flights) {
-    if (number == job.number) continue;
-    (number < job.number ? before : share) += 1;
+    const Job& other = *flight.job;
+    if (other.client != job.client) {
+      rows += std::min(own, rows_left(other));
+    } else if (number < job.number) {
+      rows += rows_left(other);
+    }
   }
-  const double count = std::max<double>(1, static_cast<double>(lane.flights.size()));
-  return std::min(all, own * (1 + share / count) + (all - own) * before / count);
+  return rows * lane.row_seconds;
 }
 
 int Service::queue_position(const Job& job) const {
@@ -300,11 +298,11 @@ ServiceNumbers Service::numbers() const {
   }
   for (const auto& [id, kept] : jobs_) numbers.kept_bytes += kept.job->bytes();
   numbers.draining = draining_;
-  int images = 0;
-  for (const auto& [when, count] : recent_) images += count;
-  if (images > 0) {
-    const double span = std::chrono::duration<double>(Clock::now() - recent_.front().first).count();
-    numbers.images_per_second = images / std::max(span, 1.0);
+  const auto now = Clock::now();
+  const auto first = std::lower_bound(recent_.begin(), recent_.end(), now - kRecent);
+  if (first != recent_.end()) {
+    const double span = std::chrono::duration<double>(now - *first).count();
+    numbers.images_per_second = static_cast<double>(recent_.end() - first) / std::max(span, 1.0);
   }
   return numbers;
 }
@@ -482,8 +480,8 @@ void Service::make_pictures() {
     if (!is_preview) {
       ++numbers_.images;
       const auto now = Clock::now();
-      recent_.emplace_back(now, 1);
-      while (now - recent_.front().first > kRecent) recent_.pop_front();
+      recent_.push_back(now);
+      while (now - recent_.front() > kRecent) recent_.pop_front();
     }
     changed_.notify_all();
   }

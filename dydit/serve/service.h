@@ -6,14 +6,12 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
 #include <thread>
-#include <utility>
 #include <vector>
 
 #include "dydit/serve/fair_queue.h"
@@ -46,13 +44,13 @@ struct ServiceNumbers {
   double forward_seconds = 0, picture_seconds = 0;          // decoding and encoding
   std::array<uint64_t, kRowBins.size() + 1> forwards = {};  // by rows
   uint64_t rows = 0;
-  double images_per_second = 0;  // of the last minute in which there was work
+  double images_per_second = 0;  // of the last minute
   size_t kept_bytes = 0;
   bool draining = false;
 };
 
-/// Images in flight and those that wait, of one model each, on a thread of its own; pictures are encoded (and
-/// latents decoded) on another one. All functions may be called by any thread.
+/// Has a thread of its own that steps all images in flight, those of each model together, and another one
+/// that encodes pictures and decodes latents. All functions may be called by any thread.
 class Service {
  public:
   Service(std::vector<std::unique_ptr<const ServedModel>> models, const ServiceOptions& options);
@@ -89,7 +87,7 @@ class Service {
   ServiceNumbers numbers() const;
 
  private:
-  // What is in flight of a job, of the engine's thread.
+  // A job that has not ended, and what is known of its run before sampling.
   struct Flight {
     std::shared_ptr<Job> job;
     std::shared_ptr<Course> course;
@@ -97,6 +95,7 @@ class Service {
     int images = 0;     // in flight
     int64_t bytes = 0;  // that an image keeps
   };
+  // A model, and what waits or is in flight of it.
   struct Lane {
     Lane(const ServedModel& model, const ServiceOptions& options);
     int rows() const;  // in flight
@@ -107,7 +106,7 @@ class Service {
     int max_rows = 0;
     double row_seconds = 0;  // of late
     FairQueue queue;
-    std::map<uint64_t, Flight> flights;  // by job: accepted, not ended
+    std::map<uint64_t, Flight> flights;  // by the jobs' numbers
   };
   struct Picture {  // to be made
     std::shared_ptr<Job> job;
@@ -119,7 +118,7 @@ class Service {
   };
   struct Kept {
     std::shared_ptr<Job> job;
-    bool after_end = false;
+    bool after_end = false;  // a client may come for it later
   };
 
   void work();
@@ -150,7 +149,7 @@ class Service {
   uint64_t next_number_ = 0;
   bool draining_ = false, stopping_ = false;
   ServiceNumbers numbers_;
-  std::deque<std::pair<Clock::time_point, int>> recent_;  // images finished
+  std::deque<Clock::time_point> recent_;  // when images were finished
   std::thread engine_, painter_;
 };
 

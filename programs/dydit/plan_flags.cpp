@@ -5,6 +5,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/io/text.h"
+#include "dydit/pipeline/record.h"
 
 namespace dydit {
 namespace {
@@ -113,20 +114,12 @@ nlohmann::json PlanFlags::said(const Request& request) const {
   if (!request.plan) return {};
   if (!file.empty()) return {{"file", file}};
   if (budget > 0) {
-    nlohmann::json said = {{"budget", budget},
-                           {"steps_of_full", request.num_steps},
-                           {"cost", chosen_.cost},
-                           {"error", chosen_.error},
-                           {"error_se", chosen_.error_se}};
+    nlohmann::json said = said_budget(budget, request.num_steps, chosen_);
     if (!plans.empty()) said["plans"] = plans;
     if (force) said["force"] = true;
     return said;
   }
-  nlohmann::json said = {{"cache", cache}};
-  if (guide.from != GuideOptions().from) said["guide_from"] = guide.from;
-  if (guide.to != GuideOptions().to) said["guide_to"] = guide.to;
-  if (guide.every != GuideOptions().every) said["guide_every"] = guide.every;
-  return said;
+  return said_policy(cache, guide);
 }
 
 }  // namespace dydit
