@@ -27,6 +27,7 @@ namespace {
 using Class = std::variant<int, std::string>;                   // a label, or a name as --classes takes it
 using Classes = std::variant<std::string, std::vector<Class>>;  // a list in one text, or one by one
 using Numbers = std::variant<at::Tensor, int64_t, std::vector<int64_t>>;  // one for all rows, or one a row
+using Times = std::variant<at::Tensor, double, std::vector<double>>;      // likewise
 
 std::vector<int64_t> one_a_row(const Numbers& given, int64_t rows, const char* name) {
   if (const auto* number = std::get_if<int64_t>(&given)) return std::vector<int64_t>(rows, *number);
@@ -46,11 +47,28 @@ std::vector<int64_t> one_a_row(const Numbers& given, int64_t rows, const char* n
   return numbers;
 }
 
-template <typename Integer>
-void check_timesteps(const std::vector<Integer>& timesteps) {
-  for (const Integer t : timesteps) {
-    DYDIT_USAGE_CHECK(t >= 0 && t < kNumTrainTimesteps, "timestep {}: expected 0 to {}", t,
-                      kNumTrainTimesteps - 1);
+std::vector<double> one_a_row(const Times& given, int64_t rows, const char* name) {
+  if (const auto* number = std::get_if<double>(&given)) return std::vector<double>(rows, *number);
+  std::vector<double> numbers;
+  if (const auto* list = std::get_if<std::vector<double>>(&given)) {
+    numbers = *list;
+  } else {
+    const at::Tensor& tensor = std::get<at::Tensor>(given);
+    DYDIT_USAGE_CHECK(!at::isComplexType(tensor.scalar_type()) && tensor.dim() <= 1,
+                      "{}: expected numbers, one or one a row", name);
+    const at::Tensor all = tensor.to(at::kCPU, at::kDouble).contiguous();
+    numbers.assign(all.data_ptr<double>(), all.data_ptr<double>() + all.numel());
+    if (tensor.dim() == 0) numbers.assign(rows, numbers[0]);
+  }
+  DYDIT_USAGE_CHECK(static_cast<int64_t>(numbers.size()) == rows, "{}: {} numbers for {} rows of x", name,
+                    numbers.size(), rows);
+  return numbers;
+}
+
+void check_timesteps(const std::vector<double>& timesteps, const DiTConfig& config) {
+  for (const double t : timesteps) {
+    DYDIT_USAGE_CHECK(is_time(config.objective, t), "timestep {}: expected 0 to {}{}", t,
+                      last_time(config.objective), config.objective.continuous() ? "" : ", a whole number");
   }
 }
 
@@ -86,13 +104,13 @@ int threads_of(std::optional<int> given) {
 // A checkpoint, and what was made of it: a pipeline for each engine and dtype that was asked for.
 class Model {
  public:
-  Model(const std::string& path, int num_heads, const std::string& weights)
-      : checkpoint_(load_checkpoint(path, {.num_heads = num_heads, .weights = weights})) {}
+  Model(const std::string& path, const CheckpointOptions& options)
+      : checkpoint_(load_checkpoint(path, options)) {}
 
   const Checkpoint& checkpoint() const { return checkpoint_; }
 
   at::Tensor generate(const Classes& given, std::optional<int> num_images, int steps,
-                      const std::string& sampler, float eta, float cfg_scale, uint64_t seed, int batch,
+                      const std::string& sampler, float eta, std::optional<float> cfg_scale, uint64_t seed, int batch,
                       std::optional<at::ScalarType> dtype, std::optional<int> threads,
                       const std::string& engine, const std::string& mode, const std::string& cache,
                       int guide_from, int guide_to, int guide_every, const std::optional<std::string>& plan,
@@ -101,8 +119,10 @@ class Model {
     Request request = {.classes = classes,
                        .num_images = num_images.value_or(static_cast<int>(classes.size())),
                        .num_steps = steps,
-                       .sampler = {.kind = kSamplerNames.at(sampler), .eta = eta},
-                       .cfg_scale = cfg_scale,
+                       .sampler = {.kind = sampler == "auto" ? default_sampler(checkpoint_.config.objective)
+                                                             : kSamplerNames.at(sampler),
+                                   .eta = eta},
+                       .cfg_scale = cfg_scale.value_or(checkpoint_.config.can_guide() ? 4.0f : 1.0f),
                        .seed = seed,
                        .mode = kModeNames.at(mode)};
     if (plan) {
@@ -132,10 +152,10 @@ class Model {
     return at::stack(samples);  // outside of inference mode: a tensor that autograd may use
   }
 
-  void prepare(const std::vector<int>& timesteps, std::optional<at::ScalarType> dtype,
+  void prepare(const std::vector<double>& timesteps, std::optional<at::ScalarType> dtype,
                std::optional<int> threads, const std::string& engine, const std::string& mode) {
     DYDIT_USAGE_CHECK(!timesteps.empty(), "no timestep given");
-    check_timesteps(timesteps);
+    check_timesteps(timesteps, checkpoint_.config);
     const int count = threads_of(threads);
     const EngineKind kind = kEngineNames.at(engine);
     const at::ScalarType type = dtype_or_auto(dtype, checkpoint_, kind);
@@ -143,13 +163,13 @@ class Model {
     const py::gil_scoped_release unlocked;
     const auto made = std::make_shared<Prepared>(pipeline(kind, type, count), wanted, count);
     made->pipeline->widths(timesteps, wanted);
-    const std::set<int> ascending(timesteps.begin(), timesteps.end());
+    const std::set<double> ascending(timesteps.begin(), timesteps.end());
     made->workspace->prepare({ascending.rbegin(), ascending.rend()});
     const std::lock_guard lock(mutex_);
     prepared_ = made;
   }
 
-  at::Tensor forward(const at::Tensor& x, const Numbers& t, const Numbers& y) {
+  at::Tensor forward(const at::Tensor& x, const Times& t, const Numbers& y) {
     const DiTConfig& config = checkpoint_.config;
     const int side = config.input_size;
     DYDIT_USAGE_CHECK(x.device().is_cpu() && x.scalar_type() == at::kFloat && x.dim() == 4 && x.size(0) > 0 &&
@@ -158,19 +178,20 @@ class Model {
                       config.in_channels, side, side, fmt::join(x.sizes(), ", "),
                       c10::toString(x.scalar_type()), x.device().str());
     const int64_t rows = x.size(0);
-    const std::vector<int64_t> timesteps = one_a_row(t, rows, "t"), labels = one_a_row(y, rows, "y");
+    const std::vector<double> timesteps = one_a_row(t, rows, "t");
+    const std::vector<int64_t> labels = one_a_row(y, rows, "y");
     for (const int64_t label : labels) {
-      DYDIT_USAGE_CHECK(label >= 0 && label <= config.null_class(),
-                        "y: class {}; expected 0 to {}, or {} for none", label, config.num_classes - 1,
-                        config.null_class());
+      DYDIT_USAGE_CHECK(label >= 0 && label <= config.last_label(), "y: class {}; expected 0 to {}{}", label,
+                        std::max(config.num_classes - 1, 0),
+                        config.can_guide() ? fmt::format(", or {} for none", config.null_class()) : "");
     }
-    check_timesteps(timesteps);
+    check_timesteps(timesteps, config);
     const py::gil_scoped_release unlocked;
     const std::shared_ptr<Prepared> prepared = prepared_or_default();
     const std::lock_guard one_at_a_time(prepared->mutex);
     const at::NoGradGuard no_grad;
     const RunPlan plan =
-        prepared->pipeline->widths(std::vector<int>(timesteps.begin(), timesteps.end()), prepared->mode);
+        prepared->pipeline->widths(timesteps, prepared->mode);
     std::vector<Row> described;
     for (int64_t row = 0; row < rows; ++row) described.push_back({&plan.steps[row], labels[row]});
     std::vector<Work> work(described.size());
@@ -179,10 +200,10 @@ class Model {
     return outputs.out;
   }
 
-  py::dict plan(const std::vector<int>& timesteps, const std::string& mode) const {
+  py::dict plan(const std::vector<double>& timesteps, const std::string& mode) const {
     const DiTConfig& config = checkpoint_.config;
     const Mode wanted = kModeNames.at(mode);
-    check_timesteps(timesteps);
+    check_timesteps(timesteps, config);
     const int S = static_cast<int>(timesteps.size()), L = config.depth, H = config.num_heads;
     at::Tensor heads = at::empty({S, L, H}, at::kBool), groups = at::empty({S, L, H}, at::kBool);
     std::vector<double> gmacs(S);
@@ -200,7 +221,11 @@ class Model {
       }
     }
     py::dict result;
-    result["timesteps"] = timesteps;
+    if (config.objective.continuous()) {
+      result["timesteps"] = timesteps;
+    } else {
+      result["timesteps"] = std::vector<int>(timesteps.begin(), timesteps.end());
+    }
     result["heads"] = heads;
     result["groups"] = groups;
     result["gmacs"] = gmacs;
@@ -329,10 +354,13 @@ PYBIND11_MODULE(_dydit, m) {
 
   m.def(
       "load",
-      [](const std::string& path, int num_heads, const std::string& weights) {
-        return std::make_unique<Model>(path, num_heads, weights);
+      [](const std::string& path, int num_heads, const std::string& weights, const std::string& noise_path,
+         const std::string& prediction) {
+        return std::make_unique<Model>(
+            path, CheckpointOptions{.num_heads = num_heads, .weights = weights, .path = noise_path,
+                                    .prediction = prediction});
       },
-      "path"_a, "num_heads"_a = 0, "weights"_a = "", py::call_guard<py::gil_scoped_release>(),
+      "path"_a, "num_heads"_a = 0, "weights"_a = "", "noise_path"_a = "", "prediction"_a = "", py::call_guard<py::gil_scoped_release>(),
       "Loads a checkpoint: safetensors, a torch file or a folder of diffusers. num_heads: of a static DiT "
       "whose file does not say. weights: the key of one of the file's sets of weights (\"model\"); empty: an "
       "average, else the model.");
@@ -366,8 +394,8 @@ PYBIND11_MODULE(_dydit, m) {
 
   py::class_<Model>(m, "Model")
       .def("generate", &Model::generate, py::kw_only(), "classes"_a = std::vector<int>{0},
-           "num_images"_a = py::none(), "steps"_a = 250, "sampler"_a = "ddpm", "eta"_a = 0.0f,
-           "cfg_scale"_a = 4.0f, "seed"_a = 0, "batch"_a = 16, "dtype"_a = py::none(),
+           "num_images"_a = py::none(), "steps"_a = 250, "sampler"_a = "auto", "eta"_a = 0.0f,
+           "cfg_scale"_a = py::none(), "seed"_a = 0, "batch"_a = 16, "dtype"_a = py::none(),
            "threads"_a = py::none(), "engine"_a = "cpu", "mode"_a = "dynamic", "cache"_a = "none",
            "guide_from"_a = GuideOptions().from, "guide_to"_a = GuideOptions().to,
            "guide_every"_a = GuideOptions().every, "plan"_a = py::none(), "progress"_a = py::none(),
@@ -389,7 +417,9 @@ PYBIND11_MODULE(_dydit, m) {
       .def("forward", &Model::forward, "x"_a, "t"_a, "y"_a,
            "The model's output (rows, C or 2C, H, W) for x (rows, C, H, W), timesteps t in 0..999 and "
            "classes y\n"
-           "(num_classes: none); t and y are numbers, lists or tensors, rows of any timesteps. No gradient.\n"
+           "(num_classes: none; 0 of a model without classes); of a SiT t is 0 to 1, 0 being noise, of a U-ViT 999 "
+           "times\n"
+           "the noise share. t and y are numbers, lists or tensors, rows of any timesteps. No gradient.\n"
            "Weights are packed once, whatever the timesteps.")
       .def("plan", &Model::plan, "timesteps"_a, py::kw_only(), "mode"_a = "dynamic",
            "Which heads and channel groups are on: {timesteps, heads (S, L, H) bool, groups (S, L, H) bool, "

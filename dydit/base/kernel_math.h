@@ -69,6 +69,22 @@ inline float gelu_slope(float x) {
   return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * kGeluFactor * (1.0f + 3.0f * kGeluCubic * x * x);
 }
 
+// The normal distribution function to 1e-7: Abramowitz and Stegun, 7.1.26.
+inline float normal_cdf(float x) {
+  const float z = (x < 0 ? -x : x) * 0.707106781f, t = 1.0f / (1.0f + 0.3275911f * z);
+  float p = 1.061405429f;
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  const float tail = 0.5f * p * t * exp_approx(-z * z);
+  return x < 0 ? tail : 1.0f - tail;
+}
+inline float gelu_erf(float x) { return x * normal_cdf(x); }
+inline float gelu_erf_slope(float x) {
+  return normal_cdf(x) + x * 0.3989422804f * exp_approx(-0.5f * x * x);  // 1 / sqrt(2 pi)
+}
+
 // The largest of s[0..N)
 template <typename T>
 inline float largest_of(const T* s, int N) {

@@ -40,7 +40,7 @@ class Calibration {
         checkpoint_(checkpoint),
         config_(checkpoint.config),
         pipeline_(checkpoint, options.engine, {.dtype = options.dtype, .threads = options.threads}),
-        timesteps_(run_spacing(options).timesteps),
+        timesteps_(run_spacing(options, config_.objective).timesteps),
         meter_(pipeline_, options, options, callbacks.cancel) {}
 
   std::vector<MeasuredPlan> measure() {
@@ -87,7 +87,8 @@ class Calibration {
       if (!families_.contains(Family::Steps)) continue;
       // As many as a cache with this interval computes.
       const int steps = full_steps(policy_plan(fmt::format("taylor:{},0", N), config_, timesteps_));
-      plans.push_back(full_spec(config_, choose_timesteps(options_.sampler.kind, steps).timesteps));
+      plans.push_back(full_spec(
+          config_, choose_timesteps(config_.objective, options_.sampler, steps).timesteps));
       plans.back().name = fmt::format("{}-{}", kSamplerNames[options_.sampler.kind], steps);
     }
     return plans;
@@ -191,7 +192,7 @@ class Calibration {
     for (const MeasuredPlan& best : pareto_set(measured_)) {
       for (const int every : kGuideIntervals) {
         plans.push_back(best.plan);
-        apply_guide({.every = every}, plans.back());
+        apply_guide({.every = every}, config_.objective, plans.back());
         plans.back().name += fmt::format(" guide-every {}", every);
       }
     }
@@ -204,7 +205,7 @@ class Calibration {
   const Checkpoint& checkpoint_;
   const DiTConfig& config_;
   const Pipeline pipeline_;
-  const std::vector<int> timesteps_;
+  const std::vector<double> timesteps_;
   const PlanMeter meter_;
   std::vector<MeasuredPlan> measured_;
 };

@@ -163,7 +163,7 @@ double reuse_distance(const Pipeline& pipeline, const Request& request, const Sa
                       const Trajectories& full, int t, const CancelFlag* cancel) {
   const DiTConfig& config = pipeline.engine().config();
   Request one = request;
-  one.plan = full_spec(config, run_spacing(request).timesteps);
+  one.plan = full_spec(config, run_spacing(request, config.objective).timesteps);
   StepSpec& step = one.plan->steps[t];
   step.attn = step.mlp = std::vector<Action>(config.depth, 0);
   const auto course = std::make_shared<Course>(one, pipeline.plan(one));

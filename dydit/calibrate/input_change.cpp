@@ -13,19 +13,22 @@ namespace dydit {
 namespace {
 
 // x (in_channels, side, side) -> (N, C): modulate(norm(tokens)) of block 0.
-at::Tensor modulated_input(const Checkpoint& checkpoint, const at::Tensor& x, int timestep, int label) {
+at::Tensor modulated_input(const Checkpoint& checkpoint, const at::Tensor& x, double timestep, int label) {
   const DiTConfig& config = checkpoint.config;
   const int64_t g = config.grid(), p = config.patch_size;
   const at::Tensor patches = x.reshape({config.in_channels, g, p, g, p})
                                  .permute({1, 3, 0, 2, 4})
                                  .reshape({g * g, config.patch_values()});
+  const auto weight = [&](const char* name) { return checkpoint.weights.at(name).to(at::kFloat); };
   const at::Tensor tokens =
-      linear(checkpoint, "x_embedder.proj", patches) + checkpoint.weights.at("pos_embed").to(at::kFloat)[0];
-  const at::Tensor c = embed_timesteps(checkpoint, at::tensor({static_cast<int64_t>(timestep)})) +
-                       checkpoint.weights.at("y_embedder.embedding_table.weight")[label].to(at::kFloat);
-  const auto ada = linear(checkpoint, "blocks.0.adaLN_modulation.1", at::silu(c)).chunk(6, 1);
+      linear(checkpoint, "x_embedder.proj", patches) + weight("pos_embed")[0].slice(0, config.extras());
   const at::Tensor normal =
       at::layer_norm(tokens, {config.hidden_size}, {}, {}, config.block(0).attn_norm_eps);
+  if (config.modulation == Modulation::Affine)
+    return normal * weight("blocks.0.norm1.weight") + weight("blocks.0.norm1.bias");
+  const at::Tensor c = embed_timesteps(checkpoint, at::tensor({timestep}, at::kDouble)) +
+                       weight("y_embedder.embedding_table.weight")[label];
+  const auto ada = linear(checkpoint, "blocks.0.adaLN_modulation.1", at::silu(c)).chunk(6, 1);
   return normal * (1 + ada[1]) + ada[0];
 }
 
@@ -58,7 +61,7 @@ std::vector<double> input_changes(const Checkpoint& checkpoint, const Pipeline& 
 }
 
 PlanSpec threshold_plan(std::span<const double> changes, double threshold, const DiTConfig& config,
-                        std::span<const int> timesteps) {
+                        std::span<const double> timesteps) {
   PlanSpec plan = full_spec(config, timesteps);
   plan.name = fmt::format("threshold:{}", threshold);
   double sum = 0;

@@ -21,6 +21,6 @@ std::vector<double> input_changes(const Checkpoint& checkpoint, const Pipeline& 
 /// and a step is full where their sum has reached `threshold`, the first and the last in any case; the others
 /// skip all blocks and reuse what these did. `changes` (S): of the timesteps.
 PlanSpec threshold_plan(std::span<const double> changes, double threshold, const DiTConfig& config,
-                        std::span<const int> timesteps);
+                        std::span<const double> timesteps);
 
 }  // namespace dydit

@@ -29,8 +29,8 @@ constexpr double kScaleTolerance =
     0.1 + 1e-6;  // 2.2 is a float; of the guidance scale: plans are good beside the one calibrated
 
 const std::array<std::string, 5> kTopKeys = {"dydit_plans", "model_sha256", "run", "measured", "plans"};
-const std::array<std::string, 7> kRunKeys = {"sampler",      "eta",  "timesteps", "cfg_scale",
-                                             "cfg_channels", "mode", "dtype"};
+const std::array<std::string, 8> kRunKeys = {"sampler",      "eta",  "timesteps", "cfg_scale",
+                                             "cfg_channels", "mode", "dtype",     "path"};
 const std::array<std::string, 4> kMeasuredKeys = {"images", "seeds", "classes", "seconds"};
 const std::array<std::string, 6> kPlanKeys = {"cost", "cost_max", "error", "error_se", "psnr", "plan"};
 
@@ -55,10 +55,19 @@ CalibratedRun parse_run(const Json& json, const std::string& name) {
   CalibratedRun run;
   run.sampler.kind = choice(in, "sampler", kSamplerNames);
   run.sampler.eta = static_cast<float>(not_negative(in, "eta"));
+  const std::string path = in.text("path").value_or("table");
+  const auto known = kPathNames.find(path);
+  DYDIT_CHECK(known, "{}: path is {}; {} are known", in.at(), quote(path), fmt::join(kPathNames.names(), ", "));
+  const Objective objective = {known->path, Prediction::Noise, known->clock};
   for (const Json& value : in.list(in.get("timesteps"), "timesteps")) {
-    const int t = in.whole(value, "timesteps", 0, kNumTrainTimesteps - 1);
-    DYDIT_CHECK(run.timesteps.empty() || t < run.timesteps.back(),
-                "{}: timesteps holds {} after {}; they fall", in.at(), t, run.timesteps.back());
+    DYDIT_CHECK(!objective.continuous() || (value.is_number() && is_time(objective, value.get<double>())),
+                "{}: timesteps holds {}; a number from 0 to {} is wanted", in.at(), shown(value),
+                last_time(objective));
+    const double t = objective.continuous() ? value.get<double>()
+                                            : in.whole(value, "timesteps", 0, kNumTrainTimesteps - 1);
+    DYDIT_CHECK(run.timesteps.empty() || noise_share(objective, t) < noise_share(objective, run.timesteps.back()),
+                "{}: timesteps holds {} after {}; they fall{}", in.at(), t, run.timesteps.back(),
+                objective.continuous() ? " in their noise" : "");
     run.timesteps.push_back(t);
   }
   DYDIT_CHECK(!run.timesteps.empty(), "{}: timesteps is empty", in.at());
@@ -101,7 +110,7 @@ std::string number(double value) { return fmt::format("{:.6g}", value); }
 
 CalibratedRun calibrated_run(const DiTConfig& config, const GenerateOptions& options) {
   return {.sampler = options.sampler,
-          .timesteps = run_spacing(options).timesteps,
+          .timesteps = run_spacing(options, config.objective).timesteps,
           .cfg_scale = options.cfg_scale,
           .cfg_channels = options.channels_guided(config),
           .mode = config.is_dynamic() ? options.mode : Mode::Static,
@@ -119,12 +128,14 @@ std::string plan_set_text(const PlanSet& set, const DiTConfig& config) {
   std::string text = fmt::format(
       "{{\"dydit_plans\": {}, \"model_sha256\": \"{}\",\n"
       " \"run\": {{\"sampler\": \"{}\", \"eta\": {}, \"timesteps\": [{}], \"cfg_scale\": {}, "
-      "\"cfg_channels\": {}, \"mode\": \"{}\", \"dtype\": \"{}\"}},\n"
+      "\"cfg_channels\": {}, \"mode\": \"{}\", \"dtype\": \"{}\"{}}},\n"
       " \"measured\": {{\"images\": {}, \"seeds\": [{}], \"classes\": [{}], \"seconds\": {:.1f}}},\n"
       " \"plans\": [",
       kVersion, set.model_sha256, kSamplerNames[run.sampler.kind], run.sampler.eta,
       fmt::join(run.timesteps.rbegin(), run.timesteps.rend(), ", "), run.cfg_scale, run.cfg_channels,
-      kModeNames[run.mode], kModelDtypeNames[run.dtype], set.measured.images,
+      kModeNames[run.mode], kModelDtypeNames[run.dtype],
+      config.objective.continuous() ? fmt::format(", \"path\": \"{}\"", path_name(config.objective)) : "",
+      set.measured.images,
       fmt::join(set.measured.seeds, ", "), fmt::join(set.measured.classes, ", "), set.measured.seconds);
   const char* between = "\n";
   for (const MeasuredPlan& plan : set.plans) {

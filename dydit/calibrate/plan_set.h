@@ -17,7 +17,7 @@ namespace dydit {
 /// The run that the plans are for.
 struct CalibratedRun {
   SamplerOptions sampler;
-  std::vector<int> timesteps;  // of the full run, ascending
+  std::vector<double> timesteps;  // of the full run, the noisiest last
   float cfg_scale = 1;
   int cfg_channels = 0;
   Mode mode = Mode::Static;

@@ -11,6 +11,7 @@
 #include <ATen/ATen.h>
 
 #include "dydit/diffusion/gaussian.h"
+#include "dydit/diffusion/path.h"
 #include "dydit/diffusion/schedule.h"
 
 namespace dydit {
@@ -77,16 +78,49 @@ at::Tensor discretized_gaussian_log_likelihood(const at::Tensor& x0, const at::T
                    at::where(x0 > 0.999, log(1.0 - cdf_minus), log(cdf_plus - cdf_minus)));
 }
 
+// Of samples on a path, (B, 1, 1, 1) float32; derivatives by the clock's time, as velocities are.
+struct OnPath {
+  at::Tensor alpha, sigma, d_alpha, d_sigma;
+};
+OnPath on_path(const Objective& objective, const at::Tensor& t) {
+  const at::Tensor time = t.to(at::kCPU, at::kDouble).contiguous();
+  const int64_t B = time.numel();
+  const at::Tensor all = at::empty({4, B}, at::kDouble);
+  const double direction = objective.clock == ModelClock::Data ? -1 : 1;
+  for (int64_t b = 0; b < B; ++b) {
+    const NoiseLevel level = level_at(objective.path, noise_share(objective, time.data_ptr<double>()[b]));
+    double* const to = all.data_ptr<double>() + b;
+    to[0] = level.alpha;
+    to[B] = level.sigma;
+    to[2 * B] = direction * level.d_alpha;
+    to[3 * B] = direction * level.d_sigma;
+  }
+  const at::Tensor here = all.to(t.device(), at::kFloat).view({4, B, 1, 1, 1});
+  return {here[0], here[1], here[2], here[3]};
+}
+
 }  // namespace
 
-at::Tensor q_sample(const at::Tensor& x0, const at::Tensor& t, const at::Tensor& noise) {
+at::Tensor q_sample(const at::Tensor& x0, const at::Tensor& t, const at::Tensor& noise,
+                    const Objective& objective) {
+  if (objective.continuous()) {
+    const OnPath here = on_path(objective, t);
+    return here.alpha * x0 + here.sigma * noise;
+  }
   const Schedule& s = schedule_on(t.device());
   return at_timesteps(s.sqrt_a, t) * x0 + at_timesteps(s.sqrt_one_minus_a, t) * noise;
 }
 
 DiffusionLoss diffusion_loss(const at::Tensor& output, const at::Tensor& x0, const at::Tensor& x_t,
-                             const at::Tensor& t, const at::Tensor& noise) {
+                             const at::Tensor& t, const at::Tensor& noise, const Objective& objective) {
   const int64_t channels = x0.size(1);
+  if (objective.continuous()) {
+    const bool velocity = objective.prediction == Prediction::Velocity;
+    const OnPath here = velocity ? on_path(objective, t) : OnPath();
+    const at::Tensor target = velocity ? here.d_alpha * x0 + here.d_sigma * noise : noise;
+    const at::Tensor mse = mean_flat((target - output.slice(1, 0, channels)).square());
+    return {mse, at::zeros_like(mse)};
+  }
   const at::Tensor eps = output.slice(1, 0, channels);
   const at::Tensor mse = mean_flat((noise - eps).square());
   if (output.size(1) == channels) return {mse, at::zeros_like(mse)};

@@ -37,6 +37,17 @@ std::vector<int> even_timesteps(int steps) {
   return timesteps;
 }
 
+std::vector<double> even_times(const Objective& objective, int steps) {
+  std::vector<double> times;
+  if (objective.continuous()) {
+    check_steps(steps);
+    for (int i = 0; i < steps; ++i) times.push_back(time_at(objective, steps > 1 ? static_cast<double>(i) / (steps - 1) : 0));
+  } else {
+    for (const int t : even_timesteps(steps)) times.push_back(t);
+  }
+  return times;
+}
+
 std::vector<int> strided_timesteps(int steps) {
   check_steps(steps);
   for (int stride = 1; stride < kNumTrainTimesteps; ++stride) {
@@ -58,15 +69,17 @@ std::vector<int> linspace_timesteps(int steps) {
   return timesteps;
 }
 
-std::vector<int> sorted_timesteps(std::vector<int> timesteps) {
+std::vector<double> sorted_timesteps(std::vector<double> timesteps, const Objective& objective) {
   DYDIT_USAGE_CHECK(!timesteps.empty(), "--timesteps: expected at least one");
-  std::sort(timesteps.begin(), timesteps.end());
-  for (size_t i = 0; i < timesteps.size(); ++i) {
-    DYDIT_USAGE_CHECK(timesteps[i] >= 0 && timesteps[i] < kNumTrainTimesteps,
-                      "--timesteps: {} is outside 0 to {}", timesteps[i], kNumTrainTimesteps - 1);
-    DYDIT_USAGE_CHECK(i == 0 || timesteps[i] != timesteps[i - 1], "--timesteps: {} is given twice",
-                      timesteps[i]);
+  for (const double t : timesteps) {
+    DYDIT_USAGE_CHECK(objective.continuous() || t == std::floor(t), "--timesteps: {} is no whole number", t);
+    DYDIT_USAGE_CHECK(is_time(objective, t), "--timesteps: {} is outside 0 to {}", t, last_time(objective));
   }
+  std::sort(timesteps.begin(), timesteps.end(), [&](double a, double b) {
+    return noise_share(objective, a) < noise_share(objective, b);
+  });
+  for (size_t i = 1; i < timesteps.size(); ++i)
+    DYDIT_USAGE_CHECK(timesteps[i] != timesteps[i - 1], "--timesteps: {} is given twice", timesteps[i]);
   return timesteps;
 }
 

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "dydit/base/objective.h"
 #include "dydit/base/timesteps.h"
 
 namespace dydit {
@@ -18,6 +19,10 @@ std::vector<double> linear_betas();
 /// entry rounded half to even; one step gives {0}. Throws UsageError outside 1..1000.
 std::vector<int> even_timesteps(int steps);
 
+/// `steps` times spread evenly over those that there are, noise and image included: a table's even_timesteps,
+/// else even in the noise share. By noise, the noisiest last.
+std::vector<double> even_times(const Objective& objective, int steps);
+
 /// The smallest integer stride from 0 that gives exactly `steps` timesteps, ascending; empty when none does
 /// ("ddimN" of the original; 62 values of N work). Throws UsageError outside 1..1000.
 std::vector<int> strided_timesteps(int steps);
@@ -27,8 +32,8 @@ std::vector<int> strided_timesteps(int steps);
 /// that gives no timestep twice.
 std::vector<int> linspace_timesteps(int steps);
 
-/// A list given by hand, in any order -> ascending. Throws UsageError for none, one outside 0..999 or one
-/// given twice.
-std::vector<int> sorted_timesteps(std::vector<int> timesteps);
+/// A list given by hand, in any order -> by noise, the noisiest last (a table's ascend). Throws UsageError for
+/// none, one that the clock does not have or one given twice.
+std::vector<double> sorted_timesteps(std::vector<double> timesteps, const Objective& objective = {});
 
 }  // namespace dydit

@@ -3,9 +3,13 @@
 #include <algorithm>
 #include <cassert>
 #include <cmath>
+#include <functional>
+#include <utility>
 
 #include <fmt/format.h>
 
+#include "dydit/base/error.h"
+#include "dydit/diffusion/flow_solver.h"
 #include "dydit/diffusion/schedule.h"
 
 namespace dydit {
@@ -48,12 +52,52 @@ void make_dpm(const DiffusionTables& tables, int step, SolverStep& made) {
 }  // namespace
 
 Spacing choose_timesteps(SamplerKind kind, int steps) {
-  if (kind == SamplerKind::Dpm) return {linspace_timesteps(steps), "linspace, 0 left out"};
-  if (kind == SamplerKind::Ddpm) return {even_timesteps(steps), "even sections"};
+  const auto spacing = [](const std::vector<int>& timesteps, std::string description) {
+    return Spacing{{timesteps.begin(), timesteps.end()}, std::move(description)};
+  };
+  if (kind == SamplerKind::Dpm) return spacing(linspace_timesteps(steps), "linspace, 0 left out");
+  if (kind == SamplerKind::Ddpm) return spacing(even_timesteps(steps), "even sections");
   const std::vector<int> strided = strided_timesteps(steps);
   if (strided.empty())
-    return {even_timesteps(steps), fmt::format("even sections (no fixed stride gives {} steps)", steps)};
-  return {strided, fmt::format("fixed stride {}", strided[1])};  // two or more: every stride is below 1000
+    return spacing(even_timesteps(steps), fmt::format("even sections (no fixed stride gives {} steps)", steps));
+  return spacing(strided, fmt::format("fixed stride {}", strided[1]));  // every stride is below 1000
+}
+
+void check_sampler(const Objective& objective, const SamplerOptions& options) {
+  if (objective.continuous()) return check_flow_sampler(objective, options);
+  DYDIT_USAGE_CHECK(options.kind <= SamplerKind::Dpm,
+                    "sampler {}: is for models of continuous time (SiT, U-ViT); a DiT takes ddpm, ddim or dpm++",
+                    kSamplerNames[options.kind]);
+}
+
+SamplerKind default_sampler(const Objective& objective) {
+  return objective.continuous() ? SamplerKind::Euler : SamplerKind::Ddpm;
+}
+
+int evaluations(const SamplerOptions& options, int steps) {
+  if (options.kind == SamplerKind::Heun || options.kind == SamplerKind::Midpoint) return 2 * steps;
+  return options.kind == SamplerKind::HeunSde ? 2 * steps - 1 : steps;  // its last step does not look ahead
+}
+
+Spacing choose_timesteps(const Objective& objective, const SamplerOptions& options, int steps) {
+  if (objective.continuous()) return choose_flow_times(objective, options, steps);
+  check_sampler(objective, options);
+  return choose_timesteps(options.kind, steps);
+}
+
+bool Solver::holds() const {
+  return std::any_of(steps.begin(), steps.end(), std::mem_fn(&SolverStep::holds));
+}
+
+Solver make_solver(const Objective& objective, const SamplerOptions& options,
+                   std::span<const double> timesteps) {
+  if (objective.continuous()) return make_flow_solver(objective, options, timesteps);
+  check_sampler(objective, options);
+  const DiffusionTables tables = make_diffusion_tables(std::vector<int>(timesteps.begin(), timesteps.end()));
+  Solver solver;
+  for (int step = 0; step < tables.num_steps(); ++step)
+    solver.steps.push_back(make_solver_step(tables, options, step));
+  return solver;
 }
 
 SolverStep make_solver_step(const DiffusionTables& tables, const SamplerOptions& options, int step) {
@@ -68,14 +112,17 @@ SolverStep make_solver_step(const DiffusionTables& tables, const SamplerOptions&
 
 void apply_step(const SolverStep& step, const StepRow& row) {
   assert(step.slope == 0 || row.x0.size() == row.x.size());
+  const bool looks_back = step.held_x_factor != 0 || step.held_eps_factor != 0;
+  assert(!(looks_back || step.holds) || row.held_x.size() == row.x.size());
   const bool learned = step.learns_sigma && !row.variance.empty();
   for (size_t i = 0; i < row.x.size(); ++i) {
     const float x = row.x[i], eps = row.eps[i];
     const float x0 = step.recip * x - step.recipm1 * eps;
     const float d = step.slope != 0 ? x0 + step.slope * (x0 - row.x0[i]) : x0;
-    float next = step.d_factor * d;
+    float next = step.d_factor != 0 ? step.d_factor * d : 0.0f;
     if (step.x_factor != 0) next += step.x_factor * x;
     if (step.eps_factor != 0) next += step.eps_factor * eps;
+    if (looks_back) next += step.held_x_factor * row.held_x[i] + step.held_eps_factor * row.held_eps[i];
     if (step.noisy) {
       float sigma = step.sigma;
       if (learned) {
@@ -83,6 +130,10 @@ void apply_step(const SolverStep& step, const StepRow& row) {
         sigma = std::exp(0.5f * (share * step.max_log_variance + (1.0f - share) * step.min_log_variance));
       }
       next += sigma * row.noise[i];
+    }
+    if (step.holds) {
+      row.held_x[i] = x;
+      row.held_eps[i] = eps;
     }
     row.x[i] = next;
     if (!row.x0.empty()) row.x0[i] = x0;

@@ -22,8 +22,8 @@ std::string description(const at::Tensor& x) {
 // A plan may be of another model, or made by hand.
 void check_step(const StepPlan* step, const DiTConfig& config) {
   DYDIT_USAGE_CHECK(step != nullptr, "a row without a step");
-  DYDIT_USAGE_CHECK(step->timestep >= 0 && step->timestep < kNumTrainTimesteps,
-                    "timestep {}: expected 0 to {}", step->timestep, kNumTrainTimesteps - 1);
+  DYDIT_USAGE_CHECK(is_time(config.objective, step->timestep), "timestep {}: expected 0 to {}", step->timestep,
+                    last_time(config.objective));
   const auto is_mask = [&](const std::vector<uint8_t>& parts) {  // the first is always on
     return parts.size() == static_cast<size_t>(config.num_heads) && parts[0] == 1 &&
            std::all_of(parts.begin(), parts.end(), [](uint8_t part) { return part <= 1; });
@@ -44,7 +44,7 @@ void check_history(const Row& row, const DiTConfig& config, at::ScalarType dtype
   if (step.branches.empty() && step.ranges.empty()) return;
   const int L = config.depth;
   const History* const history = row.history;
-  const std::vector<int64_t> shape = {step.slots, config.num_tokens(), config.hidden_size};
+  const std::vector<int64_t> shape = {step.slots, config.sequence(), config.hidden_size};
   DYDIT_USAGE_CHECK(history != nullptr && history->kept_at.size() == static_cast<size_t>(step.slots) &&
                         history->features.defined() && history->features.device().is_cpu() &&
                         history->features.sizes() == shape && history->features.scalar_type() == dtype &&
@@ -71,6 +71,9 @@ void check_history(const Row& row, const DiTConfig& config, at::ScalarType dtype
   bool good = step.branches.size() == static_cast<size_t>(2 * L);
   std::vector<uint8_t> skipped(L);
   for (const RangePlan& range : step.ranges) {
+    for (int l = range.to; range.skipped() && l < L; ++l)  // what it skips nobody may look for
+      good = good && (config.join_source(l) < range.from || config.join_source(l) >= range.to ||
+                      step.branch(l, Branch::Attention).action == kSkipped);
     good = good && range.from >= 0 && range.from < range.to && range.to <= L &&
            fits(range.store, range.terms) && range.skipped() == (range.store < 0);
     for (int l = range.from; good && range.skipped() && l < range.to; ++l) good = skipped[l]++ == 0;
@@ -166,12 +169,12 @@ std::unique_ptr<Workspace> Engine::make_workspace(const WorkspaceOptions& option
 }
 
 History Engine::make_history(int slots) const {
-  return {at::empty({slots, config_.num_tokens(), config_.hidden_size}, kept_type_),
+  return {at::empty({slots, config_.sequence(), config_.hidden_size}, kept_type_),
           std::vector<int>(slots, -1)};
 }
 
 int64_t history_bytes(const DiTConfig& config, at::ScalarType kept, int slots) {
-  return int64_t{slots} * config.num_tokens() * config.hidden_size * (kept == at::kFloat ? 4 : 2);
+  return int64_t{slots} * config.sequence() * config.hidden_size * (kept == at::kFloat ? 4 : 2);
 }
 
 void Engine::forward(const at::Tensor& x, std::span<const Row> rows, Workspace& workspace,
@@ -188,8 +191,8 @@ void Engine::forward(const at::Tensor& x, std::span<const Row> rows, Workspace& 
   const StepPlan* checked = nullptr;
   std::vector<const History*> histories;
   for (const Row& row : rows) {
-    DYDIT_USAGE_CHECK(row.label >= 0 && row.label <= config_.null_class(), "label {}: expected 0 to {}",
-                      row.label, config_.null_class());
+    DYDIT_USAGE_CHECK(row.label >= 0 && row.label <= config_.last_label(), "label {}: expected 0 to {}",
+                      row.label, config_.last_label());
     if (row.step != checked || checked == nullptr) check_step(row.step, config_);
     checked = row.step;
     check_history(row, config_, kept_type_);
@@ -236,7 +239,7 @@ double least_engine_bytes(EngineKind kind, const Checkpoint& checkpoint, const E
     return bytes + cpu::workspace_bytes(config, kept_type(kind, options) == at::kBFloat16, rows,
                                         options.threads, ranges);
   // The stream and the MLP's hidden rows, of as many rows as are in work at a time.
-  const double tokens = static_cast<double>(std::min<int64_t>(rows, options.threads)) * config.num_tokens();
+  const double tokens = static_cast<double>(std::min<int64_t>(rows, options.threads)) * config.sequence();
   return bytes + tokens * (config.hidden_size * 4.0 + config.mlp_hidden * (bf16 ? 2.0 : 4.0));
 }
 

@@ -40,14 +40,14 @@ int64_t history_bytes(const DiTConfig& config, at::ScalarType kept, int slots);
 
 /// What one row of a sample, the conditional or the null class's, keeps from step to step of its plan.
 struct History {
-  at::Tensor features;       // (slots, N, C) in the engine's kept_type()
+  at::Tensor features;       // (slots, T, C) in the engine's kept_type()
   std::vector<int> kept_at;  // (slots) index of the step whose feature lies there, -1: none
 };
 
 /// A row of a forward: rows may be of different samples, at different steps of different plans.
 struct Row {
   const StepPlan* step = nullptr;
-  int64_t label = 0;           // null class included
+  int64_t label = 0;           // null class included; of an unconditional model 0
   History* history = nullptr;  // this row's alone; null: of a plan without slots
 };
 
@@ -59,10 +59,10 @@ struct ForwardOutputs {
 };
 
 /// Parts of a forward whose time the CPU engine can tell apart.
-enum class Operator { Embed, AdaLN, Norm, Qkv, Attention, Proj, Router, Fc1, Fc2, Reuse, Final };
-inline constexpr int kOperators = 11;
+enum class Operator { Embed, AdaLN, Join, Norm, Qkv, Attention, Proj, Router, Fc1, Fc2, Reuse, Final };
+inline constexpr int kOperators = 12;
 inline constexpr std::array<std::string_view, kOperators> kOperatorNames = {
-    "embed", "adaLN", "norm", "qkv", "attention", "proj", "router", "fc1", "fc2", "reuse", "final"};
+    "embed", "adaLN", "join", "norm", "qkv", "attention", "proj", "router", "fc1", "fc2", "reuse", "final"};
 
 /// Seconds by block and operator, added up over forwards. Row L holds what belongs to no block.
 using Profile = std::vector<std::array<double, kOperators>>;
@@ -103,7 +103,7 @@ class Workspace {
 
   /// A hint: rows will visit these timesteps in this order, so that what depends on timestep and label alone
   /// can be computed for several steps at a time. Changes speed, never a result.
-  virtual void prepare(std::vector<int> /*timesteps*/) {}
+  virtual void prepare(std::vector<double> /*timesteps*/) {}
   /// The run's threads, for work between two forwards.
   Team& team() { return crew_.together(); }
 

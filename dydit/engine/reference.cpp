@@ -43,12 +43,14 @@ void obey(const Row& row, Gates& gates) {
     for (size_t r = 0; r < step.ranges.size(); ++r) {
       const RangePlan& range = step.ranges[r];
       if (range.skipped()) continue;
-      if (range.to == block) row.history->features[range.store].copy_((stream - before[r])[0]);
+      if (range.to == block)
+        row.history->features[range.store].copy_((range.absolute ? stream : stream - before[r])[0]);
       if (range.from == block) before[r] = stream;
     }
     const RangePlan* const range = step.skipped_from(block);
     if (range == nullptr) return block;
-    stream = stream + forecast(range->terms, *row.history);
+    const at::Tensor value = forecast(range->terms, *row.history);
+    stream = range->absolute ? value : stream + value;
     return range->to;
   };
 }
@@ -90,7 +92,6 @@ class ReferenceEngine final : public Engine {
   // The complete model but for branches that are not computed.
   int64_t executed_macs(const StepPlan& step) const {
     const int L = config_.depth, H = config_.num_heads;
-    const int64_t C = config_.hidden_size;
     const bool dynamic = step.mode == Mode::Dynamic;
     const int64_t width_router = dynamic ? width_router_macs(config_) : 0;
     int64_t macs = fixed_macs(config_);
@@ -100,7 +101,8 @@ class ReferenceEngine final : public Engine {
         macs += mlp_macs(config_, H, config_.num_tokens()) + width_router;
         if (dynamic) macs += token_router_macs(config_);
       }
-      if (step.branch(l, Branch::Mlp).action == kSkipped) macs -= 6 * C * C;  // adaLN
+      const bool skipped = step.branch(l, Branch::Mlp).action == kSkipped;
+      macs += skipped ? -2 * adaLN_macs(config_) : join_macs(config_, l);
     }
     return macs;
   }
@@ -134,7 +136,7 @@ class ReferenceEngine final : public Engine {
     }
     obey(row, gates);
     DiT model = model_;  // a handle: the modules are shared
-    const at::Tensor t_emb = model->embed_timestep(at::tensor({static_cast<int64_t>(step.timestep)}));
+    const at::Tensor t_emb = model->embed_timestep(at::tensor({step.timestep}, at::kDouble));
     return model->forward(x, t_emb, at::tensor({row.label}), gates);
   }
 

@@ -17,12 +17,16 @@ namespace dydit {
 namespace {
 
 // Image i is of group i mod 10, whose timesteps lie in the middle of the same tenth of every decile. A group
-// shares them, and so its forwards.
+// shares them, and so its forwards. `thousandths` of the noise share: a table's timesteps.
 constexpr int kGroups = 10, kDecileLength = kNumTrainTimesteps / kDeciles;
-std::vector<int> timesteps_of(int group) {
+int thousandths_of(int group, int decile) {
   constexpr int tenth = kDecileLength / kGroups;
-  std::vector<int> timesteps;
-  for (int d = 0; d < kDeciles; ++d) timesteps.push_back(d * kDecileLength + group * tenth + tenth / 2);
+  return decile * kDecileLength + group * tenth + tenth / 2;
+}
+std::vector<double> timesteps_of(const Objective& objective, int group) {
+  std::vector<double> timesteps;
+  for (int d = 0; d < kDeciles; ++d)
+    timesteps.push_back(time_at(objective, static_cast<double>(thousandths_of(group, d)) / kNumTrainTimesteps));
   return timesteps;
 }
 
@@ -34,7 +38,7 @@ void check_data(const Dataset& dataset, const DiTConfig& config, const LossOptio
                     "images {}x{}x{}: this model takes {}x{}x{}", dataset.channels(), dataset.side(),
                     dataset.side(), config.in_channels, config.input_size, config.input_size);
   for (int64_t i = 0; i < dataset.size(); ++i) {
-    DYDIT_USAGE_CHECK(dataset.label(i) < config.num_classes,
+    DYDIT_USAGE_CHECK(config.num_classes == 0 || dataset.label(i) < config.num_classes,
                       "image {} has label {}: this model has classes 0 to {}", i, dataset.label(i),
                       config.num_classes - 1);
   }
@@ -119,21 +123,23 @@ DecileLoss mean_of(const Sums& sums, const DiTConfig& config) {
 
 // Adds the forward of `batch` at a step with the noise of seed number s.
 void add_forward(Sums& sums, const Engine& engine, Workspace& workspace, const StepPlan& step,
-                 const EvalBatch& batch, uint64_t seed, size_t s) {
-  const int t = step.timestep;
+                 int thousandths, const EvalBatch& batch, uint64_t seed, size_t s) {
+  const Objective& objective = engine.config().objective;
   const int64_t count = batch.x0.size(0);
   at::Tensor noise = at::empty_like(batch.x0);
   const auto pixels = static_cast<size_t>(noise.stride(0));
   for (int64_t b = 0; b < count; ++b)
-    fill_normal({noise.data_ptr<float>() + b * pixels, pixels}, seed, batch.images[b], t);
-  const at::Tensor ts = at::full({count}, t, at::kLong), x_t = q_sample(batch.x0, ts, noise);
+    fill_normal({noise.data_ptr<float>() + b * pixels, pixels}, seed, batch.images[b], thousandths);
+  const at::Tensor ts = at::full({count}, step.timestep, objective.continuous() ? at::kDouble : at::kLong),
+                   x_t = q_sample(batch.x0, ts, noise, objective);
   std::vector<Work> work(count);
   std::vector<Row> described;
-  for (const int64_t label : batch.labels) described.push_back({&step, label});
+  for (const int64_t label : batch.labels)
+    described.push_back({&step, engine.config().num_classes > 0 ? label : 0});
   TokenTrace trace;
   ForwardOutputs outputs{{}, work, &trace};
   engine.forward(x_t, described, workspace, outputs);
-  const DiffusionLoss loss = diffusion_loss(outputs.out, batch.x0, x_t, ts, noise);
+  const DiffusionLoss loss = diffusion_loss(outputs.out, batch.x0, x_t, ts, noise, objective);
   const auto rows = static_cast<double>(count),
              parts = static_cast<double>(engine.config().num_heads * engine.config().depth);
   sums.mse[s] += loss.mse.sum().item<double>();
@@ -166,7 +172,7 @@ LossReport evaluate_loss(const Checkpoint& checkpoint, const Dataset& dataset, c
       make_engine(options.engine, checkpoint, {.dtype = options.dtype, .threads = options.threads});
   const auto workspace = engine->make_workspace({.threads = options.threads});
   for (int group = 0; group < std::min<int64_t>(kGroups, total); ++group) {  // others have no image
-    const std::vector<int> timesteps = timesteps_of(group);
+    const std::vector<double> timesteps = timesteps_of(checkpoint.config.objective, group);
     const RunPlan plan = make_width_plan(checkpoint, timesteps, options.mode);
     checkpoint.check_unchanged();
     workspace->prepare({timesteps.rbegin(), timesteps.rend()});
@@ -175,7 +181,7 @@ LossReport evaluate_loss(const Checkpoint& checkpoint, const Dataset& dataset, c
       for (size_t s = 0; s < options.seeds.size(); ++s) {
         for (int d = kDeciles - 1; d >= 0; --d) {
           if (cancel && *cancel) throw Cancelled();
-          add_forward(sums[d], *engine, *workspace, plan.steps[d], batch, options.seeds[s], s);
+          add_forward(sums[d], *engine, *workspace, plan.steps[d], thousandths_of(group, d), batch, options.seeds[s], s);
         }
       }
       done += batch.x0.size(0);

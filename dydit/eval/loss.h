@@ -24,7 +24,7 @@ struct LossOptions {
   Mode mode = Mode::Dynamic;
 };
 
-/// Means over images of t in [100 d, 100 d + 100).
+/// Means over images of t in [100 d, 100 d + 100), in continuous time thousandths of the noise share.
 struct DecileLoss {
   std::vector<double> mse, vb;                    // one a seed; vb in bits, zero without learned sigma
   double heads = 1, groups = 1, tokens = 1;       // shares kept, over blocks too

@@ -1,5 +1,6 @@
 #include "dydit/io/json.h"
 
+#include <cmath>
 #include <algorithm>
 #include <functional>
 #include <set>
@@ -122,6 +123,12 @@ nlohmann::json read_json(std::string_view text, int max_depth, const std::string
   } catch (const nlohmann::json::exception&) {
     throw Error(fmt::format("{}: a number is too large", name));
   }
+}
+
+nlohmann::json json_number(double value) {
+  constexpr double kMost = 1e15;  // whole numbers up to there are exact
+  if (std::abs(value) < kMost && value == std::floor(value)) return static_cast<int64_t>(value);
+  return value;
 }
 
 std::string shown(const nlohmann::json& value, size_t longest) {

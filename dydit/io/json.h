@@ -19,6 +19,9 @@ std::optional<nlohmann::json> parse_json(std::string_view text, int max_depth);
 /// or gives a key twice.
 nlohmann::json read_json(std::string_view text, int max_depth, const std::string& name);
 
+/// A number, without a point where it is whole.
+nlohmann::json json_number(double value);
+
 /// A value for a message, cut to about `longest` characters.
 std::string shown(const nlohmann::json& value, size_t longest = 40);
 

@@ -122,9 +122,12 @@ void write_torch_file(const std::filesystem::path& path, const TensorViews& tens
                       const std::map<std::string, std::string>& metadata,
                       const std::function<void()>& before_commit) {
   PickleWriter pickle;
-  pickle.op(kEmptyDict);
-  pickle.op(kMark);
-  pickle.text("ema");
+  const bool bare = config.is_null();
+  if (!bare) {
+    pickle.op(kEmptyDict);
+    pickle.op(kMark);
+    pickle.text("ema");
+  }
   pickle.empty_ordered_dict();
   pickle.op(kMark);
   size_t count = 0;
@@ -135,11 +138,13 @@ void write_torch_file(const std::filesystem::path& path, const TensorViews& tens
     pickle.tensor(view, std::to_string(count++));
   }
   pickle.op(kSetItems);
-  pickle.text("cfg");
-  pickle.json(config);
-  pickle.text("metadata");
-  pickle.json(Json(metadata));
-  pickle.op(kSetItems);
+  if (!bare) {
+    pickle.text("cfg");
+    pickle.json(config);
+    pickle.text("metadata");
+    pickle.json(Json(metadata));
+    pickle.op(kSetItems);
+  }
 
   ZipWriter zip(path, {.alignment = kAlignment, .directory64 = true});
   zip.add(kFolder + "data.pkl", pickle.finish());

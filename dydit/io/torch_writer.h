@@ -14,8 +14,8 @@
 namespace dydit {
 
 /// Writes tensors (contiguous views only) under "ema", each with a storage of its own, `config` (a JSON
-/// object of plain values) under "cfg" and `metadata` under "metadata"; before_commit: see
-/// write_safetensors. Throws Error.
+/// object of plain values) under "cfg" and `metadata` under "metadata"; with a null config the state dict
+/// alone. before_commit: see write_safetensors. Throws Error.
 void write_torch_file(const std::filesystem::path& path, const TensorViews& tensors,
                       const nlohmann::json& config, const std::map<std::string, std::string>& metadata,
                       const std::function<void()>& before_commit = {});

@@ -17,12 +17,15 @@ namespace {
 
 // Of one set; what it says in passing are its read_notes.
 Checkpoint understand(RawCheckpoint& raw, WeightSet& set, const CheckpointOptions& options) {
+  name_ours(set, raw.name);
   add_pos_embed(raw, set);
+  const std::optional<StatedObjective> objective = stated_objective(raw, options);
   Checkpoint checkpoint;
+  if (objective) checkpoint.objective_source = objective->source;
   checkpoint.format = raw.format;
   checkpoint.weights_key = set.choice.key;
   checkpoint.config = infer_config(raw, set, options);
-  check_stated(raw, checkpoint.config);
+  check_stated(raw, set, checkpoint.config);
   checkpoint.weights = check_weights(raw, set, checkpoint.config);
   read_metadata(raw, checkpoint);
   checkpoint.read_notes.insert(checkpoint.read_notes.begin(), set.notes.begin(), set.notes.end());
@@ -81,7 +84,6 @@ Checkpoint take_preferred(RawCheckpoint& raw, const CheckpointOptions& options) 
 
 Checkpoint understand(RawCheckpoint raw, const CheckpointOptions& options) {
   check_format(raw);
-  check_kind(raw);
   Checkpoint checkpoint = options.weights.empty() ? take_preferred(raw, options) : take_asked(raw, options);
   checkpoint.path = raw.name;
   checkpoint.choices = choices_of(raw);
@@ -105,7 +107,8 @@ void Checkpoint::check_unchanged() const {
 int64_t Checkpoint::num_parameters() const {
   int64_t count = 0;
   for (const auto& [name, tensor] : weights) {
-    if (name != "pos_embed" && !is_quantization_part(name)) count += tensor.numel();
+    const bool counts = name != "pos_embed" || config.learned_positions;
+    if (counts && !is_quantization_part(name)) count += tensor.numel();
   }
   return count;
 }

@@ -20,7 +20,8 @@
 
 namespace dydit {
 
-class DiT;  // dydit/model/dit.h, which brings torch/torch.h
+enum class Layout;  // dydit/model/layouts.h
+class DiT;          // dydit/model/dit.h, which brings torch/torch.h
 
 inline constexpr int kDyditFormat = 1;
 
@@ -51,6 +52,7 @@ struct Checkpoint {
   std::vector<std::string>
       read_notes;  // lines for whoever reads it: what was stripped, computed, passed over
   DiTConfig config;
+  std::string objective_source;  // who says what it predicts: "args", "--path"; empty: nobody, it is a DiT's
   Weights weights;  // as stored; they may share the file's memory: never write into them
   std::optional<KeepCounts> keep_counts;     // of the capacity rule; the threshold rule has none
   std::optional<Quantization> quantization;  // of the blocks' layers; their scales lie among the weights
@@ -71,6 +73,8 @@ struct Checkpoint {
 struct CheckpointOptions {
   int num_heads = 0;         // of a static DiT when the file does not say; 0: tell from the file
   std::string weights = "";  // the set of weights to take, by its key; empty: the preferred one
+  // Of kPathNames and kPredictionNames, where the file does not say; empty: tell from the file.
+  std::string path = "", prediction = "";
 };
 
 /// Reads a checkpoint (a file, the index or folder of several, or a folder of diffusers, which is computed in
@@ -99,6 +103,11 @@ void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkp
 /// puts there}. torch.load(weights_only=True) and load_checkpoint read it.
 void save_torch_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint,
                            at::ScalarType dtype);
+
+/// Either of the two with the names of a layout, which files of the authors' code have: a torch file's state
+/// dict is then bare. Throws UsageError where the checkpoint is of another family.
+void save_in_layout(const std::filesystem::path& path, const Checkpoint& checkpoint, at::ScalarType dtype,
+                    Layout layout, bool torch);
 
 /// A folder as diffusers' DiTTransformer2DModel reads it (dydit/io/diffusers.h). Throws UsageError for a
 /// DyDiT and Error where pos_embed is not the formula's: diffusers has no place for either.

@@ -32,21 +32,24 @@ class Shapes {
     const auto found = set_.tensors.find(key);
     if (found == set_.tensors.end()) fail_missing(key);
     const auto& shape = found->second.shape;
-    DYDIT_CHECK(shape.size() == rank, "{}: {} has {} dimensions {}, expected {}", name_, key, shape.size(),
-                shape_text(shape), rank);
+    DYDIT_CHECK(shape.size() == rank, "{}: {} has {} dimensions {}, expected {}", name_, in_file(key),
+                shape.size(), shape_text(shape), rank);
     for (const int64_t size : shape) {
-      DYDIT_CHECK(size <= kMaxSize, "{}: {} has shape {}; no model is that large", name_, key,
+      DYDIT_CHECK(size <= kMaxSize, "{}: {} has shape {}; no model is that large", name_, in_file(key),
                   shape_text(shape));
     }
     return shape;
   }
 
+  // What the file calls a tensor.
+  std::string in_file(const std::string& key) const { return LayoutNames(set_.layout, set_.depth).theirs(key); }
+
   [[noreturn]] void fail_missing(const std::string& key, const char* way_out = "") const {
     std::vector<std::string> present;
-    for (const auto& [candidate, view] : set_.tensors) present.push_back(candidate);
-    const std::string nearest = nearest_name(key, present);
+    for (const auto& [candidate, view] : set_.tensors) present.push_back(in_file(candidate));
+    const std::string nearest = nearest_name(in_file(key), present);
     throw NotWhole(fmt::format(
-        "{}: tensor {} is missing{}. Is this a DiT or DyDiT checkpoint?{}{}", name_, key,
+        "{}: tensor {} is missing{}. Is this a DiT or DyDiT checkpoint?{}{}", name_, in_file(key),
         nearest.empty() ? " (the file holds none)" : " (nearest present: " + printable(nearest) + ")",
         guess_model(set_.tensors), way_out));
   }
@@ -57,13 +60,8 @@ class Shapes {
   const std::string& name_;
 };
 
-int count_blocks(const WeightSet& set) {
-  int depth = 0;
-  while (set.tensors.contains(fmt::format("blocks.{}.attn.qkv.weight", depth))) ++depth;
-  return depth;
-}
-
-int infer_num_heads(const RawCheckpoint& raw, const Shapes& shapes, int hidden_size, int flag) {
+int infer_num_heads(const RawCheckpoint& raw, const Shapes& shapes, const DiTConfig& config, int flag) {
+  const int hidden_size = config.hidden_size;
   const std::string router = "blocks.0.attn_rate.router.weight";
   const int stated = raw.stated.number("num_heads");
   int heads = 0;
@@ -72,11 +70,11 @@ int infer_num_heads(const RawCheckpoint& raw, const Shapes& shapes, int hidden_s
   } else if (stated) {
     heads = stated;
   } else {
-    heads = flag ? flag : known_num_heads(hidden_size);
+    heads = flag ? flag : known_num_heads(config);
   }
   DYDIT_CHECK(heads,
-              "{}: cannot tell the number of heads of a static DiT with hidden size {}; pass --num-heads",
-              raw.name, hidden_size);
+              "{}: cannot tell the number of heads of a static {} with hidden size {}; pass --num-heads",
+              raw.name, config.time_token ? "U-ViT" : "DiT", hidden_size);
   for (const int other : {stated, flag}) {
     DYDIT_CHECK(!other || other == heads,
                 "{}: {} heads by its tensors or metadata, but {} were asked for or stated", raw.name, heads,
@@ -106,7 +104,7 @@ std::string stated_text(const RawCheckpoint& raw, const char* key) {
 
 // "DiT-XL/2" as the scripts of DiT and DyDiT write it, also DiT_XL_2: as named_config takes it; else empty.
 std::string published_name(std::string name) {
-  for (const char* prefix : {"DyDiT", "DiT"}) {
+  for (const char* prefix : {"DyDiT", "DiT", "SiT"}) {
     if (!name.starts_with(prefix) || name.size() <= std::strlen(prefix)) continue;
     name.erase(0, std::strlen(prefix) + 1);
     std::replace(name.begin(), name.end(), '_', '/');
@@ -134,6 +132,7 @@ void check_named_size(const RawCheckpoint& raw, const DiTConfig& config) {
 }
 
 void check_stated_classes(const RawCheckpoint& raw, const DiTConfig& config) {
+  if (config.time_token) return;  // U-ViT's number counts rows of the table
   const int stated = raw.stated.number("num_classes"), rows = config.num_classes + 1;
   const auto dropout = raw.stated.config.find("class_dropout_prob");
   const bool never_dropped =
@@ -173,8 +172,9 @@ int64_t elements_of(const WeightSet& set) {
 void check_plausible_size(const RawCheckpoint& raw, const WeightSet& set, const DiTConfig& config) {
   const double stored = static_cast<double>(elements_of(set));
   const double C = config.hidden_size, F = config.mlp_hidden;
-  const double expected = config.depth * (4 * C * C + 2 * C * F + 6 * C * C) + C * config.num_tokens() +
-                          C * (config.num_classes + 1.0) + 2.0 * C * config.patch_values();
+  const double modulation = config.modulation == Modulation::AdaLN ? 6 * C * C : 0;
+  const double expected = config.depth * (4 * C * C + 2 * C * F + modulation) + C * config.num_tokens() +
+                          C * config.label_rows() + 2.0 * C * config.patch_values();
   DYDIT_CHECK(expected <= stored,
               "{}: its shapes speak of {} with at least {:.0f} parameters, but it holds {:.0f}", raw.name,
               model_name(config), expected, stored);
@@ -227,26 +227,60 @@ int Stated::number(const char* key) const {
   return value > 0 && value < (1 << 24) && value == std::floor(value) ? static_cast<int>(value) : 0;
 }
 
-void check_kind(const RawCheckpoint& raw) {
-  const std::string model = stated_text(raw, "model"), path_type = stated_text(raw, "path_type");
-  std::string prediction = stated_text(raw, "prediction");
+namespace {
+
+// SiT's words for paths, and ours.
+std::optional<PathName> path_of(const std::string& text) { return kPathNames.find(lower_case(text)); }
+
+// A checkpoint of SiT's training that names its model alone: what its scripts take by default.
+bool is_named_sit(const std::string& model) {
+  const std::string name = lower_case(model);
+  return name.starts_with("sit-") || name.starts_with("sit_");
+}
+
+}  // namespace
+
+std::optional<StatedObjective> stated_objective(const RawCheckpoint& raw, const CheckpointOptions& options) {
+  const std::string model = stated_text(raw, "model");
+  std::string path = stated_text(raw, "path_type"), prediction = stated_text(raw, "prediction");
+  if (path.empty()) path = stated_text(raw, "path");
   if (prediction.empty()) prediction = stated_text(raw, "prediction_type");
-  const bool velocity = lower_case(prediction).starts_with("v") || lower_case(prediction) == "flow";
-  const bool named = lower_case(model).starts_with("sit-") || lower_case(model).starts_with("sit_") ||
-                     lower_case(model).starts_with("lightningdit");
-  if (!named && !velocity && path_type.empty()) return;
-  std::vector<std::string> marks;
-  if (!model.empty()) marks.push_back("model " + printable(model, 60));
-  if (!path_type.empty()) marks.push_back("path_type " + printable(path_type, 60));
-  if (!prediction.empty()) marks.push_back("prediction " + printable(prediction, 60));
-  throw Error(fmt::format(
-      "{}: is a SiT or another model of flows (velocity prediction), by its {} ({}): its tensors are named "
-      "as a "
-      "DiT's, but it is sampled in another way, which is not supported yet",
-      raw.name, raw.stated.where.empty() ? "metadata" : raw.stated.where, fmt::join(marks, ", ")));
+  std::string source = raw.stated.where.empty() ? "metadata" : raw.stated.where;
+  const std::string said = fmt::format("{}: {} says", raw.name, source);
+  if (lower_case(prediction) == "epsilon") prediction = "noise";  // diffusers' word
+  if (path.empty() && is_named_sit(model)) {
+    path = "linear";
+    if (prediction.empty()) prediction = "velocity";
+  }
+  const std::optional<PathName> stated_path = path_of(path);
+  const std::optional<Prediction> stated_prediction = kPredictionNames.find(lower_case(prediction));
+  DYDIT_CHECK(path.empty() || stated_path, "{} path {}, but this program knows {}", said, quote(path),
+              fmt::join(kPathNames.names(), ", "));
+  DYDIT_CHECK(prediction.empty() || stated_prediction,
+              "{} prediction {}, but this program knows noise and velocity (of a path, as SiT has it)", said,
+              quote(prediction));
+  const std::optional<PathName> asked_path = options.path.empty() ? stated_path : kPathNames.at(options.path);
+  const std::optional<Prediction> asked_prediction =
+      options.prediction.empty() ? stated_prediction : kPredictionNames.at(options.prediction);
+  DYDIT_CHECK(!stated_path || asked_path == stated_path, "{} path {}, but {} is asked for; leave --path out", said,
+              quote(path), options.path);
+  DYDIT_CHECK(!stated_prediction || asked_prediction == stated_prediction,
+              "{} prediction {}, but {} is asked for; leave --prediction out", said, quote(prediction),
+              options.prediction);
+  if (!asked_path && !asked_prediction) return std::nullopt;
+  Objective objective;
+  if (asked_path) objective = {asked_path->path, Prediction::Velocity, asked_path->clock};
+  if (asked_path == kPathNames.find("vp-999")) objective.prediction = Prediction::Noise;
+  if (asked_prediction) objective.prediction = *asked_prediction;
+  DYDIT_CHECK(objective.continuous() || objective.prediction == Prediction::Noise,
+              "{}: predicts velocity, and nobody says of which path; --path linear, gvp or vp does", raw.name);
+  if (!stated_path && !stated_prediction) source = options.path.empty() ? "--prediction" : "--path";
+  if (path.empty() && objective == Objective()) return std::nullopt;  // a DiT that says so
+  return StatedObjective{objective, source};
 }
 
 void add_pos_embed(RawCheckpoint& raw, WeightSet& set) {
+  if (set.layout == Layout::UViT) return;  // learned
   if (set.tensors.contains("pos_embed") || !set.tensors.contains("x_embedder.proj.weight")) return;
   const auto& patches = Shapes(set, raw.name).of("x_embedder.proj.weight", 4);
   const int64_t hidden = patches[0], channels = patches[1], patch = patches[2];
@@ -274,7 +308,42 @@ void add_pos_embed(RawCheckpoint& raw, WeightSet& set) {
                     grid, raw.stated.number("input_size") ? "input_size" : "image_size", raw.stated.where));
 }
 
-DiTConfig infer_config(const RawCheckpoint& raw, const WeightSet& set, const CheckpointOptions& options) {
+namespace {
+
+// What only some families have; the rest is a DiT's. Sizes are known.
+void infer_family(const RawCheckpoint& raw, WeightSet& set, const Shapes& shapes, DiTConfig& config) {
+  const std::string last = fmt::format("blocks.{}.", config.depth - 1);
+  if (shapes.has(last + "skip_linear.weight"))
+    config.join = shapes.has(last + "skip_norm.weight") ? Join::Normed : Join::Plain;
+  config.qkv_bias = false;
+  for (int i = 0; i < config.depth; ++i) config.qkv_bias |= shapes.has(fmt::format("blocks.{}.attn.qkv.bias", i));
+  if (!shapes.has("blocks.0.norm1.weight")) {
+    config.qkv_bias = true;  // an error names it where it is missing
+    return;
+  }
+  config.time_mlp = shapes.has("t_embedder.mlp.0.weight");
+  config.output_conv = shapes.has("final_conv.weight");
+  config = with_uvit(config);
+  if (!shapes.has("y_embedder.embedding_table.weight")) {
+    config.num_classes = 0;
+    return;
+  }
+  // A table of as many rows as a data set has classes holds no null class, and nothing else can tell.
+  const auto rows = static_cast<int>(shapes.of("y_embedder.embedding_table.weight", 2)[0]);
+  constexpr std::array kClassCounts = {10, 100, 1000};
+  const auto stated = raw.stated.config.find("null_class");
+  config.has_null_class = stated != raw.stated.config.end() && stated->is_boolean()
+                              ? stated->get<bool>()
+                              : std::find(kClassCounts.begin(), kClassCounts.end(), rows) == kClassCounts.end();
+  config.num_classes = rows - config.has_null_class;
+  set.notes.push_back(config.has_null_class
+                          ? fmt::format("{} rows of labels: {} classes and the null class", rows, rows - 1)
+                          : fmt::format("{} rows of labels: classes alone, without a null class for guidance", rows));
+}
+
+}  // namespace
+
+DiTConfig infer_config(const RawCheckpoint& raw, WeightSet& set, const CheckpointOptions& options) {
   const std::string& name = raw.name;
   const Shapes shapes(set, name);
   DiTConfig config;
@@ -282,45 +351,62 @@ DiTConfig infer_config(const RawCheckpoint& raw, const WeightSet& set, const Che
   config.hidden_size = static_cast<int>(patch[0]);
   config.in_channels = static_cast<int>(patch[1]);
   config.patch_size = static_cast<int>(patch[2]);
-  DYDIT_CHECK(patch[2] == patch[3], "{}: x_embedder.proj.weight has shape {}, expected a square patch", name,
-              shape_text(patch));
-  config.depth = count_blocks(set);
+  DYDIT_CHECK(patch[2] == patch[3], "{}: {} has shape {}, expected a square patch", name,
+              shapes.in_file("x_embedder.proj.weight"), shape_text(patch));
+  config.depth = count_blocks(set.tensors, Layout::DiT, name);
   if (config.depth == 0) shapes.fail_missing("blocks.0.attn.qkv.weight");
   if (!shapes.has("pos_embed"))
     shapes.fail_missing(
         "pos_embed",
-        " It is the sin-cos table of the patches, which is computed where args, cfg or config "
-        "say image_size or input_size");
-  const int64_t tokens = shapes.of("pos_embed", 3)[1];
+        set.layout == Layout::UViT
+            ? ""
+            : " It is the sin-cos table of the patches, which is computed where args, cfg or config "
+              "say image_size or input_size");
+  infer_family(raw, set, shapes, config);
+  const int64_t tokens = shapes.of("pos_embed", 3)[1] - config.extras();
   constexpr int64_t kMaxPatchSide = 1 << 10;
   DYDIT_CHECK(patch[2] <= kMaxPatchSide && patch[1] <= kMaxPatchSide,
-              "{}: x_embedder.proj.weight has shape {}; no model has such patches", name, shape_text(patch));
-  const int grid = static_cast<int>(std::lround(std::sqrt(static_cast<double>(tokens))));
-  DYDIT_CHECK(int64_t{grid} * grid == tokens && grid > 0, "{}: pos_embed holds {} tokens, expected a square",
-              name, tokens);
+              "{}: {} has shape {}; no model has such patches", name, shapes.in_file("x_embedder.proj.weight"),
+              shape_text(patch));
+  const int grid = static_cast<int>(std::lround(std::sqrt(static_cast<double>(std::max<int64_t>(tokens, 0)))));
+  DYDIT_CHECK(int64_t{grid} * grid == tokens && grid > 0, "{}: pos_embed holds {} tokens{}, expected a square",
+              name, tokens,
+              config.extras() > 0 ? fmt::format(" beside those of {}", config.extras() > 1 ? "label and time" : "time")
+                                  : "");
   config.input_size = grid * config.patch_size;
   config.mlp_hidden = static_cast<int>(shapes.of("blocks.0.mlp.fc1.weight", 2)[0]);
-  config.num_classes = static_cast<int>(shapes.of("y_embedder.embedding_table.weight", 2)[0]) - 1;
+  if (!config.time_token)
+    config.num_classes = static_cast<int>(shapes.of("y_embedder.embedding_table.weight", 2)[0]) - 1;
   const int64_t outputs = shapes.of("final_layer.linear.weight", 2)[0];
   DYDIT_CHECK(config.hidden_size > 0 && config.in_channels > 0 && config.patch_size > 0 &&
-                  config.num_classes > 0 && config.mlp_hidden > 0,
+                  (config.num_classes > 0 || config.time_token) && config.mlp_hidden > 0,
               "{}: a tensor has a dimension of size 0", name);
   DYDIT_CHECK(outputs == config.patch_values() || outputs == 2 * config.patch_values(),
-              "{}: final_layer.linear.weight has {} rows, expected patch*patch*channels = {} or twice that",
-              name, outputs, config.patch_values());
+              "{}: {} has {} rows, expected patch*patch*channels = {} or twice that", name,
+              shapes.in_file("final_layer.linear.weight"), outputs, config.patch_values());
   config.learn_sigma = outputs == 2 * config.patch_values();
   config.width_routers = shapes.has("blocks.0.attn_rate.router.weight");
   config.token_routers = shapes.has("blocks.0.token_selection.mlp_head.0.weight");
-  config.num_heads = infer_num_heads(raw, shapes, config.hidden_size, options.num_heads);
+  config.num_heads = infer_num_heads(raw, shapes, config, options.num_heads);
   DYDIT_CHECK(config.mlp_hidden % config.num_heads == 0,
               "{}: {} MLP channels cannot be cut into {} equal groups", name, config.mlp_hidden,
               config.num_heads);
-  return with_semantics(config, stated_semantics(raw));
+  const std::optional<StatedObjective> stated = stated_objective(raw, options);
+  if (config.time_token) {
+    DYDIT_CHECK(!stated || stated->objective == config.objective,
+                "{}: is a U-ViT, which predicts {}; {} says {}", name, objective_text(config.objective),
+                stated->source, objective_text(stated->objective));
+    return config;
+  }
+  config = with_semantics(config, stated_semantics(raw));
+  return stated ? with_objective(config, stated->objective) : config;
 }
 
-void check_stated(const RawCheckpoint& raw, const DiTConfig& config) {
+void check_stated(const RawCheckpoint& raw, const WeightSet& set, const DiTConfig& config) {
   const Stated& stated = raw.stated;
-  for (const auto& [key, of_tensors] : {std::pair{"depth", config.depth},
+  // U-ViT's own depth leaves out the block in the middle.
+  const int depth = set.layout == Layout::UViT ? config.depth - 1 : config.depth;
+  for (const auto& [key, of_tensors] : {std::pair{"depth", depth},
                                         {"hidden_size", config.hidden_size},
                                         {"patch_size", config.patch_size},
                                         {"in_channels", config.in_channels}}) {
@@ -356,7 +442,7 @@ Weights check_weights(const RawCheckpoint& raw, const WeightSet& set, const DiTC
   for (const auto& expected : model->named_parameters()) {
     const auto& shape = shapes.of(expected.key(), expected.value().dim());
     DYDIT_CHECK(expected.value().sizes().equals(shape), "{}: {} has shape {}, expected {} for {}", name,
-                expected.key(), shape_text(shape), shape_text(expected.value().sizes()), model_name(config));
+                shapes.in_file(expected.key()), shape_text(shape), shape_text(expected.value().sizes()), model_name(config));
     const TensorView& view = set.tensors.at(expected.key());
     const at::Tensor tensor = to_tensor(view, raw.memory);
     if (tensor.scalar_type() == at::kChar && is_block_layer(expected.key()) &&
@@ -365,14 +451,14 @@ Weights check_weights(const RawCheckpoint& raw, const WeightSet& set, const DiTC
       continue;
     }
     DYDIT_CHECK(at::isFloatingType(tensor.scalar_type()), "{}: {} is {}, expected a floating-point tensor",
-                name, expected.key(), dtype_name(view.dtype));
+                name, shapes.in_file(expected.key()), dtype_name(view.dtype));
     DYDIT_CHECK(is_finite(tensor), "{}: {} holds NaN or infinity; the checkpoint is broken", name,
-                expected.key());
+                shapes.in_file(expected.key()));
     weights.emplace(expected.key(), tensor);
   }
   for (const auto& [key, view] : set.tensors) {
     if (!weights.contains(key))
-      throw NotWhole(fmt::format("{}: tensor {} belongs to no part of {}.{}", name, printable(key),
+      throw NotWhole(fmt::format("{}: tensor {} belongs to no part of {}.{}", name, printable(shapes.in_file(key)),
                                  model_name(config), guess_model(set.tensors)));
   }
   return weights;

@@ -15,14 +15,17 @@
 #include "dydit/io/file.h"
 #include "dydit/io/tensor_view.h"
 #include "dydit/model/checkpoint.h"
+#include "dydit/model/layouts.h"
 
 namespace dydit {
 
-/// A set of weights under the names of a DiT: prefixes are gone.
+/// A set of weights under the names of a DiT: prefixes are gone, and other layouts' names are translated.
 struct WeightSet {
   WeightsChoice choice;
   bool averaged = false;
   TensorViews tensors;
+  Layout layout = Layout::DiT;  // of the names that the file has, where name_ours() made them ours
+  int depth = 0;
   std::vector<std::string> notes;  // what was done to its names, what was passed over
 };
 
@@ -67,6 +70,11 @@ std::string list_choices(const std::vector<WeightsChoice>& choices);
 /// What the names look like when it is no DiT: " It seems to be a U-ViT."; else empty.
 std::string guess_model(const TensorViews& tensors);
 
+/// Gives the set our names for those of its layout. Throws Error as count_blocks does.
+void name_ours(WeightSet& set, const std::string& name);
+/// Whether it has a model's patch embedding.
+bool holds_model(const WeightSet& set);
+
 // weights.cpp
 /// Without temporaries: at::isfinite makes several of the tensor's size.
 bool is_finite(const at::Tensor& tensor);
@@ -75,14 +83,21 @@ bool is_finite(const at::Tensor& tensor);
 /// Throws Error for a dydit_format that this program does not know.
 void check_format(const RawCheckpoint& raw);
 bool is_ours(const RawCheckpoint& raw);
-/// Throws Error when the file speaks of a model of other mathematics with the same names.
-void check_kind(const RawCheckpoint& raw);
+/// What the network predicts and of what path, by what the file says of itself and the options say, and where
+/// that is said; nothing where neither says. Throws Error where they contradict each other or name one that is
+/// not offered.
+struct StatedObjective {
+  Objective objective;
+  std::string source;  // "args", "metadata 'config'", "--path"
+};
+std::optional<StatedObjective> stated_objective(const RawCheckpoint& raw, const CheckpointOptions& options);
 /// Computes the set's pos_embed where it is missing and the size is stated.
 void add_pos_embed(RawCheckpoint& raw, WeightSet& set);
 /// From names and shapes, and what is stated where they do not tell. Throws NotWhole or Error.
-DiTConfig infer_config(const RawCheckpoint& raw, const WeightSet& set, const CheckpointOptions& options);
+/// Puts what is remarkable into the set's notes.
+DiTConfig infer_config(const RawCheckpoint& raw, WeightSet& set, const CheckpointOptions& options);
 /// Throws Error where what the file says of itself and its tensors contradict each other.
-void check_stated(const RawCheckpoint& raw, const DiTConfig& config);
+void check_stated(const RawCheckpoint& raw, const WeightSet& set, const DiTConfig& config);
 Weights check_weights(const RawCheckpoint& raw, const WeightSet& set, const DiTConfig& config);
 
 // checkpoint_metadata.cpp

@@ -96,9 +96,6 @@ void take_torch(RawCheckpoint& raw, TorchCheckpoint torch) {
     }
   }
   // Dicts of tensors that are no model: an optimizer's, somebody's statistics.
-  const auto holds_model = [](const WeightSet& set) {
-    return set.tensors.contains("x_embedder.proj.weight");
-  };
   if (std::any_of(raw.sets.begin(), raw.sets.end(), holds_model)) {
     std::erase_if(raw.sets,
                   [&](const WeightSet& set) { return set.choice.fault.empty() && !holds_model(set); });

@@ -49,10 +49,28 @@ void save_torch_checkpoint(const std::filesystem::path& path, const Checkpoint& 
                    [&] { checkpoint.check_unchanged(); });
 }
 
+void save_in_layout(const std::filesystem::path& path, const Checkpoint& checkpoint, at::ScalarType dtype,
+                    Layout layout, bool torch) {
+  const DiTConfig& config = checkpoint.config;
+  DYDIT_USAGE_CHECK(layout_of(config) == layout, "{}: is a {}, which files of the layout {} cannot hold",
+                    checkpoint.path.string(), model_name(config), kLayoutNames[layout]);
+  const LayoutNames names(layout, config.depth);
+  Weights stored;
+  for (auto& [name, tensor] : stored_weights(checkpoint, dtype)) stored[names.theirs(name)] = tensor;
+  const auto check = [&] { checkpoint.check_unchanged(); };
+  if (torch) {
+    write_torch_file(path, views_of(stored), nlohmann::json(), {}, check);
+  } else {
+    write_safetensors(path, views_of(stored), metadata_of(checkpoint), Durability::Normal, check);
+  }
+}
+
 void save_diffusers_folder(const std::filesystem::path& path, const Checkpoint& checkpoint,
                            at::ScalarType dtype) {
   const DiTConfig& config = checkpoint.config;
   const std::string from = checkpoint.path.string();
+  DYDIT_USAGE_CHECK(layout_of(config) == Layout::DiT && !config.objective.continuous(),
+                    "{}: is a {}, and a diffusers folder is a DiT's", from, model_name(config));
   DYDIT_USAGE_CHECK(!config.is_dynamic(),
                     "{}: has routers, which a diffusers folder has no place for; --to static drops them",
                     from);

@@ -2,6 +2,7 @@
 #include "dydit/model/config.h"
 
 #include <array>
+#include <span>
 #include <string_view>
 
 #include <fmt/format.h>
@@ -12,13 +13,28 @@
 namespace dydit {
 namespace {
 
-// Published sizes (DiT paper, table 1).
+// Published sizes (DiT paper, table 1; U-ViT paper, table 1, whose depths leave out the block in the middle).
 struct NamedSize {
   std::string_view name;
   int depth, hidden_size, num_heads;
 };
 constexpr std::array kNamedSizes = {NamedSize{"S", 12, 384, 6}, NamedSize{"B", 12, 768, 12},
                                     NamedSize{"L", 24, 1024, 16}, NamedSize{"XL", 28, 1152, 16}};
+constexpr std::array kUViTSizes = {NamedSize{"S", 13, 512, 8}, NamedSize{"S-Deep", 17, 512, 8},
+                                   NamedSize{"M", 17, 768, 12}, NamedSize{"L", 21, 1024, 16},
+                                   NamedSize{"H", 29, 1152, 16}};
+constexpr std::string_view kFamilies[] = {"DiT", "SiT", "U-ViT", "Skip-DiT"};
+
+std::span<const NamedSize> sizes_of(std::string_view family) {
+  if (family == "U-ViT") return kUViTSizes;
+  return kNamedSizes;
+}
+
+std::string_view family_of(const DiTConfig& config) {
+  if (config.time_token) return "U-ViT";
+  if (config.join != Join::None) return "Skip-DiT";
+  return config.objective.continuous() ? "SiT" : "DiT";
+}
 
 }  // namespace
 
@@ -48,25 +64,70 @@ nlohmann::json config_to_json(const DiTConfig& config) {
                          {"learn_sigma", config.learn_sigma}};
   if (const Semantics semantics = semantics_of(config); semantics != Semantics::Original)
     json["semantics"] = kSemanticsNames[semantics];
+  if (config.objective != Objective()) {
+    json["path"] = path_name(config.objective);
+    json["prediction"] = kPredictionNames[config.objective.prediction];
+  }
+  if (config.num_classes > 0 && !config.has_null_class) json["null_class"] = false;
   return json;
 }
 
+std::string_view path_name(const Objective& objective) {
+  return kPathNames[{objective.path, objective.clock}];
+}
+
+std::string objective_text(const Objective& objective) {
+  return fmt::format("{} of the path {}", kPredictionNames[objective.prediction], path_name(objective));
+}
+
+std::string time_axis(const Objective& objective) {
+  if (!objective.continuous()) return "timestep t: 0 is the image, 999 noise; sampling goes from right to left";
+  const double noise = time_at(objective, 1);
+  return fmt::format("time t: {} is the image, {} noise; sampling goes {}", time_at(objective, 0), noise,
+                     "from right to left");
+}
+
+DiTConfig with_objective(DiTConfig config, const Objective& objective) {
+  config.objective = objective;
+  if (objective.prediction == Prediction::Velocity) config.drops_variance = config.learn_sigma;
+  return config;
+}
+
+DiTConfig with_uvit(DiTConfig config) {
+  constexpr double kEps = 1e-5;
+  config.all_blocks = {kEps, kEps};
+  config.final_norm_eps = kEps;
+  config.modulation = Modulation::Affine;
+  config.gelu = GeluForm::Erf;
+  config.join = Join::Plain;
+  config.time_token = config.learned_positions = true;
+  config.time_frequencies = config.hidden_size;
+  config.frequency_divisor = config.hidden_size / 2;
+  config.guided_channels = config.in_channels;
+  return with_objective(config, {Path::Vp, Prediction::Noise, ModelClock::Scaled});
+}
+
 std::string model_name(const DiTConfig& config) {
-  const std::string_view prefix = config.is_dynamic() ? "DyDiT" : "DiT";
-  for (const NamedSize& size : kNamedSizes) {
+  const std::string family = fmt::format("{}{}", config.is_dynamic() ? "Dy" : "", family_of(config));
+  for (const NamedSize& size : sizes_of(family_of(config))) {
     if (size.depth == config.depth && size.hidden_size == config.hidden_size &&
         size.num_heads == config.num_heads) {
-      return fmt::format("{}-{}/{}", prefix, size.name, config.patch_size);
+      return fmt::format("{}-{}/{}", family, size.name, config.patch_size);
     }
   }
-  return fmt::format("{} ({} blocks, hidden {}, {} heads, patch {})", prefix, config.depth,
+  return fmt::format("{} ({} blocks, hidden {}, {} heads, patch {})", family, config.depth,
                      config.hidden_size, config.num_heads, config.patch_size);
 }
 
 DiTConfig named_config(const std::string& name) {
-  const std::string_view text =
-      name.starts_with("DiT-") ? std::string_view(name).substr(4) : std::string_view(name);
-  for (const NamedSize& size : kNamedSizes) {
+  std::string_view family = "DiT", text = name;
+  for (const std::string_view other : kFamilies) {
+    if (!text.starts_with(other) || text.substr(other.size(), 1) != "-") continue;
+    family = other;
+    text.remove_prefix(other.size() + 1);
+    break;
+  }
+  for (const NamedSize& size : sizes_of(family)) {
     for (const int patch : {2, 4, 8}) {
       if (text != fmt::format("{}/{}", size.name, patch)) continue;
       DiTConfig config;
@@ -75,16 +136,23 @@ DiTConfig named_config(const std::string& name) {
       config.hidden_size = size.hidden_size;
       config.num_heads = size.num_heads;
       config.mlp_hidden = 4 * size.hidden_size;
-      return config;
+      if (family == "SiT") return with_objective(config, {Path::Linear, Prediction::Velocity, ModelClock::Data});
+      if (family == "Skip-DiT") config.join = Join::Normed;
+      if (family != "U-ViT") return config;
+      config.learn_sigma = config.time_mlp = config.qkv_bias = false;
+      config.output_conv = true;
+      return with_uvit(config);
     }
   }
-  throw UsageError(
-      fmt::format("{}: no such size; expected DiT-S, DiT-B, DiT-L or DiT-XL with /2, /4 or /8", name));
+  throw UsageError(fmt::format(
+      "{}: no such size; expected DiT-S, DiT-B, DiT-L or DiT-XL (SiT and Skip-DiT alike) or U-ViT-S, U-ViT-M, "
+      "U-ViT-L or U-ViT-H with /2, /4 or /8",
+      name));
 }
 
-int known_num_heads(int hidden_size) {
-  for (const NamedSize& size : kNamedSizes) {
-    if (size.hidden_size == hidden_size) return size.num_heads;
+int known_num_heads(const DiTConfig& config) {
+  for (const NamedSize& size : sizes_of(family_of(config))) {
+    if (size.hidden_size == config.hidden_size) return size.num_heads;
   }
   return 0;
 }

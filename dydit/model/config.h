@@ -1,11 +1,14 @@
 // The shape of a (Dy)DiT. Letters: N tokens, C hidden size, L blocks, H heads, D = C/H, F MLP width.
 #pragma once
 
+#include <algorithm>
 #include <string>
+#include <string_view>
 
 #include <nlohmann/json_fwd.hpp>
 
 #include "dydit/base/enum_names.h"
+#include "dydit/base/objective.h"
 
 namespace dydit {
 
@@ -20,6 +23,15 @@ struct BlockConfig {
   bool operator==(const BlockConfig&) const = default;
 };
 
+/// Where the shift, scale and gate of a block's branches come from: of the timestep's and the label's
+/// embedding c (DiT), or weights and biases of plain LayerNorms, gates 1 (U-ViT).
+enum class Modulation { AdaLN, Affine };
+/// The tanh approximation, or the exact form.
+enum class GeluForm { Tanh, Erf };
+/// How the second half of the blocks takes the outputs of the first: [x, skip] through a linear layer, which
+/// replaces x (U-ViT); after a LayerNorm over both (Skip-DiT).
+enum class Join { None, Plain, Normed };
+
 struct DiTConfig {
   int input_size = 32;     // side of the latent or image
   int patch_size = 2;      // p
@@ -28,11 +40,24 @@ struct DiTConfig {
   int depth = 28;          // L
   int num_heads = 16;      // H; also the number of MLP channel groups
   int mlp_hidden = 4608;   // F
-  int num_classes = 1000;  // without the null class
+  int num_classes = 1000;  // without the null class; 0: unconditional
   bool learn_sigma = true;
   bool width_routers = false;  // TDW: attn_rate and mlp_rate
   bool token_routers = false;  // SDT: token_selection
   BlockConfig all_blocks = {};
+  double final_norm_eps = kLayerNormEps;
+  Modulation modulation = Modulation::AdaLN;
+  GeluForm gelu = GeluForm::Tanh;
+  Join join = Join::None;
+  // Label, where there are classes, and time are tokens in front of the patches, instead of being added up.
+  bool time_token = false;
+  bool has_null_class = true;     // a row of the label table behind those of the classes
+  int time_frequencies = kFrequencyEmbeddingSize;
+  bool time_mlp = true;           // between the frequencies and the embedding
+  bool qkv_bias = true;
+  bool learned_positions = false; // those of the tokens in front included
+  bool output_conv = false;       // 3 x 3, over the image that the patches make
+  Objective objective = {};
   // How the same weights are computed with (docs/formats.md).
   int frequency_divisor = 128;  // the timestep's i-th frequency is 10000^(-i / divisor)
   int guided_channels = 3;      // first channels of eps that guidance changes, where a request says nothing
@@ -40,7 +65,20 @@ struct DiTConfig {
 
   const BlockConfig& block(int /*index*/) const { return all_blocks; }
   int grid() const { return input_size / patch_size; }
+  /// N, of patches: what routers, counts and maps are about.
   int num_tokens() const { return grid() * grid(); }
+  /// Tokens in front of the patches, and all of them.
+  int extras() const { return time_token ? (num_classes > 0 ? 2 : 1) : 0; }
+  int sequence() const { return extras() + num_tokens(); }
+  /// The share of all tokens that enter an MLP which this share of the patches does: those in front always do.
+  double entering_share(double patches) const {
+    return extras() == 0 ? patches : (extras() + patches * num_tokens()) / sequence();
+  }
+  /// The block whose output block `index` is joined with; -1: none.
+  int join_source(int index) const {
+    return join != Join::None && 2 * index > depth - 1 ? depth - 1 - index : -1;
+  }
+  int num_joins() const { return join != Join::None ? depth / 2 : 0; }
   int head_size() const { return hidden_size / num_heads; }
   int group_size() const { return mlp_hidden / num_heads; }
   int patch_values() const { return patch_size * patch_size * in_channels; }
@@ -48,6 +86,12 @@ struct DiTConfig {
   /// Hidden width of the token router's MLP, C/16.
   int token_router_hidden() const { return hidden_size < 16 ? 1 : hidden_size / 16; }
   int null_class() const { return num_classes; }
+  /// Rows of the label table, and the largest label that a forward takes.
+  int label_rows() const { return num_classes > 0 ? num_classes + has_null_class : 0; }
+  int last_label() const { return std::max(label_rows() - 1, 0); }
+  bool can_guide() const { return num_classes > 0 && has_null_class; }
+  /// Width of the hidden layer of the timestep's MLP.
+  int time_hidden() const { return time_token ? 4 * hidden_size : hidden_size; }
   bool is_dynamic() const { return width_routers || token_routers; }
 
   bool operator==(const DiTConfig&) const = default;
@@ -67,14 +111,27 @@ Semantics semantics_of(const DiTConfig& config);
 /// "semantics" where they are not the original's.
 nlohmann::json config_to_json(const DiTConfig& config);
 
-/// "DiT-XL/2", "DyDiT-S/4" for the published sizes, else "DiT (8 blocks, hidden 256, 8 heads, patch 4)".
+/// "linear", "vp-999": kPathNames'.
+std::string_view path_name(const Objective& objective);
+/// "velocity of the path linear"
+std::string objective_text(const Objective& objective);
+/// What the times of a plan are, for a picture's axis.
+std::string time_axis(const Objective& objective);
+/// The configuration with this objective: rows of a learned variance that nothing was trained for are dropped.
+DiTConfig with_objective(DiTConfig config, const Objective& objective);
+/// The configuration with all that U-ViTs have in common; of a size that is known.
+DiTConfig with_uvit(DiTConfig config);
+
+/// "DiT-XL/2", "DySiT-S/4", "U-ViT-S/2" for the published sizes, else "DiT (8 blocks, hidden 256, 8 heads,
+/// patch 4)".
 std::string model_name(const DiTConfig& config);
 
-/// The shape of a published size, "DiT-XL/2" (or "XL/2"); throws UsageError for another name. Input and
-/// classes are the defaults.
+/// The shape of a published size, "DiT-XL/2" (or "XL/2"), "SiT-B/4", "U-ViT-S/2", "Skip-DiT-L/2"; throws
+/// UsageError for another name. Input and classes are the defaults.
 DiTConfig named_config(const std::string& name);
 
-/// Heads of the published hidden sizes (384: 6, 768: 12, 1024 and 1152: 16); 0 when unknown.
-int known_num_heads(int hidden_size);
+/// Heads that the family's published models of this hidden size have (384: 6, 512: 8 of a U-ViT, 768: 12, 1024
+/// and 1152: 16); 0 when unknown.
+int known_num_heads(const DiTConfig& config);
 
 }  // namespace dydit

@@ -11,7 +11,8 @@ using torch::nn::Module;
 
 // A layer registered under a dotted path ("attn.qkv"), making the modules on the way, so that parameter names
 // are those of the published checkpoints while the code keeps flat members.
-Linear add_linear(Module& root, const std::string& path, int in_features, int out_features) {
+template <typename Layer>
+Layer add_layer(Module& root, const std::string& path, Layer layer) {
   Module* parent = &root;
   size_t start = 0;
   for (size_t dot; (dot = path.find('.', start)) != std::string::npos; start = dot + 1) {
@@ -20,27 +21,54 @@ Linear add_linear(Module& root, const std::string& path, int in_features, int ou
     const auto* found = children.find(name);
     parent = found ? found->get() : parent->register_module(name, std::make_shared<Module>()).get();
   }
-  return parent->register_module(path.substr(start), Linear(in_features, out_features));
+  return parent->register_module(path.substr(start), std::move(layer));
+}
+Linear add_linear(Module& root, const std::string& path, int in_features, int out_features, bool has_bias = true) {
+  return add_layer(root, path, Linear(in_features, out_features, has_bias));
+}
+
+// What stands around a branch: (B, C) each; a gate that is undefined is 1.
+struct Modulated {
+  at::Tensor shift, scale, gate = {};
+};
+
+// A plain LayerNorm as a modulation of B samples.
+Modulated of_affine(const Affine& norm, int64_t B) {
+  const int64_t C = norm->weight.size(0);
+  return {norm->bias.expand({B, C}), (norm->weight - 1.0).expand({B, C})};
 }
 
 }  // namespace
 
-LinearImpl::LinearImpl(int in_features, int out_features) {
+LinearImpl::LinearImpl(int in_features, int out_features, bool has_bias) {
   weight = register_parameter("weight", at::empty({out_features, in_features}, at::kFloat));
-  bias = register_parameter("bias", at::empty({out_features}, at::kFloat));
+  if (has_bias) bias = register_parameter("bias", at::empty({out_features}, at::kFloat));
 }
 
 at::Tensor LinearImpl::forward(const at::Tensor& x, at::ScalarType dtype) {
-  return at::linear(x.to(dtype), weight.to(dtype), bias.to(dtype));
+  return at::linear(x.to(dtype), weight.to(dtype), bias.defined() ? bias.to(dtype) : bias);
+}
+
+AffineImpl::AffineImpl(int size) {
+  weight = register_parameter("weight", at::empty({size}, at::kFloat));
+  bias = register_parameter("bias", at::empty({size}, at::kFloat));
 }
 
 DiTBlockImpl::DiTBlockImpl(const DiTConfig& config, int index) : config(config), index(index) {
   const int C = config.hidden_size, H = config.num_heads, F = config.mlp_hidden;
-  qkv = add_linear(*this, "attn.qkv", C, 3 * C);
+  if (config.join_source(index) >= 0) {
+    if (config.join == Join::Normed) skip_norm = add_layer(*this, "skip_norm", Affine(2 * C));
+    skip_linear = add_linear(*this, "skip_linear", 2 * C, C);
+  }
+  if (config.modulation == Modulation::Affine) {
+    norm1 = add_layer(*this, "norm1", Affine(C));
+    norm2 = add_layer(*this, "norm2", Affine(C));
+  }
+  qkv = add_linear(*this, "attn.qkv", C, 3 * C, config.qkv_bias);
   proj = add_linear(*this, "attn.proj", C, C);
   fc1 = add_linear(*this, "mlp.fc1", C, F);
   fc2 = add_linear(*this, "mlp.fc2", F, C);
-  adaLN = add_linear(*this, "adaLN_modulation.1", C, 6 * C);
+  if (config.modulation == Modulation::AdaLN) adaLN = add_linear(*this, "adaLN_modulation.1", C, 6 * C);
   if (config.width_routers) {
     attn_router = add_linear(*this, "attn_rate.router", C, H - 1);
     mlp_router = add_linear(*this, "mlp_rate.router", C, H - 1);
@@ -55,9 +83,15 @@ DiTBlockImpl::DiTBlockImpl(const DiTConfig& config, int index) : config(config),
 at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const Gates& gates,
                                  at::ScalarType dtype) {
   const BlockConfig& computed = config.block(index);
-  const auto ada = adaLN->forward(at::silu(c)).chunk(6, 1);
-  const at::Tensor &shift_msa = ada[0], &scale_msa = ada[1], &gate_msa = ada[2];
-  const at::Tensor &shift_mlp = ada[3], &scale_mlp = ada[4], &gate_mlp = ada[5];
+  Modulated of_attention, of_mlp;
+  if (adaLN) {
+    const auto ada = adaLN->forward(at::silu(c)).chunk(6, 1);
+    of_attention = {ada[0], ada[1], ada[2]};
+    of_mlp = {ada[3], ada[4], ada[5]};
+  } else {
+    of_attention = of_affine(norm1, x.size(0));
+    of_mlp = of_affine(norm2, x.size(0));
+  }
   const at::Tensor head_gate = gates.heads.empty() ? at::Tensor() : gates.heads[index];
   const at::Tensor group_gate = gates.groups.empty() ? at::Tensor() : gates.groups[index];
 
@@ -65,20 +99,31 @@ at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const
     return gates.branch ? gates.branch(index, which, compute) : compute();
   };
   const at::Tensor a = branch(Branch::Attention, [&] {
-    return attention(layer_norm_modulate(x, shift_msa, scale_msa, dtype, computed.attn_norm_eps), head_gate,
-                     dtype);
+    return attention(layer_norm_modulate(x, of_attention.shift, of_attention.scale, dtype, computed.attn_norm_eps),
+                     head_gate, dtype);
   });
-  const at::Tensor h = gated_residual(x, gate_msa, a);
+  const at::Tensor h = gated_residual(x, of_attention.gate, a);
 
   at::Tensor tokens;
   const at::Tensor m = branch(Branch::Mlp, [&] {
-    // The token router reads h, before norm and modulation; a token that is off keeps h untouched.
-    if (gates.tokens) tokens = gates.tokens(index, token_logits(h));
-    const at::Tensor all =
-        mlp(layer_norm_modulate(h, shift_mlp, scale_mlp, dtype, computed.mlp_norm_eps), group_gate, dtype);
+    // The token router reads h, before norm and modulation; a token that is off keeps h untouched. The tokens
+    // in front of the patches are always on.
+    if (gates.tokens) {
+      tokens = gates.tokens(index, token_logits(h));
+      if (config.extras() > 0) tokens = at::cat({at::ones({x.size(0), config.extras()}, tokens.options()), tokens}, 1);
+    }
+    const at::Tensor all = mlp(layer_norm_modulate(h, of_mlp.shift, of_mlp.scale, dtype, computed.mlp_norm_eps),
+                               group_gate, dtype);
     return gates.branch && tokens.defined() ? all * tokens.unsqueeze(2).to(dtype) : all;
   });
-  return gated_residual(h, gate_mlp, m, tokens);
+  return gated_residual(h, of_mlp.gate, m, tokens);
+}
+
+at::Tensor DiTBlockImpl::join(const at::Tensor& x, const at::Tensor& skip) {
+  at::Tensor both = at::cat({x, skip}, 2);
+  if (skip_norm)
+    both = at::layer_norm(both, {both.size(2)}, skip_norm->weight, skip_norm->bias, config.block(index).attn_norm_eps);
+  return skip_linear->forward(both);
 }
 
 at::Tensor DiTBlockImpl::attention(const at::Tensor& x, const at::Tensor& head_gate, at::ScalarType dtype) {
@@ -91,11 +136,12 @@ at::Tensor DiTBlockImpl::attention(const at::Tensor& x, const at::Tensor& head_g
 }
 
 at::Tensor DiTBlockImpl::mlp(const at::Tensor& x, const at::Tensor& group_gate, at::ScalarType dtype) {
-  return fc2->forward(gated_gelu(fc1->forward(x, dtype), group_gate), dtype);
+  return fc2->forward(gated_gelu(fc1->forward(x, dtype), group_gate, config.gelu), dtype);
 }
 
 at::Tensor DiTBlockImpl::token_logits(const at::Tensor& x) {
-  return token_router_out->forward(at::relu(token_router_in->forward(x))).squeeze(2);
+  const at::Tensor patches = x.slice(1, config.extras());
+  return token_router_out->forward(at::relu(token_router_in->forward(patches))).squeeze(2);
 }
 
 WidthLogits DiTBlockImpl::width_logits(const at::Tensor& t_emb) {
@@ -104,38 +150,74 @@ WidthLogits DiTBlockImpl::width_logits(const at::Tensor& t_emb) {
 
 DiTImpl::DiTImpl(const DiTConfig& config) : config(config) {
   const int C = config.hidden_size, p = config.patch_size;
-  pos_embed = register_parameter("pos_embed", at::empty({1, config.num_tokens(), C}, at::kFloat),
-                                 /*requires_grad=*/false);
+  pos_embed = register_parameter("pos_embed", at::empty({1, config.sequence(), C}, at::kFloat),
+                                 /*requires_grad=*/config.learned_positions);
   auto patch = register_module("x_embedder", std::make_shared<Module>())
                    ->register_module("proj", std::make_shared<Module>());
   patch_weight = patch->register_parameter("weight", at::empty({C, config.in_channels, p, p}, at::kFloat));
   patch_bias = patch->register_parameter("bias", at::empty({C}, at::kFloat));
-  auto table = register_module("y_embedder", std::make_shared<Module>())
-                   ->register_module("embedding_table", std::make_shared<Module>());
-  label_table = table->register_parameter("weight", at::empty({config.num_classes + 1, C}, at::kFloat));
-  t_mlp_in = add_linear(*this, "t_embedder.mlp.0", kFrequencyEmbeddingSize, C);
-  t_mlp_out = add_linear(*this, "t_embedder.mlp.2", C, C);
+  if (config.num_classes > 0) {
+    auto table = register_module("y_embedder", std::make_shared<Module>())
+                     ->register_module("embedding_table", std::make_shared<Module>());
+    label_table = table->register_parameter("weight", at::empty({config.label_rows(), C}, at::kFloat));
+  }
+  if (config.time_mlp) {
+    t_mlp_in = add_linear(*this, "t_embedder.mlp.0", config.time_frequencies, config.time_hidden());
+    t_mlp_out = add_linear(*this, "t_embedder.mlp.2", config.time_hidden(), C);
+  }
   auto list = register_module("blocks", std::make_shared<Module>());
   for (int i = 0; i < config.depth; ++i) {
     blocks.push_back(list->register_module(std::to_string(i), DiTBlock(config, i)));
   }
   final_linear = add_linear(*this, "final_layer.linear", C, p * p * config.out_channels());
-  final_adaLN = add_linear(*this, "final_layer.adaLN_modulation.1", C, 2 * C);
+  if (config.modulation == Modulation::AdaLN) {
+    final_adaLN = add_linear(*this, "final_layer.adaLN_modulation.1", C, 2 * C);
+  } else {
+    final_norm = add_layer(*this, "final_layer.norm", Affine(C));
+  }
+  if (config.output_conv) {
+    const int channels = config.out_channels();
+    auto conv = register_module("final_conv", std::make_shared<Module>());
+    conv_weight = conv->register_parameter("weight", at::empty({channels, channels, 3, 3}, at::kFloat));
+    conv_bias = conv->register_parameter("bias", at::empty({channels}, at::kFloat));
+  }
 }
 
 at::Tensor DiTImpl::embed_timestep(const at::Tensor& t) {
-  return t_mlp_out->forward(at::silu(t_mlp_in->forward(timestep_frequencies(t, config.frequency_divisor))));
+  const at::Tensor frequencies = timestep_frequencies(t, config.time_frequencies, config.frequency_divisor);
+  return config.time_mlp ? t_mlp_out->forward(at::silu(t_mlp_in->forward(frequencies))) : frequencies;
 }
 
 at::Tensor DiTImpl::forward(const at::Tensor& x, const at::Tensor& t_emb, const at::Tensor& y,
                             const Gates& gates) {
-  const at::Tensor c = t_emb + at::embedding(label_table, y);
-  at::Tensor h = at::linear(patchify(x), patch_weight.flatten(1), patch_bias) + pos_embed;
-  for (int next, l = 0; (next = gates.enter ? gates.enter(l, h) : l) < config.depth; l = next) {
-    if (next == l) h = blocks[next++]->forward(h, c, gates, compute_dtype);
+  const at::Tensor label = label_table.defined() ? at::embedding(label_table, y) : at::Tensor();
+  at::Tensor h = at::linear(patchify(x), patch_weight.flatten(1), patch_bias), c;
+  if (config.time_token) {
+    h = at::cat({t_emb.unsqueeze(1), h}, 1);
+    if (label.defined()) h = at::cat({label.unsqueeze(1), h}, 1);
+  } else {
+    c = label.defined() ? t_emb + label : t_emb;
   }
-  const auto ada = final_adaLN->forward(at::silu(c)).chunk(2, 1);  // shift, scale
-  return unpatchify(final_linear->forward(layer_norm_modulate(h, ada[0], ada[1], at::kFloat, kLayerNormEps)));
+  h = h + pos_embed;
+  std::vector<at::Tensor> outputs(config.depth);  // of blocks that others are joined with
+  for (int next, l = 0; (next = gates.enter ? gates.enter(l, h) : l) < config.depth; l = next) {
+    if (next != l) continue;
+    DiTBlock& block = blocks[next++];
+    if (const int source = config.join_source(l); source >= 0) h = block->join(h, outputs[source]);
+    h = block->forward(h, c, gates, compute_dtype);
+    if (config.join_source(config.depth - 1 - l) == l) outputs[l] = h;
+  }
+  if (config.extras() > 0) h = h.slice(1, config.extras());
+  Modulated of_final;
+  if (final_adaLN) {
+    const auto ada = final_adaLN->forward(at::silu(c)).chunk(2, 1);
+    of_final = {ada[0], ada[1]};
+  } else {
+    of_final = of_affine(final_norm, h.size(0));
+  }
+  const at::Tensor out = unpatchify(final_linear->forward(
+      layer_norm_modulate(h, of_final.shift, of_final.scale, at::kFloat, config.final_norm_eps)));
+  return config.output_conv ? at::conv2d(out, conv_weight, conv_bias, 1, 1) : out;
 }
 
 void DiTImpl::set_compute_dtype(at::ScalarType dtype) {
@@ -145,7 +227,7 @@ void DiTImpl::set_compute_dtype(at::ScalarType dtype) {
     for (Linear& layer :
          {std::ref(block->qkv), std::ref(block->proj), std::ref(block->fc1), std::ref(block->fc2)}) {
       layer->weight.set_data(layer->weight.to(dtype));
-      layer->bias.set_data(layer->bias.to(dtype));
+      if (layer->bias.defined()) layer->bias.set_data(layer->bias.to(dtype));
     }
   }
 }

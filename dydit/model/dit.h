@@ -1,6 +1,7 @@
 // DiT and DyDiT as torch::nn modules, with the parameter names of the published checkpoints.
 // One forward for all: gates multiply (method: TDW and SDT, DyDiT sections 3.2 and 3.3); without gates it is
-// the static DiT. Letters as in config.h; B is the batch after guidance has doubled it.
+// the static DiT. SiT, U-ViT and Skip-DiT are the same modules by other values of the configuration. Letters
+// as in config.h, T the sequence(); B is the batch after guidance has doubled it.
 #pragma once
 
 #include <vector>
@@ -14,14 +15,22 @@ namespace dydit {
 
 /// Linear layer whose weights start uninitialised: they come from a checkpoint or from init.
 struct LinearImpl : torch::nn::Module {
-  LinearImpl(int in_features, int out_features);
+  LinearImpl(int in_features, int out_features, bool has_bias = true);
   /// x (..., in) -> (..., out), computed in `dtype`.
   at::Tensor forward(const at::Tensor& x, at::ScalarType dtype = at::kFloat);
 
   at::Tensor weight;  // (out, in)
-  at::Tensor bias;    // (out)
+  at::Tensor bias;    // (out); undefined without
 };
 TORCH_MODULE(Linear);
+
+/// Weight and bias (size) of a plain LayerNorm.
+struct AffineImpl : torch::nn::Module {
+  explicit AffineImpl(int size);
+
+  at::Tensor weight, bias;
+};
+TORCH_MODULE(Affine);
 
 /// Router logits of the timestep's width decisions; output j decides head (group) j + 1.
 struct WidthLogits {
@@ -31,17 +40,23 @@ struct WidthLogits {
 
 struct DiTBlockImpl : torch::nn::Module {
   DiTBlockImpl(const DiTConfig& config, int index);
-  /// x (B, N, C) float32, c (B, C) -> (B, N, C) float32.
+  /// x (B, T, C) float32, c (B, C), unused where the modulation is affine -> (B, T, C) float32.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& c, const Gates& gates, at::ScalarType dtype);
   at::Tensor attention(const at::Tensor& x, const at::Tensor& head_gate, at::ScalarType dtype);
   at::Tensor mlp(const at::Tensor& x, const at::Tensor& group_gate, at::ScalarType dtype);
-  /// x (B, N, C) after the attention residual -> (B, N).
+  /// x, skip (B, T, C) -> what goes into the block where it is joined.
+  at::Tensor join(const at::Tensor& x, const at::Tensor& skip);
+  /// x (B, T, C) after the attention residual -> (B, N), of the patches.
   at::Tensor token_logits(const at::Tensor& x);
   WidthLogits width_logits(const at::Tensor& t_emb);
 
   DiTConfig config;
   int index;
-  Linear qkv{nullptr}, proj{nullptr}, fc1{nullptr}, fc2{nullptr}, adaLN{nullptr};
+  Linear qkv{nullptr}, proj{nullptr}, fc1{nullptr}, fc2{nullptr};
+  Linear adaLN{nullptr};                     // of Modulation::AdaLN
+  Affine norm1{nullptr}, norm2{nullptr};     // of Modulation::Affine
+  Affine skip_norm{nullptr};                 // of Join::Normed, 2C
+  Linear skip_linear{nullptr};               // of a block that is joined
   Linear attn_router{nullptr}, mlp_router{nullptr};            // TDW; null without width routers
   Linear token_router_in{nullptr}, token_router_out{nullptr};  // SDT; null without token routers
 };
@@ -50,10 +65,11 @@ TORCH_MODULE(DiTBlock);
 struct DiTImpl : torch::nn::Module {
   explicit DiTImpl(const DiTConfig& config);
 
-  /// t (B) original timesteps 0..999 -> t_emb (B, C), float32 throughout.
+  /// t (B) times of the objective's clock, 0..999 of a DiT -> t_emb (B, C), float32 throughout.
   at::Tensor embed_timestep(const at::Tensor& t);
-  /// x (B, in_channels, side, side) float32, t_emb (B, C), y (B) labels, null class included
-  /// -> (B, out_channels, side, side) float32: eps, then the variance values when sigma is learned.
+  /// x (B, in_channels, side, side) float32, t_emb (B, C), y (B) labels, null class included (unread without
+  /// classes) -> (B, out_channels, side, side) float32: noise or velocity, then the variance values when sigma
+  /// is learned.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& t_emb, const at::Tensor& y,
                      const Gates& gates = {});
   /// Converts the weights of qkv, proj, fc1 and fc2 and computes them and attention's products in `dtype`.
@@ -63,12 +79,14 @@ struct DiTImpl : torch::nn::Module {
 
   DiTConfig config;
   at::ScalarType compute_dtype = at::kFloat;
-  at::Tensor pos_embed;     // (1, N, C), fixed
+  at::Tensor pos_embed;     // (1, T, C), fixed or learned
   at::Tensor patch_weight;  // (C, in_channels, p, p)
   at::Tensor patch_bias;    // (C)
-  at::Tensor label_table;   // (num_classes + 1, C), last row the null class
-  Linear t_mlp_in{nullptr}, t_mlp_out{nullptr};
+  at::Tensor label_table;   // (label_rows, C), last row the null class; undefined without classes
+  Linear t_mlp_in{nullptr}, t_mlp_out{nullptr};  // null without time_mlp
   Linear final_linear{nullptr}, final_adaLN{nullptr};
+  Affine final_norm{nullptr};                     // of Modulation::Affine, which has no final_adaLN
+  at::Tensor conv_weight, conv_bias;              // (in, in, 3, 3), (in); undefined without output_conv
   std::vector<DiTBlock> blocks;
 
  private:

@@ -38,7 +38,7 @@ at::Tensor descending_order(const at::Tensor& importance) {
 
 void reorder_block(Weights& weights, const DiTConfig& config, const std::string& block) {
   const int64_t H = config.num_heads, D = config.head_size(), C = config.hidden_size, F = config.mlp_hidden;
-  at::Tensor &qkv_w = weights[block + "attn.qkv.weight"], &qkv_b = weights[block + "attn.qkv.bias"];
+  at::Tensor& qkv_w = weights[block + "attn.qkv.weight"];
   at::Tensor& proj_w = weights[block + "attn.proj.weight"];
   at::Tensor head_importance = row_importance(proj_w.t(), H);
   for (const at::Tensor& part : qkv_w.view({3, C, C}).unbind(0)) {
@@ -47,7 +47,8 @@ void reorder_block(Weights& weights, const DiTConfig& config, const std::string&
   const at::Tensor heads = descending_order(head_importance);
   const at::Tensor columns = (heads.unsqueeze(1) * D + at::arange(D, at::kLong).unsqueeze(0)).flatten();
   qkv_w = qkv_w.view({3, C, C}).index_select(1, columns).view({3 * C, C});
-  qkv_b = qkv_b.view({3, C}).index_select(1, columns).view({3 * C});
+  if (const auto qkv_b = weights.find(block + "attn.qkv.bias"); qkv_b != weights.end())
+    qkv_b->second = qkv_b->second.view({3, C}).index_select(1, columns).view({3 * C});
   proj_w = proj_w.index_select(1, columns);
 
   at::Tensor &fc1_w = weights[block + "mlp.fc1.weight"], &fc1_b = weights[block + "mlp.fc1.bias"];
@@ -80,7 +81,12 @@ Checkpoint init_checkpoint(const DiTConfig& config, uint64_t seed) {
     at::Tensor tensor = at::zeros_like(parameter.value());
     at::Generator generator = generator_for(seed, index++);
     const bool zero = name.find("adaLN") != std::string::npos || name.starts_with("final_layer.linear");
-    if (name == "pos_embed") {
+    const bool norm = name.find("norm") != std::string::npos;
+    if (norm || config.time_token) {
+      // U-ViT: normal, cut off at two units of 1, which none of 0.02 reaches in effect.
+      if (norm && name.ends_with("weight")) tensor.fill_(1.0);
+      if (!norm && tensor.dim() >= 2) tensor.normal_(0.0, 0.02, generator);
+    } else if (name == "pos_embed") {
       tensor = sincos_pos_embed(config.hidden_size, config.grid());
     } else if (name.starts_with("y_embedder") || (name.starts_with("t_embedder") && tensor.dim() == 2)) {
       tensor.normal_(0.0, 0.02, generator);

@@ -17,7 +17,8 @@ inline constexpr double kTokenRouterBias = 35.0;
 bool is_router_parameter(const std::string& name);
 
 /// A DiT as its authors initialise it: linears xavier-uniform with bias 0, label table and timestep MLP N(0,
-/// 0.02), every adaLN and the final linear zero. A function of (config, seed).
+/// 0.02), every adaLN and the final linear zero. A U-ViT as its authors do: N(0, 0.02), biases 0; norms 1.
+/// A function of (config, seed).
 Checkpoint init_checkpoint(const DiTConfig& config, uint64_t seed);
 
 struct RouterInit {

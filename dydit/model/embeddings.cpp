@@ -15,7 +15,9 @@ at::Tensor linear(const Checkpoint& checkpoint, const std::string& name, const a
 }
 
 at::Tensor embed_timesteps(const Checkpoint& checkpoint, const at::Tensor& t) {
-  const at::Tensor frequencies = timestep_frequencies(t, checkpoint.config.frequency_divisor);
+  const DiTConfig& config = checkpoint.config;
+  const at::Tensor frequencies = timestep_frequencies(t, config.time_frequencies, config.frequency_divisor);
+  if (!config.time_mlp) return frequencies;
   const at::Tensor hidden = at::silu(linear(checkpoint, "t_embedder.mlp.0", frequencies));
   return linear(checkpoint, "t_embedder.mlp.2", hidden);
 }
@@ -31,8 +33,8 @@ at::Tensor sincos_pos_embed(int hidden_size, int grid) {
   return at::cat({w, h}, 2).reshape({1, grid * grid, 4 * quarter}).to(at::kFloat);
 }
 
-at::Tensor timestep_frequencies(const at::Tensor& t, int divisor) {
-  const int half = kFrequencyEmbeddingSize / 2;
+at::Tensor timestep_frequencies(const at::Tensor& t, int size, int divisor) {
+  const int half = size / 2;
   const auto frequencies =
       at::exp(-std::log(kFrequencyMaxPeriod) * at::arange(half, t.options().dtype(at::kFloat)) / divisor);
   const auto angles = t.to(at::kFloat).unsqueeze(1) * frequencies.unsqueeze(0);

@@ -12,14 +12,14 @@ namespace dydit {
 /// x (rows, in) through the linear layer `name` of a checkpoint, in float32.
 at::Tensor linear(const Checkpoint& checkpoint, const std::string& name, const at::Tensor& x);
 
-/// Embeddings of timesteps: t (B) -> (B, C) float32.
+/// Embeddings of times: t (B) -> (B, C) float32.
 at::Tensor embed_timesteps(const Checkpoint& checkpoint, const at::Tensor& t);
 
 /// Fixed 2-D sin-cos position table (1, N, C): w before h, each half [sin | cos], omega = 10000^(-i/(C/4)).
 at::Tensor sincos_pos_embed(int hidden_size, int grid);
 
-/// Frequencies of the timestep embedding: t (B) -> (B, 256) = [cos | sin], every step in float32 as torch
-/// does. The i-th of 128 is 10000^(-i / divisor).
-at::Tensor timestep_frequencies(const at::Tensor& t, int divisor);
+/// Frequencies of the timestep embedding: t (B) -> (B, size) = [cos | sin], every step in float32 as torch
+/// does. The i-th of size / 2 is 10000^(-i / divisor).
+at::Tensor timestep_frequencies(const at::Tensor& t, int size, int divisor);
 
 }  // namespace dydit

@@ -4,22 +4,33 @@
 namespace dydit {
 
 int64_t attention_macs(const DiTConfig& config, int heads) {
-  const int64_t N = config.num_tokens(), C = config.hidden_size, width = int64_t{heads} * config.head_size();
-  return 4 * N * C * width + 2 * N * N * width;
+  const int64_t T = config.sequence(), C = config.hidden_size, width = int64_t{heads} * config.head_size();
+  return 4 * T * C * width + 2 * T * T * width;
 }
 
 int64_t mlp_macs(const DiTConfig& config, int groups, int64_t tokens) {
-  return 2 * tokens * config.hidden_size * groups * config.group_size();
+  return 2 * (config.extras() + tokens) * config.hidden_size * groups * config.group_size();
+}
+
+int64_t adaLN_macs(const DiTConfig& config) {
+  const int64_t C = config.hidden_size;
+  return config.modulation == Modulation::AdaLN ? 3 * C * C : 0;
+}
+
+int64_t join_macs(const DiTConfig& config, int block) {
+  const int64_t C = config.hidden_size;
+  return config.join_source(block) >= 0 ? config.sequence() * 2 * C * C : 0;
 }
 
 int64_t fixed_macs(const DiTConfig& config) {
-  const int64_t N = config.num_tokens(), C = config.hidden_size;
+  const int64_t N = config.num_tokens(), C = config.hidden_size, side = config.input_size;
   const int64_t patch_embed = N * C * config.patch_values();
-  const int64_t t_embed = kFrequencyEmbeddingSize * C + C * C;
-  const int64_t adaLN = config.depth * 6 * C * C;
-  const int64_t final_layer =
-      2 * C * C + N * C * config.patch_size * config.patch_size * config.out_channels();
-  return patch_embed + t_embed + adaLN + final_layer;
+  const int64_t t_embed =
+      config.time_mlp ? int64_t{config.time_hidden()} * (config.time_frequencies + C) : 0;
+  const int64_t final_layer = (config.modulation == Modulation::AdaLN ? 2 * C * C : 0) +
+                              N * C * config.patch_size * config.patch_size * config.out_channels();
+  const int64_t conv = config.output_conv ? 9 * config.out_channels() * config.out_channels() * side * side : 0;
+  return patch_embed + t_embed + config.depth * 2 * adaLN_macs(config) + final_layer + conv;
 }
 
 int64_t width_router_macs(const DiTConfig& config) {
@@ -38,18 +49,26 @@ int64_t router_macs(const DiTConfig& config) {
 int64_t num_parameters(const DiTConfig& config) {
   const auto linear = [](int64_t in, int64_t out) { return in * out + out; };
   const int64_t C = config.hidden_size, F = config.mlp_hidden, R = config.token_router_hidden(),
-                p = config.patch_size;
-  int64_t block = linear(C, 3 * C) + linear(C, C) + linear(C, F) + linear(F, C) + linear(C, 6 * C);
+                p = config.patch_size, T = config.time_hidden(), channels = config.out_channels();
+  const bool ada = config.modulation == Modulation::AdaLN;
+  int64_t block = 3 * C * C + (config.qkv_bias ? 3 * C : 0) + linear(C, C) + linear(C, F) + linear(F, C) +
+                  (ada ? linear(C, 6 * C) : 4 * C);
   if (config.width_routers) block += 2 * linear(C, config.num_heads - 1);
   if (config.token_routers) block += linear(C, R) + linear(R, 1);
-  return linear(config.patch_values(), C) + (config.num_classes + 1) * C +
-         linear(kFrequencyEmbeddingSize, C) + linear(C, C) + config.depth * block +
-         linear(C, p * p * config.out_channels()) + linear(C, 2 * C);
+  const int64_t join = linear(2 * C, C) + (config.join == Join::Normed ? 4 * C : 0);
+  return linear(config.patch_values(), C) + config.label_rows() * C +
+         (config.time_mlp ? linear(config.time_frequencies, T) + linear(T, C) : 0) + config.depth * block +
+         config.num_joins() * join + linear(C, p * p * channels) + (ada ? linear(C, 2 * C) : 2 * C) +
+         (config.output_conv ? linear(9 * channels, channels) : 0) +
+         (config.learned_positions ? config.sequence() * C : 0);
 }
 
 int64_t static_macs(const DiTConfig& config) {
-  return fixed_macs(config) + config.depth * (attention_macs(config, config.num_heads) +
-                                              mlp_macs(config, config.num_heads, config.num_tokens()));
+  int64_t macs = fixed_macs(config);
+  for (int block = 0; block < config.depth; ++block)
+    macs += join_macs(config, block) + attention_macs(config, config.num_heads) +
+            mlp_macs(config, config.num_heads, config.num_tokens());
+  return macs;
 }
 
 }  // namespace dydit

@@ -9,11 +9,16 @@
 
 namespace dydit {
 
-/// qkv, scores, weighted sum and proj over `heads` active heads. All H heads: 4NC^2 + 2N^2C.
+/// qkv, scores, weighted sum and proj over `heads` active heads. All H heads: 4TC^2 + 2T^2C, T = sequence().
 int64_t attention_macs(const DiTConfig& config, int heads);
-/// fc1 and fc2 over `groups` active channel groups for `tokens` tokens. All: 2NCF = 8NC^2.
+/// fc1 and fc2 over `groups` active channel groups for `tokens` patches and the tokens in front of them. All:
+/// 2TCF = 8TC^2.
 int64_t mlp_macs(const DiTConfig& config, int groups, int64_t tokens);
-/// Patch and timestep embedding, adaLN of all blocks, final layer: the same for every plan.
+/// The shift, scale and gate of one branch of a block; 0 where they are constants.
+int64_t adaLN_macs(const DiTConfig& config);
+/// The layer that joins a block with an earlier one, 2TC^2; 0 where it has none.
+int64_t join_macs(const DiTConfig& config, int block);
+/// Patch and timestep embedding, adaLN of all blocks, final layer and convolution: the same for every plan.
 int64_t fixed_macs(const DiTConfig& config);
 /// The width router of a block's attention, or of its MLP; 0 without width routers.
 int64_t width_router_macs(const DiTConfig& config);
@@ -21,7 +26,7 @@ int64_t width_router_macs(const DiTConfig& config);
 int64_t token_router_macs(const DiTConfig& config);
 /// Width and token routers of all blocks; 0 for a static DiT.
 int64_t router_macs(const DiTConfig& config);
-/// Parameters, those of routers included; pos_embed, which is not learned, left out as Checkpoint does.
+/// Parameters, those of routers included; a pos_embed that is not learned left out as Checkpoint does.
 int64_t num_parameters(const DiTConfig& config);
 /// The complete model without routers: the "static" that shares of work refer to.
 int64_t static_macs(const DiTConfig& config);

@@ -47,7 +47,11 @@ void gated_residual(float* __restrict out, const float* __restrict x, const floa
                     const T* __restrict y, const float* __restrict tokens, int N, int C) {
   for (int n = 0; n < N; ++n, out += C, x += C, y += C) {
     const float token = tokens ? tokens[n] : 1.0f;
-    for (int i = 0; i < C; ++i) out[i] = x[i] + gate[i] * (load(y, i) * token);
+    if (gate) {
+      for (int i = 0; i < C; ++i) out[i] = x[i] + gate[i] * (load(y, i) * token);
+    } else {
+      for (int i = 0; i < C; ++i) out[i] = x[i] + load(y, i) * token;
+    }
   }
 }
 
@@ -55,9 +59,14 @@ template <typename T>
 void gated_residual_backward(T* __restrict dy, float* __restrict dgate, float* __restrict dtokens,
                              const float* __restrict dout, const float* __restrict gate,
                              const T* __restrict y, const float* __restrict tokens, int N, int C) {
-  for (int i = 0; i < C; ++i) dgate[i] = 0;
+  for (int i = 0; gate && i < C; ++i) dgate[i] = 0;
   for (int n = 0; n < N; ++n, dy += C, dout += C, y += C) {
     const float token = tokens ? tokens[n] : 1.0f;
+    if (!gate) {
+      for (int i = 0; i < C; ++i) store(dy, i, dout[i] * token);
+      if (dtokens) dtokens[n] = sum_of(C, [&](int i) { return dout[i] * load(y, i); });
+      continue;
+    }
     for (int i = 0; i < C; ++i) {
       store(dy, i, dout[i] * gate[i] * token);
       dgate[i] += dout[i] * load(y, i) * token;
@@ -66,26 +75,36 @@ void gated_residual_backward(T* __restrict dy, float* __restrict dgate, float* _
   }
 }
 
-template <typename T>
+// Erf: the exact form, else the tanh approximation.
+template <bool Erf>
+inline float gelu_of(float x) {
+  return Erf ? gelu_erf(x) : gelu(x);
+}
+template <bool Erf>
+inline float gelu_slope_of(float x) {
+  return Erf ? gelu_erf_slope(x) : gelu_slope(x);
+}
+
+template <typename T, bool Erf>
 void gated_gelu(T* __restrict out, const T* __restrict h, const float* __restrict gate, int N, int F, int H) {
   const int width = F / H;
   for (int64_t part = 0; part < int64_t{N} * H; ++part, out += width, h += width) {
     const float g = gate ? gate[part % H] : 1.0f;
-    for (int i = 0; i < width; ++i) store(out, i, gelu(load(h, i) * g));
+    for (int i = 0; i < width; ++i) store(out, i, gelu_of<Erf>(load(h, i) * g));
   }
 }
 
-template <typename T>
+template <typename T, bool Erf>
 void gated_gelu_backward(T* __restrict dh, float* __restrict dgate, const T* __restrict dout,
                          const T* __restrict h, const float* __restrict gate, int N, int F, int H) {
   const int width = F / H;
   for (int j = 0; dgate && j < H; ++j) dgate[j] = 0;
   for (int64_t part = 0; part < int64_t{N} * H; ++part, dh += width, dout += width, h += width) {
     const float g = gate ? gate[part % H] : 1.0f;
-    for (int i = 0; i < width; ++i) store(dh, i, load(dout, i) * gelu_slope(load(h, i) * g) * g);
+    for (int i = 0; i < width; ++i) store(dh, i, load(dout, i) * gelu_slope_of<Erf>(load(h, i) * g) * g);
     if (dgate) {
       dgate[part % H] +=
-          sum_of(width, [&](int i) { return load(dout, i) * gelu_slope(load(h, i) * g) * load(h, i); });
+          sum_of(width, [&](int i) { return load(dout, i) * gelu_slope_of<Erf>(load(h, i) * g) * load(h, i); });
     }
   }
 }
@@ -111,9 +130,10 @@ void scaled_softmax_backward(T* __restrict ds, const T* __restrict dp, const T* 
 
 template <typename T>
 constexpr OpKernels<T> make_kernels() {
-  return {
-      layer_norm_modulate<T>, layer_norm_modulate_backward<T>, gated_residual<T>, gated_residual_backward<T>,
-      gated_gelu<T>,          gated_gelu_backward<T>,          scaled_softmax<T>, scaled_softmax_backward<T>};
+  return {layer_norm_modulate<T>,       layer_norm_modulate_backward<T>, gated_residual<T>,
+          gated_residual_backward<T>,   gated_gelu<T, false>,            gated_gelu_backward<T, false>,
+          gated_gelu<T, true>,          gated_gelu_backward<T, true>,    scaled_softmax<T>,
+          scaled_softmax_backward<T>};
 }
 
 }  // namespace

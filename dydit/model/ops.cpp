@@ -94,9 +94,10 @@ struct LayerNormModulate : Function<LayerNormModulate> {
 };
 
 struct GatedResidual : Function<GatedResidual> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x_in, const at::Tensor& gate_in,
-                            const at::Tensor& y_in, const std::optional<at::Tensor>& tokens_in) {
-    const at::Tensor x = x_in.contiguous(), gate = gate_in.contiguous(), y = y_in.contiguous();
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x_in,
+                            const std::optional<at::Tensor>& gate_in, const at::Tensor& y_in,
+                            const std::optional<at::Tensor>& tokens_in) {
+    const at::Tensor x = x_in.contiguous(), gate = contiguous_or_none(gate_in), y = y_in.contiguous();
     const at::Tensor tokens = contiguous_or_none(tokens_in);
     const int B = x.size(0), N = x.size(1), C = x.size(2);
     const at::Tensor out = at::empty_like(x);
@@ -113,7 +114,7 @@ struct GatedResidual : Function<GatedResidual> {
     const at::Tensor &gate = saved[0], &y = saved[1], &tokens = saved[2];
     const at::Tensor dout = gradients[0].contiguous();
     const int B = y.size(0), N = y.size(1), C = y.size(2);
-    const at::Tensor dy = at::empty_like(y), dgate = at::empty_like(gate), dtokens = empty_or_none(tokens);
+    const at::Tensor dy = at::empty_like(y), dgate = empty_or_none(gate), dtokens = empty_or_none(tokens);
     for_samples(B, y.scalar_type(), [&]<typename T>(const OpKernels<T>& kernels, int64_t b) {
       kernels.gated_residual_backward(at_sample<T>(dy, b), at_sample(dgate, b), at_sample(dtokens, b),
                                       at_sample(dout, b), at_sample(gate, b), at_sample<T>(y, b),
@@ -125,14 +126,16 @@ struct GatedResidual : Function<GatedResidual> {
 
 struct GatedGelu : Function<GatedGelu> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& h_in,
-                            const std::optional<at::Tensor>& gate_in) {
+                            const std::optional<at::Tensor>& gate_in, bool erf) {
     const at::Tensor h = h_in.contiguous(), gate = contiguous_or_none(gate_in);
     const int B = h.size(0), N = h.size(1), F = h.size(2), H = gate.defined() ? gate.size(1) : 1;
     const at::Tensor out = at::empty_like(h);
     for_samples(B, h.scalar_type(), [&]<typename T>(const OpKernels<T>& kernels, int64_t b) {
-      kernels.gated_gelu(at_sample<T>(out, b), at_sample<T>(h, b), at_sample(gate, b), N, F, H);
+      const auto& gelu = erf ? kernels.gated_gelu_erf : kernels.gated_gelu;
+      gelu(at_sample<T>(out, b), at_sample<T>(h, b), at_sample(gate, b), N, F, H);
     });
     context->save_for_backward({h, gate});
+    context->saved_data["erf"] = erf;
     return out;
   }
 
@@ -142,11 +145,13 @@ struct GatedGelu : Function<GatedGelu> {
     const at::Tensor dout = gradients[0].contiguous();
     const int B = h.size(0), N = h.size(1), F = h.size(2), H = gate.defined() ? gate.size(1) : 1;
     const at::Tensor dh = at::empty_like(h), dgate = empty_or_none(gate);
+    const bool erf = context->saved_data["erf"].toBool();
     for_samples(B, h.scalar_type(), [&]<typename T>(const OpKernels<T>& kernels, int64_t b) {
-      kernels.gated_gelu_backward(at_sample<T>(dh, b), at_sample(dgate, b), at_sample<T>(dout, b),
-                                  at_sample<T>(h, b), at_sample(gate, b), N, F, H);
+      const auto& backward = erf ? kernels.gated_gelu_erf_backward : kernels.gated_gelu_backward;
+      backward(at_sample<T>(dh, b), at_sample(dgate, b), at_sample<T>(dout, b), at_sample<T>(h, b),
+               at_sample(gate, b), N, F, H);
     });
-    return {dh, dgate};
+    return {dh, dgate, at::Tensor()};
   }
 };
 
@@ -187,12 +192,12 @@ at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& shift, con
 at::Tensor gated_residual(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& y,
                           const at::Tensor& tokens) {
   if (!x.is_cpu()) return plain::gated_residual(x, gate, y, tokens);
-  return GatedResidual::apply(x, gate, y, optional(tokens));
+  return GatedResidual::apply(x, optional(gate), y, optional(tokens));
 }
 
-at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate) {
-  if (!h.is_cpu()) return plain::gated_gelu(h, gate);
-  return GatedGelu::apply(h, optional(gate));
+at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate, GeluForm gelu) {
+  if (!h.is_cpu()) return plain::gated_gelu(h, gate, gelu);
+  return GatedGelu::apply(h, optional(gate), gelu == GeluForm::Erf);
 }
 
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {

@@ -5,6 +5,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "dydit/model/config.h"
+
 namespace dydit {
 
 /// modulate(layer_norm(x, eps), shift, scale): x (B, N, C) float32, shift, scale (B, C) float32 -> (B, N, C)
@@ -12,15 +14,15 @@ namespace dydit {
 at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale,
                                at::ScalarType dtype, double eps);
 
-/// x + gate y tokens: x (B, N, C) float32, gate (B, C) float32, y (B, N, C), tokens (B, N) float32 or
-/// undefined
-/// -> (B, N, C) float32. A token of 0 keeps x exactly.
+/// x + gate y tokens: x (B, N, C) float32, gate (B, C) float32 or undefined, y (B, N, C), tokens (B, N)
+/// float32 or undefined -> (B, N, C) float32. A token of 0 keeps x exactly.
 at::Tensor gated_residual(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& y,
                           const at::Tensor& tokens = {});
 
-/// gelu_tanh(h gate): h (B, N, F), gate (B, H) float32 on groups of F/H channels, or undefined -> (B, N, F)
-/// of h's type.
-at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate = {});
+/// gelu(h gate): h (B, N, F), gate (B, H) float32 on groups of F/H channels, or undefined -> (B, N, F) of h's
+/// type.
+at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate = {},
+                      GeluForm gelu = GeluForm::Tanh);
 
 /// softmax(q k^T / sqrt(D)) v: q, k, v (B, H, N, D) -> (B, H, N, D), the same type.
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v);

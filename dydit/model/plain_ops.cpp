@@ -13,15 +13,16 @@ at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& shift, con
 
 at::Tensor gated_residual(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& y,
                           const at::Tensor& tokens) {
-  const at::Tensor update = gate.unsqueeze(1) * y;  // float32: types are promoted
+  const at::Tensor update = gate.defined() ? gate.unsqueeze(1) * y : y;  // float32: types are promoted
   return x + (tokens.defined() ? update * tokens.unsqueeze(2) : update);
 }
 
-at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate) {
-  if (!gate.defined()) return at::gelu(h, "tanh");  // float32 inside
+at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate, GeluForm gelu) {
+  const char* const form = gelu == GeluForm::Erf ? "none" : "tanh";
+  if (!gate.defined()) return at::gelu(h, form);  // float32 inside
   const int64_t B = h.size(0), N = h.size(1), F = h.size(2), H = gate.size(1);
   const at::Tensor gated = h.view({B, N, H, F / H}) * gate.view({B, 1, H, 1});  // float32
-  return at::gelu(gated, "tanh").view({B, N, F}).to(h.scalar_type());
+  return at::gelu(gated, form).view({B, N, F}).to(h.scalar_type());
 }
 
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {

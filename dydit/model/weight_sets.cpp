@@ -1,5 +1,5 @@
 // Names as they come: wrapped by DDP, torch.compile and FSDP, below the attribute of a trainer, twice in one
-// file. A set is what lies below a name that ends in kAnchor.
+// file. A set is what lies below a name that ends in one of kPatchWeights.
 #include <algorithm>
 #include <array>
 #include <set>
@@ -14,7 +14,6 @@
 namespace dydit {
 namespace {
 
-constexpr std::string_view kAnchor = "x_embedder.proj.weight";
 // Parts of names that wrappers add anywhere in them.
 constexpr std::array<std::string_view, 4> kWrappers = {"module", "_orig_mod", "_fsdp_wrapped_module",
                                                        "_checkpoint_wrapped_module"};
@@ -61,9 +60,11 @@ void take_counters(TensorViews& tensors, std::vector<std::string>& notes) {
 std::set<std::string> prefixes_of(const TensorViews& tensors) {
   std::set<std::string> prefixes;
   for (const auto& [name, view] : tensors) {
-    if (!name.ends_with(kAnchor)) continue;
-    const std::string prefix = name.substr(0, name.size() - kAnchor.size());
-    if (prefix.empty() || prefix.ends_with('.')) prefixes.insert(prefix);
+    for (const std::string_view anchor : kPatchWeights) {
+      if (!name.ends_with(anchor)) continue;
+      const std::string prefix = name.substr(0, name.size() - anchor.size());
+      if (prefix.empty() || prefix.ends_with('.')) prefixes.insert(prefix);
+    }
   }
   return prefixes;
 }
@@ -133,6 +134,24 @@ std::vector<WeightSet> make_weight_sets(const std::string& key, bool averaged, T
   return sets;
 }
 
+void name_ours(WeightSet& set, const std::string& name) {
+  set.layout = layout_of(set.tensors);
+  if (set.layout == Layout::DiT) return;
+  set.depth = count_blocks(set.tensors, set.layout, name);
+  const LayoutNames names(set.layout, set.depth);
+  TensorViews ours;
+  for (auto& [theirs, view] : set.tensors) ours.emplace(names.ours(theirs), std::move(view));
+  DYDIT_CHECK(ours.size() == set.tensors.size(), "{}: has tensors under the names of two layouts, {} and dit",
+              name, kLayoutNames[set.layout]);
+  set.tensors = std::move(ours);
+}
+
+bool holds_model(const WeightSet& set) {
+  return std::any_of(kPatchWeights.begin(), kPatchWeights.end(), [&](std::string_view name) {
+    return set.tensors.contains(std::string(name));
+  });
+}
+
 std::string list_choices(const std::vector<WeightsChoice>& choices) {
   std::vector<std::string> lines;
   for (const WeightsChoice& choice : choices) {
@@ -158,7 +177,7 @@ std::string guess_model(const TensorViews& tensors) {
       Mark{"sideblocks", "an MDT"},
       Mark{"en_inblocks", "an MDT"},
       Mark{"decoder_blocks", "a masked DiT"},
-      Mark{"in_blocks.", "a U-ViT"},
+      Mark{"in_blocks.", "a part of a U-ViT"},
       Mark{"caption_projection", "a PixArt or another model of texts"},
       Mark{"adaln_single", "a PixArt"},
       Mark{"t_block.", "a PixArt"},

@@ -61,20 +61,20 @@ RunPlan Pipeline::plan(const Request& request) const {
                       quote(request.plan->name), *request.plan->model_sha256, checkpoint_.path.string(),
                       checkpoint_.sha256);
   }
-  return complete_plan(request, widths(run_spacing(request).timesteps, request.mode));
+  return complete_plan(request, widths(run_spacing(request, engine_->config().objective).timesteps, request.mode));
 }
 
-RunPlan Pipeline::widths(std::span<const int> timesteps, Mode mode) const {
+RunPlan Pipeline::widths(std::span<const double> timesteps, Mode mode) const {
   const std::lock_guard lock(mutex_);
-  std::vector<int> missing;
-  std::copy_if(timesteps.begin(), timesteps.end(), std::back_inserter(missing), [&](int t) {
+  std::vector<double> missing;
+  std::copy_if(timesteps.begin(), timesteps.end(), std::back_inserter(missing), [&](double t) {
     return !steps_.contains({mode, t});
   });
   RunPlan plan = make_width_plan(checkpoint_, missing, mode);
   if (!missing.empty()) checkpoint_.check_unchanged();
   for (StepPlan& step : plan.steps) steps_[{mode, step.timestep}] = std::move(step);
   plan.steps.clear();
-  for (const int t : timesteps) plan.steps.push_back(steps_.at({mode, t}));
+  for (const double t : timesteps) plan.steps.push_back(steps_.at({mode, t}));
   return plan;
 }
 

@@ -67,7 +67,7 @@ class Pipeline {
 
   const Engine& engine() const { return *engine_; }
   /// The widths of these timesteps. Throws as make_width_plan does.
-  RunPlan widths(std::span<const int> timesteps, Mode mode) const;
+  RunPlan widths(std::span<const double> timesteps, Mode mode) const;
   /// The plan of a request. Throws as make_width_plan does, UsageError for a plan that is not of this model
   /// or run.
   RunPlan plan(const Request& request) const;
@@ -81,7 +81,7 @@ class Pipeline {
   const at::ScalarType dtype_;
   const std::unique_ptr<const Engine> engine_;
   mutable std::mutex mutex_;
-  mutable std::map<std::pair<Mode, int>, StepPlan> steps_;  // by mode and timestep
+  mutable std::map<std::pair<Mode, double>, StepPlan> steps_;  // by mode and timestep
 };
 
 /// Generates all samples. Sample i depends on (weights, label, seed, i, steps, sampler, guidance, dtype,

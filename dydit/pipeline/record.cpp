@@ -51,6 +51,16 @@ class Foreign {
     }
     return result;
   }
+  std::vector<double> times(const char* key) const {
+    const json values = get(key);
+    if (!values.is_array() || values.empty()) fail(key);
+    std::vector<double> result;
+    for (const json& value : values) {
+      if (!value.is_number() || value < 0 || value >= kNumTrainTimesteps) fail(key);
+      result.push_back(value.get<double>());
+    }
+    return result;
+  }
   std::string text(const char* key) const {
     const json value = get(key);
     const std::string text = value.is_string() ? value.get<std::string>() : "";
@@ -106,7 +116,7 @@ struct Command {
 json run_record(const Checkpoint& checkpoint, const GenerateOptions& options, const json& loading) {
   const DiTConfig& config = checkpoint.config;
   const Mode mode = config.is_dynamic() ? options.mode : Mode::Static;
-  const Spacing spacing = run_spacing(options);
+  const Spacing spacing = run_spacing(options, config.objective);
   json run = {{"version", kVersion},
               {"model",
                {{"file", printable(checkpoint.path.filename().string(), std::string::npos)},
@@ -117,7 +127,7 @@ json run_record(const Checkpoint& checkpoint, const GenerateOptions& options, co
               {"num_images", options.num_images},
               {"seed", options.seed},
               {"noise", kNoiseNames[options.noise]},
-              {"steps", options.total_steps()},
+              {"steps", !options.plan && options.timesteps.empty() ? options.num_steps : options.total_steps()},
               {"spacing", spacing.description},
               {"sampler", kSamplerNames[options.sampler.kind]},
               {"eta", options.sampler.eta},
@@ -132,8 +142,20 @@ json run_record(const Checkpoint& checkpoint, const GenerateOptions& options, co
               {"threads", options.threads},
               {"size", config.input_size},
               {"static_gmacs", static_cast<double>(static_macs_per_sample(config, options)) / kGiga}};
+  if (config.objective.continuous()) {
+    run["objective"] = objective_text(config.objective);
+    run["evaluations"] = options.total_steps();
+  }
+  if (is_sde(options.sampler.kind)) {
+    const SamplerOptions& sampler = options.sampler;
+    json sde = {{"diffusion_norm", sampler.diffusion_norm}, {"last_step", kLastStepNames[sampler.last]}};
+    if (sampler.form) sde["diffusion_form"] = kDiffusionFormNames[*sampler.form];
+    if (sampler.last_size) sde["last_step_size"] = *sampler.last_size;
+    run["sde"] = sde;
+  }
   if (!options.timesteps.empty()) {
-    run["timesteps"] = std::vector<int>(spacing.timesteps.rbegin(), spacing.timesteps.rend());
+    for (auto t = spacing.timesteps.rbegin(); t != spacing.timesteps.rend(); ++t)
+      run["timesteps"].push_back(json_number(*t));
   }
   for (const char* key : {kVaeNote, kLatentScaleNote}) {
     if (const auto found = checkpoint.notes.find(key); found != checkpoint.notes.end())
@@ -148,7 +170,8 @@ json run_record(const Checkpoint& checkpoint, const GenerateOptions& options, co
 json plan_record(const Checkpoint& checkpoint, const GenerateOptions& options, const json& said) {
   return plan_record(
       checkpoint, options,
-      complete_plan(options, make_width_plan(checkpoint, run_spacing(options).timesteps, options.mode)),
+      complete_plan(options, make_width_plan(checkpoint, run_spacing(options, checkpoint.config.objective).timesteps,
+                                             options.mode)),
       said);
 }
 
@@ -239,6 +262,8 @@ std::string reproducing_command(const json& run) {
     const Foreign loading = record.at("loading");
     if (loading.has("num_heads")) command.add("--num-heads", loading.number<int>("num_heads", 1, kMost));
     if (loading.has("weights")) command.add("--weights", loading.text("weights"));
+    if (loading.has("path")) command.add("--path", loading.choice("path", kPathNames));
+    if (loading.has("prediction")) command.add("--prediction", loading.choice("prediction", kPredictionNames));
     if (loading.has("class_names")) command.add_file("--class-names", loading.text("class_names"));
   }
   const int num_images = record.number<int>("num_images", 1, kMost);
@@ -252,12 +277,18 @@ std::string reproducing_command(const json& run) {
   } else if (by_budget) {  // whose plan may have fewer steps
     command.add("--steps", record.at("plan").number<int>("steps_of_full", 1, kNumTrainTimesteps));
   } else if (run.contains("timesteps")) {
-    command.add("--timesteps",
-                fmt::format("{}", fmt::join(record.numbers("timesteps", kNumTrainTimesteps - 1), ",")));
+    command.add("--timesteps", fmt::format("{}", fmt::join(record.times("timesteps"), ",")));
   } else {
     command.add("--steps", record.number<int>("steps", 1, kNumTrainTimesteps));
   }
   command.add("--sampler", record.choice("sampler", kSamplerNames));
+  if (run.contains("sde")) {
+    const Foreign sde = record.at("sde");
+    if (sde.has("diffusion_form")) command.add("--diffusion-form", sde.choice("diffusion_form", kDiffusionFormNames));
+    command.add("--diffusion-norm", sde.number<float>("diffusion_norm", 0, kMost));
+    command.add("--last-step", sde.choice("last_step", kLastStepNames));
+    if (sde.has("last_step_size")) command.add("--last-step-size", sde.number<float>("last_step_size", 0, 1));
+  }
   const float cfg_scale = record.number<float>("cfg_scale", 0, kMost);
   command.add("--cfg-scale", cfg_scale);
   if (cfg_scale > 1) command.add("--cfg-channels", record.number<int>("cfg_channels", 1, kMost));

@@ -18,12 +18,16 @@ int Request::channels_guided(const DiTConfig& config) const {
 
 int Request::total_steps() const {
   if (plan) return static_cast<int>(plan->steps.size());
-  return timesteps.empty() ? num_steps : static_cast<int>(timesteps.size());
+  return timesteps.empty() ? evaluations(sampler, num_steps) : static_cast<int>(timesteps.size());
 }
 
-Spacing run_spacing(const Request& request) {
-  Spacing spacing = request.timesteps.empty() ? choose_timesteps(request.sampler.kind, request.total_steps())
-                                              : Spacing{sorted_timesteps(request.timesteps), "by hand"};
+Spacing run_spacing(const Request& request, const Objective& objective) {
+  // Of a plan the number of steps follows from what it evaluates; that it fits, its solver says.
+  if (request.plan && objective.continuous()) return {request.plan->timesteps(), "the plan's"};
+  const int steps = request.plan ? request.total_steps() : request.num_steps;
+  Spacing spacing = request.timesteps.empty()
+                        ? choose_timesteps(objective, request.sampler, steps)
+                        : Spacing{sorted_timesteps(request.timesteps, objective), "by hand"};
   if (!request.plan || request.plan->timesteps() == spacing.timesteps) return spacing;
   return {request.plan->timesteps(), "the plan's"};
 }
@@ -32,8 +36,8 @@ void plan_by_policy(const std::string& cache, const GuideOptions& guide, const D
                     Request& request) {
   request.plan.reset();
   if (cache == "none" && guide.is_default()) return;
-  request.plan = policy_plan(cache, config, run_spacing(request).timesteps);
-  if (request.guided()) apply_guide(guide, *request.plan);
+  request.plan = policy_plan(cache, config, run_spacing(request, config.objective).timesteps);
+  if (request.guided()) apply_guide(guide, config.objective, *request.plan);
 }
 
 RunPlan complete_plan(const Request& request, RunPlan widths) {
@@ -66,9 +70,15 @@ void check_plan(const DiTConfig& config, const Request& request, const PlanSpec&
 void check_request(const DiTConfig& config, const Request& request) {
   DYDIT_USAGE_CHECK(!request.classes.empty(), "no class given; expected 0 to {}", config.num_classes - 1);
   for (const int label : request.classes) {
-    DYDIT_USAGE_CHECK(label >= 0 && label < config.num_classes, "class {}: this model has classes 0 to {}",
-                      label, config.num_classes - 1);
+    DYDIT_USAGE_CHECK(config.num_classes > 0 || label == 0,
+                      "class {}: this model has no classes; leave the class out, or take 0", label);
+    DYDIT_USAGE_CHECK(label >= 0 && label < std::max(config.num_classes, 1),
+                      "class {}: this model has classes 0 to {}", label, config.num_classes - 1);
   }
+  DYDIT_USAGE_CHECK(!request.guided() || config.can_guide(),
+                    "guidance scale {}: this model has no null class to be guided away from; take 1",
+                    request.cfg_scale);
+  check_sampler(config.objective, request.sampler);
   DYDIT_USAGE_CHECK(request.num_images >= 1, "{} images: expected 1 or more", request.num_images);
   DYDIT_USAGE_CHECK(request.sampler.eta >= 0 && request.sampler.eta <= 1, "eta {}: expected 0 to 1",
                     request.sampler.eta);
@@ -85,6 +95,9 @@ void check_run(const Request& request, const SamplingOptions& run) {
       "--noise torch draws for one batch, as the original script does: {} images need --batch {}, "
       "got {}",
       request.num_images, request.num_images, run.batch);
+  DYDIT_USAGE_CHECK(request.noise != NoiseKind::Torch || request.sampler.kind != SamplerKind::HeunSde,
+                    "--noise torch: heun-sde draws before its first step, as no script of DiT does; take em-sde, or "
+                    "--noise philox");
   DYDIT_USAGE_CHECK(
       run.preview_every >= 0 && (run.preview_every == 0 || run.preview_every < request.total_steps()),
       "--preview-every {}: with {} steps expected 1 to {}", run.preview_every, request.total_steps(),

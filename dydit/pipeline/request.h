@@ -26,7 +26,8 @@ struct Request {
   std::vector<int> classes = {0};  // image i gets classes[i mod size]
   int num_images = 1;
   int num_steps = 250;
-  std::vector<int> timesteps = {};  // by hand, in any order, instead of num_steps; empty: chosen
+  // By hand, in any order, instead of num_steps: of the objective's clock; empty: chosen.
+  std::vector<double> timesteps = {};
   SamplerOptions sampler;
   float cfg_scale = 4.0f;  // <= 1: no guidance, one row an image
   // First channels of eps that are guided, never more than there are; unset: the configuration's.
@@ -43,6 +44,7 @@ struct Request {
   int64_t guided_values(const DiTConfig& config) const {
     return int64_t{channels_guided(config)} * config.input_size * config.input_size;
   }
+  /// Evaluations of the network for an image and one row: as many as its plan has entries.
   int total_steps() const;
   int label(int index) const { return classes[index % classes.size()]; }
 };
@@ -58,8 +60,9 @@ struct SamplingOptions {
   int64_t cache_memory = 0;  // bytes that a batch may keep of features and guidance; 0: cache_allowance's
 };
 
-/// The timesteps of a run: the plan's, those given by hand, else choose_timesteps'.
-Spacing run_spacing(const Request& request);
+/// The timesteps of a run of a model of this objective: the plan's, those given by hand, else
+/// choose_timesteps'.
+Spacing run_spacing(const Request& request, const Objective& objective);
 
 /// Gives a request, of which all else is known, the plan that a policy makes for its timesteps; none where
 /// `cache` is "none" and guidance is as usual. Throws as policy_plan does.

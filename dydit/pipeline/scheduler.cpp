@@ -21,8 +21,11 @@ constexpr size_t kPartValues = 1024;  // a multiple of 4 (fill_normal); worth th
 
 float* values_of(const at::Tensor& tensor) { return tensor.data_ptr<float>(); }
 
-std::vector<int> timesteps_of(const RunPlan& plan) {
-  std::vector<int> timesteps;
+// The number of the noise that is added to a start, which no step's is.
+constexpr uint64_t kStartNoise = uint64_t{1} << 32;
+
+std::vector<double> timesteps_of(const RunPlan& plan) {
+  std::vector<double> timesteps;
   for (const StepPlan& step : plan.steps) timesteps.push_back(step.timestep);
   return timesteps;
 }
@@ -30,10 +33,10 @@ std::vector<int> timesteps_of(const RunPlan& plan) {
 }  // namespace
 
 Course::Course(const Request& request, RunPlan plan, Extras extras)
-    : request(request), plan(std::move(plan)), extras(extras) {
-  const DiffusionTables tables = make_diffusion_tables(timesteps_of(this->plan));
-  for (int step = 0; step < tables.num_steps(); ++step)
-    solver.push_back(make_solver_step(tables, request.sampler, step));
+    : request(request),
+      plan(std::move(plan)),
+      extras(extras),
+      solver(make_solver(this->plan.config.objective, request.sampler, timesteps_of(this->plan))) {
   if (request.noise == NoiseKind::Torch) stream.emplace(request.seed);
 }
 
@@ -62,6 +65,8 @@ void Scheduler::add(const std::shared_ptr<Course>& course, int first, int count)
          .step = static_cast<int>(course->plan.steps.size()) - 1,
          .x = image(),
          .x0 = keeps_x0 ? image() : at::Tensor(),
+         .held_x = course->solver.holds() ? image() : at::Tensor(),
+         .held_eps = course->solver.holds() ? image() : at::Tensor(),
          .entries = counts_tokens ? at::zeros({config.num_tokens()}, at::kFloat) : at::Tensor()});
     give_memory(samples_.back());
   }
@@ -76,6 +81,11 @@ void Scheduler::add(const std::shared_ptr<Course>& course, int first, int count)
       std::copy_n(course->drawn.begin() + sample.index * values_ + part.first, part.size, x.begin());
     } else {
       fill_normal(x, request.seed, sample.index, /*draw=*/0, part.first);
+    }
+    if (const float sigma = course->solver.start_sigma; sigma > 0) {
+      std::array<float, kPartValues> noise;
+      fill_normal({noise.data(), part.size}, request.seed, sample.index, kStartNoise, part.first);
+      for (size_t i = 0; i < part.size; ++i) x[i] += sigma * noise[i];
     }
   });
   prepare_steps();
@@ -107,11 +117,12 @@ void Scheduler::prepare_steps() {
     int& step = next[sample.course.get()];
     step = std::max(step, sample.step);
   }
-  std::set<int> timesteps;
+  std::set<double> timesteps;
   for (const auto& [other, last] : next) {
     for (int step = 0; step <= last; ++step) timesteps.insert(other->plan.steps[step].timestep);
   }
-  workspace_->prepare({timesteps.rbegin(), timesteps.rend()});
+  if (noise_share(engine_.config().objective, 0) < 0.5) return workspace_->prepare({timesteps.rbegin(), timesteps.rend()});
+  workspace_->prepare({timesteps.begin(), timesteps.end()});
 }
 
 // Parts of all samples from `first_sample` on, on all threads.
@@ -196,7 +207,7 @@ void Scheduler::lay_out_rows() {
 void Scheduler::draw_streams() {
   for (const Sample& sample : samples_) {
     Course& course = *sample.course;
-    if (!course.stream || sample.index != 0 || !course.solver[sample.step].noisy) continue;
+    if (!course.stream || sample.index != 0 || !course.solver.steps[sample.step].noisy) continue;
     const size_t halves = course.request.guided() ? 2 : 1;
     course.drawn.resize(halves * course.request.num_images * values_);
     course.stream->fill(course.drawn);
@@ -254,7 +265,7 @@ void Scheduler::advance(const Part& part) {
   const DiTConfig& config = engine_.config();
   const Sample& sample = samples_[part.sample];
   const Request& request = sample.course->request;
-  const SolverStep& solver = sample.course->solver[sample.step];
+  const SolverStep& solver = sample.course->solver.steps[sample.step];
   const size_t row_values = config.learn_sigma ? 2 * values_ : values_;
   const float* const output = values_of(output_) + part.sample * row_values + part.first;
   std::array<float, kPartValues> guided, drawn;
@@ -269,12 +280,16 @@ void Scheduler::advance(const Part& part) {
     noise = {drawn.data(), part.size};
   }
   const bool learned = config.learn_sigma && !config.drops_variance;
-  apply_step(solver, {.x = {values_of(sample.x) + part.first, part.size},
+  const auto part_of = [&](const at::Tensor& image) {
+    return image.defined() ? std::span(values_of(image) + part.first, part.size) : std::span<float>();
+  };
+  apply_step(solver, {.x = part_of(sample.x),
                       .eps = eps,
                       .variance = {output + values_, learned ? part.size : 0},
                       .noise = noise,
-                      .x0 = {sample.x0.defined() ? values_of(sample.x0) + part.first : nullptr,
-                             sample.x0.defined() ? part.size : 0}});
+                      .x0 = part_of(sample.x0),
+                      .held_x = part_of(sample.held_x),
+                      .held_eps = part_of(sample.held_eps)});
 }
 
 void Scheduler::add_up(double seconds) {

@@ -24,13 +24,13 @@ struct Extras {
 
 /// What the images of a request have in common: all that is known before sampling.
 struct Course {
-  /// `plan`: of the request's timesteps.
+  /// `plan`: of the request's timesteps. Throws as make_solver does.
   Course(const Request& request, RunPlan plan, Extras extras = {});
 
   const Request request;
   const RunPlan plan;
   const Extras extras;
-  std::vector<SolverStep> solver;    // one a step of the plan
+  Solver solver;                     // an update for each step of the plan
   std::optional<TorchNoise> stream;  // of NoiseKind::Torch
   std::vector<float> drawn;          // from it, for the step in progress: the images' values in order
 };
@@ -43,7 +43,8 @@ struct Sample {
   int step = 0;        // of the plan, the next one to take; -1: none is left
   at::Tensor x;        // (in_channels, side, side) float32
   at::Tensor x0;       // likewise: predicted in the last step; undefined where nobody asks
-  at::Tensor entries;  // (N) float32: how often each token entered an MLP; undefined unless asked for
+  at::Tensor held_x, held_eps;  // likewise: an evaluation that others look back to; undefined where none do
+  at::Tensor entries;           // (N) float32: how often each token entered an MLP; undefined unless asked for
   // Of the plan's slots: the conditional row's and the null class's, and (slots, guided values) of guidance.
   std::array<History, 2> histories = {};
   at::Tensor differences = {};

@@ -29,12 +29,12 @@ constexpr int kLargestSize = 1 << 16;  // that a plan without a model may state
 constexpr char kComputeSign = 'c', kSkippedSign = '-';
 constexpr std::string_view kReuse = "reuse:";
 
-const std::array<std::string, 13> kTopKeys = {
-    "dydit_plan", "name", "depth",     "num_heads", "num_tokens",   "forecast", "steps",
+const std::array<std::string, 14> kTopKeys = {
+    "path",       "dydit_plan", "name", "depth",     "num_heads", "num_tokens",   "forecast", "steps",
     "sampler",    "eta",  "cfg_scale", "mode",      "model_sha256", "note"};
 const std::array<std::string, 11> kStepKeys = {"t",       "attn",  "mlp",    "ranges", "guide", "scale",
                                                "restart", "heads", "groups", "tokens", "level"};
-const std::array<std::string, 3> kRangeKeys = {"from", "to", "order"};
+const std::array<std::string, 4> kRangeKeys = {"from", "to", "order", "absolute"};
 
 std::vector<Action> parse_actions(const JsonObject& step, const char* key) {
   std::vector<Action> actions;
@@ -57,7 +57,7 @@ std::vector<RangeSkip> parse_ranges(const JsonObject& step) {
   if (!value) return ranges;
   for (const Json& entry : step.list(*value, "ranges")) {
     const JsonObject range(entry, step.at() + ": ranges", kRangeKeys);
-    ranges.push_back({range.whole("from"), range.whole("to"), range.whole("order")});
+    ranges.push_back({range.whole("from"), range.whole("to"), range.whole("order"), range.truth("absolute")});
   }
   std::stable_sort(ranges.begin(), ranges.end(),
                    [](const RangeSkip& a, const RangeSkip& b) { return a.from < b.from; });
@@ -112,8 +112,16 @@ std::vector<int> parse_tokens(const JsonObject& step, const DiTConfig& config) {
   return counts;
 }
 
+double parse_time(const JsonObject& step) {
+  const Json& value = step.get("t");
+  DYDIT_CHECK(value.is_number(), "{}: t is {}; a number is wanted", step.at(), shown(value));
+  return value.get<double>();
+}
+
 StepSpec parse_step(const Json& value, size_t number, const DiTConfig& config, const std::string& name) {
-  const bool has_t = value.is_object() && value.contains("t") && value["t"].is_number_integer();
+  const bool continuous = config.objective.continuous();
+  const bool has_t = value.is_object() && value.contains("t") &&
+                     (continuous ? value["t"].is_number() : value["t"].is_number_integer());
   const JsonObject in(value,
                       has_t ? fmt::format("{}: step t = {}", name, shown(value["t"]))
                             : fmt::format("{}: step {}", name, number),
@@ -121,8 +129,9 @@ StepSpec parse_step(const Json& value, size_t number, const DiTConfig& config, c
   const Json* level = in.find("level");
   DYDIT_CHECK(!level || is_whole(*level, 0), "{}: level is {}; it is reserved, 0 or nothing is wanted",
               in.at(), shown(*level));
-  StepSpec step{
-      .timestep = in.whole("t"), .attn = parse_actions(in, "attn"), .mlp = parse_actions(in, "mlp")};
+  StepSpec step{.timestep = continuous ? parse_time(in) : in.whole("t"),
+                .attn = parse_actions(in, "attn"),
+                .mlp = parse_actions(in, "mlp")};
   step.ranges = parse_ranges(in);
   parse_guide(in, step);
   step.scale = in.real("scale");
@@ -231,7 +240,8 @@ std::string step_text(const StepSpec& step, const DiTConfig& config) {
   };
   if (!step.ranges.empty()) {
     add("ranges", list_text(std::span(step.ranges), [](const RangeSkip& range) {
-          return fmt::format(R"({{"from": {}, "to": {}, "order": {}}})", range.from, range.to, range.order);
+          return fmt::format(R"({{"from": {}, "to": {}, "order": {}{}}})", range.from, range.to, range.order,
+                             range.absolute ? R"(, "absolute": true)" : "");
         }));
   }
   if (step.guide == GuideKind::Off) add("guide", in_quotes("off"));
@@ -256,6 +266,9 @@ PlanSpec parse_plan(const Json& json, const DiTConfig& config, const std::string
   check_size(top, "depth", config.depth);
   check_size(top, "num_heads", config.num_heads);
   check_size(top, "num_tokens", config.num_tokens());
+  const std::string path = top.text("path").value_or("table");
+  DYDIT_CHECK(path == path_name(config.objective), "{}: its times are of the path {}, but the model's is {}",
+              top.at(), quote(path), path_name(config.objective));
   return parse_steps(top, config, name);
 }
 
@@ -266,6 +279,10 @@ StatedPlan parse_stated_plan(const Json& json, const std::string& name) {
                  .patch_size = 1,
                  .depth = top.whole("depth", 1, kLargestSize),
                  .num_heads = top.whole("num_heads", 1, kLargestSize)};
+  const std::string path = top.text("path").value_or("table");
+  const auto known = kPathNames.find(path);
+  DYDIT_CHECK(known, "{}: path is {}; {} are known", top.at(), quote(path), fmt::join(kPathNames.names(), ", "));
+  plan.config.objective = {known->path, Prediction::Noise, known->clock};
   plan.spec = parse_steps(top, plan.config, name);
   check_spec(plan.spec, plan.config, /*guided=*/true, name);
   return plan;
@@ -285,6 +302,7 @@ std::string plan_text(const PlanSpec& spec, const DiTConfig& config) {
                   R"("forecast": {})",
                   kVersion, in_quotes(spec.name), config.depth, config.num_heads, config.num_tokens(),
                   in_quotes(forecast_text(spec.forecast)));
+  if (config.objective.continuous()) text += fmt::format(R"(, "path": "{}")", path_name(config.objective));
   const auto add_text = [&](const char* key, const std::optional<std::string>& value) {
     if (value) text += fmt::format(R"(, "{}": {})", key, in_quotes(*value));
   };

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 #include <string_view>
+#include <tuple>
 #include <utility>
 
 #include "dydit/base/error.h"
@@ -58,6 +59,17 @@ void check_ranges(const StepSpec& step, const DiTConfig& config, const std::stri
     check_order(range.order, what, at);
     end = range.to;
   }
+  const auto is_skipped = [&](int block) {
+    return std::any_of(step.ranges.begin(), step.ranges.end(), [&](const RangeSkip& range) {
+      return range.from <= block && block < range.to;
+    });
+  };
+  for (int l = 0; l < config.depth && !step.ranges.empty(); ++l) {
+    const int source = config.join_source(l);
+    DYDIT_CHECK(source < 0 || is_skipped(l) || !is_skipped(source),
+                "{}: block {} is joined with the output of block {}, which a range skips; skip both or neither", at,
+                l, source);
+  }
 }
 
 // Parts (L) of (H).
@@ -93,8 +105,8 @@ void check_tokens(const std::vector<int>& tokens, const DiTConfig& config, const
 }
 
 void check_step(const StepSpec& step, const DiTConfig& config, const std::string& at) {
-  DYDIT_CHECK(step.timestep >= 0 && step.timestep < kNumTrainTimesteps, "{}: t is outside 0 to {}", at,
-              kNumTrainTimesteps - 1);
+  DYDIT_CHECK(is_time(config.objective, step.timestep), "{}: t is outside 0 to {}", at,
+              last_time(config.objective));
   check_ranges(step, config, at);
   check_actions(step.attn, "attn", step, config, at);
   check_actions(step.mlp, "mlp", step, config, at);
@@ -109,12 +121,12 @@ void check_step(const StepSpec& step, const DiTConfig& config, const std::string
 // Rows of a sample for which the newest feature of each kind was computed; 0: none since the last restart.
 struct Kept {
   std::vector<int> attn, mlp;                 // (L)
-  std::map<std::pair<int, int>, int> ranges;  // all that the plan skips anywhere
+  std::map<std::tuple<int, int, bool>, int> ranges;  // all that the plan skips anywhere, and if absolute
   int guidance = 0;
 
   Kept(const PlanSpec& spec, const DiTConfig& config) : attn(config.depth, 0), mlp(config.depth, 0) {
     for (const StepSpec& step : spec.steps) {
-      for (const RangeSkip& range : step.ranges) ranges[{range.from, range.to}] = 0;
+      for (const RangeSkip& range : step.ranges) ranges[{range.from, range.to, range.absolute}] = 0;
     }
   }
 
@@ -156,11 +168,11 @@ void take_step(const StepSpec& step, bool guided, const std::string& at, Kept& k
   take_branches(step.attn, "attn", rows, at, kept.attn);
   take_branches(step.mlp, "mlp", rows, at, kept.mlp);
   for (const RangeSkip& range : step.ranges)
-    check_kept(kept.ranges.at({range.from, range.to}), rows,
+    check_kept(kept.ranges.at({range.from, range.to, range.absolute}), rows,
                fmt::format("range from {} to {}", range.from, range.to), at);
   for (auto& [blocks, rows_kept] : kept.ranges) {
     const bool whole = std::none_of(step.ranges.begin(), step.ranges.end(), [&](const RangeSkip& range) {
-      return range.from < blocks.second && blocks.first < range.to;
+      return range.from < std::get<1>(blocks) && std::get<0>(blocks) < range.to;
     });
     if (whole) rows_kept = rows;
   }
@@ -184,16 +196,16 @@ bool PlanSpec::for_dynamic() const {
          });
 }
 
-std::vector<int> PlanSpec::timesteps() const {
-  std::vector<int> all;
+std::vector<double> PlanSpec::timesteps() const {
+  std::vector<double> all;
   for (const StepSpec& step : steps) all.push_back(step.timestep);
   return all;
 }
 
-PlanSpec full_spec(const DiTConfig& config, std::span<const int> timesteps) {
+PlanSpec full_spec(const DiTConfig& config, std::span<const double> timesteps) {
   PlanSpec spec{.name = "none"};
   const std::vector<Action> all(config.depth, kCompute);
-  for (const int t : timesteps) spec.steps.push_back({.timestep = t, .attn = all, .mlp = all});
+  for (const double t : timesteps) spec.steps.push_back({.timestep = t, .attn = all, .mlp = all});
   return spec;
 }
 
@@ -207,8 +219,12 @@ void check_spec(const PlanSpec& spec, const DiTConfig& config, bool guided, cons
     DYDIT_CHECK(before || (step->computes_all() && !(guided && step->guide == GuideKind::Forecast)),
                 "{}: the first step must compute all: attn and mlp of c alone, no range, guide full or off",
                 at);
-    DYDIT_CHECK(!before || step->timestep < before->timestep,
-                "{}: comes after t = {}; t must fall from step to step", at, before->timestep);
+    const auto share = [&](const StepSpec& of) { return noise_share(config.objective, of.timestep); };
+    // A step of some solvers in continuous time ends where the next one begins.
+    DYDIT_CHECK(!before || share(*step) < share(*before) ||
+                    (config.objective.continuous() && step->timestep == before->timestep),
+                "{}: comes after t = {}; {} must fall from step to step", at, before->timestep,
+                config.objective.continuous() ? "the noise share of t" : "t");
   }
   Kept kept(spec, config);
   for (auto step = spec.steps.rbegin(); step != spec.steps.rend(); ++step)

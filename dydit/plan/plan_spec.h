@@ -22,9 +22,11 @@ inline constexpr Action kCompute = -1;
 inline constexpr Action kSkipped = kMaxOrder + 1;  // inside a RangeSkip
 
 /// Blocks [from, to) are not run: the stream after them is the one before plus a forecast of the difference.
+/// absolute: the stream after them is a forecast of what it was there itself (Skip-DiT).
 struct RangeSkip {
   int from = 0, to = 0;
   int order = 0;
+  bool absolute = false;
   bool operator==(const RangeSkip&) const = default;
 };
 
@@ -36,7 +38,7 @@ enum class GuideKind {
 
 /// A step, as it is written.
 struct StepSpec {
-  int timestep = 0;               // original, 0..999
+  double timestep = 0;            // of the objective's clock: 0..999 of a DiT
   std::vector<Action> attn, mlp;  // (L)
   std::vector<RangeSkip> ranges = {};
   GuideKind guide = GuideKind::Full;
@@ -56,20 +58,20 @@ struct StepSpec {
 struct PlanSpec {
   std::string name;
   Forecast forecast = {};
-  std::vector<StepSpec> steps = {};  // timesteps ascend: the last is taken first
+  std::vector<StepSpec> steps = {};  // by noise: the last, the noisiest, is taken first
   std::string note = {};
   // What a run of it must be; unset: anything.
   std::optional<std::string> sampler = {}, mode = {}, model_sha256 = {};
   std::optional<float> eta = {}, cfg_scale = {};
 
-  std::vector<int> timesteps() const;
+  std::vector<double> timesteps() const;
   /// Whether it says what only routers decide: a static run can not take it.
   bool for_dynamic() const;
   bool operator==(const PlanSpec&) const = default;
 };
 
 /// A plan that computes everything.
-PlanSpec full_spec(const DiTConfig& config, std::span<const int> timesteps);
+PlanSpec full_spec(const DiTConfig& config, std::span<const double> timesteps);
 
 /// Throws Error in one line where these steps can not be taken by this model; `name` is the file's or the
 /// policy's. `guided`: the run has guidance; without it what a step says of guidance is passed over.

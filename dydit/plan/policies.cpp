@@ -20,8 +20,8 @@
 namespace dydit {
 namespace {
 
-enum class Policy { None, Fora, Taylor, Lagrange, Chebyshev, Stack, Delta, L2c };
-constexpr EnumNames<Policy, 8> kPolicyNames = {"policy",
+enum class Policy { None, Fora, Taylor, Lagrange, Chebyshev, Stack, Delta, L2c, Skip };
+constexpr EnumNames<Policy, 9> kPolicyNames = {"policy",
                                                {{"none", Policy::None},
                                                 {"fora", Policy::Fora},
                                                 {"taylor", Policy::Taylor},
@@ -29,7 +29,8 @@ constexpr EnumNames<Policy, 8> kPolicyNames = {"policy",
                                                 {"chebyshev", Policy::Chebyshev},
                                                 {"stack", Policy::Stack},
                                                 {"delta", Policy::Delta},
-                                                {"l2c", Policy::L2c}}};
+                                                {"l2c", Policy::L2c},
+                                                {"skip", Policy::Skip}}};
 
 constexpr double kTheta = 0.1;  // of L2C
 
@@ -71,7 +72,8 @@ using StepMaker = std::function<StepSpec(int index)>;
 
 struct Maker {
   const DiTConfig& config;
-  int S;
+  std::span<const double> timesteps;
+  int S = static_cast<int>(timesteps.size());
 
   StepSpec step(Action action) const {
     const std::vector<Action> all(config.depth, action);
@@ -112,6 +114,29 @@ struct Maker {
     return [*this, N, B, K, L](int s) {
       if (s == S - 1 || s % N == 0) return computed();
       return s >= B ? without(L - K, L, 0) : without(0, K, 0);
+    };
+  }
+
+  // Skip-DiT's cache: the stream before its last B blocks is kept, whose long skips are computed anew. Counted
+  // from the first step; near the image, and from then on, nothing is kept.
+  StepMaker skip(const Spelling& spelling) const {
+    check_count(spelling, 1, 2);
+    constexpr double kNearImage = 20.0 / kNumTrainTimesteps;
+    const int N = interval(spelling), L = config.depth, most = (L - 1) / 2;
+    DYDIT_USAGE_CHECK(most >= 1, "policy {}: {} blocks leave none between the first and the last",
+                      quote(spelling.text), L);
+    const int B = spelling.args.size() > 1 ? whole(spelling, 1, "B", 1, most) : std::min(4, most);
+    std::vector<uint8_t> full(S);
+    int count = 0;
+    for (int s = S - 1; s >= 0; --s) {
+      full[s] = count % N == 0;
+      count = noise_share(config.objective, timesteps[s]) <= kNearImage ? 0 : count + 1;
+    }
+    return [*this, full, B, L](int s) {
+      if (full[s]) return computed();
+      StepSpec step = without(B, L - B, 0);
+      step.ranges[0].absolute = true;
+      return step;
     };
   }
 
@@ -186,6 +211,8 @@ StepMaker maker_of(const Spelling& spelling, const Maker& make) {
       return make.delta(spelling);
     case Policy::L2c:
       return make.l2c(spelling.text);
+    case Policy::Skip:
+      return make.skip(spelling);
     default:
       return make.taylor(spelling, /*stack=*/false);
   }
@@ -199,10 +226,10 @@ Forecast forecast_of(Policy policy) {
 
 }  // namespace
 
-PlanSpec policy_plan(const std::string& policy, const DiTConfig& config, std::span<const int> timesteps) {
+PlanSpec policy_plan(const std::string& policy, const DiTConfig& config, std::span<const double> timesteps) {
   const Spelling spelling = parse_spelling(policy);
   const int S = static_cast<int>(timesteps.size());
-  const StepMaker make = maker_of(spelling, {config, S});
+  const StepMaker make = maker_of(spelling, {config, timesteps});
   PlanSpec spec{.name = printable(policy), .forecast = forecast_of(spelling.policy)};
   for (int s = 0; s < S; ++s) {
     spec.steps.push_back(make(s));
@@ -211,7 +238,7 @@ PlanSpec policy_plan(const std::string& policy, const DiTConfig& config, std::sp
   return spec;
 }
 
-void apply_guide(const GuideOptions& guide, PlanSpec& spec) {
+void apply_guide(const GuideOptions& guide, const Objective& objective, PlanSpec& spec) {
   DYDIT_USAGE_CHECK(guide.to >= 0 && guide.to <= guide.from && guide.from < kNumTrainTimesteps,
                     "guidance from t = {} to {}: it begins at the larger t; both are 0 to {}", guide.from,
                     guide.to, kNumTrainTimesteps - 1);
@@ -221,7 +248,10 @@ void apply_guide(const GuideOptions& guide, PlanSpec& spec) {
   bool was_off = false;
   int full = 0;
   for (auto step = spec.steps.rbegin(); step != spec.steps.rend(); ++step) {
-    if (step->timestep > guide.from || step->timestep < guide.to) {
+    const double t = objective.continuous() ? noise_share(objective, step->timestep) * kNumTrainTimesteps
+                                            : step->timestep;
+    // The first step of a run in continuous time is all noise.
+    if (std::min<double>(t, kNumTrainTimesteps - 1) > guide.from || t < guide.to) {
       step->guide = GuideKind::Off;
       was_off = true;
       continue;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
+#include <tuple>
 #include <utility>
 
 #include "dydit/model/macs.h"
@@ -72,7 +73,10 @@ int assign_slots(std::span<Feature* const> features) {
   return static_cast<int>(busy_until.size());
 }
 
-bool overlap(const RangeSkip& a, const std::pair<int, int>& b) { return a.from < b.second && b.first < a.to; }
+bool overlap(const RangeSkip& a, const RangeSkip& b) { return a.from < b.to && b.from < a.to; }
+bool same(const RangeSkip& a, const RangeSkip& b) {
+  return a.from == b.from && a.to == b.to && a.absolute == b.absolute;
+}
 
 void apply_widths(const StepSpec& spec, StepPlan& step) {
   for (size_t l = 0; l < step.blocks.size(); ++l) {
@@ -96,7 +100,7 @@ const RangePlan* StepPlan::skipped_from(int block) const {
 
 bool StepPlan::same_work(const StepPlan& other) const {
   const auto same_range = [](const RangePlan& a, const RangePlan& b) {
-    return a.from == b.from && a.to == b.to && a.skipped() == b.skipped();
+    return a.from == b.from && a.to == b.to && a.skipped() == b.skipped() && a.absolute == b.absolute;
   };
   if (mode != other.mode || blocks != other.blocks || ranges.size() != other.ranges.size() ||
       !std::equal(ranges.begin(), ranges.end(), other.ranges.begin(), same_range))
@@ -113,14 +117,12 @@ bool StepPlan::same_work(const StepPlan& other) const {
 void apply_spec(const PlanSpec& spec, bool guided, RunPlan& plan) {
   const int S = static_cast<int>(plan.steps.size()), L = plan.config.depth;
   plan.name = spec.name;
-  std::vector<std::pair<int, int>> ranges;  // all that any step skips
-  for (const StepSpec& step : spec.steps) {
-    for (const RangeSkip& range : step.ranges) ranges.emplace_back(range.from, range.to);
-  }
-  std::sort(ranges.begin(), ranges.end(), [](const auto& a, const auto& b) {
-    return a.first < b.first || (a.first == b.first && a.second > b.second);
+  std::vector<RangeSkip> ranges;  // all that any step skips, by their beginning, the longer first
+  for (const StepSpec& step : spec.steps) ranges.insert(ranges.end(), step.ranges.begin(), step.ranges.end());
+  std::sort(ranges.begin(), ranges.end(), [](const RangeSkip& a, const RangeSkip& b) {
+    return std::tuple(a.from, -a.to, a.absolute) < std::tuple(b.from, -b.to, b.absolute);
   });
-  ranges.erase(std::unique(ranges.begin(), ranges.end()), ranges.end());
+  ranges.erase(std::unique(ranges.begin(), ranges.end(), same), ranges.end());
 
   std::vector<Feature> branches(2 * L), differences(ranges.size());
   Feature guidance;
@@ -150,11 +152,11 @@ void apply_spec(const PlanSpec& spec, bool guided, RunPlan& plan) {
     for (size_t r = 0; r < ranges.size(); ++r) {
       const auto skip = std::find_if(from.ranges.begin(), from.ranges.end(),
                                      [&](const RangeSkip& range) { return overlap(range, ranges[r]); });
-      RangePlan range{ranges[r].first, ranges[r].second, -1, {}};
+      const RangePlan range{ranges[r].from, ranges[r].to, -1, {}, ranges[r].absolute};
       if (skip == from.ranges.end()) {
         step.ranges.push_back(range);
         differences[r].keep(s, rows, step.ranges.back().store);
-      } else if (skip->from == range.from && skip->to == range.to) {
+      } else if (same(*skip, ranges[r])) {
         step.ranges.push_back(range);
         differences[r].forecast(spec.forecast, s, rows, skip->order, step.ranges.back().terms);
       }
@@ -183,17 +185,18 @@ void apply_spec(const PlanSpec& spec, bool guided, RunPlan& plan) {
 }
 
 int64_t required_macs(const DiTConfig& config, const StepPlan& step, std::span<const int> tokens) {
-  const int64_t C = config.hidden_size, N = config.num_tokens(), ada = 3 * C * C;  // of a branch
+  const int64_t N = config.num_tokens(), ada = adaLN_macs(config);  // of a branch
   const bool dynamic = step.mode == Mode::Dynamic;
   const int64_t width_router = dynamic ? width_router_macs(config) : 0;
   int64_t macs = fixed_macs(config) - config.depth * 2 * ada;
   for (int b = 0; b < config.depth; ++b) {
     const BlockWidth& width = step.blocks[b];
+    if (step.branch(b, Branch::Attention).action != kSkipped) macs += join_macs(config, b);
     for (const Branch which : {Branch::Attention, Branch::Mlp}) {
       const Action action = step.branch(b, which).action;
       if (action == kSkipped) continue;
       if (action != kCompute) {
-        macs += C * C;
+        macs += ada / 3;
         continue;
       }
       macs += ada + width_router;

@@ -52,6 +52,7 @@ struct RangePlan {
   int from = 0, to = 0;
   int store = -1;
   std::vector<Term> terms;
+  bool absolute = false;  // the stream behind them itself is kept and forecast
 
   bool skipped() const { return !terms.empty(); }
 };
@@ -66,7 +67,7 @@ struct GuidePlan {
 
 /// All that an engine is told of a step.
 struct StepPlan {
-  int timestep = 0;  // original timestep, 0..999
+  double timestep = 0;  // of the objective's clock: 0..999 of a DiT
   Mode mode = Mode::Static;
   std::vector<BlockWidth> blocks;
   float margin = std::numeric_limits<float>::infinity();  // the smallest decision_margin of its routers
@@ -106,9 +107,14 @@ struct RunPlan {
 };
 
 /// Runs the width routers in float32 for every timestep. Mode::Static, or a model without width routers,
-/// gives a plan with every part on. Throws Error for a timestep outside 0..999. The result depends neither on
-/// thread count nor on the other timesteps.
+/// gives a plan with every part on. Throws Error for a time that the objective's clock does not have. The
+/// result depends neither on thread count nor on the other timesteps.
+RunPlan make_width_plan(const Checkpoint& checkpoint, std::span<const double> timesteps, Mode mode);
+/// The same of a table's timesteps.
 RunPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> timesteps, Mode mode);
+
+/// The quarter of the noise share, 0 nearest to the image, by whose counts the capacity rule decides.
+int quarter_of(const Objective& objective, double timestep);
 
 /// Makes `spec`, which fits it (check_spec), part of a plan of its timesteps, which ascend: widths by hand,
 /// actions, and the weights and slots that follow from them. `guided`: as check_spec.

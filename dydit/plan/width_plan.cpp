@@ -49,12 +49,12 @@ std::vector<uint8_t> open_parts(std::span<const float> logits, int keep) {
 }
 
 // Decides timesteps[first, first + kRowsPerBlock), the last block padded with its own last timestep.
-void decide_rows(const Checkpoint& checkpoint, std::span<const int> timesteps, int first, RunPlan& plan) {
+void decide_rows(const Checkpoint& checkpoint, std::span<const double> timesteps, int first, RunPlan& plan) {
   c10::InferenceMode guard;
   const int H = plan.config.num_heads, last = static_cast<int>(timesteps.size()) - 1;
-  const at::Tensor t = at::empty({kRowsPerBlock}, at::kLong);
+  const at::Tensor t = at::empty({kRowsPerBlock}, at::kDouble);
   for (int row = 0; row < kRowsPerBlock; ++row)
-    t.data_ptr<int64_t>()[row] = timesteps[std::min(first + row, last)];
+    t.data_ptr<double>()[row] = timesteps[std::min(first + row, last)];
   const at::Tensor t_emb = embed_timesteps(checkpoint, t);
   for (int b = 0; b < plan.config.depth; ++b) {
     const at::Tensor heads = linear(checkpoint, fmt::format("blocks.{}.attn_rate.router", b), t_emb);
@@ -64,7 +64,7 @@ void decide_rows(const Checkpoint& checkpoint, std::span<const int> timesteps, i
       const auto logits_of = [&](const at::Tensor& all) {
         return std::span<const float>(all.data_ptr<float>() + row * (H - 1), H - 1);
       };
-      const int quarter = timesteps[first + row] / kQuarterLength;
+      const int quarter = quarter_of(plan.config.objective, timesteps[first + row]);
       const auto& counts = checkpoint.keep_counts;
       const auto decide = [&](const at::Tensor& all, int keep) {
         float& margin = plan.steps[first + row].margin;
@@ -96,17 +96,26 @@ void count_prefixes(const RunPlan& plan, int block, std::vector<uint8_t> BlockWi
 
 }  // namespace
 
+int quarter_of(const Objective& objective, double timestep) {
+  if (!objective.continuous()) return static_cast<int>(timestep) / kQuarterLength;
+  return std::min(static_cast<int>(noise_share(objective, timestep) * kQuarters), kQuarters - 1);
+}
+
 RunPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> timesteps, Mode mode) {
+  return make_width_plan(checkpoint, std::vector<double>(timesteps.begin(), timesteps.end()), mode);
+}
+
+RunPlan make_width_plan(const Checkpoint& checkpoint, std::span<const double> timesteps, Mode mode) {
   const DiTConfig& config = checkpoint.config;
   RunPlan plan;
   plan.config = config;
   if (!config.is_dynamic()) mode = Mode::Static;
   const std::vector<uint8_t> all(config.num_heads, 1);
-  for (const int t : timesteps) {
-    DYDIT_CHECK(t >= 0 && t < kNumTrainTimesteps, "timestep {}: expected 0 to {}", t, kNumTrainTimesteps - 1);
+  for (const double t : timesteps) {
+    DYDIT_CHECK(is_time(config.objective, t), "timestep {}: expected 0 to {}", t, last_time(config.objective));
     StepPlan step{t, mode, std::vector<BlockWidth>(config.depth, BlockWidth{all, all})};
     for (int b = 0; step.routes_tokens(config) && checkpoint.keep_counts && b < config.depth; ++b) {
-      step.blocks[b].keep_tokens = checkpoint.keep_counts->tokens[b][t / kQuarterLength];
+      step.blocks[b].keep_tokens = checkpoint.keep_counts->tokens[b][quarter_of(config.objective, t)];
     }
     plan.steps.push_back(std::move(step));
   }

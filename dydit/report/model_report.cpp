@@ -133,7 +133,7 @@ std::string plan_table(const RunPlan& plan) {
       tokens += width.keep_tokens < 0 ? config.num_tokens() : width.keep_tokens;
     }
     const double parts = static_cast<double>(config.depth) * config.num_heads;
-    rows.push_back({fmt::format("{}", step.timestep), percent(step_work_share(plan, static_cast<int>(s))),
+    rows.push_back({fmt::format("{:.4g}", step.timestep), percent(step_work_share(plan, static_cast<int>(s))),
                     percent(heads / parts), percent(groups / parts),
                     percent(tokens / (static_cast<double>(config.depth) * config.num_tokens()))});
   }
@@ -211,7 +211,7 @@ HtmlSection samples_section(const ModelReport& report) {
 
 std::string token_plot(const ReportRun& run) {
   Plot plot{.alt = "Share of tokens that enter the MLPs over the timesteps; the table has numbers",
-            .x_name = "timestep t: 0 is the image, 999 noise; sampling goes from right to left",
+            .x_name = run.time_axis,
             .y_name = "share of tokens"};
   PlotSeries mean{.name = "mean of the images", .look = PlotLook::Line};
   for (size_t s = 0; s < run.timesteps.size(); ++s)

@@ -30,7 +30,8 @@ struct ReportSample {
 
 struct ReportRun {
   std::vector<Fact> facts;
-  std::vector<int> timesteps;               // ascending
+  std::vector<double> timesteps;            // of a table, else noise shares; the noisiest last
+  std::string time_axis;                    // what they are
   std::vector<ReportSample> samples;        // at least one
   std::vector<std::string> stretches = {};  // of timesteps, in the order of sampling: "980 to 820"
   Image scale = {};                         // the maps' colours from the lowest share to the highest

@@ -14,6 +14,8 @@
 namespace dydit {
 namespace {
 
+std::string time_text(double timestep) { return fmt::format("{:.4g}", timestep); }
+
 constexpr double kLeft = 64, kWidth = 640, kStrip = 16, kRight = 76, kTop = 44, kGap = 42, kLineHeight = 140,
                  kBottom = 44;
 
@@ -100,8 +102,8 @@ class Picture {
           "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" fill=\"{}\"><title>{}t {} to "
           "{}: "
           "{}</title></rect>\n",
-          x_of(s), y, x_of(end) - x_of(s), height, fill, row_name_, plan_.steps[s].timestep,
-          plan_.steps[end - 1].timestep, title);
+          x_of(s), y, x_of(end) - x_of(s), height, fill, row_name_, time_text(plan_.steps[s].timestep),
+          time_text(plan_.steps[end - 1].timestep), title);
     }
   }
 
@@ -187,10 +189,10 @@ class Picture {
     for (int i = 0; i < marks; ++i) {
       const int s = marks == 1 ? 0 : i * (steps_ - 1) / (marks - 1);
       body_ += text((x_of(s) + x_of(s + 1)) / 2, top + kLineHeight + 18, "middle",
-                    fmt::format("{}", plan_.steps[s].timestep));
+                    time_text(plan_.steps[s].timestep));
     }
     body_ += text(kLeft + kWidth / 2, top + kLineHeight + 36, "middle",
-                  "timestep t: 0 is the image, 999 noise; sampling goes from right to left");
+                  time_axis(plan_.config.objective));
   }
 
   const RunPlan& plan_;

@@ -257,7 +257,7 @@ json plan_answer(const Service& service, const std::string& model, const std::st
     groups.push_back(group_shares);
   }
   for (auto step = plan.steps.rbegin(); step != plan.steps.rend(); ++step)
-    timesteps.push_back(step->timestep);
+    timesteps.push_back(json_number(step->timestep));
   const double total = static_cast<double>(depth) * parts * static_cast<double>(plan.steps.size());
   return {{"timesteps", timesteps},
           {"heads", heads},

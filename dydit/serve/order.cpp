@@ -76,6 +76,18 @@ class Body {
       return *found;
     });
   }
+  std::vector<double> numbers(const char* key, double high) const {
+    return of_field(key, [&] {
+      std::vector<double> numbers;
+      for (const json& value : object_.list(at(key), key)) {
+        DYDIT_CHECK(value.is_number() && value >= 0 && value <= high,
+                    "request: {} holds {}; a number from 0 to {} is wanted", key, shown(value), high);
+        numbers.push_back(value.get<double>());
+      }
+      DYDIT_CHECK(!numbers.empty(), "request: {} is empty; leave it out or give at least one", key);
+      return numbers;
+    });
+  }
   std::vector<int> whole_numbers(const char* key, int high) const {
     return of_field(key, [&] {
       std::vector<int> numbers;
@@ -149,17 +161,17 @@ size_t model_of(const std::string& name, std::span<const ModelTerms> models, con
 
 // "cat", "3", "class:207", and several with commas between.
 std::vector<int> classes_of(std::string text, const ModelTerms& model) {
+  const int classes = std::max(model.config.num_classes, 1);  // without any, all is class 0
   return of_field("prompt", [&] {
     if (constexpr std::string_view kPrefix = "class:"; text.starts_with(kPrefix)) {
       text.erase(0, kPrefix.size());
       const std::optional<int> label = parse_number<int>(text);
-      DYDIT_CHECK(label && *label >= 0 && *label < model.config.num_classes,
-                  "request: prompt is \"class:{}\"; class:0 to class:{} is wanted", printable(text),
-                  model.config.num_classes - 1);
+      DYDIT_CHECK(label && *label >= 0 && *label < classes,
+                  "request: prompt is \"class:{}\"; class:0 to class:{} is wanted", printable(text), classes - 1);
       return std::vector{*label};
     }
     DYDIT_CHECK(!trimmed(text).empty(), "request: prompt is empty; this model makes classes: name one");
-    return resolve_classes(text, model.class_names, model.config.num_classes);
+    return resolve_classes(text, model.class_names, classes);
   });
 }
 
@@ -206,7 +218,7 @@ void read_sampling(const Body& body, const ModelTerms& model, const OrderRules& 
                    const char* scale, Request& request) {
   const DiTConfig& config = model.config;
   request.num_steps = body.whole(steps, 1, kNumTrainTimesteps, rules.steps);
-  request.cfg_scale = body.real(scale, 0, kMaxScale, rules.cfg_scale);
+  request.cfg_scale = body.real(scale, 0, kMaxScale, model.config.can_guide() ? rules.cfg_scale : 1);
   request.sampler.eta = body.real("eta", 0, 1, 0);
   if (request.sampler.eta != 0 && request.sampler.kind != SamplerKind::Ddim)
     throw Refusal(400, "request: eta is DDIM's; the other samplers have none", "eta");
@@ -240,12 +252,17 @@ void read_plan_fields(const Body& body, const ModelTerms& model, const char* ste
     if (body.has(steps) || order.budget > 0 || body.has("plan"))
       throw Refusal(400, fmt::format("request: timesteps goes without {}, budget and plan", steps),
                     "timesteps");
-    request.timesteps = body.whole_numbers("timesteps", kLast);
-    of_field("timesteps", [&] { sorted_timesteps(request.timesteps); });
+    if (model.config.objective.continuous()) {
+      request.timesteps = body.numbers("timesteps", last_time(model.config.objective));
+    } else {
+      const std::vector<int> whole = body.whole_numbers("timesteps", kLast);
+      request.timesteps.assign(whole.begin(), whole.end());
+    }
+    of_field("timesteps", [&] { sorted_timesteps(request.timesteps, model.config.objective); });
   }
   if (!body.has("plan")) return;
   of_field("plan", [&] {
-    const Spacing wanted = run_spacing(request);
+    const Spacing wanted = run_spacing(request, model.config.objective);
     request.plan = parse_plan(body.at("plan"), model.config, "plan");
     check_spec(*request.plan, model.config, request.guided(), "plan");
     DYDIT_CHECK(!body.has(steps) || wanted.timesteps == request.plan->timesteps(),
@@ -326,7 +343,7 @@ Order read_generation(std::string_view text, std::span<const ModelTerms> models,
                                      : "request: prompt is missing: the name or number of a class",
                   "prompt");
   request.classes = body.has("prompt") ? classes_of(body.text("prompt"), model)
-                                       : body.whole_numbers("class_labels", model.config.num_classes - 1);
+                                       : body.whole_numbers("class_labels", std::max(model.config.num_classes - 1, 0));
   request.num_images = images_of(body, "n", rules, static_cast<int>(request.classes.size()));
   if (request.classes.size() > static_cast<size_t>(request.num_images))
     throw Refusal(400,

@@ -58,8 +58,11 @@ Order read_generation(std::string_view body, std::span<const ModelTerms> models,
 Order read_txt2img(std::string_view body, std::span<const ModelTerms> models, const OrderRules& rules);
 
 /// How the web UI calls a sampler.
-inline constexpr EnumNames<SamplerKind, 3> kWebUiSamplerNames = {
-    "sampler_name",
-    {{"DDPM", SamplerKind::Ddpm}, {"DDIM", SamplerKind::Ddim}, {"DPM++ 2M", SamplerKind::Dpm}}};
+inline constexpr EnumNames<SamplerKind, 5> kWebUiSamplerNames = {"sampler_name",
+                                                                 {{"DDPM", SamplerKind::Ddpm},
+                                                                  {"DDIM", SamplerKind::Ddim},
+                                                                  {"DPM++ 2M", SamplerKind::Dpm},
+                                                                  {"Euler", SamplerKind::Euler},
+                                                                  {"Heun", SamplerKind::Heun}}};
 
 }  // namespace dydit

@@ -39,7 +39,7 @@ RowRate measured_rows(const ServedModel& model, int threads) {
   constexpr double kLongest = 1.5, kEnough = 0.05;  // seconds of a forward; of a measurement
   c10::InferenceMode guard;
   Request request;
-  request.timesteps = {500};
+  request.timesteps = {time_at(model.checkpoint.config.objective, 0.5)};
   request.cfg_scale = 1;
   request.sampler.kind = SamplerKind::Ddim;
   request.num_images = kMost;

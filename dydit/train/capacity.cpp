@@ -36,7 +36,7 @@ double work_ratio(const DiTConfig& config, const Fn& share_of) {
   for (int l = 0; l < config.depth; ++l) {
     for (int q = 0; q < kQuarters; ++q) {
       work += attn * share(PartKind::Heads, l, q) +
-              mlp * share(PartKind::Groups, l, q) * share(PartKind::Tokens, l, q);
+              mlp * share(PartKind::Groups, l, q) * config.entering_share(share(PartKind::Tokens, l, q));
     }
   }
   return work / (config.depth * (attn + mlp) * kQuarters);
@@ -82,8 +82,10 @@ class CountSearch {
     const auto mlp = static_cast<double>(mlp_macs(config_, config_.num_heads, config_.num_tokens()));
     const double each = 1.0 / (part_count(config_, kind) * stride_ * (attn + mlp));
     if (kind == PartKind::Heads) return attn * each;
-    const int other = kind == PartKind::Groups ? PartKind::Tokens : PartKind::Groups;
-    return mlp * each * share_on(other * stride_ + place);
+    if (kind == PartKind::Groups)
+      return mlp * each * config_.entering_share(share_on(PartKind::Tokens * stride_ + place));
+    const double of_all = config_.entering_share(1) - config_.entering_share(0);
+    return mlp * each * of_all * share_on(PartKind::Groups * stride_ + place);
   }
 
   void move(int i, int by) {
@@ -155,9 +157,11 @@ at::Tensor work_slope(const DiTConfig& config, const at::Tensor& share) {
   at::Tensor slope = at::zeros_like(share);
   if (config.width_routers) {
     slope[0].fill_(attn * scale);
-    slope[1].copy_(tokens * (mlp * scale));
+    const double in_front = config.entering_share(0), of_patches = config.entering_share(1) - in_front;
+    slope[1].copy_((in_front > 0 ? tokens * of_patches + in_front : tokens) * (mlp * scale));
   }
-  if (config.token_routers) slope[2].copy_(groups * (mlp * scale));
+  if (config.token_routers)
+    slope[2].copy_(groups * (mlp * scale * (config.entering_share(1) - config.entering_share(0))));
   return slope;
 }
 

@@ -99,7 +99,9 @@ at::Tensor TrainingGates::work_ratio(const std::vector<at::Tensor>& heads,
   for (int l = 0; l < config_.depth; ++l) {
     const at::Tensor head_share = heads.empty() ? all_ : heads[l].mean(1);
     const at::Tensor group_share = groups.empty() ? all_ : groups[l].mean(1);
-    const at::Tensor token_share = tokens.empty() ? all_ : tokens[l].mean(1);
+    at::Tensor token_share = tokens.empty() ? all_ : tokens[l].mean(1);
+    if (config_.extras() > 0)
+      token_share = (token_share * config_.num_tokens() + config_.extras()) / config_.sequence();
     work = work + attn_macs * head_share + mlp * group_share * token_share;
   }
   return work / (config_.depth * (attn_macs + mlp));

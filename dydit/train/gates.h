@@ -32,7 +32,7 @@ at::Tensor gumbel_gate(const at::Tensor& logits, const at::Tensor& noise, GateKi
 struct CapacityInputs {
   at::Tensor share;     // (3, L, 4)
   at::Tensor counts;    // (3, L, 4) int64, of choose_counts
-  at::Tensor quarters;  // (B) int64, the quarter of each sample's t
+  at::Tensor quarters;  // (B) int64, the quarter of each sample's noise share
 };
 
 /// Builds the gates of one forward and keeps what they opened.
@@ -46,7 +46,7 @@ class TrainingGates {
   const Gates& gates() const { return gates_; }
 
   /// (B): sum over blocks of (attn_macs mean(heads) + mlp_macs mean(groups) mean(tokens)) / (L (attn_macs +
-  /// mlp_macs)), after the forward; differentiable.
+  /// mlp_macs)), after the forward, tokens those in front of the patches included; differentiable.
   at::Tensor ratio() const;
   /// The same for the gates of inference on this forward's logits: logit > 0, or the k largest by the
   /// capacity rule; no gradient.

@@ -49,7 +49,7 @@ class ParameterStore {
   };
   std::vector<Slot> slots_;
   std::vector<Span> spans_;
-  at::Tensor pos_embed_;
+  at::Tensor pos_embed_;  // where it is not learned
 };
 
 }  // namespace dydit

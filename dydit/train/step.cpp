@@ -2,6 +2,7 @@
 // backward: then its gradient is a constant times the gradient of each sample's ratio.
 #include "dydit/train/step.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -10,8 +11,10 @@
 
 #include "dydit/base/noise.h"
 #include "dydit/diffusion/losses.h"
+#include "dydit/diffusion/path.h"
 #include "dydit/model/dit.h"
 #include "dydit/model/macs.h"
+#include "dydit/plan/run_plan.h"
 #include "dydit/train/capacity.h"
 #include "dydit/train/state.h"
 
@@ -26,8 +29,9 @@ float uniform(uint64_t seed, uint64_t step, int index, TrainingDraw draw) {
 
 at::Tensor drop_labels(const at::Tensor& labels, const DiTConfig& config, const TrainOptions& options,
                        uint64_t step, int first, TrainingDraw draw) {
+  if (config.num_classes == 0) return at::zeros_like(labels);
   at::Tensor dropped = labels.clone();
-  for (int64_t b = 0; b < labels.size(0); ++b) {
+  for (int64_t b = 0; config.has_null_class && b < labels.size(0); ++b) {
     if (uniform(options.seed, step, first + static_cast<int>(b), draw) < options.label_dropout) {
       dropped.data_ptr<int64_t>()[b] = config.null_class();
     }
@@ -65,17 +69,36 @@ struct DynamicForward {
   DiffusionLoss loss;
 };
 
+DiffusionLoss loss_of(DiT& model, const at::Tensor& output, const StepInputs& inputs) {
+  return diffusion_loss(output, inputs.x0, inputs.x_t, inputs.t, inputs.noise, model->config.objective);
+}
+
+// As quarter_of has them, (B) int64.
+at::Tensor quarters_of(const Objective& objective, const at::Tensor& t) {
+  if (!objective.continuous()) return at::div(t, kQuarterLength, "floor");
+  const at::Tensor times = t.cpu(), quarters = at::empty(t.sizes(), at::kLong);
+  for (int64_t b = 0; b < t.numel(); ++b)
+    quarters.data_ptr<int64_t>()[b] = quarter_of(objective, times.data_ptr<double>()[b]);
+  return quarters.to(t.device());
+}
+
+// A time in one of the quarters, at its share u.
+double draw_time(const Objective& objective, int quarter, double u) {
+  const ShareInterval shares = training_shares(objective);
+  return time_at(objective, std::clamp((quarter + u) / kQuarters, shares.least, shares.most));
+}
+
 // `keep` is undefined under the threshold rule.
 DynamicForward forward_dynamic(DiT& model, const TrainOptions& options, const StepInputs& inputs,
                                const at::Tensor& keep) {
   DynamicForward forward;
   const at::Tensor t_emb = model->embed_timestep(inputs.t);
   CapacityInputs capacity;
-  if (keep.defined()) capacity = {keep_share(model), keep, at::div(inputs.t, kQuarterLength, "floor")};
+  if (keep.defined()) capacity = {keep_share(model), keep, quarters_of(model->config.objective, inputs.t)};
   forward.gates =
       std::make_unique<TrainingGates>(model, t_emb, inputs.gate_noise, options.router.gates, capacity);
   const at::Tensor output = model->forward(inputs.x_t, t_emb, inputs.y, forward.gates->gates());
-  forward.loss = diffusion_loss(output, inputs.x0, inputs.x_t, inputs.t, inputs.noise);
+  forward.loss = loss_of(model, output, inputs);
   return forward;
 }
 
@@ -83,7 +106,7 @@ DynamicForward forward_dynamic(DiT& model, const TrainOptions& options, const St
 void backward_complete(DiT& model, const StepInputs& inputs, const at::Tensor& y, double scale, double& mse,
                        double& vb) {
   const at::Tensor output = model->forward(inputs.x_t, model->embed_timestep(inputs.t), y);
-  const DiffusionLoss loss = diffusion_loss(output, inputs.x0, inputs.x_t, inputs.t, inputs.noise);
+  const DiffusionLoss loss = loss_of(model, output, inputs);
   ((loss.mse + loss.vb).sum() * scale).backward();
   mse += sum_of(loss.mse);
   vb += sum_of(loss.vb);
@@ -113,7 +136,8 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
   StepInputs inputs;
   inputs.x0 = images;
   inputs.noise = at::empty_like(images);
-  inputs.t = at::empty({count}, at::kLong);
+  const Objective& objective = config.objective;
+  inputs.t = at::empty({count}, objective.continuous() ? at::kDouble : at::kLong);
   const auto per_sample = static_cast<size_t>(images.stride(0));
   at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
@@ -124,10 +148,14 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
   });
   for (int b = 0; b < count; ++b) {
     const float u = uniform(options.seed, step, first + b, TrainingDraw::Timestep);
+    if (objective.continuous()) {
+      inputs.t.data_ptr<double>()[b] = draw_time(objective, (first + b) % kQuarters, u);
+      continue;
+    }
     inputs.t.data_ptr<int64_t>()[b] =
         (first + b) % kQuarters * kQuarterLength + static_cast<int>(u * kQuarterLength);
   }
-  inputs.x_t = q_sample(images, inputs.t, inputs.noise);
+  inputs.x_t = q_sample(images, inputs.t, inputs.noise, objective);
   inputs.y = drop_labels(labels, config, options, step, first, TrainingDraw::LabelDropout);
   inputs.y_complete = drop_labels(labels, config, options, step, first, TrainingDraw::CompleteLabelDropout);
   if (options.dynamic)
@@ -212,7 +240,7 @@ double least_training_bytes(const DiTConfig& config, const TrainOptions& options
   // GELU's.
   const double token = 2 * C * sizeof(float) + element * (8 * C + 2 * F);
   return static_cast<double>(num_parameters(config)) * kBuffers * sizeof(float) +
-         micro * config.num_tokens() * config.depth * token;
+         micro * config.sequence() * config.depth * token;
 }
 
 void apply_update(DiT& model, ParameterStore& store, const TrainOptions& options, double grad_norm,

@@ -31,7 +31,7 @@ struct StepTerms {
 /// What sample j of a step's global batch draws: functions of (seed, step, j).
 struct StepInputs {
   at::Tensor x0, noise, x_t;  // (B, C, side, side)
-  at::Tensor t;               // (B), sample j in quarter j mod 4
+  at::Tensor t;  // (B) int64 of a table, else double; sample j in quarter j mod 4 of the noise share
   at::Tensor y, y_complete;   // (B) labels, each with its own dropout
   GateNoise gate_noise;
 

@@ -189,7 +189,8 @@ void add_flags(Cli& cli, BenchFlags& flags) {
   cli.add_number("--steps", flags.steps, 1, 1000, "Timesteps of a lap");
   cli.add_number("--repeats", flags.repeats, 1, 10000, "Laps that are timed; the median counts");
   cli.add_switch("--run", flags.run, "Time whole sampling runs instead of forwards");
-  cli.add_choice("--sampler", flags.sampler, kSamplerNames.names(), "Whose timesteps the plan is for");
+  cli.add_choice("--sampler", flags.sampler, kSamplerNames.names({"auto"}),
+                 "Whose timesteps the plan is for; auto: ddim, in continuous time euler");
   cli.add_number("--cfg-scale", flags.cfg_scale, 0, 1000, "Guidance of --run");
   flags.plan.add(cli);
   cli.add_choice("--dtype", flags.dtype, kModelDtypeNames.names({"auto"}), kDtypeHelp);
@@ -238,6 +239,8 @@ int run_bench(const Args& args, Isa isa) {
   cli.needs("--input-size", !flags.size.empty(), "--size; a model has its own");
   cli.needs("--num-heads", !flags.model.empty(), "--model; a --size has its own");
   cli.needs("--weights", !flags.model.empty(), "--model; a --size has random ones");
+  for (const char* flag : {"--path", "--prediction"})
+    cli.needs(flag, !flags.model.empty(), "--model; the name of a --size says it");
   for (const char* flag : {"--run", "--profile", "--plan", "--cache", "--guide-from", "--guide-to",
                            "--guide-every", "--cache-memory", "--engine", "--dtype", "--csv"}) {
     if (flags.levels) cli.needs(flag, false, "a bench of one level: leave out --levels");
@@ -255,8 +258,11 @@ int run_bench(const Args& args, Isa isa) {
   const at::ScalarType dtype = dtype_for(checkpoint);
   check_targets(cli, {{"--csv", flags.csv}}, inputs_of(checkpoint));
   const DiTConfig& config = checkpoint.config;
+  const SamplerKind sampler = flags.sampler != "auto"        ? kSamplerNames.at(flags.sampler)
+                              : config.objective.continuous() ? SamplerKind::Euler
+                                                              : SamplerKind::Ddim;
   if (flags.levels)
-    return bench_levels(cli, flags, {flags.steps, kSamplerNames.at(flags.sampler)}, checkpoint, isa);
+    return bench_levels(cli, flags, {flags.steps, sampler}, checkpoint, isa);
   const EngineOptions options = {.dtype = dtype, .threads = flags.threads};
   const auto check_fits = [&](int ranges) {
     check_memory(least_engine_bytes(kind, checkpoint, options, flags.batch, ranges),
@@ -267,8 +273,8 @@ int run_bench(const Args& args, Isa isa) {
   const Pipeline pipeline(checkpoint, kind, options);
   GenerateOptions run{{.num_images = flags.batch,
                        .num_steps = flags.steps,
-                       .sampler = {kSamplerNames.at(flags.sampler)},
-                       .cfg_scale = flags.run ? flags.cfg_scale : 1.0f,
+                       .sampler = {sampler},
+                       .cfg_scale = flags.run && config.can_guide() ? flags.cfg_scale : 1.0f,
                        .mode = Mode::Static},
                       {.batch = flags.batch, .threads = flags.threads},
                       dtype,

@@ -24,7 +24,7 @@ Contestant::Contestant(const Pipeline& pipeline, const LapFlags& flags, const Ge
       options_(options) {
   if (!flags.run) {
     workspace_ = pipeline_.engine().make_workspace({.threads = flags.threads, .profile = &profile_});
-    std::vector<int> timesteps;
+    std::vector<double> timesteps;
     for (const StepPlan& step : plan_.steps) timesteps.push_back(step.timestep);
     workspace_->prepare({timesteps.rbegin(), timesteps.rend()});
     for (int b = 0; plan_.slots > 0 && b < flags.batch; ++b)
@@ -36,8 +36,8 @@ Contestant::Contestant(const Pipeline& pipeline, const LapFlags& flags, const Ge
 }
 
 void Contestant::start_lap() {
-  rows_.assign(flags_.batch, {.label = config_.null_class()});
-  for (int b = 0; b < (flags_.batch + 1) / 2; ++b) rows_[b].label = (lap_ + b) % config_.num_classes;
+  rows_.assign(flags_.batch, {.label = config_.last_label()});
+  for (int b = 0; b < (flags_.batch + 1) / 2; ++b) rows_[b].label = (lap_ + b) % std::max(config_.num_classes, 1);
   for (size_t b = 0; b < histories_.size(); ++b) rows_[b].history = &histories_[b];
   ++lap_;
   work_.assign(flags_.batch, {});

@@ -91,7 +91,7 @@ int run_calibrate(const Args& args, Isa isa) {
   flags.sampling.resolve(cli, checkpoint, flags.model, options);
   options.cache_memory = static_cast<int64_t>(flags.cache_memory_gb * 1e9);
   options.classes.clear();
-  for (int label = 0; label < config.num_classes; ++label) options.classes.push_back(label);
+  for (int label = 0; label < std::max(config.num_classes, 1); ++label) options.classes.push_back(label);
   for (const std::string& name : kFamilyNames.names()) options.families.push_back(kFamilyNames.at(name));
   if (!flags.families.empty())
     cli.within("--families", [&] { options.families = parse_families(flags.families); });

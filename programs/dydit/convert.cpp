@@ -1,5 +1,7 @@
 // dydit convert IN OUT: any readable checkpoint -> safetensors or a torch file in dydit's format, or a folder
 // of diffusers; routers dropped or added on the way.
+#include <optional>
+
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
@@ -9,6 +11,7 @@
 #include "dydit/io/diffusers.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/edit.h"
+#include "dydit/model/layouts.h"
 #include "dydit/model/quantization.h"
 #include "model_flags.h"
 #include "targets.h"
@@ -58,8 +61,9 @@ int run_convert(const Args& args, Isa isa) {
       ->required();
   cli.add_choice("--dtype", dtype, kDtypeNames.names(),
                  "Type of the stored weights (pos_embed stays float32)");
-  cli.add_choice("--to", to, {"same", "static", "dynamic"},
-                 "static: without its routers; dynamic: with the routers that finetune begins with");
+  cli.add_choice("--to", to, {"same", "static", "dynamic", "uvit", "skip-dit"},
+                 "static: without its routers; dynamic: with the routers that finetune begins with; uvit, skip-dit: "
+                 "with the names of that family's own files, a .pt as their bare state dict");
   cli.add_choice(
       "--semantics", semantics, kSemanticsNames.names({"same"}),
       "How the weights are to be computed, stored with them; a folder of diffusers: as diffusers does");
@@ -68,6 +72,9 @@ int run_convert(const Args& args, Isa isa) {
   cli.add_text("--class-names", class_names, "File with one class name a line, stored with the weights");
   cli.parse(args);
   const Save save = writer_of(out);
+  const std::optional<Layout> layout = kLayoutNames.find(to);
+  DYDIT_USAGE_CHECK(!layout || save != save_diffusers_folder,
+                    "--to {}: a folder of diffusers is a DiT's; take a target that ends in .safetensors or .pt", to);
   const bool folder = save == save_diffusers_folder;
   cli.needs("--seed", to == "dynamic", "--to dynamic: nothing else is drawn");
   cli.needs("--class-names", !folder, "a target that ends in .safetensors or .pt");
@@ -90,8 +97,12 @@ int run_convert(const Args& args, Isa isa) {
   const Semantics after = folder                ? Semantics::Diffusers
                           : semantics != "same" ? kSemanticsNames.at(semantics)
                                                 : before;
-  checkpoint.config = with_semantics(checkpoint.config, after);
-  save(out, checkpoint, kDtypeNames.at(dtype));
+  if (before != after) checkpoint.config = with_semantics(checkpoint.config, after);
+  if (layout) {
+    save_in_layout(out, checkpoint, kDtypeNames.at(dtype), *layout, save == save_torch_checkpoint);
+  } else {
+    save(out, checkpoint, kDtypeNames.at(dtype));
+  }
   cli.print({{"in", in},
              {"out", out},
              {"weights", checkpoint.weights_key},

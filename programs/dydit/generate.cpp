@@ -93,6 +93,7 @@ void resolve(Cli& cli, GenerateFlags& flags, const Checkpoint& checkpoint) {
             "--mode dynamic; with --mode static all tokens enter all MLPs");
   options.token_map = !flags.outputs.cost_map.empty();
   options.classes.clear();
+  cli.needs("--classes", config.num_classes > 0, fmt::format("classes; {} has none", model));
   for (const std::string& list : flags.classes) {
     cli.within("--classes", [&] {
       for (const int label : resolve_classes(list, checkpoint.class_names, config.num_classes))
@@ -107,7 +108,7 @@ void resolve(Cli& cli, GenerateFlags& flags, const Checkpoint& checkpoint) {
                                  options.classes.size(), options.num_images));
   flags.plan.resolve(cli, checkpoint, cli.given("--steps") || cli.given("--timesteps"), options);
   if (options.classes.empty()) {
-    for (int label = 0; label < config.num_classes; ++label) options.classes.push_back(label);
+    for (int label = 0; label < std::max(config.num_classes, 1); ++label) options.classes.push_back(label);
   }
 }
 
@@ -279,11 +280,8 @@ int run_generate(const Args& args, Isa isa) {
     checkpoint.class_names = read_class_names(cli, flags.class_names_file, checkpoint.config.num_classes);
   }
   resolve(cli, flags, checkpoint);
-  json loading = json::object();
-  if (flags.model.checkpoint.num_heads > 0) loading["num_heads"] = flags.model.checkpoint.num_heads;
-  if (!flags.model.checkpoint.weights.empty()) loading["weights"] = flags.model.checkpoint.weights;
-  if (!flags.class_names_file.empty()) loading["class_names"] = flags.class_names_file;
-  json result = run_record(checkpoint, flags.options, loading);
+  json result =
+      run_record(checkpoint, flags.options, loading_of(flags.model.checkpoint, flags.class_names_file));
   if (flags.options.plan)
     result["plan"] = plan_record(checkpoint, flags.options, flags.plan.said(flags.options));
   const Decoders decoders = make_decoders(cli, flags, checkpoint);

@@ -9,6 +9,7 @@
 #include "dydit/base/error.h"
 #include "dydit/data/latents.h"
 #include "dydit/diffusion/schedule.h"
+#include "dydit/io/json.h"
 #include "dydit/io/file.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/macs.h"
@@ -32,6 +33,13 @@ namespace {
 
 using nlohmann::json;
 
+// Who says what the network predicts.
+std::string objective_source(const Checkpoint& checkpoint) {
+  if (!checkpoint.objective_source.empty()) return checkpoint.objective_source;
+  return checkpoint.config.time_token ? "as all U-ViTs"
+                                      : "nothing says otherwise; of a SiT --path and --prediction do";
+}
+
 json plan_json(const RunPlan& plan) {
   json steps = json::array();
   for (size_t s = 0; s < plan.steps.size(); ++s) {
@@ -41,7 +49,7 @@ json plan_json(const RunPlan& plan) {
       heads.push_back(step.computes(l, Branch::Attention) ? step.blocks[l].active_heads() : 0);
       groups.push_back(step.computes(l, Branch::Mlp) ? step.blocks[l].active_groups() : 0);
     }
-    steps.push_back({{"timestep", step.timestep},
+    steps.push_back({{"timestep", json_number(step.timestep)},
                      {"heads", heads},
                      {"groups", groups},
                      {"work_share", step_work_share(plan, static_cast<int>(s))}});
@@ -60,6 +68,10 @@ json checkpoint_json(const Checkpoint& checkpoint, const std::optional<RunPlan>&
       {"weights", checkpoint.weights_key},
       {"model", model_name(config)},
       {"config", config_to_json(config)},
+      {"objective",
+       {{"prediction", kPredictionNames[config.objective.prediction]},
+        {"path", path_name(config.objective)},
+        {"source", objective_source(checkpoint)}}},
       {"tdw", config.width_routers},
       {"sdt", config.token_routers},
       {"parameters", checkpoint.num_parameters()},
@@ -99,7 +111,7 @@ void print_plan(const json& plan, const Checkpoint& checkpoint) {
             checkpoint.keep_counts ? "kept" : "all");
   print_out("  {:>4}  {:>5}  blocks 0..{}\n", "t", "work", config.depth - 1);
   for (const json& step : plan["steps"]) {
-    print_out("  {:>4}  {:>5.3f} ", step["timestep"].get<int>(), step["work_share"].get<double>());
+    print_out("  {:>4.4g}  {:>5.3f} ", step["timestep"].get<double>(), step["work_share"].get<double>());
     for (size_t b = 0; b < step["heads"].size(); ++b) {
       print_out(" {:>2}/{:<2}", step["heads"][b].get<int>(), step["groups"][b].get<int>());
     }
@@ -126,9 +138,20 @@ void print_checkpoint(const json& result, const Checkpoint& checkpoint) {
   print_out("model       {}\n", result["model"].get<std::string>());
   print_out("blocks      {} x hidden {}, {} heads of {}, MLP {} in {} groups\n", config.depth,
             config.hidden_size, config.num_heads, config.head_size(), config.mlp_hidden, config.num_heads);
-  print_out("input       {} channels, {}x{}, patch {} = {} tokens; {} classes; {}\n", config.in_channels,
-            config.input_size, config.input_size, config.patch_size, config.num_tokens(), config.num_classes,
-            config.learn_sigma ? "learned sigma" : "fixed sigma");
+  print_out("input       {} channels, {}x{}, patch {} = {} tokens{}; {}; {}\n", config.in_channels,
+            config.input_size, config.input_size, config.patch_size, config.num_tokens(),
+            config.extras() > 1   ? ", behind those of label and time"
+            : config.extras() > 0 ? ", behind that of time"
+                                  : "",
+            config.num_classes == 0   ? "no classes"
+            : config.has_null_class ? fmt::format("{} classes", config.num_classes)
+                                    : fmt::format("{} classes, no null class", config.num_classes),
+            config.drops_variance ? "a learned sigma that is not used"
+            : config.learn_sigma  ? "learned sigma"
+                                  : "fixed sigma");
+  print_out("predicts    {} ({})\n", objective_text(config.objective), objective_source(checkpoint));
+  if (config.join != Join::None)
+    print_out("long skips  {}, from block {} on\n", config.num_joins(), config.depth - config.num_joins());
   print_out("routers     width (TDW) {}, token (SDT) {}{}\n", config.width_routers ? "yes" : "no",
             config.token_routers ? "yes" : "no",
             checkpoint.lambda ? fmt::format(", lambda {}", *checkpoint.lambda) : "");
@@ -185,7 +208,8 @@ int run_inspect(const Args& args, Isa isa) {
   };
   const auto checkpoint_flags_need = [&](bool met) {
     const std::string what = fmt::format("a checkpoint; {} is none", path);
-    for (const char* flag : {"--num-heads", "--weights", "--plan", "--cache"}) cli.needs(flag, met, what);
+    for (const char* flag : {"--num-heads", "--weights", "--path", "--prediction", "--plan", "--cache"})
+      cli.needs(flag, met, what);
     plan_flags_need(met, what);
   };
   std::error_code unreadable;              // is told when it is read
@@ -228,12 +252,12 @@ int run_inspect(const Args& args, Isa isa) {
   if (has_spec) {
     const DiTConfig& config = checkpoint.config;
     const PlanSpec spec = !plan_file.empty() ? read_plan(plan_file, config)
-                                             : policy_plan(cache, config, even_timesteps(plan_steps));
+                                             : policy_plan(cache, config, even_times(config.objective, plan_steps));
     check_spec(spec, config, /*guided=*/true, spec.name);
     plan = make_width_plan(checkpoint, spec.timesteps(), Mode::Dynamic);
     apply_spec(spec, /*guided=*/true, *plan);
   } else if (checkpoint.config.is_dynamic()) {
-    plan = make_width_plan(checkpoint, even_timesteps(plan_steps), Mode::Dynamic);
+    plan = make_width_plan(checkpoint, even_times(checkpoint.config.objective, plan_steps), Mode::Dynamic);
   }
   const json result = checkpoint_json(checkpoint, plan);
   if (file) file->check_unchanged();

@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 
 #include "dydit/base/dtype.h"
+#include "dydit/io/json.h"
 #include "dydit/io/text.h"
 #include "dydit/plan/run_plan.h"
 #include "dydit/plan/stated_plan.h"
@@ -59,7 +60,7 @@ json plan_json(const std::string& path, const StatedPlan& stated) {
       if (range.skipped())
         ranges.push_back(fmt::format("{}-{}:{}", range.from, range.to - 1, range.terms.size() - 1));
     }
-    result["steps"].push_back({{"t", spec.timestep},
+    result["steps"].push_back({{"t", json_number(spec.timestep)},
                                {"attn", actions_text(step, Branch::Attention)},
                                {"mlp", actions_text(step, Branch::Mlp)},
                                {"ranges", ranges},

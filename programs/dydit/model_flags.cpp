@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
 
 #include "dydit/base/error.h"
 #include "dydit/base/numbers.h"
@@ -52,6 +53,11 @@ void add_checkpoint_options(Cli& cli, CheckpointOptions& options, const std::str
       weights_flag, options.weights,
       "Which of the file's sets of weights, by its key as inspect lists them; default: an average (ema), "
       "else the model");
+  cli.add_choice("--path", options.path, kPathNames.names(),
+                 "From noise to data, where the file does not say that it is a SiT: linear (SiT), "
+                 "linear-reversed (REPA), gvp or vp; table: a DiT's betas");
+  cli.add_choice("--prediction", options.prediction, kPredictionNames.names(),
+                 "What it predicts, where the file does not say; with --path: velocity");
 }
 
 void add_model_path(Cli& cli, std::string& path, CheckpointOptions& options,
@@ -66,9 +72,20 @@ Checkpoint load_model(Cli& cli, const std::string& path, const CheckpointOptions
   return checkpoint;
 }
 
+nlohmann::json loading_of(const CheckpointOptions& options, const std::string& class_names_file) {
+  nlohmann::json loading = nlohmann::json::object();
+  if (options.num_heads > 0) loading["num_heads"] = options.num_heads;
+  for (const auto& [key, text] : {std::pair{"weights", options.weights},
+                                  {"path", options.path},
+                                  {"prediction", options.prediction},
+                                  {"class_names", class_names_file}})
+    if (!text.empty()) loading[key] = text;
+  return loading;
+}
+
 void add_guided_channels(Cli& cli, std::string& text) {
   cli.add_text("--cfg-channels", text,
-               "How many of eps's first channels are guided, or 'all'; auto: 3 as the original, all in "
+               "How many of the first channels are guided, or 'all'; auto: 3 as DiT and SiT, all of a U-ViT and in "
                "diffusers' semantics");
 }
 

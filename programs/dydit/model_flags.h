@@ -23,7 +23,9 @@ inline constexpr const char* kDtypeHelp =
 /// How most verbs call the choice among a file's sets of weights.
 inline constexpr const char* kWeightsFlag = "--weights";
 
-/// --num-heads and --weights.
+/// The names of the flags below, for those who refuse them together.
+inline constexpr const char* kCheckpointFlags[] = {"--num-heads", "--weights", "--path", "--prediction"};
+/// --num-heads, --weights, --path and --prediction.
 void add_checkpoint_options(Cli& cli, CheckpointOptions& options,
                             const std::string& weights_flag = kWeightsFlag);
 
@@ -33,6 +35,9 @@ void add_model_path(Cli& cli, std::string& path, CheckpointOptions& options,
 
 /// Loads it and notes what was taken, computed or passed over on reading.
 Checkpoint load_model(Cli& cli, const std::string& path, const CheckpointOptions& options);
+
+/// How the model was loaded, for the record: what `options` say where the file does not.
+nlohmann::json loading_of(const CheckpointOptions& options, const std::string& class_names_file);
 
 /// --cfg-channels: how many channels are guided; unset: the configuration's.
 void add_guided_channels(Cli& cli, std::string& text);

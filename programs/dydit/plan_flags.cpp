@@ -58,7 +58,7 @@ void PlanFlags::resolve(Cli& cli, const Checkpoint& checkpoint, bool chosen, Gen
   if (by_budget) {
     take_budget(cli, checkpoint, options);
   } else if (by_file) {
-    const Spacing wanted = run_spacing(options);
+    const Spacing wanted = run_spacing(options, config.objective);
     options.plan = read_plan(file, config);
     check_spec(*options.plan, config, options.guided(), file);
     DYDIT_USAGE_CHECK(

@@ -57,13 +57,13 @@ int run_quantize(const Args& args, Isa isa) {
     cli.console.info(
         fmt::format("smoothed by {} of its images, {} steps, guidance {}, batches of {}, {} threads", images,
                     kCalibrationSteps, kCalibrationScale, batch, threads));
-    std::vector<int> classes(checkpoint.config.num_classes);
+    std::vector<int> classes(std::max(checkpoint.config.num_classes, 1));
     std::iota(classes.begin(), classes.end(), 0);
     const GenerateOptions request{{.classes = classes,
                                    .num_images = images,
                                    .num_steps = kCalibrationSteps,
                                    .sampler = {SamplerKind::Ddim},
-                                   .cfg_scale = kCalibrationScale,
+                                   .cfg_scale = checkpoint.config.can_guide() ? kCalibrationScale : 1.0f,
                                    .seed = seed,
                                    .mode = checkpoint.config.is_dynamic() ? Mode::Dynamic : Mode::Static},
                                   {.batch = batch, .threads = threads},

@@ -77,7 +77,8 @@ void resolve(Cli& cli, ReportFlags& flags, const Checkpoint& checkpoint) {
   flags.sampling.resolve(cli, checkpoint, flags.model, options);
   options.token_map = checkpoint.config.token_routers && options.mode == Mode::Dynamic;
   options.classes.clear();
-  for (int label = 0; label < checkpoint.config.num_classes; ++label) options.classes.push_back(label);
+  for (int label = 0; label < std::max(checkpoint.config.num_classes, 1); ++label)
+    options.classes.push_back(label);
   const bool makes = options.num_images > 0, planned = !flags.plan.file.empty() || flags.plan.cache != "none";
   for (const char* flag :
        {"--seed", "--dtype", "--engine", "--batch", "--eta", "--cfg-channels", "--cache-memory"})
@@ -245,7 +246,8 @@ void add_run(Cli& cli, const ReportFlags& flags, Isa isa, const std::optional<Au
   const Checkpoint& checkpoint = report.checkpoint;
   const GenerateOptions& options = flags.options;
   const RunPlan plan =
-      complete_plan(options, make_width_plan(checkpoint, run_spacing(options).timesteps, options.mode));
+      complete_plan(options, make_width_plan(checkpoint, run_spacing(options, checkpoint.config.objective).timesteps,
+                                             options.mode));
   if (options.plan) {
     record["plan"] = plan_record(checkpoint, options, flags.plan.said(options));
     report.plan = plan;
@@ -300,11 +302,8 @@ int run_report(const Args& args, Isa isa) {
     report.pictures.push_back(is_latents(path) ? decoded_latents(cli, flags, path, vae, checkpoint)
                                                : picture_of(path, checkpoint));
   if (checkpoint.config.is_dynamic())
-    report.widths = make_width_plan(checkpoint, even_timesteps(kWidthTimesteps), Mode::Dynamic);
-  json loading = json::object();
-  if (flags.model.checkpoint.num_heads > 0) loading["num_heads"] = flags.model.checkpoint.num_heads;
-  if (!flags.model.checkpoint.weights.empty()) loading["weights"] = flags.model.checkpoint.weights;
-  json record = run_record(checkpoint, options, loading);
+    report.widths = make_width_plan(checkpoint, even_times(checkpoint.config.objective, kWidthTimesteps), Mode::Dynamic);
+  json record = run_record(checkpoint, options, loading_of(flags.model.checkpoint, ""));
   record["images"] = json::array();
   cli.console.info(fmt::format("model    {}", model_title(checkpoint)));
   if (options.num_images > 0)

@@ -57,8 +57,8 @@ class TokenWatch {
     for (int done = 0, begin = 0; done < steps(); ++done) {
       if (done + 1 < steps() && stretch_of(done + 1) == stretch_of(done)) continue;
       const auto timestep = [&](int at) { return plan_.steps[steps() - 1 - at].timestep; };
-      names.push_back(begin == done ? fmt::format("{}", timestep(done))
-                                    : fmt::format("{} to {}", timestep(begin), timestep(done)));
+      names.push_back(begin == done ? fmt::format("{:.4g}", timestep(done))
+                                    : fmt::format("{:.4g} to {:.4g}", timestep(begin), timestep(done)));
       begin = done + 1;
     }
     return names;
@@ -96,7 +96,12 @@ Image colour_scale() {
 ReportRun make_report_run(const Checkpoint& checkpoint, const GenerateOptions& options, const RunPlan& plan,
                           const LatentDecoder* decoder, GenerateCallbacks callbacks, nlohmann::json& record) {
   ReportRun run;
-  for (const StepPlan& step : plan.steps) run.timesteps.push_back(step.timestep);
+  const Objective& objective = plan.config.objective;
+  run.time_axis = objective.continuous()
+                      ? "noise share: 0 is the image, 1 noise; sampling goes from right to left"
+                      : time_axis(objective);
+  for (const StepPlan& step : plan.steps)
+    run.timesteps.push_back(objective.continuous() ? noise_share(objective, step.timestep) : step.timestep);
   TokenWatch watch(plan, options.guided());
   std::vector<at::Tensor> shares;  // each image's of the whole run
   callbacks.on_step = [&](std::span<const Sample> samples) { watch.look(samples); };

@@ -12,9 +12,11 @@
 namespace dydit {
 
 struct SamplingFlags {
-  std::string sampler = "ddpm", cfg_channels = "auto", mode, timesteps;
+  std::string sampler = "auto", cfg_channels = "auto", mode, timesteps;
+  std::string form = "auto", last_step = "mean";
+  double last_size = 0;  // 0: the sampler's own
 
-  /// --steps, --sampler, --eta, --cfg-scale, --cfg-channels, --mode and --batch, into `options`.
+  /// --steps, --sampler and what belongs to it, --cfg-scale, --cfg-channels, --mode and --batch, into `options`.
   void add(Cli& cli, GenerateOptions& options, int least_steps = 1);
   /// --timesteps, instead of --steps.
   void add_timesteps(Cli& cli);

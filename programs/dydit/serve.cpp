@@ -68,7 +68,7 @@ void add_flags(Cli& cli, ServeFlags& flags) {
   cli.add_text("--cors", flags.cors, "Origin whose pages may ask from a browser (https://example.org, or *)");
   cli.add_switch("--access-log", flags.access_log, "A line on stderr for every request");
   cli.add_number("--steps", service.rules.steps, 1, 1000, "Sampling steps of requests that do not say");
-  cli.add_choice("--sampler", flags.sampler, kSamplerNames.names(), "Sampler of those");
+  cli.add_choice("--sampler", flags.sampler, {"ddpm", "ddim", "dpm++", "euler", "heun"}, "Sampler of those");
   cli.add_number("--cfg-scale", service.rules.cfg_scale, 0, 1000, "Guidance of those");
   cli.add_number("--max-batch", service.max_rows, 0, 1'000'000,
                  "Rows of a forward, a guided image has two; 0: what a short measurement at start finds");

@@ -157,11 +157,34 @@ int run_from(Cli& cli, TrainFlags& flags, std::string_view why_no_routers,
 }
 
 struct SizeFlags {
-  std::string size;
+  std::string size, family = "dit";
+  bool unconditional = false;
   int hidden = 0, depth = 0, heads = 0, patch = 0;
 };
 
-DiTConfig config_from_flags(const SizeFlags& flags, const Dataset& dataset) {
+// What a new model is beside its size.
+DiTConfig with_family(DiTConfig config, const SizeFlags& flags, const CheckpointOptions& options) {
+  if (flags.family == "uvit") {
+    config.learn_sigma = config.time_mlp = config.qkv_bias = false;
+    config.output_conv = true;
+    DYDIT_USAGE_CHECK(config.depth % 2 == 1, "--depth {}: a U-ViT has an odd number of blocks, one in the middle",
+                      config.depth);
+  }
+  if (flags.family == "skip-dit") {
+    config.join = Join::Normed;
+    DYDIT_USAGE_CHECK(config.depth % 2 == 0, "--depth {}: a Skip-DiT has an even number of blocks", config.depth);
+  }
+  const bool sit = flags.family == "sit";
+  const PathName path = kPathNames.at(!options.path.empty() ? options.path : sit ? "linear" : "table");
+  const Prediction prediction = !options.prediction.empty() ? kPredictionNames.at(options.prediction)
+                                : path.path == Path::Table  ? Prediction::Noise
+                                                            : Prediction::Velocity;
+  DYDIT_USAGE_CHECK(path.path != Path::Table || prediction == Prediction::Noise,
+                    "--prediction velocity: of which path? --path linear, gvp or vp says it");
+  return with_objective(config, {path.path, prediction, path.clock});
+}
+
+DiTConfig config_from_flags(const SizeFlags& flags, const CheckpointOptions& options, const Dataset& dataset) {
   DiTConfig config;
   if (!flags.size.empty()) {
     config = named_config(flags.size);
@@ -176,10 +199,15 @@ DiTConfig config_from_flags(const SizeFlags& flags, const Dataset& dataset) {
     config.num_heads = flags.heads;
     config.patch_size = flags.patch;
     config.mlp_hidden = 4 * flags.hidden;
+    config = with_family(config, flags, options);
   }
   config.input_size = dataset.side();
   config.in_channels = dataset.channels();
-  config.num_classes = static_cast<int>(dataset.class_names().size());
+  config.num_classes = flags.unconditional ? 0 : static_cast<int>(dataset.class_names().size());
+  const bool uvit = flags.family == "uvit" || config.time_token;
+  DYDIT_USAGE_CHECK(!flags.unconditional || uvit, "--unconditional: a {} has classes; --family uvit needs none",
+                    model_name(config));
+  if (uvit) config = with_uvit(config);
   DYDIT_USAGE_CHECK(config.input_size % config.patch_size == 0, "patches of {} do not tile images of {}x{}",
                     config.patch_size, config.input_size, config.input_size);
   return config;
@@ -196,7 +224,10 @@ int run_train(const Args& args, Isa isa) {
   cli.add_text("--model,--ckpt", flags.model,
                "Static checkpoint to start from (fresh optimizer, warm-up again)");
   add_checkpoint_options(cli, flags.checkpoint);
-  cli.add_text("--size", size.size, "Named size: DiT-S/2 ... DiT-XL/8");
+  cli.add_text("--size", size.size, "Named size: DiT-S/2 ... DiT-XL/8; SiT-, Skip-DiT- and U-ViT- alike");
+  cli.add_choice("--family", size.family, {"dit", "sit", "uvit", "skip-dit"},
+                 "Of a model of --hidden, --depth, --heads and --patch");
+  cli.add_switch("--unconditional", size.unconditional, "A U-ViT without classes");
   cli.add_number("--hidden", size.hidden, 4, 1 << 16, "Hidden size");
   cli.add_number("--depth", size.depth, 1, 1024, "Blocks");
   cli.add_number("--heads", size.heads, 1, 1024, "Attention heads");
@@ -205,13 +236,18 @@ int run_train(const Args& args, Isa isa) {
   flags.check_needs(cli);
   cli.one_of("--model", "--size");
   for (const char* flag : {"--num-heads", "--weights"}) cli.needs(flag, !model.empty(), "--model");
+  for (const char* flag : {"--path", "--prediction"}) {
+    cli.needs(flag, size.size.empty(), "no --size, whose name says it");
+    cli.needs(flag, size.family != "uvit", "another --family; a U-ViT predicts noise of the path vp-999");
+  }
+  cli.needs("--unconditional", model.empty(), "a new model");
   cli.needs("--match-classes", !model.empty(), "--model, whose classes they are");
-  for (const char* flag : {"--hidden", "--depth", "--heads", "--patch"})
+  for (const char* flag : {"--hidden", "--depth", "--heads", "--patch", "--family"})
     cli.needs(flag, model.empty() && size.size.empty(), "a model that neither --model nor --size describes");
   return run_from(cli, flags, "; train makes static models, use finetune",
                   [&](const Checkpoint& given, const Dataset& dataset) {
                     Checkpoint start =
-                        model.empty() ? init_checkpoint(config_from_flags(size, dataset), flags.options.seed)
+                        model.empty() ? init_checkpoint(config_from_flags(size, flags.checkpoint, dataset), flags.options.seed)
                                       : given;
                     const auto& names = dataset.class_names();  // the model's own where it has some
                     if (static_cast<int>(names.size()) == start.config.num_classes) start.class_names = names;

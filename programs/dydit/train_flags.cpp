@@ -101,8 +101,8 @@ Request TrainFlags::sample_request(const DiTConfig& config) const {
   Request request = {.num_images = kImages,
                      .num_steps = sample_steps,
                      .sampler = {SamplerKind::Ddim, 0},
-                     .cfg_scale = sample_cfg_scale};
-  request.classes.resize(config.num_classes);
+                     .cfg_scale = config.can_guide() ? sample_cfg_scale : 1.0f};
+  request.classes.resize(std::max(config.num_classes, 1));
   std::iota(request.classes.begin(), request.classes.end(), 0);
   plan_by_policy(sample_cache, {}, config, request);
   return request;

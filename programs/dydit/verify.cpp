@@ -129,7 +129,7 @@ Replay::Replay(const VerifyContext& context, EngineKind kind, at::ScalarType dty
       engine_(make_engine(kind, checkpoint_, {.dtype = dtype, .threads = context.threads})),
       workspace_(engine_->make_workspace({.threads = context.threads})) {}
 
-at::Tensor Replay::forward(const at::Tensor& x, std::span<const int> t, std::span<const int64_t> y, Mode mode,
+at::Tensor Replay::forward(const at::Tensor& x, std::span<const double> t, std::span<const int64_t> y, Mode mode,
                            TokenTrace& trace) {
   plan_ = make_width_plan(checkpoint_, t, mode);
   std::vector<Row> rows;
@@ -143,14 +143,14 @@ at::Tensor Replay::forward(const at::Tensor& x, std::span<const int> t, std::spa
 
 std::vector<int64_t> checked_labels(const VerifyContext& context, const std::string& name, int64_t rows) {
   const at::Tensor labels = context.reference.at(name).to(at::kLong).contiguous();
-  const int null_class = context.checkpoint.config.null_class();
+  const int last = context.checkpoint.config.last_label();
   DYDIT_CHECK(labels.numel() == rows, "{}: {} holds {} labels, expected {}", context.reference.path(), name,
               labels.numel(), rows);
   std::vector<int64_t> result(labels.data_ptr<int64_t>(), labels.data_ptr<int64_t>() + labels.numel());
   for (const int64_t label : result) {
-    DYDIT_CHECK(label >= 0 && label <= null_class,
-                "{}: {} holds label {}, the model has 0 to {} (the null class)", context.reference.path(),
-                name, label, null_class);
+    DYDIT_CHECK(label >= 0 && label <= last, "{}: {} holds label {}, the model has 0 to {}{}",
+                context.reference.path(), name, label, last,
+                context.checkpoint.config.can_guide() ? " (the null class)" : "");
   }
   return result;
 }
@@ -165,6 +165,19 @@ std::vector<int> checked_timesteps(const Reference& reference, const std::string
     result.push_back(static_cast<int>(t));
   }
   DYDIT_CHECK(!result.empty(), "{}: {} is empty", reference.path(), name);
+  return result;
+}
+
+std::vector<double> checked_timesteps(const VerifyContext& context, const std::string& name) {
+  const Objective& objective = context.checkpoint.config.objective;
+  const at::Tensor times = context.reference.at(name).to(at::kDouble).contiguous();
+  std::vector<double> result(times.data_ptr<double>(), times.data_ptr<double>() + times.numel());
+  for (double& t : result) {
+    if (objective.clock == ModelClock::Scaled) t *= last_time(objective);
+    DYDIT_CHECK(is_time(objective, t), "{}: {} holds timestep {}, expected 0 to {}", context.reference.path(), name,
+                t, last_time(objective));
+  }
+  DYDIT_CHECK(!result.empty(), "{}: {} is empty", context.reference.path(), name);
   return result;
 }
 
@@ -193,7 +206,12 @@ void verify_model(Cli& cli, const ModelFlags& flags, const Reference& reference,
   if (reference.has("x") && reference.has("out")) verify_forward(context, report);
   verify_diffusion(context, report);
   verify_plans(context, report);
-  if (reference.has("gumbel.0.attn") || reference.has("complete_mse")) verify_training(context, report);
+  verify_family_runs(context, report);
+  if (reference.has("data") && reference.has("t")) {
+    verify_family_training(context, report);
+  } else if (reference.has("gumbel.0.attn") || reference.has("complete_mse")) {
+    verify_training(context, report);
+  }
   checkpoint.check_unchanged();
   DYDIT_CHECK(
       report.size() > 0,
@@ -264,7 +282,7 @@ int run_verify(const Args& args, Isa isa) {
   add_vae_config(cli, vae_config);
   cli.parse(args);
   cli.one_of("--model", "--vae");
-  for (const char* flag : {"--num-heads", "--weights", "--engine"})
+  for (const char* flag : {"--num-heads", "--weights", "--path", "--prediction", "--engine"})
     cli.needs(flag, !flags.path.empty(), "--model; nothing else has such a choice");
   cli.needs("--dtype", !flags.path.empty() || !vae.empty(), "--model or --vae");
   DYDIT_USAGE_CHECK(flags.dtype != "int8",

@@ -12,6 +12,7 @@
 
 #include "dydit/engine/engine.h"
 #include "dydit/model/checkpoint.h"
+#include "dydit/train/gates.h"
 #include "dydit/vae/autoencoder.h"
 
 namespace dydit {
@@ -126,7 +127,7 @@ class Replay {
  public:
   Replay(const VerifyContext& context, EngineKind kind, at::ScalarType dtype);
   /// x, its rows' timesteps and labels -> output; `trace` receives the token decisions.
-  at::Tensor forward(const at::Tensor& x, std::span<const int> t, std::span<const int64_t> y, Mode mode,
+  at::Tensor forward(const at::Tensor& x, std::span<const double> t, std::span<const int64_t> y, Mode mode,
                      TokenTrace& trace);
   /// Of the last forward: one step of the plan a row.
   const RunPlan& plan() const { return plan_; }
@@ -141,10 +142,20 @@ class Replay {
   Margin margin_;
 };
 
+/// Recorded runs of other families, by the metadata `runs`; both engines replay them.
+void verify_family_runs(const VerifyContext& context, VerifyReport& report);
+/// A recorded training step of theirs.
+void verify_family_training(const VerifyContext& context, VerifyReport& report);
+
+/// The recorded noise of a training step's gates; `prefix` of its names.
+GateNoise recorded_noise(const Reference& reference, const DiTConfig& config, const std::string& prefix = "");
+
 /// Labels of a recorded batch, checked against the model (the null class is allowed).
 std::vector<int64_t> checked_labels(const VerifyContext& context, const std::string& name, int64_t rows);
-/// Timesteps of a recorded batch, checked to be 0..999.
+/// Timesteps of a table, checked to be 0..999.
 std::vector<int> checked_timesteps(const Reference& reference, const std::string& name);
+/// Times of a recorded batch as the network takes them; of a U-ViT noise shares are recorded.
+std::vector<double> checked_timesteps(const VerifyContext& context, const std::string& name);
 /// A recorded batch of inputs, checked to fit the model.
 at::Tensor checked_input(const VerifyContext& context, const std::string& name);
 

@@ -83,7 +83,7 @@ class RecordedRun {
                 context_.reference.path(), x.size(0), labels_.size());
     const bool guided = scale_ > 1.0f;
     const at::Tensor half = x.slice(0, 0, x.size(0) / 2);
-    const std::vector<int> t(labels_.size(), tables_.timesteps[step]);
+    const std::vector<double> t(labels_.size(), tables_.timesteps[step]);
     TokenTrace trace;
     at::Tensor out = replay_.forward(guided ? at::cat({half, half}) : x, t, labels_, Mode::Dynamic, trace);
     if (!guided) return out;

@@ -37,7 +37,7 @@ at::Tensor plan_masks(const RunPlan& plan, std::vector<uint8_t> BlockWidth::*par
   return masks;
 }
 
-ForwardResult run_forward(const VerifyContext& context, const at::Tensor& x, const std::vector<int>& t,
+ForwardResult run_forward(const VerifyContext& context, const at::Tensor& x, const std::vector<double>& t,
                           const std::vector<int64_t>& y, Mode mode, EngineKind kind, at::ScalarType dtype) {
   Replay replay(context, kind, dtype);
   ForwardResult result;
@@ -46,6 +46,11 @@ ForwardResult run_forward(const VerifyContext& context, const at::Tensor& x, con
   result.groups = plan_masks(replay.plan(), &BlockWidth::groups);
   result.margin = replay.margin();
   return result;
+}
+
+// Without the rows of a variance that nobody trained.
+at::Tensor predicted(const at::Tensor& out, const DiTConfig& config) {
+  return config.objective.prediction == Prediction::Velocity ? out.slice(1, 0, config.in_channels) : out;
 }
 
 int64_t disagreements(const at::Tensor& a, const at::Tensor& b) { return (a != b).sum().item<int64_t>(); }
@@ -84,7 +89,7 @@ void verify_guided(const VerifyContext& context, VerifyReport& report) {
   DYDIT_CHECK(recorded.size(0) % 2 == 0, "{}: cfg_x holds {} rows, expected two halves",
               context.reference.path(), recorded.size(0));
   const at::Tensor half = recorded.slice(0, 0, recorded.size(0) / 2), x = at::cat({half, half});
-  const std::vector<int> t = checked_timesteps(context.reference, "cfg_t");
+  const std::vector<double> t = checked_timesteps(context, "cfg_t");
   DYDIT_CHECK(static_cast<int64_t>(t.size()) == x.size(0), "{}: cfg_t holds {} timesteps, cfg_x {} rows",
               context.reference.path(), t.size(), x.size(0));
   const std::vector<int64_t> y = checked_labels(context, "cfg_y", x.size(0));
@@ -100,7 +105,7 @@ void verify_guided(const VerifyContext& context, VerifyReport& report) {
     const at::Tensor both = halves[0] * halves[1];
     weight = token_weight(at::cat({both, both}), config);
   }
-  report.compare("cfg_out", result.out, context.reference.at("cfg_out"),
+  report.compare("cfg_out", predicted(result.out, config), context.reference.at("cfg_out"),
                  context.dtype == at::kFloat ? kForwardTolerance : kBf16Tolerance, weight);
 }
 
@@ -113,10 +118,11 @@ void verify_forward(const VerifyContext& context, VerifyReport& report) {
   const bool exact = context.dtype == at::kFloat;
   const double tolerance = exact ? kForwardTolerance : kBf16Tolerance;
   const at::Tensor x = checked_input(context, "x");
-  const std::vector<int> t = checked_timesteps(reference, "t");
+  const std::vector<double> t = checked_timesteps(context, "t");
   DYDIT_CHECK(static_cast<int64_t>(t.size()) == x.size(0), "{}: t holds {} timesteps, x {} rows",
               reference.path(), t.size(), x.size(0));
-  const std::vector<int64_t> y = checked_labels(context, "y", x.size(0));
+  const std::vector<int64_t> y = config.num_classes > 0 ? checked_labels(context, "y", x.size(0))
+                                                        : std::vector<int64_t>(x.size(0), 0);
 
   if (reference.has("pos_embed_formula")) {
     report.compare("pos_embed_formula", sincos_pos_embed(config.hidden_size, config.grid()),
@@ -133,7 +139,8 @@ void verify_forward(const VerifyContext& context, VerifyReport& report) {
   }
   at::Tensor weight;
   if (reference.has("token_mask")) {
-    const at::Tensor& want = reference.at("token_mask");
+    // Of the tokens in front of the patches, too, which are always on.
+    const at::Tensor want = reference.at("token_mask").slice(2, config.extras()).contiguous();
     const at::Tensor masks = dynamic.tokens.masks.defined()
                                  ? dynamic.tokens.masks
                                  : at::ones({x.size(0), config.depth, config.num_tokens()});
@@ -144,11 +151,17 @@ void verify_forward(const VerifyContext& context, VerifyReport& report) {
     if (!exact) weight = token_weight(agreeing_tokens(masks, want), config);
   }
   // In bf16 the flipped decisions are counted above and left out here.
-  report.compare("out", dynamic.out, reference.at("out"), tolerance, weight,
+  report.compare("out", predicted(dynamic.out, config), reference.at("out"), tolerance, weight,
                  exact ? &dynamic.margin : nullptr);
+  if (reference.has("out_all_channels"))
+    report.compare("out_all_channels", dynamic.out, reference.at("out_all_channels"), tolerance, weight,
+                   exact ? &dynamic.margin : nullptr);
+  if (reference.has("t_emb"))
+    report.compare("t_emb", embed_timesteps(context.checkpoint, at::tensor(t, at::kDouble)), reference.at("t_emb"),
+                   kForwardTolerance);
   if (reference.has("out_static")) {
     report.compare("out_static",
-                   run_forward(context, x, t, y, Mode::Static, context.engine, context.dtype).out,
+                   predicted(run_forward(context, x, t, y, Mode::Static, context.engine, context.dtype).out, config),
                    reference.at("out_static"), tolerance);
   }
   if (reference.has("cfg_out")) verify_guided(context, report);

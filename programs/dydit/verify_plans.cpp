@@ -48,7 +48,7 @@ void compare_plan_run(const VerifyContext& context, const Pipeline& pipeline, En
   request.cfg_scale = reference.at("cfg_scale").item<float>();
   request.mode = kModeNames.at(name.mode);
   request.plan = read_plan(file, config);
-  DYDIT_CHECK(checked_timesteps(reference, "timesteps_" + name.spacing) == request.plan->timesteps(),
+  DYDIT_CHECK(checked_timesteps(context, "timesteps_" + name.spacing) == request.plan->timesteps(),
               "{}: timesteps_{} are not those of {}", reference.path(), name.spacing, file.string());
 
   const auto course = std::make_shared<Course>(request, pipeline.plan(request));

@@ -11,19 +11,6 @@
 namespace dydit {
 namespace {
 
-GateNoise recorded_noise(const Reference& reference, const DiTConfig& config) {
-  GateNoise noise;
-  for (int l = 0; l < config.depth; ++l) {
-    if (config.width_routers) {
-      noise.heads.push_back(reference.at(fmt::format("gumbel.{}.attn", l)));
-      noise.groups.push_back(reference.at(fmt::format("gumbel.{}.mlp", l)));
-    }
-    if (config.token_routers)
-      noise.tokens.push_back(reference.at(fmt::format("gumbel.{}.token", l)).flatten(1));
-  }
-  return noise;
-}
-
 // ||a - b|| / max(||b||, 1e-6 ||all||)
 void compare_gradients(DiT& model, const Reference& reference, VerifyReport& report) {
   double all = 0;
@@ -43,6 +30,19 @@ void compare_gradients(DiT& model, const Reference& reference, VerifyReport& rep
 }
 
 }  // namespace
+
+GateNoise recorded_noise(const Reference& reference, const DiTConfig& config, const std::string& prefix) {
+  GateNoise noise;
+  for (int l = 0; l < config.depth; ++l) {
+    if (config.width_routers) {
+      noise.heads.push_back(reference.at(fmt::format("{}gumbel.{}.attn", prefix, l)));
+      noise.groups.push_back(reference.at(fmt::format("{}gumbel.{}.mlp", prefix, l)));
+    }
+    if (config.token_routers)
+      noise.tokens.push_back(reference.at(fmt::format("{}gumbel.{}.token", prefix, l)).flatten(1));
+  }
+  return noise;
+}
 
 void verify_training(const VerifyContext& context, VerifyReport& report) {
   DYDIT_USAGE_CHECK(context.dtype == at::kFloat,

@@ -40,7 +40,7 @@ const Pipeline& pipeline() {
   return pipeline;
 }
 
-PlanSpec reuse_at(int step, const std::vector<int>& timesteps) {
+PlanSpec reuse_at(int step, const std::vector<double>& timesteps) {
   PlanSpec plan = full_spec(golden().config, timesteps);
   plan.steps[step].attn = plan.steps[step].mlp = std::vector<Action>(golden().config.depth, 0);
   return plan;
@@ -49,7 +49,7 @@ PlanSpec reuse_at(int step, const std::vector<int>& timesteps) {
 TEST(PlanMeter, APlanThatComputesEverythingHasNoError) {
   const GenerateOptions options = options_of();
   const PlanMeter meter(pipeline(), options, options, nullptr);
-  const std::vector<int> timesteps = run_spacing(options).timesteps;
+  const std::vector<double> timesteps = run_spacing(options, {}).timesteps;
   const MeasuredPlan full = meter.measure(full_spec(golden().config, timesteps));
   EXPECT_EQ(full.error, 0);
   EXPECT_EQ(full.error_se, 0);
@@ -69,7 +69,7 @@ TEST(PlanMeter, SharesAreOfTheFullRunOfTheStaticModel) {
   options.mode = Mode::Static;
   const PlanMeter meter(pipeline(), options, options, nullptr);
   const DiTConfig& config = golden().config;
-  EXPECT_NEAR(meter.measure(full_spec(config, run_spacing(options).timesteps)).cost, 1, 1e-12);
+  EXPECT_NEAR(meter.measure(full_spec(config, run_spacing(options, {}).timesteps)).cost, 1, 1e-12);
   const MeasuredPlan half =
       meter.measure(full_spec(config, choose_timesteps(SamplerKind::Ddim, kSteps / 2).timesteps));
   EXPECT_NEAR(half.cost, 0.5, 1e-12);  // fewer steps are held against the longer run
@@ -95,7 +95,7 @@ TEST_P(ForecastErrorsOf, FollowASingleForecastToTheImage) {
   const GenerateOptions options = options_of(GetParam());
   const ForecastErrors errors = measure_forecast_errors(pipeline(), options, 1, nullptr, nullptr);
   const PlanMeter meter(pipeline(), options, options, nullptr);
-  const std::vector<int> timesteps = run_spacing(options).timesteps;
+  const std::vector<double> timesteps = run_spacing(options, {}).timesteps;
   for (int t = 0; t <= kSteps - 2; ++t) {
     const MeasuredPlan real = meter.measure(reuse_at(t, timesteps));
     ErrorTable table = errors.table;
@@ -116,7 +116,7 @@ TEST(ForecastErrors, SchedulesCostWhatTheSearchThinks) {
   const auto hull = efficient_schedules(errors.table, errors.sensitivity, errors.costs);
   ASSERT_GT(hull.size(), 3u);
   for (const Schedule& schedule : hull) {
-    PlanSpec plan = full_spec(golden().config, run_spacing(options).timesteps);
+    PlanSpec plan = full_spec(golden().config, run_spacing(options, {}).timesteps);
     plan.forecast = kSearchForecast;
     for (int s = 0; s < kSteps; ++s)
       plan.steps[s].attn = plan.steps[s].mlp =
@@ -160,7 +160,7 @@ TEST(Calibrate, KeepsACurveFromCheapPlansToTheFullRun) {
 
 TEST(Calibrate, AThresholdAddsUpChangesUntilTheyReachIt) {
   const std::vector<double> changes = {9, .1, .1, .3, .1, .1, 0};  // the last is of the first step taken
-  const std::vector<int> timesteps = {0, 1, 2, 3, 4, 5, 6};
+  const std::vector<double> timesteps = {0, 1, 2, 3, 4, 5, 6};
   const PlanSpec plan = threshold_plan(changes, .3, golden().config, timesteps);
   std::string full;
   for (const StepSpec& step : plan.steps) full += step.computes_all() ? 'c' : '-';

@@ -19,6 +19,8 @@ namespace {
 using test::expect_error;
 using test::golden_ints;
 
+std::vector<double> as_times(const std::vector<int>& timesteps) { return {timesteps.begin(), timesteps.end()}; }
+
 TEST(Schedule, BetasRunLinearlyBetweenTheirEnds) {
   const std::vector<double> betas = linear_betas();
   ASSERT_EQ(betas.size(), 1000u);
@@ -100,20 +102,20 @@ TEST(StridedTimesteps, CountOutside1To1000IsRefused) {
 
 TEST(ChooseTimesteps, DdpmTakesEvenSections) {
   const Spacing spacing = choose_timesteps(SamplerKind::Ddpm, 50);
-  EXPECT_EQ(spacing.timesteps, even_timesteps(50));
+  EXPECT_EQ(spacing.timesteps, as_times(even_timesteps(50)));
   EXPECT_EQ(spacing.description, "even sections");
 }
 
 TEST(ChooseTimesteps, DdimTakesTheFixedStride) {
   const Spacing spacing = choose_timesteps(SamplerKind::Ddim, 50);
-  EXPECT_EQ(spacing.timesteps, strided_timesteps(50));
+  EXPECT_EQ(spacing.timesteps, as_times(strided_timesteps(50)));
   EXPECT_EQ(spacing.description, "fixed stride 20");
 }
 
 TEST(ChooseTimesteps, DdimWithoutAStrideSaysThatItTakesEvenSections) {
   ASSERT_TRUE(strided_timesteps(999).empty());
   const Spacing spacing = choose_timesteps(SamplerKind::Ddim, 999);
-  EXPECT_EQ(spacing.timesteps, even_timesteps(999));
+  EXPECT_EQ(spacing.timesteps, as_times(even_timesteps(999)));
   EXPECT_EQ(spacing.description, "even sections (no fixed stride gives 999 steps)");
 }
 
@@ -131,11 +133,11 @@ TEST(LinspaceTimesteps, MoreStepsThanDistinctTimestepsAreRefused) {
 }
 
 TEST(SortedTimesteps, TakesAnyOrder) {
-  EXPECT_EQ(sorted_timesteps({40, 999, 0}), (std::vector<int>{0, 40, 999}));
+  EXPECT_EQ(sorted_timesteps({40, 999, 0}), (std::vector<double>{0, 40, 999}));
 }
 
 TEST(SortedTimesteps, RefusesWhatNoRunCanVisit) {
-  const auto expect_refused = [](const std::vector<int>& timesteps, const std::string& message) {
+  const auto expect_refused = [](const std::vector<double>& timesteps, const std::string& message) {
     EXPECT_THROW(sorted_timesteps(timesteps), UsageError);
     expect_error([&] { sorted_timesteps(timesteps); }, message);
   };
@@ -143,6 +145,7 @@ TEST(SortedTimesteps, RefusesWhatNoRunCanVisit) {
   expect_refused({5, -1}, "--timesteps: -1 is outside 0 to 999");
   expect_refused({5, 1000}, "--timesteps: 1000 is outside 0 to 999");
   expect_refused({5, 7, 5}, "--timesteps: 5 is given twice");
+  expect_refused({5, 7.5}, "--timesteps: 7.5 is no whole number");
 }
 
 }  // namespace

@@ -18,6 +18,11 @@ using test::random_tensor;
 using test::relative_difference;
 using test::sample;
 
+std::vector<int> chosen(SamplerKind kind, int steps) {
+  const std::vector<double> timesteps = choose_timesteps(kind, steps).timesteps;
+  return {timesteps.begin(), timesteps.end()};
+}
+
 struct SamplerRun {
   at::Tensor x = random_tensor({2, 3, 4, 4}, 1, 0);
   std::vector<int> draws;
@@ -26,7 +31,7 @@ struct SamplerRun {
 // A run whose denoiser answers 0.1 x and, with `variance_channels`, zeros for the variance.
 SamplerRun run_sampler(const SamplerOptions& options, int num_steps, int variance_channels) {
   SamplerRun run;
-  const DiffusionTables tables = make_diffusion_tables(choose_timesteps(options.kind, num_steps).timesteps);
+  const DiffusionTables tables = make_diffusion_tables(chosen(options.kind, num_steps));
   sample(
       tables, options, run.x,
       [&](const at::Tensor& x, int) {
@@ -55,7 +60,7 @@ TEST(Sampler, DpmDrawsNothing) { EXPECT_TRUE(run_sampler({SamplerKind::Dpm, 0.0f
 
 TEST(Sampler, GivesThePredictedImageOfEveryStepWhenAskedTo) {
   for (const SamplerKind kind : {SamplerKind::Ddpm, SamplerKind::Ddim, SamplerKind::Dpm}) {
-    const DiffusionTables tables = make_diffusion_tables(choose_timesteps(kind, 4).timesteps);
+    const DiffusionTables tables = make_diffusion_tables(chosen(kind, 4));
     at::Tensor x = random_tensor({2, 3, 4, 4}, 1, 0), wanted;
     int steps = 0;
     const auto denoise = [&](const at::Tensor& state, int step) {

@@ -252,7 +252,7 @@ TEST(CpuEngine, SurvivesThatMemoryRunsOutAtAnyMoment) {
 // Likewise of a step that keeps, forecasts and skips: what its row had kept is there for the next try.
 TEST(CpuEngine, SurvivesThatMemoryRunsOutInACachedStep) {
   const Checkpoint checkpoint = test::random_checkpoint(test::tiny_config());
-  PlanSpec spec = full_spec(checkpoint.config, std::vector<int>{100, 400, 900});
+  PlanSpec spec = full_spec(checkpoint.config, std::vector<double>{100, 400, 900});
   spec.steps[1].attn = {0, kSkipped};
   spec.steps[1].mlp = {kCompute, kSkipped};
   spec.steps[1].ranges = {{1, 2, 0}};

@@ -293,7 +293,7 @@ TEST(LeastEngineBytes, CountTheRangesOfAPlan) {
   DiTConfig config = test::static_config();
   config.input_size = 64;  // 1024 tokens: a sample is a pass
   const Checkpoint checkpoint = random_checkpoint(config);
-  PlanSpec spec = full_spec(config, std::vector<int>{20, 300, 500, 700});
+  PlanSpec spec = full_spec(config, std::vector<double>{20, 300, 500, 700});
   for (int s = 0; s < 3; ++s) {
     const auto [from, to] = std::array{std::pair{1, 2}, std::pair{0, 1}, std::pair{0, 2}}[s];
     spec.steps[s].ranges = {{from, to, 1}};

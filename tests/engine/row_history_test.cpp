@@ -28,7 +28,7 @@ using test::Walker;
 class RowHistory : public testing::TestWithParam<EngineKind> {
  protected:
   static PlanSpec spec() {
-    PlanSpec spec = full_spec(config(), std::vector<int>{20, 300, 500});
+    PlanSpec spec = full_spec(config(), std::vector<double>{20, 300, 500});
     spec.steps[1].attn = {0, kCompute};
     spec.steps[0].ranges = {{1, 2, 0}};
     spec.steps[0].attn = {0, kSkipped};

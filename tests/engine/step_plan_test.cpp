@@ -232,7 +232,7 @@ TEST_P(PlansIn, APlanThatComputesAllChangesNoBit) {
   for (const DiTConfig& config : {tiny_config(), odd_hidden_config()}) {
     const Checkpoint checkpoint = random_checkpoint(config);
     const EngineOptions options = {.dtype = GetParam().dtype, .threads = 2};
-    const std::vector<int> timesteps = spread_timesteps(4);
+    const std::vector<double> timesteps = spread_timesteps(4);
     const EngineOf plain(GetParam().kind, checkpoint, options, Mode::Dynamic, timesteps);
     Walk walk(GetParam().kind, checkpoint,
               plan_of_spec(checkpoint, full_spec(config, timesteps), Mode::Dynamic, true), options);
@@ -251,7 +251,7 @@ TEST_P(PlansIn, APlanThatComputesAllChangesNoBit) {
 
 // All branches and the range of all blocks are kept in the first of two steps, and used in the second.
 PlanSpec keeping(const DiTConfig& config, bool branches, bool range) {
-  PlanSpec spec = full_spec(config, std::vector<int>{500, 500, 500});  // of one timestep: no plan of a file
+  PlanSpec spec = full_spec(config, std::vector<double>{500, 500, 500});  // of one timestep: no plan of a file
   if (branches) std::fill(spec.steps[0].attn.begin(), spec.steps[0].attn.end(), 0);
   if (branches) std::fill(spec.steps[0].mlp.begin(), spec.steps[0].mlp.end(), 0);
   if (!range) return spec;
@@ -267,7 +267,7 @@ TEST_P(PlansIn, KeepingChangesNoBit) {
     const EngineOptions options = {.dtype = GetParam().dtype};
     Walk plain(
         GetParam().kind, checkpoint,
-        plan_of_spec(checkpoint, full_spec(config, std::vector<int>{500, 500, 500}), Mode::Dynamic, false),
+        plan_of_spec(checkpoint, full_spec(config, std::vector<double>{500, 500, 500}), Mode::Dynamic, false),
         options),
         walk(GetParam().kind, checkpoint,
              plan_of_spec(checkpoint, keeping(config, true, true), Mode::Dynamic, false), options);
@@ -302,7 +302,7 @@ TEST_P(PlansOf, TheGatesAreTheCurrentSteps) {
   const RunPlan plan = plan_of_spec(
       checkpoint,
       [&] {
-        PlanSpec spec = full_spec(config, std::vector<int>{20, 900});
+        PlanSpec spec = full_spec(config, std::vector<double>{20, 900});
         spec.steps[0].mlp = {0};
         return spec;
       }(),
@@ -436,7 +436,7 @@ TEST_P(PlansIn, KeepsInTheTypeOfItsActivations) {
 TEST_P(PlansOf, IntoAnMlpThatIsNotComputedNoTokenEnters) {
   const DiTConfig config = tiny_config();
   const Checkpoint checkpoint = random_checkpoint(config);
-  PlanSpec spec = full_spec(config, std::vector<int>{20, 500});
+  PlanSpec spec = full_spec(config, std::vector<double>{20, 500});
   spec.steps[0].mlp[1] = 0;
   Walk walk(GetParam(), checkpoint, plan_of_spec(checkpoint, spec, Mode::Dynamic, false));
   walk.forward();
@@ -450,7 +450,7 @@ TEST_P(PlansOf, IntoAnMlpThatIsNotComputedNoTokenEnters) {
 TEST(ReferenceEngine, ExecutesTheCompleteBranchWhereItIsComputed) {
   const DiTConfig config = tiny_config();
   const int64_t C = config.hidden_size, N = config.num_tokens(), width = C * 3;
-  PlanSpec spec = full_spec(config, std::vector<int>{20, 300, 500, 700});
+  PlanSpec spec = full_spec(config, std::vector<double>{20, 300, 500, 700});
   spec.steps[2].attn[0] = spec.steps[1].mlp[1] = 0;
   spec.steps[0].ranges = {{0, 1, 0}};
   spec.steps[0].attn[0] = spec.steps[0].mlp[0] = kSkipped;

@@ -82,15 +82,27 @@ TEST(Stated, ATableWithoutANullClassIsRefused) {
       "says class_dropout_prob 0 and the table");
 }
 
-TEST(Stated, FlowModelsAreRefusedByName) {
-  expect_error([] { load_with_args(tiny(), {text("model"), text("SiT-XL/2")}); }, "is a SiT");
+TEST(Stated, FlowModelsAreTakenAtTheirWord) {
+  const Checkpoint sit =
+      load_with_args(tiny(), {text("path_type"), text("Linear"), text("prediction"), text("velocity")});
+  EXPECT_EQ(sit.config.objective, (Objective{Path::Linear, Prediction::Velocity, ModelClock::Data}));
+  EXPECT_EQ(sit.objective_source, "args");
+  EXPECT_TRUE(sit.config.drops_variance);
+  const Checkpoint noise =
+      load_with_args(tiny(), {text("path_type"), text("GVP"), text("prediction"), text("noise")});
+  EXPECT_EQ(noise.config.objective, (Objective{Path::Gvp, Prediction::Noise, ModelClock::Data}));
+}
+
+TEST(Stated, FlowsThatAreNotOfferedAreRefusedByName) {
+  expect_error([] { load_with_args(tiny(), {text("model"), text("SiT-XL/2")}); }, "args says model \"SiT-XL/2\"");
+  expect_error([] { load_with_config({{"prediction", "velocity"}}); }, "nobody says of which path");
+  expect_error([] { load(tiny(), {{"prediction_type", "v_prediction"}}); },
+               "metadata says prediction \"v_prediction\", but this program knows noise and velocity");
   expect_error(
       [] {
-        load_with_args(tiny(), {text("path_type"), text("Linear"), text("prediction"), text("noise")});
+        load_with_args(tiny(), {text("path_type"), text("Cosine")});
       },
-      "path_type Linear, prediction noise");
-  expect_error([] { load_with_config({{"prediction", "velocity"}}); }, "velocity prediction");
-  expect_error([] { load(tiny(), {{"prediction_type", "v_prediction"}}); }, "by its metadata");
+      "args says path \"Cosine\", but this program knows table, linear");
   load_with_args(tiny(), {text("prediction"), text("epsilon"), text("model"), text("DiT-tiny")});
 }
 

@@ -76,7 +76,7 @@ TEST(PositionTable, IsTheOriginals) {
 }
 
 TEST(TimestepFrequencies, PutCosBeforeSin) {
-  const at::Tensor at_zero = timestep_frequencies(at::tensor({0L}), 128);
+  const at::Tensor at_zero = timestep_frequencies(at::tensor({0L}), 256, 128);
   EXPECT_TRUE(at::equal(at_zero.slice(1, 0, 128), at::ones({1, 128})));
   EXPECT_TRUE(at::equal(at_zero.slice(1, 128), at::zeros({1, 128})));
 }
@@ -84,7 +84,7 @@ TEST(TimestepFrequencies, PutCosBeforeSin) {
 // Of t = 37, frequencies 10000^(-i / divisor).
 void expect_frequencies(Semantics semantics, int divisor) {
   EXPECT_EQ(with_semantics({}, semantics).frequency_divisor, divisor);
-  const at::Tensor got = timestep_frequencies(at::tensor({37L}), divisor);
+  const at::Tensor got = timestep_frequencies(at::tensor({37L}), 256, divisor);
   for (int i : {0, 1, 64, 127}) {
     const double angle = 37 * std::pow(10000.0, -i / static_cast<double>(divisor));
     EXPECT_NEAR(got[0][i].item<double>(), std::cos(angle), 5e-6);

@@ -56,6 +56,16 @@ TEST(PlainOps, GatedResidualOfTokens) {
               {{B, N, C}, {B, C}, {B, N, C}, {B, N}});
 }
 
+// As around the branches of a U-ViT.
+TEST(PlainOps, GatedResidualWithoutAGate) {
+  expect_same([](const Tensors& in) { return gated_residual(in[0], {}, in[1]); },
+              [](const Tensors& in) { return plain::gated_residual(in[0], {}, in[1]); },
+              {{B, N, C}, {B, N, C}});
+  expect_same([](const Tensors& in) { return gated_residual(in[0], {}, in[1], in[2]); },
+              [](const Tensors& in) { return plain::gated_residual(in[0], {}, in[1], in[2]); },
+              {{B, N, C}, {B, N, C}, {B, N}});
+}
+
 TEST(PlainOps, ATokenThatIsOffKeepsXExactly) {
   const at::Tensor x = random_tensor({B, N, C}, 1, 0), y = random_tensor({B, N, C}, 1, 1);
   const at::Tensor out = plain::gated_residual(x, random_tensor({B, C}, 1, 2), y, at::zeros({B, N}));
@@ -67,6 +77,14 @@ TEST(PlainOps, GatedGelu) {
               [](const Tensors& in) { return plain::gated_gelu(in[0]); }, {{B, N, F}});
   expect_same([](const Tensors& in) { return gated_gelu(in[0], in[1]); },
               [](const Tensors& in) { return plain::gated_gelu(in[0], in[1]); }, {{B, N, F}, {B, H}});
+}
+
+TEST(PlainOps, GatedGeluOfTheExactForm) {
+  expect_same([](const Tensors& in) { return gated_gelu(in[0], {}, GeluForm::Erf); },
+              [](const Tensors& in) { return plain::gated_gelu(in[0], {}, GeluForm::Erf); }, {{B, N, F}});
+  expect_same([](const Tensors& in) { return gated_gelu(in[0], in[1], GeluForm::Erf); },
+              [](const Tensors& in) { return plain::gated_gelu(in[0], in[1], GeluForm::Erf); },
+              {{B, N, F}, {B, H}});
 }
 
 TEST(PlainOps, Attention) {

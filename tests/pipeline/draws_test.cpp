@@ -26,8 +26,8 @@ at::Tensor normals(const DiTConfig& config, uint64_t seed, int image, int draw) 
 // Image `index` of an unguided run by hand, each draw by its number: 0 the start, k + 1 of the k-th step.
 at::Tensor image_by_hand(const Checkpoint& checkpoint, const GenerateOptions& options, int index) {
   const DiTConfig& config = checkpoint.config;
-  const std::vector<int> timesteps = run_spacing(options).timesteps;
-  const DiffusionTables tables = make_diffusion_tables(timesteps);
+  const std::vector<double> timesteps = run_spacing(options, {}).timesteps;
+  const DiffusionTables tables = make_diffusion_tables(test::steps_of_table(timesteps));
   const test::EngineOf engine(options.engine, checkpoint, {}, Mode::Dynamic, timesteps);
   at::Tensor x = normals(config, options.seed, index, 0), x0 = at::empty_like(x);
   const int steps = tables.num_steps();

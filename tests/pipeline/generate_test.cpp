@@ -279,7 +279,7 @@ TEST(Generate, TimestepsByHandTakeThePlaceOfChosenOnes) {
   for (const SamplerKind kind : {SamplerKind::Ddpm, SamplerKind::Ddim, SamplerKind::Dpm}) {
     GenerateOptions chosen = few_steps(), by_hand = few_steps(), other = few_steps();
     chosen.sampler.kind = by_hand.sampler.kind = other.sampler.kind = kind;
-    const std::vector<int> same = choose_timesteps(kind, 3).timesteps;
+    const std::vector<double> same = choose_timesteps(kind, 3).timesteps;
     by_hand.timesteps = {same[1], same[2], same[0]};  // the order does not matter
     by_hand.num_steps = 250;                          // nor does this
     other.timesteps = {same[1] + 1, same[2], same[0]};
@@ -305,7 +305,7 @@ TEST(Generate, TorchNoiseIsDrawnAsTheOriginalScriptDraws) {
   const std::vector<GeneratedSample> got = samples_of(tiny_config(), options);
 
   const Checkpoint checkpoint = random_checkpoint(tiny_config());
-  const std::vector<int> timesteps = choose_timesteps(SamplerKind::Ddpm, 3).timesteps;
+  const std::vector<double> timesteps = choose_timesteps(SamplerKind::Ddpm, 3).timesteps;
   const test::EngineOf engine(options.engine, checkpoint, {}, Mode::Dynamic, timesteps);
   const std::vector<int64_t> labels = {3, 0, 4, 3, 5, 5, 5, 5};  // 5 is the null class
   TorchNoise stream(options.seed);
@@ -321,7 +321,7 @@ TEST(Generate, TorchNoiseIsDrawnAsTheOriginalScriptDraws) {
     return out.slice(0, 0, 4);
   };
   const auto draw = [&](at::Tensor& noise, int) { noise.copy_(randn(8).slice(0, 0, 4)); };
-  test::sample(make_diffusion_tables(timesteps), {SamplerKind::Ddpm, 0}, x, denoise, draw);
+  test::sample(make_diffusion_tables(test::steps_of_table(timesteps)), {SamplerKind::Ddpm, 0}, x, denoise, draw);
   for (int i = 0; i < 4; ++i) EXPECT_TRUE(at::equal(got[i].sample, x[i])) << i;
 }
 
@@ -370,7 +370,7 @@ GenerateOptions with_token_map() {
 // The same from the engine's traces: a guided DDIM run of image 0 by hand, (N).
 at::Tensor share_of_traces(const DiTConfig& config, const GenerateOptions& options) {
   const Checkpoint checkpoint = random_checkpoint(config);
-  const std::vector<int> timesteps = choose_timesteps(SamplerKind::Ddim, options.num_steps).timesteps;
+  const std::vector<double> timesteps = choose_timesteps(SamplerKind::Ddim, options.num_steps).timesteps;
   const test::EngineOf engine(options.engine, checkpoint, {}, Mode::Dynamic, timesteps);
   const std::vector<int64_t> labels = {options.classes[0], config.null_class()};
   at::Tensor x = at::empty({1, config.in_channels, config.input_size, config.input_size});
@@ -383,7 +383,7 @@ at::Tensor share_of_traces(const DiTConfig& config, const GenerateOptions& optio
     apply_guidance(out, options.cfg_scale, 3);
     return out.slice(0, 0, 1);
   };
-  test::sample(make_diffusion_tables(timesteps), {SamplerKind::Ddim, 0}, x, denoise, nullptr);
+  test::sample(make_diffusion_tables(test::steps_of_table(timesteps)), {SamplerKind::Ddim, 0}, x, denoise, nullptr);
   return at::stack(masks).mean(at::IntArrayRef{0, 1, 2});
 }
 

@@ -133,7 +133,7 @@ TEST(SchedulerOfPlans, APlanThatComputesAllChangesNoBit) {
       request.num_steps = 4;
       request.sampler.kind = sampler;
       const Made without = alone(pipeline, course_of(pipeline, request));
-      request.plan = full_spec(checkpoint.config, run_spacing(request).timesteps);
+      request.plan = full_spec(checkpoint.config, run_spacing(request, {}).timesteps);
       const Made with = alone(pipeline, course_of(pipeline, request));
       EXPECT_TRUE(at::equal(with.x, without.x));
       EXPECT_EQ(with.work.required, without.work.required);
@@ -247,7 +247,7 @@ TEST(GuidanceOfPlans, IsWhatEachStepSays) {
     request.guided_channels = 3;
     request.mode = Mode::Static;
     request.sampler = {SamplerKind::Ddim, 0};
-    request.plan = full_spec(config, std::vector<int>{500, 600, 700, 800, 900});
+    request.plan = full_spec(config, std::vector<double>{500, 600, 700, 800, 900});
     std::vector<StepSpec>& plan = request.plan->steps;
     plan[3].scale = 2.0f;
     plan[2].guide = GuideKind::Off;
@@ -289,7 +289,7 @@ class RefusedPlan : public testing::Test {
     request.sampler = {SamplerKind::Ddim, 0};
     request.cfg_scale = 2;
     request.mode = Mode::Dynamic;
-    request.plan = full_spec(config_, std::vector<int>{100, 500, 900});
+    request.plan = full_spec(config_, std::vector<double>{100, 500, 900});
     request.plan->name = "hand";
     return request;
   }

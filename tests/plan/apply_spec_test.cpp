@@ -279,7 +279,7 @@ TEST(ApplySpec, KeepsARangeWhereverNoSkippedOneOverlapsIt) {
 
 TEST(ApplySpec, TakesWidthsByHandAndLeavesTheOthers) {
   const Checkpoint checkpoint = random_checkpoint(tiny_config());
-  PlanSpec spec = full_spec(tiny_config(), std::vector<int>{100, 500});
+  PlanSpec spec = full_spec(tiny_config(), std::vector<double>{100, 500});
   spec.steps[1].heads = {{1, 0, 0, 1}, {1, 1, 0, 0}};
   spec.steps[1].groups = {{1, 0, 0, 0}, {1, 1, 1, 1}};
   spec.steps[1].tokens = {3, 16};
@@ -329,7 +329,7 @@ void expect_sound_slots(const RunPlan& plan) {
 TEST(ApplySpec, GivesSoundSlotsToAnyPlan) {
   DiTConfig config = static_config();
   config.depth = 5;
-  const std::vector<int> timesteps = test::spread_timesteps(14);
+  const std::vector<double> timesteps = test::spread_timesteps(14);
   const RunPlan widths = make_width_plan(random_checkpoint(config), timesteps, Mode::Static);
   int slots = 0, terms = 0;
   for (uint32_t seed = 0; seed < 200; ++seed) {
@@ -370,7 +370,7 @@ TEST(PlanMacs, CountTheRoutersOfBranchesThatAreComputed) {
   const DiTConfig config = tiny_config();
   const int64_t C = config.hidden_size, N = config.num_tokens(), R = config.token_router_hidden(),
                 ends = fixed_macs(config) - 2 * 6 * C * C;
-  PlanSpec spec = full_spec(config, std::vector<int>{100, 500});
+  PlanSpec spec = full_spec(config, std::vector<double>{100, 500});
   spec.steps[0].attn[0] = spec.steps[0].mlp[1] = 0;
   for (StepSpec& step : spec.steps) {
     step.heads = {{1, 0, 1, 0}, {1, 1, 1, 0}};

@@ -70,7 +70,7 @@ TEST(PlanFile, SaysWhatEveryStepDoes) {
   EXPECT_EQ(spec.model_sha256, "ab");
   EXPECT_EQ(spec.eta, 0.0f);
   EXPECT_EQ(spec.cfg_scale, 1.5f);
-  EXPECT_EQ(spec.timesteps(), (std::vector<int>{880, 900, 920, 940, 960, 980}));
+  EXPECT_EQ(spec.timesteps(), (std::vector<double>{880, 900, 920, 940, 960, 980}));
   constexpr Action c = kCompute, x = kSkipped;
   const std::vector<StepSpec> wanted = {
       {.timestep = 880,
@@ -108,7 +108,7 @@ TEST(PlanFile, WrittenAndReadIsTheSame) {
 }
 
 TEST(PlanFile, IsWrittenAStepALineInTheOrderInWhichTheyAreTaken) {
-  const std::vector<int> timesteps = {0, 500};
+  const std::vector<double> timesteps = {0, 500};
   EXPECT_EQ(plan_text(full_spec(tiny_config(), timesteps), tiny_config()),
             "{\"dydit_plan\": 1, \"name\": \"none\", \"depth\": 2, \"num_heads\": 4, \"num_tokens\": 16, "
             "\"forecast\": \"taylor\",\n \"steps\": [\n"
@@ -124,7 +124,7 @@ TEST(PlanFile, WhatIsLeftOutIsTheRuns) {
 }
 
 TEST(PlanFile, AllComputedFits) {
-  const std::vector<int> timesteps = {0, 999};
+  const std::vector<double> timesteps = {0, 999};
   for (const bool guided : {false, true})
     EXPECT_NO_THROW(check_spec(full_spec(tiny_config(), timesteps), tiny_config(), guided, "none"));
 }

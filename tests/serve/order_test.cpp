@@ -79,7 +79,7 @@ TEST(Order, PlansAreMadeAndReadHere) {
   ASSERT_TRUE(cached.request.plan);
   EXPECT_EQ(cached.request.total_steps(), 9);
   EXPECT_FALSE(read(R"({"prompt": "cat"})").request.plan);
-  const PlanSpec spec = policy_plan("fora:2", test::tiny_config(), std::vector{0, 300, 600, 999});
+  const PlanSpec spec = policy_plan("fora:2", test::tiny_config(), std::vector<double>{0, 300, 600, 999});
   const nlohmann::json plan = nlohmann::json::parse(plan_text(spec, test::tiny_config()));
   const Order given = read(nlohmann::json{{"prompt", "cat"}, {"plan", plan}}.dump());
   EXPECT_EQ(given.request.total_steps(), 4);

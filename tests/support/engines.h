@@ -12,7 +12,12 @@
 
 namespace dydit::test {
 
-inline const std::vector<int> kTimesteps = {20, 480, 940};
+inline const std::vector<double> kTimesteps = {20, 480, 940};
+
+/// A table's timesteps as its functions take them.
+inline std::vector<int> steps_of_table(const std::vector<double>& timesteps) {
+  return {timesteps.begin(), timesteps.end()};
+}
 
 struct Forward {
   at::Tensor out;
@@ -23,7 +28,7 @@ struct Forward {
 /// An engine, a plan for it and a run's workspace.
 struct EngineOf {
   EngineOf(EngineKind kind, const Checkpoint& checkpoint, const EngineOptions& options = {},
-           Mode mode = Mode::Dynamic, const std::vector<int>& timesteps = kTimesteps,
+           Mode mode = Mode::Dynamic, const std::vector<double>& timesteps = kTimesteps,
            Profile* profile = nullptr)
       : plan(make_width_plan(checkpoint, timesteps, mode)),
         engine(make_engine(kind, checkpoint, options)),

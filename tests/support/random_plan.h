@@ -102,8 +102,8 @@ inline PlanSpec random_spec(const DiTConfig& config, const std::vector<int>& tim
 }
 
 /// `count` timesteps, ascending, the last not far from the noise.
-inline std::vector<int> spread_timesteps(int count) {
-  std::vector<int> timesteps;
+inline std::vector<double> spread_timesteps(int count) {
+  std::vector<double> timesteps;
   for (int i = 0; i < count; ++i) timesteps.push_back(10 + i * 980 / count);
   return timesteps;
 }

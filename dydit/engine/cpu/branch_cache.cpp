@@ -13,7 +13,7 @@ static_assert(kMaxTerms == kMaxOrder + 1);
 }  // namespace
 
 BranchCache::BranchCache(const DiTConfig& config, bool bf16)
-    : N_(config.num_tokens()), C_(config.hidden_size), bf16_(bf16) {}
+    : T_(config.sequence()), C_(config.hidden_size), bf16_(bf16) {}
 
 void BranchCache::forecast(int block, Branch which) {
   const int branch = 2 * block + static_cast<int>(which);
@@ -41,10 +41,10 @@ void BranchCache::add(const PassRows& pass, float* x, int64_t stride, Team& team
     }
   }
   const auto& kernel = bf16_ ? kernels().forecast_bf16 : kernels().forecast_float;
-  const int parts = ceil_div(N_, kTaskRows);
+  const int parts = ceil_div(T_, kTaskRows);
   team.run(pass.samples() * parts, [&](int task, int) {
     const int b = task / parts, first = task % parts * kTaskRows;
-    kernel(x + (int64_t{b} * N_ + first) * stride, stride, first, std::min(kTaskRows, N_ - first), C_,
+    kernel(x + (int64_t{b} * T_ + first) * stride, stride, first, std::min(kTaskRows, T_ - first), C_,
            terms_.data() + int64_t{b} * count, count);
   });
   forecasted_.clear();
@@ -58,22 +58,24 @@ bool BranchCache::keeps_at(const StepPlan& plan, int block) {
 
 void BranchCache::keep_ranges(const PassRows& pass, int block, const float* x, int64_t stride, Team& team) {
   const std::vector<RangePlan>& ranges = pass.plan.ranges;
-  const int rows = pass.samples() * N_;
+  const int rows = pass.samples() * T_;
   for (size_t r = 0; r < ranges.size(); ++r) {
     const bool begins = ranges[r].from == block;
     if (ranges[r].skipped() || (!begins && ranges[r].to != block)) continue;
+    if (ranges[r].absolute && begins) continue;
     float* const before = before_.as<float>() + static_cast<int64_t>(r) * rows * C_;
     team.run(ceil_div(rows, kTaskRows), [&](int task, int) {
       for (int row = task * kTaskRows; row < std::min(rows, (task + 1) * kTaskRows); ++row) {
         const float* now = x + row * stride;
-        float* then = before + int64_t{row} * C_;
+        float* of_row = before + int64_t{row} * C_;
         if (begins) {
-          std::copy_n(now, C_, then);
+          std::copy_n(now, C_, of_row);
           continue;
         }
-        const Row& of_batch = pass.row(row / N_);
+        const float* then = ranges[r].absolute ? zeros_.data() : of_row;
+        const Row& of_batch = pass.row(row / T_);
         std::byte* const to = slot(of_batch, of_batch.step->ranges[r].store);
-        std::byte* const kept = to + int64_t{row % N_} * C_ * (bf16_ ? 2 : 4);
+        std::byte* const kept = to + int64_t{row % T_} * C_ * (bf16_ ? 2 : 4);
         if (bf16_) {
           kernels().subtract_bf16(reinterpret_cast<Bf16*>(kept), now, then, C_);
         } else {
@@ -92,7 +94,7 @@ void* const* BranchCache::features(const PassRows& pass, int block, Branch which
     std::byte* const to = slot(row, row.step->branch(block, which).store);
     features_[b] = to;
     any = any || to != nullptr;
-    if (to != nullptr && clear) std::fill_n(to, int64_t{N_} * C_ * (bf16_ ? 2 : 4), std::byte{});
+    if (to != nullptr && clear) std::fill_n(to, int64_t{T_} * C_ * (bf16_ ? 2 : 4), std::byte{});
   }
   return any ? features_.data() : nullptr;
 }
@@ -101,7 +103,7 @@ void* const* BranchCache::features(const PassRows& pass, int block, Branch which
 std::byte* BranchCache::slot(const Row& row, int slot) const {
   if (slot < 0) return nullptr;
   return static_cast<std::byte*>(row.history->features.data_ptr()) +
-         int64_t{slot} * N_ * C_ * (bf16_ ? 2 : 4);
+         int64_t{slot} * T_ * C_ * (bf16_ ? 2 : 4);
 }
 
 }  // namespace dydit::cpu

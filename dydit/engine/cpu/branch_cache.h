@@ -17,6 +17,7 @@ struct PassRows {
   std::span<const int> rows;  // of the batch
   std::span<const Row> batch;
   const float* const* modulation;  // of each row of the batch
+  const float* const* times;       // the embeddings of their timesteps
   const StepPlan& plan;            // of the first row
 
   int samples() const { return static_cast<int>(rows.size()); }
@@ -33,10 +34,10 @@ class BranchCache {
   void begin() { forecasted_.clear(); }
   /// Puts a forecast in the place of a branch; it is added to the stream by the next add().
   void forecast(int block, Branch which);
-  /// Likewise of a skipped range, an index of the plan's.
+  /// Likewise of a skipped range, an index of the plan's; of an absolute one onto a stream that is 0.
   void forecast_range(int range);
   bool has_forecasts() const { return !forecasted_.empty(); }
-  /// x (samples N rows, `stride` apart) += all forecasts since the last call, in one pass over x.
+  /// x (samples T rows, `stride` apart) += all forecasts since the last call, in one pass over x.
   void add(const PassRows& pass, float* x, int64_t stride, Team& team);
 
   /// Whether a range that is kept begins or ends where this block begins.
@@ -55,11 +56,12 @@ class BranchCache {
   };
   std::byte* slot(const Row& row, int slot) const;
 
-  const int N_, C_;
+  const int T_, C_;
   const bool bf16_;
+  const std::vector<float> zeros_ = std::vector<float>(C_);
   std::vector<Forecasted> forecasted_;
   std::vector<ForecastTerms> terms_;  // theirs, sample by sample
-  Buffer before_;  // (ranges of the plan, samples N, C) float32: the stream where each begins
+  Buffer before_;  // (ranges of the plan, samples T, C) float32: the stream where each begins
   std::vector<void*> features_;
 };
 

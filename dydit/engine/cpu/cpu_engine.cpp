@@ -15,11 +15,14 @@ CpuEngine::CpuEngine(const Checkpoint& checkpoint, const EngineOptions& options)
       kernels_(kernels()),
       int8_(options.dtype == at::kChar ? int8_kernels() : nullptr),
       N_(config_.num_tokens()),
+      X_(config_.extras()),
+      T_(config_.sequence()),
       C_(config_.hidden_size),
       L_(config_.depth),
       H_(config_.num_heads),
       D_(config_.head_size()),
       row_(even(C_)),
+      gelu_(config_.gelu == GeluForm::Erf ? Epilogue::GeluErf : Epilogue::Gelu),
       model_(checkpoint, options.level.value_or(level_of(options.dtype)), options.threads) {}
 
 CpuWorkspace::CpuWorkspace(const CpuEngine& engine, const PackedModel& model, const WorkspaceOptions& options)
@@ -74,7 +77,7 @@ void CpuEngine::compute(const at::Tensor& x, std::span<const Row> rows, Workspac
     const std::span<const int> of_batch = run.groups.rows(piece);
     const StepPlan& plan = *rows[of_batch[0]].step;
     const Pass pass = {
-        {of_batch, rows, modulation, plan}, plan.routes_tokens(config_), outputs.trace, run, w};
+        {of_batch, rows, modulation, run.modulation.times().data(), plan}, plan.routes_tokens(config_), outputs.trace, run, w};
     forward_pass(pass, x.data_ptr<float>(), outputs.out.data_ptr<float>());
     for (int b = 0; b < piece.count; ++b) {
       const std::span<const int> kept(w.kept.data() + static_cast<size_t>(b) * L_, L_);
@@ -85,7 +88,7 @@ void CpuEngine::compute(const at::Tensor& x, std::span<const Row> rows, Workspac
   };
   int ranges = 0;
   for (const Row& row : rows) ranges = std::max(ranges, static_cast<int>(row.step->ranges.size()));
-  const Division division = divide(B, N_, run.crew().threads());
+  const Division division = divide(B, T_, run.crew().threads());
   if (division.alone > 0) {
     for (PassMemory& w : run.own) reserve(w, division.samples_alone(), ranges);
     const std::vector<Piece> pieces = run.groups.pieces_alone(division);
@@ -110,14 +113,18 @@ void CpuEngine::reserve(PassMemory& w, int samples, int ranges) const {
   w.hidden.reserve(bytes.hidden);
   w.patches.reserve(bytes.patches);
   w.cache.reserve(bytes.before);
+  w.joined.reserve(bytes.joined);
+  w.outputs.reserve(bytes.outputs);
+  w.patch_rows.clear();
+  for (int row = 0; X_ > 0 && row < samples * N_; ++row) w.patch_rows.push_back(row / N_ * T_ + X_ + row % N_);
   if (int8()) {
-    const size_t rows = static_cast<size_t>(samples) * N_;
+    const size_t rows = static_cast<size_t>(samples) * T_;
     w.row_scales.reserve(rows * sizeof(float));
     w.part_scales.reserve(rows * H_ * sizeof(float));
   }
   if (!config_.token_routers) return;
   w.logits.reserve(bytes.logits);
-  w.gathered.reserve(static_cast<size_t>(samples) * N_);
+  w.gathered.reserve(static_cast<size_t>(samples) * T_);
 }
 
 }  // namespace cpu

@@ -34,11 +34,13 @@ struct PassMemory {
   const ThreadFloats expanded;  // of run_product()
   BranchCache cache;
   Buffer x, rows, qkv, heads, hidden, patches, logits;
+  Buffer joined, outputs;          // rows of 2C; (joins, rows, C) what blocks gave that others are joined with
   Buffer row_scales, part_scales;  // of 8-bit rows, and of their heads or groups
   std::vector<const float*> gates;
   Panels panels;
   std::vector<int> segments;
   std::vector<int> gathered;   // rows that enter the MLP
+  std::vector<int> patch_rows;  // of all samples; empty where all rows are patches
   std::vector<int> kept;       // (samples, L) tokens that entered each MLP
   Profile profile;             // of the passes since it was last read
   std::vector<float> largest;  // WorkspaceOptions::largest_inputs of this memory's passes
@@ -50,7 +52,7 @@ class CpuEngine;
 struct CpuWorkspace final : Workspace {
   CpuWorkspace(const CpuEngine& engine, const PackedModel& model, const WorkspaceOptions& options);
 
-  void prepare(std::vector<int> timesteps) override { modulation.expect(std::move(timesteps)); }
+  void prepare(std::vector<double> timesteps) override { modulation.expect(std::move(timesteps)); }
   Crew& crew() { return crew_; }
 
   const CpuEngine& engine;
@@ -82,9 +84,9 @@ class CpuEngine final : public Engine {
   bool int8() const { return int8_ != nullptr; }
   // Of one thread.
   size_t unrounded_floats() const {
-    return static_cast<size_t>(std::max({N_ * even(D_), kGroupRows * even(config_.group_size()), row_}));
+    return static_cast<size_t>(std::max({T_ * even(D_), kGroupRows * even(config_.group_size()), row_}));
   }
-  size_t scratch_bytes() const { return attention_scratch(N_, D_, bf16_ ? 2 : 4) / 64 * 64 + 64; }
+  size_t scratch_bytes() const { return attention_scratch(T_, D_, bf16_ ? 2 : 4) / 64 * 64 + 64; }
   size_t router_floats() const { return size_t{kRouterRows} * config_.token_router_hidden(); }
 
  private:
@@ -99,12 +101,15 @@ class CpuEngine final : public Engine {
   void reserve(PassMemory& w, int samples, int ranges) const;
   void forward_pass(const Pass& pass, const float* x, float* out) const;
   void embed(const Pass& pass, const float* x) const;
+  void join(const Pass& pass, int index) const;
+  void keep_output(const Pass& pass, int index) const;
   void attention_half(const Pass& pass, int index) const;
   int route(const Pass& pass, int index) const;
   void mlp_half(const Pass& pass, int index, int tokens) const;
   void add_forecasts(const Pass& pass, int index) const;
   void keep_ranges(const Pass& pass, int index) const;
   void final_layer(const Pass& pass, float* out) const;
+  void convolve(const Pass& pass, const float* images, float* out) const;
 
   // Elements from row to row of a layer's inputs that are whole tokens.
   int64_t input_row(const PackedLinear& layer) const { return layer.int8() ? layer.padded_in_size() : row_; }
@@ -123,8 +128,9 @@ class CpuEngine final : public Engine {
   const bool bf16_;  // the activations
   const Kernels& kernels_;
   const Int8Kernels* const int8_;  // null: products of the activations' type
-  const int N_, C_, L_, H_, D_;
+  const int N_, X_, T_, C_, L_, H_, D_;  // N patches, X tokens in front of them, T of both
   const int row_;  // elements of a token's row: C padded to a pair
+  const Epilogue gelu_;
   const PackedModel model_;
 };
 

@@ -23,10 +23,15 @@ void CpuEngine::forward_pass(const Pass& pass, const float* x, float* out) const
   for (int l = 0; l < L_; ++l) {
     keep_ranges(pass, l);
     if (const RangePlan* range = pass.plan.skipped_from(l)) {
+      if (range->absolute) {  // it is all that the stream will be
+        add_forecasts(pass, l);
+        std::fill_n(pass.w.x.as<float>(), int64_t{pass.samples()} * T_ * row_, 0.0f);
+      }
       pass.w.cache.forecast_range(static_cast<int>(range - pass.plan.ranges.data()));
       l = range->to - 1;
       continue;
     }
+    if (config_.join_source(l) >= 0) join(pass, l);
     if (pass.plan.computes(l, Branch::Attention)) {
       add_forecasts(pass, l);
       attention_half(pass, l);
@@ -40,13 +45,14 @@ void CpuEngine::forward_pass(const Pass& pass, const float* x, float* out) const
     } else {
       pass.w.cache.forecast(l, Branch::Mlp);
     }
+    if (config_.join_source(L_ - 1 - l) == l) keep_output(pass, l);
   }
   keep_ranges(pass, L_);
   add_forecasts(pass, L_);
   timed(pass.w, L_, Operator::Final, [&] { final_layer(pass, out); });
 }
 
-// x <- patches through the patch embedding, + pos_embed
+// x <- [label, time,] patches through the patch embedding, + pos_embed
 void CpuEngine::embed(const Pass& pass, const float* x) const {
   PassMemory& w = pass.w;
   const int g = config_.grid(), p = config_.patch_size, channels = config_.in_channels,
@@ -67,14 +73,68 @@ void CpuEngine::embed(const Pass& pass, const float* x) const {
         }
       }
       if (values != config_.patch_values()) patch[values - 1] = 0;  // the final layer's rows lay here
-      std::copy_n(positions + token % N_ * C_, C_, tokens + token * row_);
+      const int64_t sample = token / N_, position = X_ + token % N_;
+      std::copy_n(positions + position * C_, C_, tokens + (sample * T_ + position) * row_);
     }
   });
+  for (int b = 0; X_ > 0 && b < pass.samples(); ++b) {
+    const auto add = [&](int token, const float* value) {
+      float* const row = tokens + (int64_t{b} * T_ + token) * row_;
+      for (int c = 0; c < C_; ++c) row[c] = value[c] + positions[int64_t{token} * C_ + c];
+    };
+    if (X_ > 1) add(0, model_.labels.data_ptr<float>() + pass.row(b).label * C_);
+    add(X_ - 1, pass.times[pass.rows[b]]);
+  }
   w.panels.clear();
   model_.patch.add_panels(0, 0, w.panels);
   multiply(w, model_.patch,
-           {.a = patches, .lda = values, .epilogue = Epilogue::Residual, .out = tokens, .ldo = row_},
+           {.a = patches,
+            .lda = values,
+            .epilogue = Epilogue::Residual,
+            .out = tokens,
+            .ldo = row_,
+            .rows = X_ > 0 ? w.patch_rows.data() : nullptr},
            pass.samples() * N_);
+}
+
+// x <- the layer that joins it with the output of an earlier block: of [x, that], normed or as they are
+void CpuEngine::join(const Pass& pass, int index) const {
+  add_forecasts(pass, index);
+  PassMemory& w = pass.w;
+  const PackedBlock& block = model_.blocks[index];
+  const int rows = pass.samples() * T_, source = config_.join_source(index);
+  const int64_t joined_row = 2 * row_;
+  const auto epsilon = static_cast<float>(config_.block(index).attn_norm_eps);
+  const float* const outputs = w.outputs.as<float>() + int64_t{source} * rows * C_;
+  timed(w, index, Operator::Join, [&] {
+    w.team.run(ceil_div(rows, kNormRows), [&](int task, int) {
+      for (int64_t row = task * kNormRows; row < std::min(rows, (task + 1) * kNormRows); ++row) {
+        float* const joined = w.joined.as<float>() + row * joined_row;
+        std::copy_n(w.x.as<float>() + row * row_, C_, joined);
+        std::copy_n(outputs + row * C_, C_, joined + C_);
+        if (block.join_scale.empty()) continue;
+        kernels_.norm_float(joined, joined, block.join_shift.data(), block.join_scale.data(), 2 * C_, epsilon);
+      }
+    });
+    w.panels.clear();
+    block.join.add_panels(0, 0, w.panels);
+    multiply(w, block.join, {.a = w.joined.as<float>(), .lda = joined_row, .out = w.x.as<float>(), .ldo = row_},
+             rows);
+  });
+}
+
+// For the block that is joined with this one.
+void CpuEngine::keep_output(const Pass& pass, int index) const {
+  add_forecasts(pass, index);
+  PassMemory& w = pass.w;
+  const int rows = pass.samples() * T_;
+  timed(w, index, Operator::Join, [&] {
+    float* const outputs = w.outputs.as<float>() + int64_t{index} * rows * C_;
+    w.team.run(ceil_div(rows, kNormRows), [&](int task, int) {
+      for (int64_t row = task * kNormRows; row < std::min(rows, (task + 1) * kNormRows); ++row)
+        std::copy_n(w.x.as<float>() + row * row_, C_, outputs + row * C_);
+    });
+  });
 }
 
 // x += gate_msa proj(attention(modulate(norm(x)))) over the active heads
@@ -82,7 +142,7 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
   PassMemory& w = pass.w;
   const PackedBlock& block = model_.blocks[index];
   const BlockWidth& width = pass.plan.blocks[index];
-  const int rows = pass.samples() * N_, heads = width.active_heads();
+  const int rows = pass.samples() * T_, heads = width.active_heads();
   const int64_t modulation = int64_t{index} * 6 * C_;
   timed(w, index, Operator::Norm, [&] { norm_of_branch(pass, rows, nullptr, index, Branch::Attention); });
 
@@ -107,9 +167,9 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
   timed(w, index, Operator::Attention, [&] {
     auto* scratch = pass.run.scratch.as<std::byte>();
     const int tasks = pass.samples() * heads;
-    const auto q_of = [&](int task) { return int64_t{task} / heads * N_ * qkv_row + task % heads * 3 * D_; };
+    const auto q_of = [&](int task) { return int64_t{task} / heads * T_ * qkv_row + task % heads * 3 * D_; };
     w.team.run(tasks, [&](int task, int thread) {
-      const int64_t row = int64_t{task} / heads * N_, slot = task % heads;
+      const int64_t row = int64_t{task} / heads * T_, slot = task % heads;
       const int next = task + w.team.threads();
       const std::byte* q = qkv + q_of(task) * element;
       std::byte* const out =
@@ -121,7 +181,7 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
                                    .stride = qkv_row,
                                    .out = int8_ ? static_cast<void*>(unrounded) : out,
                                    .out_stride = int8_ ? even(D_) : heads_row,
-                                   .N = N_,
+                                   .N = T_,
                                    .D = D_,
                                    .scale = 1.0f / std::sqrt(static_cast<float>(D_)),
                                    .scratch = scratch + thread * scratch_bytes(),
@@ -130,7 +190,7 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
       if (!int8_) return;
       quantize({.x = unrounded,
                 .ldx = even(D_),
-                .rows = N_,
+                .rows = T_,
                 .size = D_,
                 .factors = nullptr,
                 .bytes = reinterpret_cast<uint8_t*>(out),
@@ -154,7 +214,7 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
               .epilogue = Epilogue::Residual,
               .out = w.x.as<float>(),
               .ldo = row_,
-              .sample_rows = N_,
+              .sample_rows = T_,
               .gates = gates_at(pass, modulation + 2 * C_),
               .features = w.cache.features(pass, index, Branch::Attention, false),
               .feature_stride = C_,
@@ -182,17 +242,18 @@ void CpuEngine::keep_ranges(const Pass& pass, int index) const {
 
 // Decides which tokens enter the MLP: fills gathered and kept; returns how many there are.
 int CpuEngine::route(const Pass& pass, int index) const {
-  if (!pass.routes_tokens) return pass.samples() * N_;
+  if (!pass.routes_tokens) return pass.samples() * T_;
   PassMemory& w = pass.w;
   timed(w, index, Operator::Router, [&] {
     token_logits(pass, model_.blocks[index]);
     w.gathered.clear();
     for (int b = 0; b < pass.samples(); ++b) {
-      const std::span<const float> logits(w.logits.as<float>() + int64_t{b} * N_, N_);
+      const std::span<const float> logits(w.logits.as<float>() + int64_t{b} * T_ + X_, N_);
       const std::vector<uint8_t> on = select_tokens(logits, pass.plan.blocks[index].keep_tokens);
+      for (int n = 0; n < X_; ++n) w.gathered.push_back(b * T_ + n);  // always on
       const size_t before = w.gathered.size();
       for (int n = 0; n < N_; ++n) {
-        if (on[n]) w.gathered.push_back(b * N_ + n);
+        if (on[n]) w.gathered.push_back(b * T_ + X_ + n);
       }
       w.kept[static_cast<size_t>(b) * L_ + index] = static_cast<int>(w.gathered.size() - before);
       if (pass.trace) {
@@ -205,10 +266,11 @@ int CpuEngine::route(const Pass& pass, int index) const {
   return static_cast<int>(w.gathered.size());
 }
 
-// logits <- the token router on x, before norm and modulation
+// logits <- the token router on x, before norm and modulation; of all tokens, though nobody reads those in
+// front of the patches
 void CpuEngine::token_logits(const Pass& pass, const PackedBlock& block) const {
   PassMemory& w = pass.w;
-  const int R = block.token_in.out_size(), rows = pass.samples() * N_, all = 0;
+  const int R = block.token_in.out_size(), rows = pass.samples() * T_, all = 0;
   const auto* x = w.x.as<float>();
   auto* logits = w.logits.as<float>();
   w.panels.clear();
@@ -241,7 +303,7 @@ void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) const {
   PassMemory& w = pass.w;
   const PackedBlock& block = model_.blocks[index];
   const BlockWidth& width = pass.plan.blocks[index];
-  const int* gathered = tokens == pass.samples() * N_ ? nullptr : w.gathered.data();
+  const int* gathered = tokens == pass.samples() * T_ ? nullptr : w.gathered.data();
   void* const* const features = w.cache.features(pass, index, Branch::Mlp, gathered != nullptr);
   if (tokens == 0) return;
   const int groups = width.active_groups(), group = block.fc2.padded_in_size();
@@ -257,7 +319,7 @@ void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) const {
     multiply(w, block.fc1,
              {.a = w.rows.as<std::byte>(),
               .lda = row_,
-              .epilogue = Epilogue::Gelu,
+              .epilogue = gelu_,
               .out = hidden,
               .ldo = hidden_row},
              tokens);
@@ -278,7 +340,7 @@ void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) const {
               .out = w.x.as<float>(),
               .ldo = row_,
               .rows = gathered,
-              .sample_rows = N_,
+              .sample_rows = T_,
               .gates = gates_at(pass, modulation + 2 * C_),
               .features = features,
               .feature_stride = C_,
@@ -307,7 +369,7 @@ void CpuEngine::int8_hidden(const Pass& pass, const PackedLinear& weights, int g
                        .segments = &all,
                        .num_segments = 1,
                        .segment_pairs = weights.segment_pairs(),
-                       .epilogue = Epilogue::Gelu,
+                       .epilogue = gelu_,
                        .out = unrounded,
                        .ldo = stride,
                        .scales = w.row_scales.as<float>() + first,
@@ -331,7 +393,9 @@ void CpuEngine::final_layer(const Pass& pass, float* out) const {
   const int g = config_.grid(), p = config_.patch_size, channels = config_.out_channels(),
             side = config_.input_size;
   const int values = p * p * channels, rows = pass.samples() * N_;
-  norm(pass, rows, nullptr, int64_t{L_} * 6 * C_, kLayerNormEps, model_.final);
+  norm(pass, rows, X_ > 0 ? w.patch_rows.data() : nullptr, int64_t{L_} * 6 * C_, config_.final_norm_eps,
+       model_.final);
+  float* const image = config_.output_conv ? w.joined.as<float>() : out;
   auto* patches = w.patches.as<float>();
   w.panels.clear();
   model_.final.add_panels(0, 0, w.panels);
@@ -340,11 +404,32 @@ void CpuEngine::final_layer(const Pass& pass, float* out) const {
     for (int column = 0; column < g; ++column) {
       const float* patch = patches + (int64_t{task} * g + column) * values;
       for (int c = 0; c < channels; ++c) {
-        float* to =
-            out + ((int64_t{pass.rows[task / g]} * channels + c) * side + task % g * p) * side + column * p;
+        const int64_t sample = config_.output_conv ? task / g : pass.rows[task / g];
+        float* to = image + ((sample * channels + c) * side + task % g * p) * side + column * p;
         for (int i = 0; i < p; ++i) {
           for (int j = 0; j < p; ++j) to[i * side + j] = patch[(i * p + j) * channels + c];
         }
+      }
+    }
+  });
+  if (config_.output_conv) convolve(pass, image, out);
+}
+
+// out <- images (samples, channels, side, side) through a 3 x 3 convolution, zeros around them
+void CpuEngine::convolve(const Pass& pass, const float* images, float* out) const {
+  const int channels = config_.out_channels(), side = config_.input_size;
+  const int64_t plane = int64_t{side} * side;
+  pass.w.team.run(pass.samples() * channels, [&](int task, int) {
+    const int sample = task / channels, to = task % channels;
+    float* const result = out + (int64_t{pass.rows[sample]} * channels + to) * plane;
+    std::fill_n(result, plane, model_.conv_bias[to]);
+    for (int tap = 0; tap < channels * 9; ++tap) {
+      const int from = tap / 9, dy = tap % 9 / 3 - 1, dx = tap % 3 - 1;
+      const float weight = model_.conv_weight[static_cast<size_t>(to) * channels * 9 + tap];
+      const float* const image = images + (int64_t{sample} * channels + from) * plane;
+      for (int y = std::max(0, -dy); y < side - std::max(0, dy); ++y) {
+        for (int x = std::max(0, -dx); x < side - std::max(0, dx); ++x)
+          result[y * side + x] += weight * image[(y + dy) * side + x + dx];
       }
     }
   });
@@ -360,7 +445,7 @@ void CpuEngine::norm(const Pass& pass, int rows, const int* gathered, int64_t sh
   pass.w.team.run(ceil_div(rows, kNormRows), [&](int task, int thread) {
     for (int64_t i = task * kNormRows; i < std::min(rows, (task + 1) * kNormRows); ++i) {
       const int64_t row = gathered ? gathered[i] : i;
-      const float *from = x + row * row_, *modulation = pass.modulation[pass.rows[row / N_]] + shift;
+      const float *from = x + row * row_, *modulation = pass.modulation[pass.rows[row / T_]] + shift;
       if (next.int8()) {
         auto* const unrounded = pass.run.unrounded.as<float>() + thread * unrounded_floats();
         kernels_.norm_float(unrounded, from, modulation, modulation + C_, C_, epsilon);

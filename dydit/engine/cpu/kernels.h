@@ -39,6 +39,7 @@ struct Panel {
 enum class Epilogue {
   Store,     // out <- v
   Gelu,      // out <- gelu_tanh(v)
+  GeluErf,   // out <- gelu(v), the exact form
   Relu,      // out <- max(v, 0)
   Residual,  // out[row] (float32) += gate v
 };

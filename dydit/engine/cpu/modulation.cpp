@@ -23,7 +23,7 @@ void sort_unique(auto& values) {
 }  // namespace
 
 std::span<const float* const> Modulation::of(std::span<const Key> keys, Team& team) {
-  if (std::any_of(keys.begin(), keys.end(), [&](const Key& key) { return find(key) == nullptr; })) {
+  if (std::any_of(keys.begin(), keys.end(), [&](const Key& key) { return find(key) < 0; })) {
     hold(keys);
     try {
       compute(team);
@@ -32,22 +32,26 @@ std::span<const float* const> Modulation::of(std::span<const Key> keys, Team& te
       throw;
     }
   }
-  found_.resize(keys.size());
-  std::transform(keys.begin(), keys.end(), found_.begin(), [&](const Key& key) { return find(key); });
+  found_.clear();
+  times_.clear();
+  for (const Key& key : keys) {
+    const int64_t row = find(key);
+    found_.push_back(model_.constant.empty() ? modulations_.as<float>() + row * size_ : model_.constant.data());
+    times_.push_back(t_emb_.data() + int64_t{time_rows_[row]} * C_);
+  }
   return found_;
 }
 
-const float* Modulation::find(const Key& key) const {
+int64_t Modulation::find(const Key& key) const {
   const auto found = std::lower_bound(held_.begin(), held_.end(), key);
-  if (found == held_.end() || *found != key) return nullptr;
-  return modulations_.as<float>() + (found - held_.begin()) * size_;
+  return found == held_.end() || !(*found == key) ? -1 : found - held_.begin();
 }
 
 // `keys`, then the same labels at the timesteps that come next, whole steps as long as they fit.
 void Modulation::hold(std::span<const Key> keys) {
   std::vector<Key> step(keys.begin(), keys.end());
   sort_unique(step);
-  const size_t most = kModulationBytes / (size_ * sizeof(float));
+  const size_t floats = model_.constant.empty() ? size_ : C_, most = kModulationBytes / (floats * sizeof(float));
   held_.clear();
   std::vector<Key> held = step;
   while (!step.empty() && held.size() + step.size() <= most) {
@@ -64,19 +68,20 @@ void Modulation::hold(std::span<const Key> keys) {
 }
 
 void Modulation::compute(Team& team) {
-  std::vector<int> timesteps;
+  std::vector<double> timesteps;
+  time_rows_.clear();
   for (const Key& key : held_) {
     if (timesteps.empty() || timesteps.back() != key.timestep) timesteps.push_back(key.timestep);
+    time_rows_.push_back(static_cast<int>(timesteps.size()) - 1);
   }
   embed(timesteps, team);
+  if (!model_.constant.empty()) return;
   const int rows = static_cast<int>(held_.size());
   conditions_.reserve(static_cast<size_t>(rows) * row_ * sizeof(float));
   modulations_.reserve(rows * size_ * sizeof(float));
   auto* conditions = conditions_.as<float>();
-  size_t t = 0;
   for (int r = 0; r < rows; ++r) {
-    if (timesteps[t] != held_[r].timestep) ++t;
-    const float* time = t_emb_.data() + t * C_;
+    const float* time = t_emb_.data() + int64_t{time_rows_[r]} * C_;
     const float* label = model_.labels.data_ptr<float>() + held_[r].label * C_;
     for (int c = 0; c < C_; ++c) conditions[int64_t{r} * row_ + c] = silu(time[c] + label[c]);
   }
@@ -86,25 +91,30 @@ void Modulation::compute(Team& team) {
 }
 
 // t_emb_ <- embeddings of all `timesteps` at once; a row does not depend on the others.
-void Modulation::embed(std::span<const int> timesteps, Team& team) {
-  const int T = static_cast<int>(timesteps.size());
+void Modulation::embed(std::span<const double> timesteps, Team& team) {
+  const DiTConfig& config = model_.config();
+  const int T = static_cast<int>(timesteps.size()), row = even(config.time_hidden());
   const at::Tensor frequencies =
-      timestep_frequencies(at::tensor(std::vector<int64_t>(timesteps.begin(), timesteps.end())),
-                           model_.config().frequency_divisor);
-  hidden_.assign(static_cast<size_t>(T) * row_ + 1, 0.0f);
+      timestep_frequencies(at::tensor(std::vector<double>(timesteps.begin(), timesteps.end()), at::kDouble),
+                           config.time_frequencies, config.frequency_divisor);
   t_emb_.resize(static_cast<size_t>(T) * C_);
+  if (!config.time_mlp) {
+    std::copy_n(frequencies.data_ptr<float>(), t_emb_.size(), t_emb_.begin());
+    return;
+  }
+  hidden_.assign(static_cast<size_t>(T) * row + 1, 0.0f);
   panels_.clear();
   model_.t_in.add_panels(0, 0, panels_);
   multiply(model_.t_in,
            {.a = frequencies.data_ptr<float>(),
-            .lda = kFrequencyEmbeddingSize,
+            .lda = config.time_frequencies,
             .out = hidden_.data(),
-            .ldo = row_},
+            .ldo = row},
            T, team);
   for (float& value : hidden_) value = silu(value);
   panels_.clear();
   model_.t_out.add_panels(0, 0, panels_);
-  multiply(model_.t_out, {.a = hidden_.data(), .lda = row_, .out = t_emb_.data(), .ldo = C_}, T, team);
+  multiply(model_.t_out, {.a = hidden_.data(), .lda = row, .out = t_emb_.data(), .ldo = C_}, T, team);
 }
 
 void Modulation::multiply(const PackedLinear& weights, const Gemm& gemm, int rows, Team& team) {

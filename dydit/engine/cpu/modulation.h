@@ -1,4 +1,5 @@
-// adaLN: shifts, scales and gates of all blocks, which depend on timestep and label alone.
+// adaLN: shifts, scales and gates of all blocks, which depend on timestep and label alone; and the timesteps'
+// embeddings.
 #pragma once
 
 #include <cstdint>
@@ -21,23 +22,28 @@ class Modulation {
   Modulation(const PackedModel& model, const ThreadFloats& expanded) : model_(model), expanded_(expanded) {}
 
   /// The timesteps that forwards will visit, in this order.
-  void expect(std::vector<int> timesteps) { order_ = std::move(timesteps); }
+  void expect(std::vector<double> timesteps) { order_ = std::move(timesteps); }
 
   struct Key {
-    int timestep;
+    double timestep;
     int64_t label;
-    auto operator<=>(const Key&) const = default;
+    bool operator==(const Key&) const = default;
+    bool operator<(const Key& other) const {
+      return timestep < other.timestep || (timestep == other.timestep && label < other.label);
+    }
   };
   /// Floats of a modulation: L (6C), then the final layer's 2C.
   int64_t size() const { return size_; }
   /// keys (B) -> each one's modulation, valid until the next call. When memory runs out, nothing is held.
   std::span<const float* const> of(std::span<const Key> keys, Team& team);
+  /// The embeddings (C) of the same keys' timesteps, valid as long.
+  std::span<const float* const> times() const { return times_; }
 
  private:
-  const float* find(const Key& key) const;
+  int64_t find(const Key& key) const;  // where it is held; -1: nowhere
   void hold(std::span<const Key> keys);
   void compute(Team& team);
-  void embed(std::span<const int> timesteps, Team& team);
+  void embed(std::span<const double> timesteps, Team& team);
   void multiply(const PackedLinear& weights, const Gemm& gemm, int rows, Team& team);
 
   const PackedModel& model_;
@@ -45,12 +51,13 @@ class Modulation {
   const int C_ = model_.config().hidden_size;
   const int row_ = even(C_);
   const int64_t size_ = int64_t{model_.config().depth} * 6 * C_ + 2 * C_;
-  std::vector<int> order_;
-  std::vector<Key> held_;  // ascending; row i of modulations_ is held_[i]'s
+  std::vector<double> order_;
+  std::vector<Key> held_;      // ascending; row i of modulations_ is held_[i]'s
+  std::vector<int> time_rows_;  // of t_emb_, of each
   Buffer conditions_, modulations_;
   std::vector<float> hidden_, t_emb_;
   Panels panels_;
-  std::vector<const float*> found_;
+  std::vector<const float*> found_, times_;
 };
 
 }  // namespace dydit::cpu

@@ -194,7 +194,11 @@ inline void put(const Gemm& g, int row, const float* gates, A* kept, const Panel
                 width);
   } else {
     A* out = static_cast<A*>(g.out) + row * g.ldo + panel.column;
-    store_lanes(out, E == Epilogue::Gelu ? gelu<A>(v) : E == Epilogue::Relu ? relu(v) : v, width);
+    if constexpr (E == Epilogue::GeluErf) {
+      store_lanes(out, gelu_erf<A>(v), width);
+    } else {
+      store_lanes(out, E == Epilogue::Gelu ? gelu<A>(v) : E == Epilogue::Relu ? relu(v) : v, width);
+    }
   }
 }
 
@@ -206,6 +210,8 @@ inline void with_epilogue(const Gemm& g, const Fn& fn) {
       return fn.template operator()<Epilogue::Store>();
     case Epilogue::Gelu:
       return fn.template operator()<Epilogue::Gelu>();
+    case Epilogue::GeluErf:
+      return fn.template operator()<Epilogue::GeluErf>();
     case Epilogue::Relu:
       return fn.template operator()<Epilogue::Relu>();
     case Epilogue::Residual:

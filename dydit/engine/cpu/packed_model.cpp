@@ -20,6 +20,11 @@ bool takes_narrow(const Level& level) {
   return level.activations == at::kBFloat16 ? kernels().narrow_bf16 : kernels().narrow_float;
 }
 
+std::vector<float> float_values(const Checkpoint& checkpoint, const std::string& name) {
+  const at::Tensor values = checkpoint.weights.at(name).to(at::kFloat).contiguous();
+  return {values.data_ptr<float>(), values.data_ptr<float>() + values.numel()};
+}
+
 // `level`, but for float32 weights that the file has in bfloat16: they stay so, and are exact.
 Level exact_level(const Checkpoint& checkpoint, const std::string& name, const Level& level) {
   const bool stored = checkpoint.weights.at(name + ".weight").scalar_type() == at::kBFloat16;
@@ -37,20 +42,32 @@ PackedModel::PackedModel(const Checkpoint& checkpoint, const Level& level, int t
     drop_pages(checkpoint, table);
     return copy;
   };
-  labels = floats("y_embedder.embedding_table.weight");
+  if (config_.num_classes > 0) labels = floats("y_embedder.embedding_table.weight");
   pos_embed = floats("pos_embed");
   patch = pack_exact(checkpoint, "x_embedder.proj", team);
   final = pack_exact(checkpoint, "final_layer.linear", team);
-  t_in = pack_exact(checkpoint, "t_embedder.mlp.0", team);
-  t_out = pack_exact(checkpoint, "t_embedder.mlp.2", team);
+  if (config_.time_mlp) {
+    t_in = pack_exact(checkpoint, "t_embedder.mlp.0", team);
+    t_out = pack_exact(checkpoint, "t_embedder.mlp.2", team);
+  }
+  if (config_.output_conv) {
+    conv_weight = float_values(checkpoint, "final_conv.weight");
+    conv_bias = float_values(checkpoint, "final_conv.bias");
+  }
   for (int l = 0; l < config_.depth; ++l) blocks.push_back(pack_block(checkpoint, l, level, team));
-  pack_modulation(checkpoint, team);
+  if (config_.modulation == Modulation::AdaLN) {
+    pack_modulation(checkpoint, team);
+  } else {
+    take_constant(checkpoint);
+  }
 }
 
 PackedLinear PackedModel::pack(const Checkpoint& checkpoint, const std::string& name, int out_segments,
                                int in_segments, const Level& level, Team& team, std::span<const int> rows) {
-  const at::Tensor &weight = checkpoint.weights.at(name + ".weight"),
-                   &bias = checkpoint.weights.at(name + ".bias");
+  const at::Tensor& weight = checkpoint.weights.at(name + ".weight");
+  const auto found = checkpoint.weights.find(name + ".bias");
+  const at::Tensor bias =
+      found != checkpoint.weights.end() ? found->second : at::zeros({weight.size(0)}, at::kFloat);
   PackedLinear packed;
   if (level.weights == at::kChar) {
     packed = PackedLinear(quantized_layer(checkpoint.weights, name, in_segments), bias, out_segments, level,
@@ -87,6 +104,14 @@ PackedBlock PackedModel::pack_block(const Checkpoint& checkpoint, int index, con
   block.proj = pack_layer("attn.proj", 1);
   block.fc1 = pack_layer("mlp.fc1", H);
   block.fc2 = pack_layer("mlp.fc2", 1);
+  if (config_.join_source(index) >= 0) {
+    block.join = pack_exact(checkpoint, prefix + "skip_linear", team);
+    if (config_.join == Join::Normed) {
+      block.join_shift = float_values(checkpoint, prefix + "skip_norm.bias");
+      block.join_scale = float_values(checkpoint, prefix + "skip_norm.weight");
+      for (float& scale : block.join_scale) scale -= 1.0f;
+    }
+  }
   if (config_.token_routers) {
     // Small, and faster in float32, which is what it is multiplied with.
     block.token_in = pack(checkpoint, prefix + "token_selection.mlp_head.0", 1, 1, kLevelF32, team);
@@ -98,6 +123,22 @@ PackedBlock PackedModel::pack_block(const Checkpoint& checkpoint, int index, con
     block.token_out.assign(out.data_ptr<float>(), out.data_ptr<float>() + out.numel());
   }
   return block;
+}
+
+// Of every branch shift, scale and a gate of 1, then the final layer's.
+void PackedModel::take_constant(const Checkpoint& checkpoint) {
+  const auto add = [&](const std::string& norm, bool gated) {
+    const std::vector<float> shift = float_values(checkpoint, norm + ".bias"),
+                             weight = float_values(checkpoint, norm + ".weight");
+    constant.insert(constant.end(), shift.begin(), shift.end());
+    for (const float value : weight) constant.push_back(value - 1.0f);
+    if (gated) constant.insert(constant.end(), shift.size(), 1.0f);
+  };
+  for (int l = 0; l < config_.depth; ++l) {
+    add(fmt::format("blocks.{}.norm1", l), true);
+    add(fmt::format("blocks.{}.norm2", l), true);
+  }
+  add("final_layer.norm", false);
 }
 
 // One product makes the modulation of all layers, so they share a type: bfloat16 when all are stored in it.
@@ -120,9 +161,11 @@ int64_t PackedModel::executed_macs(const StepPlan& step, std::span<const int> to
     return int64_t{weights.out_segments()} * weights.padded_out_size() * weights.padded_in_size();
   };
   int64_t macs = config_.num_tokens() * (layer(patch) + layer(final)) + layer(t_in) + layer(t_out);
+  macs += static_cast<int64_t>(conv_weight.size()) * config_.input_size * config_.input_size;
   for (const PackedLinear& weights : ada) macs += layer(weights);
   const int64_t width_router = step.mode == Mode::Dynamic ? width_router_macs(config_) : 0;
   for (int l = 0; l < config_.depth; ++l) {
+    if (step.branch(l, Branch::Attention).action != kSkipped) macs += config_.sequence() * layer(blocks[l].join);
     if (step.computes(l, Branch::Attention)) macs += attention_macs(l, step) + width_router;
     if (step.computes(l, Branch::Mlp)) macs += mlp_macs(l, step, tokens[l]) + width_router;
   }
@@ -131,7 +174,7 @@ int64_t PackedModel::executed_macs(const StepPlan& step, std::span<const int> to
 
 int64_t PackedModel::attention_macs(int index, const StepPlan& step) const {
   const PackedBlock& block = blocks[index];
-  const int N = config_.num_tokens(), D = config_.head_size();
+  const int N = config_.sequence(), D = config_.head_size();
   const int64_t heads = step.blocks[index].active_heads();
   const int64_t keys = ceil_div(N, kPanel) * kPanel,
                 channels =
@@ -144,13 +187,13 @@ int64_t PackedModel::attention_macs(int index, const StepPlan& step) const {
 
 int64_t PackedModel::mlp_macs(int index, const StepPlan& step, int tokens) const {
   const PackedBlock& block = blocks[index];
-  const int N = config_.num_tokens(), row = even(config_.hidden_size);
+  const int rows = config_.extras() + tokens, row = even(config_.hidden_size);
   const int64_t groups = step.blocks[index].active_groups();
-  const int64_t fc1 = groups * tokens * block.fc1.padded_out_size() * block.fc1.padded_in_size();
-  const int64_t fc2 = groups * tokens * block.fc2.padded_out_size() * block.fc2.padded_in_size();
+  const int64_t fc1 = groups * rows * block.fc1.padded_out_size() * block.fc1.padded_in_size();
+  const int64_t fc2 = groups * rows * block.fc2.padded_out_size() * block.fc2.padded_in_size();
   const int64_t R = block.token_in.out_size();
   const int64_t router =
-      step.routes_tokens(config_) ? N * (int64_t{block.token_in.padded_out_size()} * row + R) : 0;
+      step.routes_tokens(config_) ? config_.sequence() * (int64_t{block.token_in.padded_out_size()} * row + R) : 0;
   return fc1 + fc2 + router;
 }
 

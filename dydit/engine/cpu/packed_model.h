@@ -17,6 +17,8 @@ namespace dydit::cpu {
 
 struct PackedBlock {
   PackedLinear qkv, proj, fc1, fc2;
+  PackedLinear join;                           // of a block that is joined with an earlier one
+  std::vector<float> join_shift, join_scale;   // (2C) of the LayerNorm before it; empty without
   PackedLinear token_in;         // the token router's first layer
   std::vector<float> token_out;  // its second: weights, then the bias; empty without token routers
 };
@@ -39,9 +41,12 @@ class PackedModel {
 
   std::vector<PackedBlock> blocks;
   PackedLinear patch, final, t_in, t_out;
-  std::vector<PackedLinear> ada;  // of the blocks, then the final layer's
+  std::vector<PackedLinear> ada;  // of the blocks, then the final layer's; empty where constant is not
   Panels ada_panels;              // of all of them: one product
-  at::Tensor labels, pos_embed;   // (classes + 1, C), (N, C) float32
+  // A modulation (modulation.h) that does not depend on timestep and label: of plain LayerNorms.
+  std::vector<float> constant;
+  at::Tensor labels, pos_embed;              // (label rows, C) or undefined, (T, C) float32
+  std::vector<float> conv_weight, conv_bias;  // (out, in, 3, 3), (out); empty without
 
  private:
   PackedLinear pack(const Checkpoint& checkpoint, const std::string& name, int out_segments, int in_segments,
@@ -49,6 +54,7 @@ class PackedModel {
   PackedLinear pack_exact(const Checkpoint& checkpoint, const std::string& name, Team& team);
   PackedBlock pack_block(const Checkpoint& checkpoint, int index, const Level& level, Team& team);
   void pack_modulation(const Checkpoint& checkpoint, Team& team);
+  void take_constant(const Checkpoint& checkpoint);
   int64_t attention_macs(int index, const StepPlan& step) const;
   int64_t mlp_macs(int index, const StepPlan& step, int tokens) const;
 

@@ -93,6 +93,21 @@ inline Vector gelu(Vector x) {
   return x * (sizeof(T) == sizeof(Bf16) ? reciprocal_estimate(below) : reciprocal(below));
 }
 
+// The exact form, x times the normal distribution function, as kernel_math.h's normal_cdf has it: max(x, 0)
+// less |x| times the tail.
+template <typename T>
+inline Vector gelu_erf(Vector x) {
+  constexpr float kLimit = -60.0f;
+  const Vector size = largest(x, zero_vector() - x), z = size * 0.707106781f;
+  const Vector t = reciprocal(1.0f + 0.3275911f * z);
+  Vector p = t * 1.061405429f - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  const Vector tail = 0.5f * p * t * exponential_of_2<T>(largest(-kLog2E * z * z, broadcast(kLimit)));
+  return largest(x, zero_vector()) - size * tail;
+}
+
 // 16 values, as many vectors as that takes.
 struct Lanes {
   Vector v[kVectors];
@@ -209,6 +224,10 @@ inline Lanes operator-(const Lanes& a, float b) {
 template <typename T>
 inline Lanes gelu(const Lanes& a) {
   return each(a, [](Vector x, int) { return gelu<T>(x); });
+}
+template <typename T>
+inline Lanes gelu_erf(const Lanes& a) {
+  return each(a, [](Vector x, int) { return gelu_erf<T>(x); });
 }
 inline Lanes relu(const Lanes& a) {
   return each(a, [](Vector x, int) { return largest(x, zero_vector()); });

@@ -72,14 +72,18 @@ std::vector<Piece> RowGroups::pieces_together(const Division& division) const {
 double PassBytes::sum() const {
   return static_cast<double>(x) + static_cast<double>(rows) + static_cast<double>(qkv) +
          static_cast<double>(heads) + static_cast<double>(hidden) + static_cast<double>(patches) +
-         static_cast<double>(logits) + static_cast<double>(before);
+         static_cast<double>(logits) + static_cast<double>(before) +
+         static_cast<double>(joined) + static_cast<double>(outputs);
 }
 
 PassBytes pass_bytes(const DiTConfig& config, bool bf16, int samples, int ranges) {
-  const size_t rows = static_cast<size_t>(samples) * config.num_tokens(), element = bf16 ? 2 : 4,
+  const size_t rows = static_cast<size_t>(samples) * config.sequence(), element = bf16 ? 2 : 4,
                row = even(config.hidden_size), H = config.num_heads;
   const int patch =
       std::max(even(config.patch_values()), config.patch_size * config.patch_size * config.out_channels());
+  const size_t images = config.output_conv ? static_cast<size_t>(samples) * config.out_channels() *
+                                                 config.input_size * config.input_size * sizeof(float)
+                                           : 0;  // before their convolution
   return {.x = rows * row * sizeof(float),
           .rows = rows * row * sizeof(float),  // of the final layer
           .qkv = rows * even(3 * config.hidden_size) * element,
@@ -87,14 +91,16 @@ PassBytes pass_bytes(const DiTConfig& config, bool bf16, int samples, int ranges
           .hidden = rows * H * even(config.group_size()) * element,
           .patches = rows * patch * sizeof(float),
           .logits = config.token_routers ? rows * sizeof(float) : 0,
-          .before = ranges * rows * config.hidden_size * sizeof(float)};
+          .before = ranges * rows * config.hidden_size * sizeof(float),
+          .joined = std::max(config.join != Join::None ? rows * 2 * row * sizeof(float) : 0, images),
+          .outputs = config.num_joins() * rows * config.hidden_size * sizeof(float)};
 }
 
 double workspace_bytes(const DiTConfig& config, bool bf16, int64_t rows, int threads, int ranges) {
   const int B = static_cast<int>(std::min<int64_t>(rows, std::numeric_limits<int>::max() / 2));
-  const Division division = divide(B, config.num_tokens(), threads);
+  const Division division = divide(B, config.sequence(), threads);
   double bytes =
-      static_cast<double>(attention_scratch(config.num_tokens(), config.head_size(), bf16 ? 2 : 4)) * threads;
+      static_cast<double>(attention_scratch(config.sequence(), config.head_size(), bf16 ? 2 : 4)) * threads;
   if (division.alone > 0) bytes += pass_bytes(config, bf16, division.samples_alone(), ranges).sum() * threads;
   if (division.together > 0) bytes += pass_bytes(config, bf16, division.samples, ranges).sum();
   return bytes;

@@ -17,7 +17,7 @@ struct Division {
   int together = 0, samples = 0;  // the others, so many a pass
   int samples_alone() const { return tasks > 0 ? (alone + tasks - 1) / tasks : 0; }  // of the largest task
 };
-/// Of B samples of N tokens each.
+/// Of B samples of N tokens each, those in front of the patches included.
 Division divide(int B, int N, int threads);
 
 /// Rows of one pass: [first, first + count) of a RowGroups.
@@ -45,7 +45,7 @@ class RowGroups {
 
 /// Bytes of the buffers of a pass with everything on, of plans that name so many ranges.
 struct PassBytes {
-  size_t x, rows, qkv, heads, hidden, patches, logits, before;
+  size_t x, rows, qkv, heads, hidden, patches, logits, before, joined, outputs;
   double sum() const;
 };
 PassBytes pass_bytes(const DiTConfig& config, bool bf16, int samples, int ranges);
