@@ -110,8 +110,8 @@ class Model {
   const Checkpoint& checkpoint() const { return checkpoint_; }
 
   at::Tensor generate(const Classes& given, std::optional<int> num_images, int steps,
-                      const std::string& sampler, float eta, std::optional<float> cfg_scale, uint64_t seed, int batch,
-                      std::optional<at::ScalarType> dtype, std::optional<int> threads,
+                      const std::string& sampler, float eta, std::optional<float> cfg_scale, uint64_t seed,
+                      int batch, std::optional<at::ScalarType> dtype, std::optional<int> threads,
                       const std::string& engine, const std::string& mode, const std::string& cache,
                       int guide_from, int guide_to, int guide_every, const std::optional<std::string>& plan,
                       const py::object& progress) {
@@ -190,8 +190,7 @@ class Model {
     const std::shared_ptr<Prepared> prepared = prepared_or_default();
     const std::lock_guard one_at_a_time(prepared->mutex);
     const at::NoGradGuard no_grad;
-    const RunPlan plan =
-        prepared->pipeline->widths(timesteps, prepared->mode);
+    const RunPlan plan = prepared->pipeline->widths(timesteps, prepared->mode);
     std::vector<Row> described;
     for (int64_t row = 0; row < rows; ++row) described.push_back({&plan.steps[row], labels[row]});
     std::vector<Work> work(described.size());
@@ -357,10 +356,12 @@ PYBIND11_MODULE(_dydit, m) {
       [](const std::string& path, int num_heads, const std::string& weights, const std::string& noise_path,
          const std::string& prediction) {
         return std::make_unique<Model>(
-            path, CheckpointOptions{.num_heads = num_heads, .weights = weights, .path = noise_path,
-                                    .prediction = prediction});
+            path,
+            CheckpointOptions{
+                .num_heads = num_heads, .weights = weights, .path = noise_path, .prediction = prediction});
       },
-      "path"_a, "num_heads"_a = 0, "weights"_a = "", "noise_path"_a = "", "prediction"_a = "", py::call_guard<py::gil_scoped_release>(),
+      "path"_a, "num_heads"_a = 0, "weights"_a = "", "noise_path"_a = "", "prediction"_a = "",
+      py::call_guard<py::gil_scoped_release>(),
       "Loads a checkpoint: safetensors, a torch file or a folder of diffusers. num_heads: of a static DiT "
       "whose file does not say. weights: the key of one of the file's sets of weights (\"model\"); empty: an "
       "average, else the model.");
@@ -417,7 +418,8 @@ PYBIND11_MODULE(_dydit, m) {
       .def("forward", &Model::forward, "x"_a, "t"_a, "y"_a,
            "The model's output (rows, C or 2C, H, W) for x (rows, C, H, W), timesteps t in 0..999 and "
            "classes y\n"
-           "(num_classes: none; 0 of a model without classes); of a SiT t is 0 to 1, 0 being noise, of a U-ViT 999 "
+           "(num_classes: none; 0 of a model without classes); of a SiT t is 0 to 1, 0 being noise, of a "
+           "U-ViT 999 "
            "times\n"
            "the noise share. t and y are numbers, lists or tensors, rows of any timesteps. No gradient.\n"
            "Weights are packed once, whatever the timesteps.")

@@ -1,7 +1,7 @@
 """Times dydit's forwards against PyTorch eager, torch.compile, OpenVINO and the masked DyDiT, and prints one table.
 
     benchmarks/rivals/setup
-    build/rivals/bin/python benchmarks/rivals/compare_inference.py [--cases XL,S --rounds 7 --csv inference.csv]
+    build/rivals/bin/python benchmarks/rivals/compare_inference.py [--cases XL,S,U-ViT --rounds 7 --csv inference.csv]
 
 All programs are started and warmed first, then take turns, a lap each, so that a busy minute hits all of them; the
 median lap counts. Random weights of the same shapes, the same number of threads, each at its best precision: every rival is
@@ -24,7 +24,7 @@ import sys
 from turns import Worker
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CASES = {"XL": ("XL/2", 2), "S": ("S/2", 16)}
+CASES = {"XL": ("DiT-XL/2", 2), "S": ("DiT-S/2", 16), "SiT": ("SiT-S/2", 16), "U-ViT": ("U-ViT-S/2", 8)}
 MATMUL = "--no-fused-attention"
 # What competes, and its settings, of which the faster does.
 STREAMS = "--streams={threads}"
@@ -77,7 +77,7 @@ def best_worker(rival, size, batch, args):
 
 def bench_dydit(size, batch, shares, dtype, args):
     """One turn of the static and the dynamic model, after its own warm-up."""
-    out = subprocess.run([args.dydit, "bench", f"--size=DiT-{size}", f"--batch={batch}", f"--threads={args.threads}",
+    out = subprocess.run([args.dydit, "bench", f"--size={size}", f"--batch={batch}", f"--threads={args.threads}",
                           f"--dtype={dtype}", f"--steps={STEPS}", "--repeats=1", "--json", "--quiet", *shares],
                          capture_output=True, text=True, check=True)
     return json.loads(out.stdout)
@@ -139,7 +139,7 @@ def main():
             print(f"{case}: turn {turn + 1} of {args.rounds}", file=sys.stderr)
         medians = {name: statistics.median(values) for name, values in laps.items()}
         processor, version = turns[0]["processor"], turns[0]["version"]
-        print(f"\nDiT-{size}, batch {batch}, {args.threads} threads, {processor}, dydit {turns[0]['dtype']}; medians of {args.rounds}\n")
+        print(f"\n{size}, batch {batch}, {args.threads} threads, {processor}, dydit {turns[0]['dtype']}; medians of {args.rounds}\n")
         print("| program | ms/sample | static over it | dynamic (.49) over it |\n|---|---|---|---|")
         for name in (*workers, *own):
             label = f"{name} ({workers[name].version})" if name in workers else f"dydit {version}, {name}"

@@ -1,6 +1,6 @@
-"""Forwards of a (Dy)DiT by one rival: a worker of compare_inference.py that runs a lap for every line it reads.
+"""Forwards of a (Dy)DiT, whose network is a SiT's, too, or of a U-ViT by one rival: a worker of compare_inference.py that runs a lap for every line it reads.
 
-    infer_torch.py --rival eager|compile|openvino|masked --size XL/2 --batch 2 --threads 2
+    infer_torch.py --rival eager|compile|openvino|masked --size DiT-XL/2 --batch 2 --threads 2
 
 Rivals: PyTorch eager; torch.compile (inductor, frozen weights); OpenVINO on the exported module; and the masked DyDiT,
 every part computed and multiplied by masks. --dtype: OpenVINO by its precision hint, from float32 weights, which is how it
@@ -17,13 +17,14 @@ import sys
 import tempfile
 import time
 
-SIZES = {"XL/2": (1152, 28, 16), "L/2": (1024, 24, 16), "B/2": (768, 12, 12), "S/2": (384, 12, 6)}
+DITS = {"XL/2": (1152, 28, 16), "L/2": (1024, 24, 16), "B/2": (768, 12, 12), "S/2": (384, 12, 6)}
+SIZES = [f"{family}-{size}" for family in ("DiT", "SiT") for size in DITS] + ["U-ViT-S/2", "U-ViT-M/2", "U-ViT-L/2"]
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rival", choices=("eager", "compile", "openvino", "masked"), required=True)
-    parser.add_argument("--size", choices=SIZES, default="XL/2")
+    parser.add_argument("--size", choices=SIZES, default="DiT-XL/2")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -39,8 +40,13 @@ def parse_args():
 def make_module(args):
     import torch
     from dit_torch import Config, DiT
-    hidden, depth, heads = SIZES[args.size]
     torch.manual_seed(0)
+    if args.size.startswith("U-ViT"):
+        from uvit_torch import UViT
+        if args.rival == "masked" or not args.fused:
+            raise SystemExit(f"{args.size}: no such rival")
+        return UViT(args.size).eval().requires_grad_(False)
+    hidden, depth, heads = DITS[args.size.split("-")[1]]
     model = DiT(Config(hidden_size=hidden, depth=depth, num_heads=heads, dynamic=args.rival == "masked",
                        fused_attention=args.fused)).eval().requires_grad_(False)
     return model
@@ -49,7 +55,7 @@ def make_module(args):
 def make_inputs(args):
     import torch
     x = torch.randn(args.batch, 4, 32, 32)
-    t = torch.full((args.batch,), 500)
+    t = torch.full((args.batch,), 0.5 if args.size.startswith("U-ViT") else 500)
     y = torch.tensor([i if i < (args.batch + 1) // 2 else 1000 for i in range(args.batch)])
     return x, t, y
 

@@ -47,7 +47,9 @@ inline constexpr EnumNames<PathName, 6> kPathNames = {"path",
 
 /// The largest time of the clock; the smallest is 0.
 inline double last_time(const Objective& objective) {
-  return objective.clock == ModelClock::Steps || objective.clock == ModelClock::Scaled ? kNumTrainTimesteps - 1 : 1;
+  return objective.clock == ModelClock::Steps || objective.clock == ModelClock::Scaled
+             ? kNumTrainTimesteps - 1
+             : 1;
 }
 
 inline double noise_share(const Objective& objective, double time) {

@@ -87,8 +87,8 @@ class Calibration {
       if (!families_.contains(Family::Steps)) continue;
       // As many as a cache with this interval computes.
       const int steps = full_steps(policy_plan(fmt::format("taylor:{},0", N), config_, timesteps_));
-      plans.push_back(full_spec(
-          config_, choose_timesteps(config_.objective, options_.sampler, steps).timesteps));
+      plans.push_back(
+          full_spec(config_, choose_timesteps(config_.objective, options_.sampler, steps).timesteps));
       plans.back().name = fmt::format("{}-{}", kSamplerNames[options_.sampler.kind], steps);
     }
     return plans;

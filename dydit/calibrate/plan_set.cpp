@@ -57,7 +57,8 @@ CalibratedRun parse_run(const Json& json, const std::string& name) {
   run.sampler.eta = static_cast<float>(not_negative(in, "eta"));
   const std::string path = in.text("path").value_or("table");
   const auto known = kPathNames.find(path);
-  DYDIT_CHECK(known, "{}: path is {}; {} are known", in.at(), quote(path), fmt::join(kPathNames.names(), ", "));
+  DYDIT_CHECK(known, "{}: path is {}; {} are known", in.at(), quote(path),
+              fmt::join(kPathNames.names(), ", "));
   const Objective objective = {known->path, Prediction::Noise, known->clock};
   for (const Json& value : in.list(in.get("timesteps"), "timesteps")) {
     DYDIT_CHECK(!objective.continuous() || (value.is_number() && is_time(objective, value.get<double>())),
@@ -65,9 +66,10 @@ CalibratedRun parse_run(const Json& json, const std::string& name) {
                 last_time(objective));
     const double t = objective.continuous() ? value.get<double>()
                                             : in.whole(value, "timesteps", 0, kNumTrainTimesteps - 1);
-    DYDIT_CHECK(run.timesteps.empty() || noise_share(objective, t) < noise_share(objective, run.timesteps.back()),
-                "{}: timesteps holds {} after {}; they fall{}", in.at(), t, run.timesteps.back(),
-                objective.continuous() ? " in their noise" : "");
+    DYDIT_CHECK(
+        run.timesteps.empty() || noise_share(objective, t) < noise_share(objective, run.timesteps.back()),
+        "{}: timesteps holds {} after {}; they fall{}", in.at(), t, run.timesteps.back(),
+        objective.continuous() ? " in their noise" : "");
     run.timesteps.push_back(t);
   }
   DYDIT_CHECK(!run.timesteps.empty(), "{}: timesteps is empty", in.at());
@@ -135,8 +137,8 @@ std::string plan_set_text(const PlanSet& set, const DiTConfig& config) {
       fmt::join(run.timesteps.rbegin(), run.timesteps.rend(), ", "), run.cfg_scale, run.cfg_channels,
       kModeNames[run.mode], kModelDtypeNames[run.dtype],
       config.objective.continuous() ? fmt::format(", \"path\": \"{}\"", path_name(config.objective)) : "",
-      set.measured.images,
-      fmt::join(set.measured.seeds, ", "), fmt::join(set.measured.classes, ", "), set.measured.seconds);
+      set.measured.images, fmt::join(set.measured.seeds, ", "), fmt::join(set.measured.classes, ", "),
+      set.measured.seconds);
   const char* between = "\n";
   for (const MeasuredPlan& plan : set.plans) {
     text += fmt::format("{}{{\"cost\": {}, \"cost_max\": {}, \"error\": {}, \"error_se\": {}, ", between,

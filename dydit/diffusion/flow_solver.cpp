@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <numbers>
 
 #include <fmt/format.h>
@@ -29,14 +30,16 @@ DiffusionForm form_of(const Objective& objective, const SamplerOptions& options)
 
 double last_size(const Objective& objective, const SamplerOptions& options) {
   if (options.last == LastStep::None) return 0;
-  return options.last_size ? static_cast<double>(*options.last_size)
-                           : predicts_noise_on_vp(objective) ? kVpEnd : 0.04;
+  return options.last_size                 ? static_cast<double>(*options.last_size)
+         : predicts_noise_on_vp(objective) ? kVpEnd
+                                           : 0.04;
 }
 
 // Of one sampler run on one objective.
 class Flow {
  public:
-  Flow(const Objective& objective, const SamplerOptions& options) : objective_(objective), options_(options) {}
+  Flow(const Objective& objective, const SamplerOptions& options)
+      : objective_(objective), options_(options) {}
 
   // Where a run begins, and where its even steps end.
   double start() const {
@@ -45,7 +48,9 @@ class Flow {
   }
   double end() const {
     if (options_.kind == SamplerKind::Ddim || options_.kind == SamplerKind::Dpm) return 0;
-    const double undefined = objective_.path == Path::Vp ? kVpEnd : 1 - start();
+    const double undefined = objective_.path == Path::Vp                  ? kVpEnd
+                             : objective_.prediction == Prediction::Noise ? kNoiseEnds
+                                                                          : 0;
     const bool goes_all_the_way = !is_sde(options_.kind) || options_.last == LastStep::None;
     return goes_all_the_way ? undefined : last_size(objective_, options_);
   }
@@ -138,12 +143,14 @@ class Flow {
     SolverStep made = step(from, {to.sigma / from.sigma, 0});
     const double h = log_ratio(to) - log_ratio(from);
     made.d_factor = static_cast<float>(to.alpha * -std::expm1(-h));
-    if (before && to.sigma > 0) made.slope = static_cast<float>(h / (2 * (log_ratio(from) - log_ratio(*before))));
+    if (before && to.sigma > 0)
+      made.slope = static_cast<float>(h / (2 * (log_ratio(from) - log_ratio(*before))));
     taken.push_back(made);
   }
 
   // One noisy or even step of two evaluations, or of one. `noise` is added at its end.
-  void add_even(const NoiseLevel& from, const NoiseLevel& to, double noise, std::vector<SolverStep>& taken) const {
+  void add_even(const NoiseLevel& from, const NoiseLevel& to, double noise,
+                std::vector<SolverStep>& taken) const {
     const double size = from.share - to.share;
     const Combination here = drift(from);
     if (options_.kind == SamplerKind::Midpoint) {
@@ -251,13 +258,13 @@ void check_shares(const Objective& objective, const SamplerOptions& options, con
     const bool possible = evaluations(options, steps) == S;
     const std::vector<double> chosen =
         possible ? choose_flow_times(objective, options, steps).timesteps : std::vector<double>();
-    DYDIT_USAGE_CHECK(possible && std::equal(times.begin(), times.end(), chosen.begin(),
-                                             [&](double a, double b) {
-                                               return std::abs(a - b) <= kSame * last_time(objective);
-                                             }),
-                      "sampler {}: a step evaluates at several times, which it chooses; these {} are others. Give "
-                      "--steps, or take ddim, dpm++, euler or em-sde",
-                      kSamplerNames[options.kind], S);
+    DYDIT_USAGE_CHECK(
+        possible &&
+            std::equal(times.begin(), times.end(), chosen.begin(),
+                       [&](double a, double b) { return std::abs(a - b) <= kSame * last_time(objective); }),
+        "sampler {}: a step evaluates at several times, which it chooses; these {} are others. Give "
+        "--steps, or take ddim, dpm++, euler or em-sde",
+        kSamplerNames[options.kind], S);
     return;
   }
   const double least = flow.has_last() ? 0 : flow.end();
@@ -265,7 +272,7 @@ void check_shares(const Objective& objective, const SamplerOptions& options, con
     const bool inside = shares[i] > least && shares[i] <= flow.start();
     DYDIT_USAGE_CHECK(inside && (i == 0 || shares[i] < shares[i - 1]),
                       "timestep {}: {} takes noise shares that fall from {} to above {}, this one is {}",
-                      time_at(objective, shares[i]), kSamplerNames[options.kind], flow.start(), least, shares[i]);
+                      times[S - 1 - i], kSamplerNames[options.kind], flow.start(), least, shares[i]);
   }
 }
 
@@ -286,9 +293,9 @@ void check_flow_sampler(const Objective& objective, const SamplerOptions& option
   DYDIT_USAGE_CHECK(options.kind != SamplerKind::DpmFast || objective.path == Path::Vp,
                     "sampler dpm-fast: is for models of the path vp; take dpm++");
   if (!is_sde(options.kind)) {
-    DYDIT_USAGE_CHECK(!options.form && !options.last_size && options.diffusion_norm == 1 &&
-                          options.last == LastStep::Mean,
-                      "sampler {}: has no diffusion form and no last step; em-sde and heun-sde have", name);
+    DYDIT_USAGE_CHECK(
+        !options.form && !options.last_size && options.diffusion_norm == 1 && options.last == LastStep::Mean,
+        "sampler {}: has no diffusion form and no last step; em-sde and heun-sde have", name);
     return;
   }
   DYDIT_USAGE_CHECK(form_of(objective, options) != DiffusionForm::Sbdm || objective.path == Path::Vp,
@@ -299,9 +306,10 @@ void check_flow_sampler(const Objective& objective, const SamplerOptions& option
   DYDIT_USAGE_CHECK(options.last == LastStep::None ? !options.last_size : size > 0 && size < 1,
                     "last step {}: its size is {}; expected above 0 and below 1, and none for none",
                     kLastStepNames[options.last], options.last_size.value_or(0.0f));
-  DYDIT_USAGE_CHECK(options.last != LastStep::None || options.kind == SamplerKind::EmSde,
-                    "last step none: heun-sde would look at the image itself, where the score is infinite; take "
-                    "mean, euler or tweedie");
+  DYDIT_USAGE_CHECK(
+      options.last != LastStep::None || options.kind == SamplerKind::EmSde,
+      "last step none: heun-sde would look at the image itself, where the score is infinite; take "
+      "mean, euler or tweedie");
 }
 
 Spacing choose_flow_times(const Objective& objective, const SamplerOptions& options, int steps) {
@@ -312,7 +320,8 @@ Spacing choose_flow_times(const Objective& objective, const SamplerOptions& opti
                     flow.looks_ahead() ? kMaxSteps / 2 : kMaxSteps);
   std::vector<double> shares;
   if (options.kind == SamplerKind::DpmFast) {
-    for (const std::vector<double>& step : dpm_fast_steps(steps)) shares.insert(shares.end(), step.begin(), step.end() - 1);
+    for (const std::vector<double>& step : dpm_fast_steps(steps))
+      shares.insert(shares.end(), step.begin(), step.end() - 1);
     return spacing_of(objective, std::move(shares), "even in log(alpha/sigma)");
   }
   const std::vector<double> edges = flow.edges(steps);
@@ -330,7 +339,8 @@ Solver make_flow_solver(const Objective& objective, const SamplerOptions& option
   check_flow_sampler(objective, options);
   const Flow flow(objective, options);
   std::vector<double> shares;  // of the evaluations, in the order in which they are made
-  for (auto time = times.rbegin(); time != times.rend(); ++time) shares.push_back(noise_share(objective, *time));
+  for (auto time = times.rbegin(); time != times.rend(); ++time)
+    shares.push_back(noise_share(objective, *time));
   check_shares(objective, options, flow, times, shares);
   const size_t S = shares.size();
   std::vector<SolverStep> taken;

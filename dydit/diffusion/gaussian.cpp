@@ -7,6 +7,13 @@
 
 namespace dydit {
 
+DiffusionTables make_diffusion_tables(std::span<const double> timesteps) {
+  for (const double t : timesteps)
+    DYDIT_USAGE_CHECK(t == std::floor(t), "timestep {}: a table has whole ones, 0 to {}", t,
+                      kNumTrainTimesteps - 1);
+  return make_diffusion_tables(std::vector<int>(timesteps.begin(), timesteps.end()));
+}
+
 DiffusionTables make_diffusion_tables(std::span<const int> timesteps) {
   DYDIT_USAGE_CHECK(!timesteps.empty(), "no timestep given; expected 1 to {}", kNumTrainTimesteps);
   for (size_t i = 0; i < timesteps.size(); ++i) {

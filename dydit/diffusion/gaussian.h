@@ -25,5 +25,7 @@ struct DiffusionTables {
 
 /// `timesteps` ascending and without repeats, within 0..999, at least one; else UsageError.
 DiffusionTables make_diffusion_tables(std::span<const int> timesteps);
+/// Of choose_timesteps' for a table, whole numbers all of them.
+DiffusionTables make_diffusion_tables(std::span<const double> timesteps);
 
 }  // namespace dydit

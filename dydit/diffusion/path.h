@@ -20,7 +20,9 @@ NoiseLevel level_at(Path path, double share);
 struct Combination {
   double x = 0, out = 0;
 
-  friend Combination operator+(const Combination& a, const Combination& b) { return {a.x + b.x, a.out + b.out}; }
+  friend Combination operator+(const Combination& a, const Combination& b) {
+    return {a.x + b.x, a.out + b.out};
+  }
   friend Combination operator*(double factor, const Combination& a) { return {factor * a.x, factor * a.out}; }
 };
 
@@ -30,8 +32,8 @@ Combination noise_of(const Objective& objective, const NoiseLevel& level);
 Combination image_of(const Objective& objective, const NoiseLevel& level);
 Combination slope_of(const Objective& objective, const NoiseLevel& level);
 
-/// Half the squared diffusion of the path's own forward SDE: sigma d_sigma - sigma^2 d_alpha / alpha; infinite
-/// where alpha is 0.
+/// Half the squared diffusion of the path's own forward SDE: sigma d_sigma - sigma^2 d_alpha / alpha;
+/// infinite where alpha is 0.
 double half_squared_diffusion(Path path, const NoiseLevel& level);
 
 /// Where training draws the noise share from, [0, .): all of it but what the path has no velocity for (SiT,

@@ -41,7 +41,8 @@ std::vector<double> even_times(const Objective& objective, int steps) {
   std::vector<double> times;
   if (objective.continuous()) {
     check_steps(steps);
-    for (int i = 0; i < steps; ++i) times.push_back(time_at(objective, steps > 1 ? static_cast<double>(i) / (steps - 1) : 0));
+    for (int i = 0; i < steps; ++i)
+      times.push_back(time_at(objective, steps > 1 ? static_cast<double>(i) / (steps - 1) : 0));
   } else {
     for (const int t : even_timesteps(steps)) times.push_back(t);
   }
@@ -75,9 +76,8 @@ std::vector<double> sorted_timesteps(std::vector<double> timesteps, const Object
     DYDIT_USAGE_CHECK(objective.continuous() || t == std::floor(t), "--timesteps: {} is no whole number", t);
     DYDIT_USAGE_CHECK(is_time(objective, t), "--timesteps: {} is outside 0 to {}", t, last_time(objective));
   }
-  std::sort(timesteps.begin(), timesteps.end(), [&](double a, double b) {
-    return noise_share(objective, a) < noise_share(objective, b);
-  });
+  std::sort(timesteps.begin(), timesteps.end(),
+            [&](double a, double b) { return noise_share(objective, a) < noise_share(objective, b); });
   for (size_t i = 1; i < timesteps.size(); ++i)
     DYDIT_USAGE_CHECK(timesteps[i] != timesteps[i - 1], "--timesteps: {} is given twice", timesteps[i]);
   return timesteps;

@@ -32,8 +32,8 @@ std::vector<int> strided_timesteps(int steps);
 /// that gives no timestep twice.
 std::vector<int> linspace_timesteps(int steps);
 
-/// A list given by hand, in any order -> by noise, the noisiest last (a table's ascend). Throws UsageError for
-/// none, one that the clock does not have or one given twice.
+/// A list given by hand, in any order -> by noise, the noisiest last (a table's ascend). Throws UsageError
+/// for none, one that the clock does not have or one given twice.
 std::vector<double> sorted_timesteps(std::vector<double> timesteps, const Objective& objective = {});
 
 }  // namespace dydit

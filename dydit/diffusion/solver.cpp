@@ -59,15 +59,17 @@ Spacing choose_timesteps(SamplerKind kind, int steps) {
   if (kind == SamplerKind::Ddpm) return spacing(even_timesteps(steps), "even sections");
   const std::vector<int> strided = strided_timesteps(steps);
   if (strided.empty())
-    return spacing(even_timesteps(steps), fmt::format("even sections (no fixed stride gives {} steps)", steps));
+    return spacing(even_timesteps(steps),
+                   fmt::format("even sections (no fixed stride gives {} steps)", steps));
   return spacing(strided, fmt::format("fixed stride {}", strided[1]));  // every stride is below 1000
 }
 
 void check_sampler(const Objective& objective, const SamplerOptions& options) {
   if (objective.continuous()) return check_flow_sampler(objective, options);
-  DYDIT_USAGE_CHECK(options.kind <= SamplerKind::Dpm,
-                    "sampler {}: is for models of continuous time (SiT, U-ViT); a DiT takes ddpm, ddim or dpm++",
-                    kSamplerNames[options.kind]);
+  DYDIT_USAGE_CHECK(
+      options.kind <= SamplerKind::Dpm,
+      "sampler {}: is for models of continuous time (SiT, U-ViT); a DiT takes ddpm, ddim or dpm++",
+      kSamplerNames[options.kind]);
 }
 
 SamplerKind default_sampler(const Objective& objective) {
@@ -93,7 +95,7 @@ Solver make_solver(const Objective& objective, const SamplerOptions& options,
                    std::span<const double> timesteps) {
   if (objective.continuous()) return make_flow_solver(objective, options, timesteps);
   check_sampler(objective, options);
-  const DiffusionTables tables = make_diffusion_tables(std::vector<int>(timesteps.begin(), timesteps.end()));
+  const DiffusionTables tables = make_diffusion_tables(timesteps);
   Solver solver;
   for (int step = 0; step < tables.num_steps(); ++step)
     solver.steps.push_back(make_solver_step(tables, options, step));

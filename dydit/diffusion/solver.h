@@ -12,8 +12,8 @@
 
 namespace dydit {
 
-/// Dpm: DPM-Solver++(2M). DpmFast: DPM-Solver's single steps of order 3, the last ones lower. Of an ODE: Euler,
-/// Heun, Midpoint; of an SDE: EmSde (Euler-Maruyama), HeunSde.
+/// Dpm: DPM-Solver++(2M). DpmFast: DPM-Solver's single steps of order 3, the last ones lower. Of an ODE:
+/// Euler, Heun, Midpoint; of an SDE: EmSde (Euler-Maruyama), HeunSde.
 enum class SamplerKind { Ddpm, Ddim, Dpm, Euler, Heun, Midpoint, EmSde, HeunSde, DpmFast };
 inline constexpr EnumNames<SamplerKind, 9> kSamplerNames = {"sampler",
                                                             {{"ddpm", SamplerKind::Ddpm},
@@ -50,7 +50,8 @@ inline constexpr EnumNames<LastStep, 4> kLastStepNames = {"last step",
 struct SamplerOptions {
   SamplerKind kind = SamplerKind::Ddpm;
   float eta = 0;  // DDIM's share of DDPM's noise
-  // Of the SDE samplers; unset: sigma and .04 (SiT), of noise prediction on the path vp sbdm and .001 (U-ViT).
+  // Of the SDE samplers; unset: sigma and .04 (SiT), of noise prediction on the path vp sbdm and .001
+  // (U-ViT).
   std::optional<DiffusionForm> form = {};
   std::optional<float> last_size = {};  // of the last step, a share of the noise
   float diffusion_norm = 1;
@@ -121,9 +122,10 @@ struct Solver {
 /// Of choose_timesteps' times or, where a step is one evaluation, of any that come nearer to the image with
 /// every one; else UsageError. A table's update is make_solver_step's. In continuous time (path.h), with
 /// v = dx/ds, a step from s to s' is
-///   Euler: x <- x + (s' - s) v;  Heun: of the mean of v here and where Euler would go;  Midpoint: of v halfway;
-///   SDE: of -v + w score, + sqrt(2 w (s - s')) noise, the last one as LastStep says (SiT, section 2.3);
-///   DDIM: x <- alpha' x0 + sqrt(sigma'^2 - z^2) noise in x + z noise, z of eta;  DPM-Solver++ as above.
+///   Euler: x <- x + (s' - s) v;  Heun: of the mean of v here and where Euler would go;  Midpoint: of v
+///   halfway; SDE: of -v + w score, + sqrt(2 w (s - s')) noise, the last one as LastStep says (SiT,
+///   section 2.3); DDIM: x <- alpha' x0 + sqrt(sigma'^2 - z^2) noise in x + z noise, z of eta;  DPM-Solver++
+///   as above.
 Solver make_solver(const Objective& objective, const SamplerOptions& options,
                    std::span<const double> timesteps);
 

@@ -22,8 +22,8 @@ std::string description(const at::Tensor& x) {
 // A plan may be of another model, or made by hand.
 void check_step(const StepPlan* step, const DiTConfig& config) {
   DYDIT_USAGE_CHECK(step != nullptr, "a row without a step");
-  DYDIT_USAGE_CHECK(is_time(config.objective, step->timestep), "timestep {}: expected 0 to {}", step->timestep,
-                    last_time(config.objective));
+  DYDIT_USAGE_CHECK(is_time(config.objective, step->timestep), "timestep {}: expected 0 to {}",
+                    step->timestep, last_time(config.objective));
   const auto is_mask = [&](const std::vector<uint8_t>& parts) {  // the first is always on
     return parts.size() == static_cast<size_t>(config.num_heads) && parts[0] == 1 &&
            std::all_of(parts.begin(), parts.end(), [](uint8_t part) { return part <= 1; });

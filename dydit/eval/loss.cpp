@@ -26,7 +26,8 @@ int thousandths_of(int group, int decile) {
 std::vector<double> timesteps_of(const Objective& objective, int group) {
   std::vector<double> timesteps;
   for (int d = 0; d < kDeciles; ++d)
-    timesteps.push_back(time_at(objective, static_cast<double>(thousandths_of(group, d)) / kNumTrainTimesteps));
+    timesteps.push_back(
+        time_at(objective, static_cast<double>(thousandths_of(group, d)) / kNumTrainTimesteps));
   return timesteps;
 }
 
@@ -181,7 +182,8 @@ LossReport evaluate_loss(const Checkpoint& checkpoint, const Dataset& dataset, c
       for (size_t s = 0; s < options.seeds.size(); ++s) {
         for (int d = kDeciles - 1; d >= 0; --d) {
           if (cancel && *cancel) throw Cancelled();
-          add_forward(sums[d], *engine, *workspace, plan.steps[d], thousandths_of(group, d), batch, options.seeds[s], s);
+          add_forward(sums[d], *engine, *workspace, plan.steps[d], thousandths_of(group, d), batch,
+                      options.seeds[s], s);
         }
       }
       done += batch.x0.size(0);

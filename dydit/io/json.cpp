@@ -1,7 +1,7 @@
 #include "dydit/io/json.h"
 
-#include <cmath>
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <set>
 #include <utility>

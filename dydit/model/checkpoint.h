@@ -53,7 +53,7 @@ struct Checkpoint {
       read_notes;  // lines for whoever reads it: what was stripped, computed, passed over
   DiTConfig config;
   std::string objective_source;  // who says what it predicts: "args", "--path"; empty: nobody, it is a DiT's
-  Weights weights;  // as stored; they may share the file's memory: never write into them
+  Weights weights;               // as stored; they may share the file's memory: never write into them
   std::optional<KeepCounts> keep_counts;     // of the capacity rule; the threshold rule has none
   std::optional<Quantization> quantization;  // of the blocks' layers; their scales lie among the weights
   std::optional<double> lambda;              // work ratio the model was fine-tuned for

@@ -42,7 +42,9 @@ class Shapes {
   }
 
   // What the file calls a tensor.
-  std::string in_file(const std::string& key) const { return LayoutNames(set_.layout, set_.depth).theirs(key); }
+  std::string in_file(const std::string& key) const {
+    return LayoutNames(set_.layout, set_.depth).theirs(key);
+  }
 
   [[noreturn]] void fail_missing(const std::string& key, const char* way_out = "") const {
     std::vector<std::string> present;
@@ -262,18 +264,23 @@ std::optional<StatedObjective> stated_objective(const RawCheckpoint& raw, const 
   const std::optional<PathName> asked_path = options.path.empty() ? stated_path : kPathNames.at(options.path);
   const std::optional<Prediction> asked_prediction =
       options.prediction.empty() ? stated_prediction : kPredictionNames.at(options.prediction);
-  DYDIT_CHECK(!stated_path || asked_path == stated_path, "{} path {}, but {} is asked for; leave --path out", said,
-              quote(path), options.path);
+  DYDIT_CHECK(!stated_path || asked_path == stated_path, "{} path {}, but {} is asked for; leave --path out",
+              said, quote(path), options.path);
   DYDIT_CHECK(!stated_prediction || asked_prediction == stated_prediction,
               "{} prediction {}, but {} is asked for; leave --prediction out", said, quote(prediction),
               options.prediction);
   if (!asked_path && !asked_prediction) return std::nullopt;
   Objective objective;
   if (asked_path) objective = {asked_path->path, Prediction::Velocity, asked_path->clock};
-  if (asked_path == kPathNames.find("vp-999")) objective.prediction = Prediction::Noise;
+  const bool noise = objective.clock == ModelClock::Scaled || !objective.continuous();  // else velocity
+  if (noise) objective.prediction = Prediction::Noise;
   if (asked_prediction) objective.prediction = *asked_prediction;
+  DYDIT_CHECK(objective.clock != ModelClock::Scaled || objective.prediction == Prediction::Noise,
+              "{}: predicts velocity of the path vp-999, which only noise is predicted of; SiT's is vp",
+              raw.name);
   DYDIT_CHECK(objective.continuous() || objective.prediction == Prediction::Noise,
-              "{}: predicts velocity, and nobody says of which path; --path linear, gvp or vp does", raw.name);
+              "{}: predicts velocity, and nobody says of which path; --path linear, gvp or vp does",
+              raw.name);
   if (!stated_path && !stated_prediction) source = options.path.empty() ? "--prediction" : "--path";
   if (path.empty() && objective == Objective()) return std::nullopt;  // a DiT that says so
   return StatedObjective{objective, source};
@@ -312,15 +319,22 @@ namespace {
 
 // What only some families have; the rest is a DiT's. Sizes are known.
 void infer_family(const RawCheckpoint& raw, WeightSet& set, const Shapes& shapes, DiTConfig& config) {
-  const std::string last = fmt::format("blocks.{}.", config.depth - 1);
-  if (shapes.has(last + "skip_linear.weight"))
-    config.join = shapes.has(last + "skip_norm.weight") ? Join::Normed : Join::Plain;
-  config.qkv_bias = false;
-  for (int i = 0; i < config.depth; ++i) config.qkv_bias |= shapes.has(fmt::format("blocks.{}.attn.qkv.bias", i));
-  if (!shapes.has("blocks.0.norm1.weight")) {
+  const auto any_block_has = [&](const char* part) {
+    for (int i = 0; i < config.depth; ++i) {
+      if (shapes.has(fmt::format("blocks.{}.{}", i, part))) return true;
+    }
+    return false;
+  };
+  if (any_block_has("skip_linear.weight"))
+    config.join = any_block_has("skip_norm.weight") ? Join::Normed : Join::Plain;
+  config.qkv_bias = any_block_has("attn.qkv.bias");
+  if (set.layout != Layout::UViT && !any_block_has("norm1.weight")) {
     config.qkv_bias = true;  // an error names it where it is missing
     return;
   }
+  DYDIT_CHECK(config.hidden_size % 2 == 0,
+              "{}: a U-ViT of hidden size {}: the embedding of its time takes an even one", raw.name,
+              config.hidden_size);
   config.time_mlp = shapes.has("t_embedder.mlp.0.weight");
   config.output_conv = shapes.has("final_conv.weight");
   config = with_uvit(config);
@@ -332,13 +346,15 @@ void infer_family(const RawCheckpoint& raw, WeightSet& set, const Shapes& shapes
   const auto rows = static_cast<int>(shapes.of("y_embedder.embedding_table.weight", 2)[0]);
   constexpr std::array kClassCounts = {10, 100, 1000};
   const auto stated = raw.stated.config.find("null_class");
-  config.has_null_class = stated != raw.stated.config.end() && stated->is_boolean()
-                              ? stated->get<bool>()
-                              : std::find(kClassCounts.begin(), kClassCounts.end(), rows) == kClassCounts.end();
+  config.has_null_class =
+      stated != raw.stated.config.end() && stated->is_boolean()
+          ? stated->get<bool>()
+          : std::find(kClassCounts.begin(), kClassCounts.end(), rows) == kClassCounts.end();
   config.num_classes = rows - config.has_null_class;
-  set.notes.push_back(config.has_null_class
-                          ? fmt::format("{} rows of labels: {} classes and the null class", rows, rows - 1)
-                          : fmt::format("{} rows of labels: classes alone, without a null class for guidance", rows));
+  set.notes.push_back(
+      config.has_null_class
+          ? fmt::format("{} rows of labels: {} classes and the null class", rows, rows - 1)
+          : fmt::format("{} rows of labels: classes alone, without a null class for guidance", rows));
 }
 
 }  // namespace
@@ -366,13 +382,15 @@ DiTConfig infer_config(const RawCheckpoint& raw, WeightSet& set, const Checkpoin
   const int64_t tokens = shapes.of("pos_embed", 3)[1] - config.extras();
   constexpr int64_t kMaxPatchSide = 1 << 10;
   DYDIT_CHECK(patch[2] <= kMaxPatchSide && patch[1] <= kMaxPatchSide,
-              "{}: {} has shape {}; no model has such patches", name, shapes.in_file("x_embedder.proj.weight"),
-              shape_text(patch));
-  const int grid = static_cast<int>(std::lround(std::sqrt(static_cast<double>(std::max<int64_t>(tokens, 0)))));
-  DYDIT_CHECK(int64_t{grid} * grid == tokens && grid > 0, "{}: pos_embed holds {} tokens{}, expected a square",
-              name, tokens,
-              config.extras() > 0 ? fmt::format(" beside those of {}", config.extras() > 1 ? "label and time" : "time")
-                                  : "");
+              "{}: {} has shape {}; no model has such patches", name,
+              shapes.in_file("x_embedder.proj.weight"), shape_text(patch));
+  const int grid =
+      static_cast<int>(std::lround(std::sqrt(static_cast<double>(std::max<int64_t>(tokens, 0)))));
+  DYDIT_CHECK(int64_t{grid} * grid == tokens && grid > 0,
+              "{}: pos_embed holds {} tokens{}, expected a square", name, tokens,
+              config.extras() > 0
+                  ? fmt::format(" beside those of {}", config.extras() > 1 ? "label and time" : "time")
+                  : "");
   config.input_size = grid * config.patch_size;
   config.mlp_hidden = static_cast<int>(shapes.of("blocks.0.mlp.fc1.weight", 2)[0]);
   if (!config.time_token)
@@ -404,9 +422,9 @@ DiTConfig infer_config(const RawCheckpoint& raw, WeightSet& set, const Checkpoin
 
 void check_stated(const RawCheckpoint& raw, const WeightSet& set, const DiTConfig& config) {
   const Stated& stated = raw.stated;
-  // U-ViT's own depth leaves out the block in the middle.
-  const int depth = set.layout == Layout::UViT ? config.depth - 1 : config.depth;
-  for (const auto& [key, of_tensors] : {std::pair{"depth", depth},
+  // U-ViT's own depth leaves out the block in the middle; ours, of a file with its names, does not.
+  const bool halves = set.layout == Layout::UViT && stated.number("depth") == config.depth - 1;
+  for (const auto& [key, of_tensors] : {std::pair{"depth", halves ? config.depth - 1 : config.depth},
                                         {"hidden_size", config.hidden_size},
                                         {"patch_size", config.patch_size},
                                         {"in_channels", config.in_channels}}) {
@@ -442,7 +460,8 @@ Weights check_weights(const RawCheckpoint& raw, const WeightSet& set, const DiTC
   for (const auto& expected : model->named_parameters()) {
     const auto& shape = shapes.of(expected.key(), expected.value().dim());
     DYDIT_CHECK(expected.value().sizes().equals(shape), "{}: {} has shape {}, expected {} for {}", name,
-                shapes.in_file(expected.key()), shape_text(shape), shape_text(expected.value().sizes()), model_name(config));
+                shapes.in_file(expected.key()), shape_text(shape), shape_text(expected.value().sizes()),
+                model_name(config));
     const TensorView& view = set.tensors.at(expected.key());
     const at::Tensor tensor = to_tensor(view, raw.memory);
     if (tensor.scalar_type() == at::kChar && is_block_layer(expected.key()) &&
@@ -458,8 +477,9 @@ Weights check_weights(const RawCheckpoint& raw, const WeightSet& set, const DiTC
   }
   for (const auto& [key, view] : set.tensors) {
     if (!weights.contains(key))
-      throw NotWhole(fmt::format("{}: tensor {} belongs to no part of {}.{}", name, printable(shapes.in_file(key)),
-                                 model_name(config), guess_model(set.tensors)));
+      throw NotWhole(fmt::format("{}: tensor {} belongs to no part of {}.{}", name,
+                                 printable(shapes.in_file(key)), model_name(config),
+                                 guess_model(set.tensors)));
   }
   return weights;
 }

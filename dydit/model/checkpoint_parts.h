@@ -84,8 +84,8 @@ bool is_finite(const at::Tensor& tensor);
 void check_format(const RawCheckpoint& raw);
 bool is_ours(const RawCheckpoint& raw);
 /// What the network predicts and of what path, by what the file says of itself and the options say, and where
-/// that is said; nothing where neither says. Throws Error where they contradict each other or name one that is
-/// not offered.
+/// that is said; nothing where neither says. Throws Error where they contradict each other or name one that
+/// is not offered.
 struct StatedObjective {
   Objective objective;
   std::string source;  // "args", "metadata 'config'", "--path"

@@ -68,7 +68,7 @@ nlohmann::json config_to_json(const DiTConfig& config) {
     json["path"] = path_name(config.objective);
     json["prediction"] = kPredictionNames[config.objective.prediction];
   }
-  if (config.num_classes > 0 && !config.has_null_class) json["null_class"] = false;
+  if (config.num_classes > 0 && config.time_token) json["null_class"] = config.has_null_class;
   return json;
 }
 
@@ -81,7 +81,8 @@ std::string objective_text(const Objective& objective) {
 }
 
 std::string time_axis(const Objective& objective) {
-  if (!objective.continuous()) return "timestep t: 0 is the image, 999 noise; sampling goes from right to left";
+  if (!objective.continuous())
+    return "timestep t: 0 is the image, 999 noise; sampling goes from right to left";
   const double noise = time_at(objective, 1);
   return fmt::format("time t: {} is the image, {} noise; sampling goes {}", time_at(objective, 0), noise,
                      "from right to left");
@@ -89,7 +90,7 @@ std::string time_axis(const Objective& objective) {
 
 DiTConfig with_objective(DiTConfig config, const Objective& objective) {
   config.objective = objective;
-  if (objective.prediction == Prediction::Velocity) config.drops_variance = config.learn_sigma;
+  if (objective.prediction == Prediction::Velocity) config.drops_variance |= config.learn_sigma;
   return config;
 }
 
@@ -136,7 +137,8 @@ DiTConfig named_config(const std::string& name) {
       config.hidden_size = size.hidden_size;
       config.num_heads = size.num_heads;
       config.mlp_hidden = 4 * size.hidden_size;
-      if (family == "SiT") return with_objective(config, {Path::Linear, Prediction::Velocity, ModelClock::Data});
+      if (family == "SiT")
+        return with_objective(config, {Path::Linear, Prediction::Velocity, ModelClock::Data});
       if (family == "Skip-DiT") config.join = Join::Normed;
       if (family != "U-ViT") return config;
       config.learn_sigma = config.time_mlp = config.qkv_bias = false;
@@ -144,10 +146,11 @@ DiTConfig named_config(const std::string& name) {
       return with_uvit(config);
     }
   }
-  throw UsageError(fmt::format(
-      "{}: no such size; expected DiT-S, DiT-B, DiT-L or DiT-XL (SiT and Skip-DiT alike) or U-ViT-S, U-ViT-M, "
-      "U-ViT-L or U-ViT-H with /2, /4 or /8",
-      name));
+  throw UsageError(
+      fmt::format("{}: no such size; expected DiT-S, DiT-B, DiT-L or DiT-XL (SiT and Skip-DiT alike) or "
+                  "U-ViT-S, U-ViT-M, "
+                  "U-ViT-L or U-ViT-H with /2, /4 or /8",
+                  name));
 }
 
 int known_num_heads(const DiTConfig& config) {

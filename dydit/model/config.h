@@ -51,12 +51,12 @@ struct DiTConfig {
   Join join = Join::None;
   // Label, where there are classes, and time are tokens in front of the patches, instead of being added up.
   bool time_token = false;
-  bool has_null_class = true;     // a row of the label table behind those of the classes
+  bool has_null_class = true;  // a row of the label table behind those of the classes
   int time_frequencies = kFrequencyEmbeddingSize;
-  bool time_mlp = true;           // between the frequencies and the embedding
+  bool time_mlp = true;  // between the frequencies and the embedding
   bool qkv_bias = true;
-  bool learned_positions = false; // those of the tokens in front included
-  bool output_conv = false;       // 3 x 3, over the image that the patches make
+  bool learned_positions = false;  // those of the tokens in front included
+  bool output_conv = false;        // 3 x 3, over the image that the patches make
   Objective objective = {};
   // How the same weights are computed with (docs/formats.md).
   int frequency_divisor = 128;  // the timestep's i-th frequency is 10000^(-i / divisor)
@@ -70,7 +70,8 @@ struct DiTConfig {
   /// Tokens in front of the patches, and all of them.
   int extras() const { return time_token ? (num_classes > 0 ? 2 : 1) : 0; }
   int sequence() const { return extras() + num_tokens(); }
-  /// The share of all tokens that enter an MLP which this share of the patches does: those in front always do.
+  /// The share of all tokens that enter an MLP which this share of the patches does: those in front always
+  /// do.
   double entering_share(double patches) const {
     return extras() == 0 ? patches : (extras() + patches * num_tokens()) / sequence();
   }
@@ -117,7 +118,8 @@ std::string_view path_name(const Objective& objective);
 std::string objective_text(const Objective& objective);
 /// What the times of a plan are, for a picture's axis.
 std::string time_axis(const Objective& objective);
-/// The configuration with this objective: rows of a learned variance that nothing was trained for are dropped.
+/// The configuration with this objective: rows of a learned variance that nothing was trained for are
+/// dropped.
 DiTConfig with_objective(DiTConfig config, const Objective& objective);
 /// The configuration with all that U-ViTs have in common; of a size that is known.
 DiTConfig with_uvit(DiTConfig config);
@@ -130,8 +132,8 @@ std::string model_name(const DiTConfig& config);
 /// UsageError for another name. Input and classes are the defaults.
 DiTConfig named_config(const std::string& name);
 
-/// Heads that the family's published models of this hidden size have (384: 6, 512: 8 of a U-ViT, 768: 12, 1024
-/// and 1152: 16); 0 when unknown.
+/// Heads that the family's published models of this hidden size have (384: 6, 512: 8 of a U-ViT, 768: 12,
+/// 1024 and 1152: 16); 0 when unknown.
 int known_num_heads(const DiTConfig& config);
 
 }  // namespace dydit

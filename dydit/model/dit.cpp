@@ -23,7 +23,8 @@ Layer add_layer(Module& root, const std::string& path, Layer layer) {
   }
   return parent->register_module(path.substr(start), std::move(layer));
 }
-Linear add_linear(Module& root, const std::string& path, int in_features, int out_features, bool has_bias = true) {
+Linear add_linear(Module& root, const std::string& path, int in_features, int out_features,
+                  bool has_bias = true) {
   return add_layer(root, path, Linear(in_features, out_features, has_bias));
 }
 
@@ -99,8 +100,9 @@ at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const
     return gates.branch ? gates.branch(index, which, compute) : compute();
   };
   const at::Tensor a = branch(Branch::Attention, [&] {
-    return attention(layer_norm_modulate(x, of_attention.shift, of_attention.scale, dtype, computed.attn_norm_eps),
-                     head_gate, dtype);
+    return attention(
+        layer_norm_modulate(x, of_attention.shift, of_attention.scale, dtype, computed.attn_norm_eps),
+        head_gate, dtype);
   });
   const at::Tensor h = gated_residual(x, of_attention.gate, a);
 
@@ -110,10 +112,11 @@ at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const
     // in front of the patches are always on.
     if (gates.tokens) {
       tokens = gates.tokens(index, token_logits(h));
-      if (config.extras() > 0) tokens = at::cat({at::ones({x.size(0), config.extras()}, tokens.options()), tokens}, 1);
+      if (config.extras() > 0)
+        tokens = at::cat({at::ones({x.size(0), config.extras()}, tokens.options()), tokens}, 1);
     }
-    const at::Tensor all = mlp(layer_norm_modulate(h, of_mlp.shift, of_mlp.scale, dtype, computed.mlp_norm_eps),
-                               group_gate, dtype);
+    const at::Tensor all = mlp(
+        layer_norm_modulate(h, of_mlp.shift, of_mlp.scale, dtype, computed.mlp_norm_eps), group_gate, dtype);
     return gates.branch && tokens.defined() ? all * tokens.unsqueeze(2).to(dtype) : all;
   });
   return gated_residual(h, of_mlp.gate, m, tokens);
@@ -122,7 +125,8 @@ at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const
 at::Tensor DiTBlockImpl::join(const at::Tensor& x, const at::Tensor& skip) {
   at::Tensor both = at::cat({x, skip}, 2);
   if (skip_norm)
-    both = at::layer_norm(both, {both.size(2)}, skip_norm->weight, skip_norm->bias, config.block(index).attn_norm_eps);
+    both = at::layer_norm(both, {both.size(2)}, skip_norm->weight, skip_norm->bias,
+                          config.block(index).attn_norm_eps);
   return skip_linear->forward(both);
 }
 

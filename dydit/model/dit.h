@@ -53,10 +53,10 @@ struct DiTBlockImpl : torch::nn::Module {
   DiTConfig config;
   int index;
   Linear qkv{nullptr}, proj{nullptr}, fc1{nullptr}, fc2{nullptr};
-  Linear adaLN{nullptr};                     // of Modulation::AdaLN
-  Affine norm1{nullptr}, norm2{nullptr};     // of Modulation::Affine
-  Affine skip_norm{nullptr};                 // of Join::Normed, 2C
-  Linear skip_linear{nullptr};               // of a block that is joined
+  Linear adaLN{nullptr};                                       // of Modulation::AdaLN
+  Affine norm1{nullptr}, norm2{nullptr};                       // of Modulation::Affine
+  Affine skip_norm{nullptr};                                   // of Join::Normed, 2C
+  Linear skip_linear{nullptr};                                 // of a block that is joined
   Linear attn_router{nullptr}, mlp_router{nullptr};            // TDW; null without width routers
   Linear token_router_in{nullptr}, token_router_out{nullptr};  // SDT; null without token routers
 };
@@ -68,8 +68,8 @@ struct DiTImpl : torch::nn::Module {
   /// t (B) times of the objective's clock, 0..999 of a DiT -> t_emb (B, C), float32 throughout.
   at::Tensor embed_timestep(const at::Tensor& t);
   /// x (B, in_channels, side, side) float32, t_emb (B, C), y (B) labels, null class included (unread without
-  /// classes) -> (B, out_channels, side, side) float32: noise or velocity, then the variance values when sigma
-  /// is learned.
+  /// classes) -> (B, out_channels, side, side) float32: noise or velocity, then the variance values when
+  /// sigma is learned.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& t_emb, const at::Tensor& y,
                      const Gates& gates = {});
   /// Converts the weights of qkv, proj, fc1 and fc2 and computes them and attention's products in `dtype`.
@@ -85,8 +85,8 @@ struct DiTImpl : torch::nn::Module {
   at::Tensor label_table;   // (label_rows, C), last row the null class; undefined without classes
   Linear t_mlp_in{nullptr}, t_mlp_out{nullptr};  // null without time_mlp
   Linear final_linear{nullptr}, final_adaLN{nullptr};
-  Affine final_norm{nullptr};                     // of Modulation::Affine, which has no final_adaLN
-  at::Tensor conv_weight, conv_bias;              // (in, in, 3, 3), (in); undefined without output_conv
+  Affine final_norm{nullptr};         // of Modulation::Affine, which has no final_adaLN
+  at::Tensor conv_weight, conv_bias;  // (in, in, 3, 3), (in); undefined without output_conv
   std::vector<DiTBlock> blocks;
 
  private:

@@ -161,7 +161,7 @@ Checkpoint random_model(const std::string& size, int input_size) {
   // As initialised the timestep's embedding is near zero, and the routers would not hear it.
   constexpr double kLouder = 20;
   for (const char* name : {"t_embedder.mlp.0.weight", "t_embedder.mlp.2.weight"})
-    checkpoint.weights[name] = checkpoint.weights[name] * kLouder;
+    if (config.time_mlp) checkpoint.weights[name] = checkpoint.weights[name] * kLouder;
   return add_routers(checkpoint, {.width_bias = 0, .token_bias = 0}, 0);
 }
 

@@ -21,8 +21,9 @@ constexpr std::array kUViT = {Names{"patch_embed.proj.", "x_embedder.proj."},
                               Names{"norm.", "final_layer.norm."},
                               Names{"decoder_pred.", "final_layer.linear."},
                               Names{"final_layer.", "final_conv."}};
-constexpr std::string_view kBlocks = "blocks.", kIn = "in_blocks.", kMiddle = "mid_block.", kOut = "out_blocks.",
-                           kSkipNorms = "skip_norms.", kSkipLinears = "skip_linears.", kLinear = "linear.";
+constexpr std::string_view kBlocks = "blocks.", kIn = "in_blocks.", kMiddle = "mid_block.",
+                           kOut = "out_blocks.", kSkipNorms = "skip_norms.", kSkipLinears = "skip_linears.",
+                           kLinear = "linear.";
 
 // "3.attn.qkv.weight" behind a prefix -> 3 and "attn.qkv.weight".
 struct Numbered {
@@ -119,15 +120,17 @@ std::string LayoutNames::theirs(const std::string& ours) const {
 int count_blocks(const TensorViews& tensors, Layout layout, const std::string& name) {
   if (layout == Layout::UViT) {
     const int in = count(tensors, kIn), out = count(tensors, kOut);
-    DYDIT_CHECK(in == out && in > 0,
-                "{}: a U-ViT of {} blocks before the one in the middle and {} behind it; long skips pair them, so "
-                "there must be as many of both",
-                name, in, out);
+    DYDIT_CHECK(
+        in == out && in > 0,
+        "{}: a U-ViT of {} blocks before the one in the middle and {} behind it; long skips pair them, so "
+        "there must be as many of both",
+        name, in, out);
     return 2 * in + 1;
   }
   const int depth = count(tensors, kBlocks);
   DYDIT_CHECK(layout != Layout::SkipDiT || depth % 2 == 0,
-              "{}: a Skip-DiT of {} blocks; long skips pair them, so there must be an even number", name, depth);
+              "{}: a Skip-DiT of {} blocks; long skips pair them, so there must be an even number", name,
+              depth);
   return depth;
 }
 

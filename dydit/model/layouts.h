@@ -2,8 +2,9 @@
 // theirs in messages and when a file of theirs is written.
 #pragma once
 
+#include <array>
 #include <string>
-#include <vector>
+#include <string_view>
 
 #include "dydit/io/tensor_view.h"
 #include "dydit/model/config.h"

@@ -25,11 +25,11 @@ int64_t join_macs(const DiTConfig& config, int block) {
 int64_t fixed_macs(const DiTConfig& config) {
   const int64_t N = config.num_tokens(), C = config.hidden_size, side = config.input_size;
   const int64_t patch_embed = N * C * config.patch_values();
-  const int64_t t_embed =
-      config.time_mlp ? int64_t{config.time_hidden()} * (config.time_frequencies + C) : 0;
+  const int64_t t_embed = config.time_mlp ? int64_t{config.time_hidden()} * (config.time_frequencies + C) : 0;
   const int64_t final_layer = (config.modulation == Modulation::AdaLN ? 2 * C * C : 0) +
                               N * C * config.patch_size * config.patch_size * config.out_channels();
-  const int64_t conv = config.output_conv ? 9 * config.out_channels() * config.out_channels() * side * side : 0;
+  const int64_t conv =
+      config.output_conv ? 9 * config.out_channels() * config.out_channels() * side * side : 0;
   return patch_embed + t_embed + config.depth * 2 * adaLN_macs(config) + final_layer + conv;
 }
 

@@ -103,8 +103,8 @@ void gated_gelu_backward(T* __restrict dh, float* __restrict dgate, const T* __r
     const float g = gate ? gate[part % H] : 1.0f;
     for (int i = 0; i < width; ++i) store(dh, i, load(dout, i) * gelu_slope_of<Erf>(load(h, i) * g) * g);
     if (dgate) {
-      dgate[part % H] +=
-          sum_of(width, [&](int i) { return load(dout, i) * gelu_slope_of<Erf>(load(h, i) * g) * load(h, i); });
+      dgate[part % H] += sum_of(
+          width, [&](int i) { return load(dout, i) * gelu_slope_of<Erf>(load(h, i) * g) * load(h, i); });
     }
   }
 }
@@ -130,10 +130,11 @@ void scaled_softmax_backward(T* __restrict ds, const T* __restrict dp, const T* 
 
 template <typename T>
 constexpr OpKernels<T> make_kernels() {
-  return {layer_norm_modulate<T>,       layer_norm_modulate_backward<T>, gated_residual<T>,
-          gated_residual_backward<T>,   gated_gelu<T, false>,            gated_gelu_backward<T, false>,
-          gated_gelu<T, true>,          gated_gelu_backward<T, true>,    scaled_softmax<T>,
-          scaled_softmax_backward<T>};
+  return {layer_norm_modulate<T>, layer_norm_modulate_backward<T>,
+          gated_residual<T>,      gated_residual_backward<T>,
+          gated_gelu<T, false>,   gated_gelu_backward<T, false>,
+          gated_gelu<T, true>,    gated_gelu_backward<T, true>,
+          scaled_softmax<T>,      scaled_softmax_backward<T>};
 }
 
 }  // namespace

@@ -21,8 +21,7 @@ at::Tensor gated_residual(const at::Tensor& x, const at::Tensor& gate, const at:
 
 /// gelu(h gate): h (B, N, F), gate (B, H) float32 on groups of F/H channels, or undefined -> (B, N, F) of h's
 /// type.
-at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate = {},
-                      GeluForm gelu = GeluForm::Tanh);
+at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate = {}, GeluForm gelu = GeluForm::Tanh);
 
 /// softmax(q k^T / sqrt(D)) v: q, k, v (B, H, N, D) -> (B, H, N, D), the same type.
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v);

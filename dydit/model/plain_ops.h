@@ -12,8 +12,7 @@ at::Tensor layer_norm_modulate(const at::Tensor& x, const at::Tensor& shift, con
                                at::ScalarType dtype, double eps);
 at::Tensor gated_residual(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& y,
                           const at::Tensor& tokens = {});
-at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate = {},
-                      GeluForm gelu = GeluForm::Tanh);
+at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate = {}, GeluForm gelu = GeluForm::Tanh);
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v);
 
 }  // namespace dydit::plain

@@ -147,9 +147,8 @@ void name_ours(WeightSet& set, const std::string& name) {
 }
 
 bool holds_model(const WeightSet& set) {
-  return std::any_of(kPatchWeights.begin(), kPatchWeights.end(), [&](std::string_view name) {
-    return set.tensors.contains(std::string(name));
-  });
+  return std::any_of(kPatchWeights.begin(), kPatchWeights.end(),
+                     [&](std::string_view name) { return set.tensors.contains(std::string(name)); });
 }
 
 std::string list_choices(const std::vector<WeightsChoice>& choices) {
@@ -177,7 +176,7 @@ std::string guess_model(const TensorViews& tensors) {
       Mark{"sideblocks", "an MDT"},
       Mark{"en_inblocks", "an MDT"},
       Mark{"decoder_blocks", "a masked DiT"},
-      Mark{"in_blocks.", "a part of a U-ViT"},
+      Mark{"in_blocks.", "a U-ViT"},
       Mark{"caption_projection", "a PixArt or another model of texts"},
       Mark{"adaln_single", "a PixArt"},
       Mark{"t_block.", "a PixArt"},

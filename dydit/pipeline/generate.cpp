@@ -61,7 +61,8 @@ RunPlan Pipeline::plan(const Request& request) const {
                       quote(request.plan->name), *request.plan->model_sha256, checkpoint_.path.string(),
                       checkpoint_.sha256);
   }
-  return complete_plan(request, widths(run_spacing(request, engine_->config().objective).timesteps, request.mode));
+  return complete_plan(request,
+                       widths(run_spacing(request, engine_->config().objective).timesteps, request.mode));
 }
 
 RunPlan Pipeline::widths(std::span<const double> timesteps, Mode mode) const {
@@ -75,6 +76,8 @@ RunPlan Pipeline::widths(std::span<const double> timesteps, Mode mode) const {
   for (StepPlan& step : plan.steps) steps_[{mode, step.timestep}] = std::move(step);
   plan.steps.clear();
   for (const double t : timesteps) plan.steps.push_back(steps_.at({mode, t}));
+  constexpr size_t kMostSteps = 4096;  // of continuous time there is no end
+  if (steps_.size() > kMostSteps) steps_.clear();
   return plan;
 }
 

@@ -117,31 +117,32 @@ json run_record(const Checkpoint& checkpoint, const GenerateOptions& options, co
   const DiTConfig& config = checkpoint.config;
   const Mode mode = config.is_dynamic() ? options.mode : Mode::Static;
   const Spacing spacing = run_spacing(options, config.objective);
-  json run = {{"version", kVersion},
-              {"model",
-               {{"file", printable(checkpoint.path.filename().string(), std::string::npos)},
-                {"name", model_name(config)},
-                {"sha256", checkpoint.sha256},
-                {"weights", checkpoint.weights_key}}},
-              {"classes", options.classes},
-              {"num_images", options.num_images},
-              {"seed", options.seed},
-              {"noise", kNoiseNames[options.noise]},
-              {"steps", !options.plan && options.timesteps.empty() ? options.num_steps : options.total_steps()},
-              {"spacing", spacing.description},
-              {"sampler", kSamplerNames[options.sampler.kind]},
-              {"eta", options.sampler.eta},
-              {"cfg_scale", options.cfg_scale},
-              {"cfg_channels", options.channels_guided(config)},
-              {"mode", kModeNames[mode]},
-              {"dtype", kModelDtypeNames[options.dtype]},
-              {"arithmetic", arithmetic_text(options.engine, options.dtype)},
-              {"engine", kEngineNames[options.engine]},
-              {"device", "cpu"},
-              {"batch", options.batch},
-              {"threads", options.threads},
-              {"size", config.input_size},
-              {"static_gmacs", static_cast<double>(static_macs_per_sample(config, options)) / kGiga}};
+  json run = {
+      {"version", kVersion},
+      {"model",
+       {{"file", printable(checkpoint.path.filename().string(), std::string::npos)},
+        {"name", model_name(config)},
+        {"sha256", checkpoint.sha256},
+        {"weights", checkpoint.weights_key}}},
+      {"classes", options.classes},
+      {"num_images", options.num_images},
+      {"seed", options.seed},
+      {"noise", kNoiseNames[options.noise]},
+      {"steps", !options.plan && options.timesteps.empty() ? options.num_steps : options.total_steps()},
+      {"spacing", spacing.description},
+      {"sampler", kSamplerNames[options.sampler.kind]},
+      {"eta", options.sampler.eta},
+      {"cfg_scale", options.cfg_scale},
+      {"cfg_channels", options.channels_guided(config)},
+      {"mode", kModeNames[mode]},
+      {"dtype", kModelDtypeNames[options.dtype]},
+      {"arithmetic", arithmetic_text(options.engine, options.dtype)},
+      {"engine", kEngineNames[options.engine]},
+      {"device", "cpu"},
+      {"batch", options.batch},
+      {"threads", options.threads},
+      {"size", config.input_size},
+      {"static_gmacs", static_cast<double>(static_macs_per_sample(config, options)) / kGiga}};
   if (config.objective.continuous()) {
     run["objective"] = objective_text(config.objective);
     run["evaluations"] = options.total_steps();
@@ -170,8 +171,9 @@ json run_record(const Checkpoint& checkpoint, const GenerateOptions& options, co
 json plan_record(const Checkpoint& checkpoint, const GenerateOptions& options, const json& said) {
   return plan_record(
       checkpoint, options,
-      complete_plan(options, make_width_plan(checkpoint, run_spacing(options, checkpoint.config.objective).timesteps,
-                                             options.mode)),
+      complete_plan(options,
+                    make_width_plan(checkpoint, run_spacing(options, checkpoint.config.objective).timesteps,
+                                    options.mode)),
       said);
 }
 
@@ -263,7 +265,8 @@ std::string reproducing_command(const json& run) {
     if (loading.has("num_heads")) command.add("--num-heads", loading.number<int>("num_heads", 1, kMost));
     if (loading.has("weights")) command.add("--weights", loading.text("weights"));
     if (loading.has("path")) command.add("--path", loading.choice("path", kPathNames));
-    if (loading.has("prediction")) command.add("--prediction", loading.choice("prediction", kPredictionNames));
+    if (loading.has("prediction"))
+      command.add("--prediction", loading.choice("prediction", kPredictionNames));
     if (loading.has("class_names")) command.add_file("--class-names", loading.text("class_names"));
   }
   const int num_images = record.number<int>("num_images", 1, kMost);
@@ -284,7 +287,8 @@ std::string reproducing_command(const json& run) {
   command.add("--sampler", record.choice("sampler", kSamplerNames));
   if (run.contains("sde")) {
     const Foreign sde = record.at("sde");
-    if (sde.has("diffusion_form")) command.add("--diffusion-form", sde.choice("diffusion_form", kDiffusionFormNames));
+    if (sde.has("diffusion_form"))
+      command.add("--diffusion-form", sde.choice("diffusion_form", kDiffusionFormNames));
     command.add("--diffusion-norm", sde.number<float>("diffusion_norm", 0, kMost));
     command.add("--last-step", sde.choice("last_step", kLastStepNames));
     if (sde.has("last_step_size")) command.add("--last-step-size", sde.number<float>("last_step_size", 0, 1));

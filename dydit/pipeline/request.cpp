@@ -95,9 +95,10 @@ void check_run(const Request& request, const SamplingOptions& run) {
       "--noise torch draws for one batch, as the original script does: {} images need --batch {}, "
       "got {}",
       request.num_images, request.num_images, run.batch);
-  DYDIT_USAGE_CHECK(request.noise != NoiseKind::Torch || request.sampler.kind != SamplerKind::HeunSde,
-                    "--noise torch: heun-sde draws before its first step, as no script of DiT does; take em-sde, or "
-                    "--noise philox");
+  DYDIT_USAGE_CHECK(
+      request.noise != NoiseKind::Torch || request.sampler.kind != SamplerKind::HeunSde,
+      "--noise torch: heun-sde draws before its first step, as no script of DiT does; take em-sde, or "
+      "--noise philox");
   DYDIT_USAGE_CHECK(
       run.preview_every >= 0 && (run.preview_every == 0 || run.preview_every < request.total_steps()),
       "--preview-every {}: with {} steps expected 1 to {}", run.preview_every, request.total_steps(),

@@ -121,7 +121,8 @@ void Scheduler::prepare_steps() {
   for (const auto& [other, last] : next) {
     for (int step = 0; step <= last; ++step) timesteps.insert(other->plan.steps[step].timestep);
   }
-  if (noise_share(engine_.config().objective, 0) < 0.5) return workspace_->prepare({timesteps.rbegin(), timesteps.rend()});
+  if (noise_share(engine_.config().objective, 0) < 0.5)
+    return workspace_->prepare({timesteps.rbegin(), timesteps.rend()});
   workspace_->prepare({timesteps.begin(), timesteps.end()});
 }
 

@@ -40,11 +40,11 @@ struct Sample {
   std::shared_ptr<Course> course;
   int index = 0;  // of the request, from 0; keys the noise
   int label = 0;
-  int step = 0;        // of the plan, the next one to take; -1: none is left
-  at::Tensor x;        // (in_channels, side, side) float32
-  at::Tensor x0;       // likewise: predicted in the last step; undefined where nobody asks
+  int step = 0;                 // of the plan, the next one to take; -1: none is left
+  at::Tensor x;                 // (in_channels, side, side) float32
+  at::Tensor x0;                // likewise: predicted in the last step; undefined where nobody asks
   at::Tensor held_x, held_eps;  // likewise: an evaluation that others look back to; undefined where none do
-  at::Tensor entries;           // (N) float32: how often each token entered an MLP; undefined unless asked for
+  at::Tensor entries;  // (N) float32: how often each token entered an MLP; undefined unless asked for
   // Of the plan's slots: the conditional row's and the null class's, and (slots, guided values) of guidance.
   std::array<History, 2> histories = {};
   at::Tensor differences = {};

@@ -30,8 +30,8 @@ constexpr char kComputeSign = 'c', kSkippedSign = '-';
 constexpr std::string_view kReuse = "reuse:";
 
 const std::array<std::string, 14> kTopKeys = {
-    "path",       "dydit_plan", "name", "depth",     "num_heads", "num_tokens",   "forecast", "steps",
-    "sampler",    "eta",  "cfg_scale", "mode",      "model_sha256", "note"};
+    "path",  "dydit_plan", "name", "depth",     "num_heads", "num_tokens",   "forecast",
+    "steps", "sampler",    "eta",  "cfg_scale", "mode",      "model_sha256", "note"};
 const std::array<std::string, 11> kStepKeys = {"t",       "attn",  "mlp",    "ranges", "guide", "scale",
                                                "restart", "heads", "groups", "tokens", "level"};
 const std::array<std::string, 4> kRangeKeys = {"from", "to", "order", "absolute"};
@@ -281,7 +281,8 @@ StatedPlan parse_stated_plan(const Json& json, const std::string& name) {
                  .num_heads = top.whole("num_heads", 1, kLargestSize)};
   const std::string path = top.text("path").value_or("table");
   const auto known = kPathNames.find(path);
-  DYDIT_CHECK(known, "{}: path is {}; {} are known", top.at(), quote(path), fmt::join(kPathNames.names(), ", "));
+  DYDIT_CHECK(known, "{}: path is {}; {} are known", top.at(), quote(path),
+              fmt::join(kPathNames.names(), ", "));
   plan.config.objective = {known->path, Prediction::Noise, known->clock};
   plan.spec = parse_steps(top, plan.config, name);
   check_spec(plan.spec, plan.config, /*guided=*/true, name);

@@ -60,15 +60,15 @@ void check_ranges(const StepSpec& step, const DiTConfig& config, const std::stri
     end = range.to;
   }
   const auto is_skipped = [&](int block) {
-    return std::any_of(step.ranges.begin(), step.ranges.end(), [&](const RangeSkip& range) {
-      return range.from <= block && block < range.to;
-    });
+    return std::any_of(step.ranges.begin(), step.ranges.end(),
+                       [&](const RangeSkip& range) { return range.from <= block && block < range.to; });
   };
   for (int l = 0; l < config.depth && !step.ranges.empty(); ++l) {
     const int source = config.join_source(l);
-    DYDIT_CHECK(source < 0 || is_skipped(l) || !is_skipped(source),
-                "{}: block {} is joined with the output of block {}, which a range skips; skip both or neither", at,
-                l, source);
+    DYDIT_CHECK(
+        source < 0 || is_skipped(l) || !is_skipped(source),
+        "{}: block {} is joined with the output of block {}, which a range skips; skip both or neither", at,
+        l, source);
   }
 }
 
@@ -120,7 +120,7 @@ void check_step(const StepSpec& step, const DiTConfig& config, const std::string
 
 // Rows of a sample for which the newest feature of each kind was computed; 0: none since the last restart.
 struct Kept {
-  std::vector<int> attn, mlp;                 // (L)
+  std::vector<int> attn, mlp;                        // (L)
   std::map<std::tuple<int, int, bool>, int> ranges;  // all that the plan skips anywhere, and if absolute
   int guidance = 0;
 

@@ -117,8 +117,8 @@ struct Maker {
     };
   }
 
-  // Skip-DiT's cache: the stream before its last B blocks is kept, whose long skips are computed anew. Counted
-  // from the first step; near the image, and from then on, nothing is kept.
+  // Skip-DiT's cache: the stream before its last B blocks is kept, whose long skips are computed anew.
+  // Counted from the first step; near the image, and from then on, nothing is kept.
   StepMaker skip(const Spelling& spelling) const {
     check_count(spelling, 1, 2);
     constexpr double kNearImage = 20.0 / kNumTrainTimesteps;
@@ -248,8 +248,8 @@ void apply_guide(const GuideOptions& guide, const Objective& objective, PlanSpec
   bool was_off = false;
   int full = 0;
   for (auto step = spec.steps.rbegin(); step != spec.steps.rend(); ++step) {
-    const double t = objective.continuous() ? noise_share(objective, step->timestep) * kNumTrainTimesteps
-                                            : step->timestep;
+    const double t =
+        objective.continuous() ? noise_share(objective, step->timestep) * kNumTrainTimesteps : step->timestep;
     // The first step of a run in continuous time is all noise.
     if (std::min<double>(t, kNumTrainTimesteps - 1) > guide.from || t < guide.to) {
       step->guide = GuideKind::Off;

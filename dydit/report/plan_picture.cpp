@@ -191,8 +191,7 @@ class Picture {
       body_ += text((x_of(s) + x_of(s + 1)) / 2, top + kLineHeight + 18, "middle",
                     time_text(plan_.steps[s].timestep));
     }
-    body_ += text(kLeft + kWidth / 2, top + kLineHeight + 36, "middle",
-                  time_axis(plan_.config.objective));
+    body_ += text(kLeft + kWidth / 2, top + kLineHeight + 36, "middle", time_axis(plan_.config.objective));
   }
 
   const RunPlan& plan_;

@@ -167,7 +167,8 @@ std::vector<int> classes_of(std::string text, const ModelTerms& model) {
       text.erase(0, kPrefix.size());
       const std::optional<int> label = parse_number<int>(text);
       DYDIT_CHECK(label && *label >= 0 && *label < classes,
-                  "request: prompt is \"class:{}\"; class:0 to class:{} is wanted", printable(text), classes - 1);
+                  "request: prompt is \"class:{}\"; class:0 to class:{} is wanted", printable(text),
+                  classes - 1);
       return std::vector{*label};
     }
     DYDIT_CHECK(!trimmed(text).empty(), "request: prompt is empty; this model makes classes: name one");
@@ -342,8 +343,9 @@ Order read_generation(std::string_view text, std::span<const ModelTerms> models,
                   body.has("prompt") ? "request: prompt and class_labels both name classes; give one"
                                      : "request: prompt is missing: the name or number of a class",
                   "prompt");
-  request.classes = body.has("prompt") ? classes_of(body.text("prompt"), model)
-                                       : body.whole_numbers("class_labels", std::max(model.config.num_classes - 1, 0));
+  request.classes = body.has("prompt")
+                        ? classes_of(body.text("prompt"), model)
+                        : body.whole_numbers("class_labels", std::max(model.config.num_classes - 1, 0));
   request.num_images = images_of(body, "n", rules, static_cast<int>(request.classes.size()));
   if (request.classes.size() > static_cast<size_t>(request.num_images))
     throw Refusal(400,

@@ -24,7 +24,8 @@ ParameterStore::ParameterStore(DiT& model, double router_lr_scale) {
     if (spans_.empty() || spans_.back().lr_scale != lr_scale) spans_.push_back({total, total, lr_scale});
     total = spans_.back().end += parameter.value().numel();
   }
-  values = at::empty({total}, model->pos_embed.options().requires_grad(false));  // float32, where the model lies
+  values =
+      at::empty({total}, model->pos_embed.options().requires_grad(false));  // float32, where the model lies
   grads = at::zeros_like(values);
   exp_avg = at::zeros_like(values);
   exp_avg_sq = at::zeros_like(values);

@@ -32,7 +32,7 @@ struct StepTerms {
 struct StepInputs {
   at::Tensor x0, noise, x_t;  // (B, C, side, side)
   at::Tensor t;  // (B) int64 of a table, else double; sample j in quarter j mod 4 of the noise share
-  at::Tensor y, y_complete;   // (B) labels, each with its own dropout
+  at::Tensor y, y_complete;  // (B) labels, each with its own dropout
   GateNoise gate_noise;
 
   StepInputs to(at::Device device) const;

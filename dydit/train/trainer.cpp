@@ -317,8 +317,9 @@ void check_training(const Dataset& data, const DiTConfig& config, const TrainOpt
               "the images are {}x{} with {} channels, the model takes {}x{} with {}", data.side(),
               data.side(), data.channels(), config.input_size, config.input_size, config.in_channels);
   for (int64_t i = 0; i < data.size(); ++i) {
-    DYDIT_CHECK(config.num_classes == 0 || data.label(i) < config.num_classes, "image {} has label {}, the model has classes 0 to {}", i,
-                data.label(i), config.num_classes - 1);
+    DYDIT_CHECK(config.num_classes == 0 || data.label(i) < config.num_classes,
+                "image {} has label {}, the model has classes 0 to {}", i, data.label(i),
+                config.num_classes - 1);
   }
   if (options.device.is_cpu()) {
     const int micro = options.global_batch / (processes * options.accumulate);

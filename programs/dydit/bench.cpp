@@ -258,11 +258,10 @@ int run_bench(const Args& args, Isa isa) {
   const at::ScalarType dtype = dtype_for(checkpoint);
   check_targets(cli, {{"--csv", flags.csv}}, inputs_of(checkpoint));
   const DiTConfig& config = checkpoint.config;
-  const SamplerKind sampler = flags.sampler != "auto"        ? kSamplerNames.at(flags.sampler)
+  const SamplerKind sampler = flags.sampler != "auto"         ? kSamplerNames.at(flags.sampler)
                               : config.objective.continuous() ? SamplerKind::Euler
                                                               : SamplerKind::Ddim;
-  if (flags.levels)
-    return bench_levels(cli, flags, {flags.steps, sampler}, checkpoint, isa);
+  if (flags.levels) return bench_levels(cli, flags, {flags.steps, sampler}, checkpoint, isa);
   const EngineOptions options = {.dtype = dtype, .threads = flags.threads};
   const auto check_fits = [&](int ranges) {
     check_memory(least_engine_bytes(kind, checkpoint, options, flags.batch, ranges),

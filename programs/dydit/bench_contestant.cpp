@@ -37,7 +37,8 @@ Contestant::Contestant(const Pipeline& pipeline, const LapFlags& flags, const Ge
 
 void Contestant::start_lap() {
   rows_.assign(flags_.batch, {.label = config_.last_label()});
-  for (int b = 0; b < (flags_.batch + 1) / 2; ++b) rows_[b].label = (lap_ + b) % std::max(config_.num_classes, 1);
+  for (int b = 0; b < (flags_.batch + 1) / 2; ++b)
+    rows_[b].label = (lap_ + b) % std::max(config_.num_classes, 1);
   for (size_t b = 0; b < histories_.size(); ++b) rows_[b].history = &histories_[b];
   ++lap_;
   work_.assign(flags_.batch, {});

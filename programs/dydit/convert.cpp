@@ -61,9 +61,10 @@ int run_convert(const Args& args, Isa isa) {
       ->required();
   cli.add_choice("--dtype", dtype, kDtypeNames.names(),
                  "Type of the stored weights (pos_embed stays float32)");
-  cli.add_choice("--to", to, {"same", "static", "dynamic", "uvit", "skip-dit"},
-                 "static: without its routers; dynamic: with the routers that finetune begins with; uvit, skip-dit: "
-                 "with the names of that family's own files, a .pt as their bare state dict");
+  cli.add_choice(
+      "--to", to, {"same", "static", "dynamic", "uvit", "skip-dit"},
+      "static: without its routers; dynamic: with the routers that finetune begins with; uvit, skip-dit: "
+      "with the names of that family's own files, a .pt as their bare state dict");
   cli.add_choice(
       "--semantics", semantics, kSemanticsNames.names({"same"}),
       "How the weights are to be computed, stored with them; a folder of diffusers: as diffusers does");
@@ -73,8 +74,9 @@ int run_convert(const Args& args, Isa isa) {
   cli.parse(args);
   const Save save = writer_of(out);
   const std::optional<Layout> layout = kLayoutNames.find(to);
-  DYDIT_USAGE_CHECK(!layout || save != save_diffusers_folder,
-                    "--to {}: a folder of diffusers is a DiT's; take a target that ends in .safetensors or .pt", to);
+  DYDIT_USAGE_CHECK(
+      !layout || save != save_diffusers_folder,
+      "--to {}: a folder of diffusers is a DiT's; take a target that ends in .safetensors or .pt", to);
   const bool folder = save == save_diffusers_folder;
   cli.needs("--seed", to == "dynamic", "--to dynamic: nothing else is drawn");
   cli.needs("--class-names", !folder, "a target that ends in .safetensors or .pt");

@@ -93,10 +93,11 @@ void resolve(Cli& cli, GenerateFlags& flags, const Checkpoint& checkpoint) {
             "--mode dynamic; with --mode static all tokens enter all MLPs");
   options.token_map = !flags.outputs.cost_map.empty();
   options.classes.clear();
-  cli.needs("--classes", config.num_classes > 0, fmt::format("classes; {} has none", model));
+  const bool only_class = flags.classes == std::vector<std::string>{"0"};  // as records have it
+  cli.needs("--classes", config.num_classes > 0 || only_class, fmt::format("classes; {} has none", model));
   for (const std::string& list : flags.classes) {
     cli.within("--classes", [&] {
-      for (const int label : resolve_classes(list, checkpoint.class_names, config.num_classes))
+      for (const int label : resolve_classes(list, checkpoint.class_names, std::max(config.num_classes, 1)))
         options.classes.push_back(label);
     });
   }

@@ -9,8 +9,8 @@
 #include "dydit/base/error.h"
 #include "dydit/data/latents.h"
 #include "dydit/diffusion/schedule.h"
-#include "dydit/io/json.h"
 #include "dydit/io/file.h"
+#include "dydit/io/json.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/macs.h"
 #include "dydit/model/quantization.h"
@@ -143,7 +143,7 @@ void print_checkpoint(const json& result, const Checkpoint& checkpoint) {
             config.extras() > 1   ? ", behind those of label and time"
             : config.extras() > 0 ? ", behind that of time"
                                   : "",
-            config.num_classes == 0   ? "no classes"
+            config.num_classes == 0 ? "no classes"
             : config.has_null_class ? fmt::format("{} classes", config.num_classes)
                                     : fmt::format("{} classes, no null class", config.num_classes),
             config.drops_variance ? "a learned sigma that is not used"
@@ -251,8 +251,9 @@ int run_inspect(const Args& args, Isa isa) {
   std::optional<RunPlan> plan;
   if (has_spec) {
     const DiTConfig& config = checkpoint.config;
-    const PlanSpec spec = !plan_file.empty() ? read_plan(plan_file, config)
-                                             : policy_plan(cache, config, even_times(config.objective, plan_steps));
+    const PlanSpec spec = !plan_file.empty()
+                              ? read_plan(plan_file, config)
+                              : policy_plan(cache, config, even_times(config.objective, plan_steps));
     check_spec(spec, config, /*guided=*/true, spec.name);
     plan = make_width_plan(checkpoint, spec.timesteps(), Mode::Dynamic);
     apply_spec(spec, /*guided=*/true, *plan);

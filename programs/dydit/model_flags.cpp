@@ -84,9 +84,10 @@ nlohmann::json loading_of(const CheckpointOptions& options, const std::string& c
 }
 
 void add_guided_channels(Cli& cli, std::string& text) {
-  cli.add_text("--cfg-channels", text,
-               "How many of the first channels are guided, or 'all'; auto: 3 as DiT and SiT, all of a U-ViT and in "
-               "diffusers' semantics");
+  cli.add_text(
+      "--cfg-channels", text,
+      "How many of the first channels are guided, or 'all'; auto: 3 as DiT and SiT, all of a U-ViT and in "
+      "diffusers' semantics");
 }
 
 std::optional<int> guided_channels_of(const Cli& cli, const std::string& text, const DiTConfig& config) {

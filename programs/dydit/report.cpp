@@ -245,9 +245,9 @@ void add_run(Cli& cli, const ReportFlags& flags, Isa isa, const std::optional<Au
              const CancelFlag& cancel, ModelReport& report, json& record) {
   const Checkpoint& checkpoint = report.checkpoint;
   const GenerateOptions& options = flags.options;
-  const RunPlan plan =
-      complete_plan(options, make_width_plan(checkpoint, run_spacing(options, checkpoint.config.objective).timesteps,
-                                             options.mode));
+  const RunPlan plan = complete_plan(
+      options,
+      make_width_plan(checkpoint, run_spacing(options, checkpoint.config.objective).timesteps, options.mode));
   if (options.plan) {
     record["plan"] = plan_record(checkpoint, options, flags.plan.said(options));
     report.plan = plan;
@@ -302,7 +302,8 @@ int run_report(const Args& args, Isa isa) {
     report.pictures.push_back(is_latents(path) ? decoded_latents(cli, flags, path, vae, checkpoint)
                                                : picture_of(path, checkpoint));
   if (checkpoint.config.is_dynamic())
-    report.widths = make_width_plan(checkpoint, even_times(checkpoint.config.objective, kWidthTimesteps), Mode::Dynamic);
+    report.widths =
+        make_width_plan(checkpoint, even_times(checkpoint.config.objective, kWidthTimesteps), Mode::Dynamic);
   json record = run_record(checkpoint, options, loading_of(flags.model.checkpoint, ""));
   record["images"] = json::array();
   cli.console.info(fmt::format("model    {}", model_title(checkpoint)));

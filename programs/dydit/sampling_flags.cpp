@@ -29,17 +29,21 @@ std::vector<double> parse_timesteps(const std::string& list, const Objective& ob
 void SamplingFlags::add(Cli& cli, GenerateOptions& options, int least_steps) {
   cli.add_number("--steps,--num-sampling-steps", options.num_steps, least_steps, 1000,
                  fmt::format("Sampling steps, {} to 1000", least_steps));
-  cli.add_choice("--sampler", sampler, kSamplerNames.names({"auto"}),
-                 "Sampler; auto: ddpm of a DiT, euler in continuous time (SiT, U-ViT); dpm++: DPM-Solver++(2M); "
-                 "em-sde, heun-sde: of the SDE",
-                 {"dopri5"}, "an adaptive solver: its times are not known before sampling, and so no plan is; "
-                             "take heun");
+  cli.add_choice(
+      "--sampler", sampler, kSamplerNames.names({"auto"}),
+      "Sampler; auto: ddpm of a DiT, euler in continuous time (SiT, U-ViT); dpm++: DPM-Solver++(2M); "
+      "em-sde, heun-sde: of the SDE",
+      {"dopri5"},
+      "an adaptive solver: its times are not known before sampling, and so no plan is; "
+      "take heun");
   cli.add_choice("--diffusion-form", form, kDiffusionFormNames.names({"auto"}),
                  "Of em-sde and heun-sde: the noise they put in; auto: sigma, of a U-ViT sbdm");
   cli.add_number("--diffusion-norm", options.sampler.diffusion_norm, 0, 1000, "A factor of that noise");
-  cli.add_choice("--last-step", last_step, kLastStepNames.names(),
-                 "Their step to the image: mean, without noise; euler, the ODE's; tweedie, the image predicted; none");
-  cli.add_number("--last-step-size", last_size, 0, 1, "Its size, a share of the noise (default: .04, of a U-ViT .001)");
+  cli.add_choice(
+      "--last-step", last_step, kLastStepNames.names(),
+      "Their step to the image: mean, without noise; euler, the ODE's; tweedie, the image predicted; none");
+  cli.add_number("--last-step-size", last_size, 0, 1,
+                 "Its size, a share of the noise (default: .04, of a U-ViT .001)");
   cli.add_number("--eta", options.sampler.eta, 0, 1, "DDIM's share of DDPM's noise");
   cli.add_number("--cfg-scale", options.cfg_scale, 0, 1000,
                  "Classifier-free guidance; 4.0 for looks, 1.5 for FID, <= 1 for none");

@@ -16,7 +16,8 @@ struct SamplingFlags {
   std::string form = "auto", last_step = "mean";
   double last_size = 0;  // 0: the sampler's own
 
-  /// --steps, --sampler and what belongs to it, --cfg-scale, --cfg-channels, --mode and --batch, into `options`.
+  /// --steps, --sampler and what belongs to it, --cfg-scale, --cfg-channels, --mode and --batch, into
+  /// `options`.
   void add(Cli& cli, GenerateOptions& options, int least_steps = 1);
   /// --timesteps, instead of --steps.
   void add_timesteps(Cli& cli);

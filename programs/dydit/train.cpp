@@ -167,12 +167,13 @@ DiTConfig with_family(DiTConfig config, const SizeFlags& flags, const Checkpoint
   if (flags.family == "uvit") {
     config.learn_sigma = config.time_mlp = config.qkv_bias = false;
     config.output_conv = true;
-    DYDIT_USAGE_CHECK(config.depth % 2 == 1, "--depth {}: a U-ViT has an odd number of blocks, one in the middle",
-                      config.depth);
+    DYDIT_USAGE_CHECK(config.depth % 2 == 1,
+                      "--depth {}: a U-ViT has an odd number of blocks, one in the middle", config.depth);
   }
   if (flags.family == "skip-dit") {
     config.join = Join::Normed;
-    DYDIT_USAGE_CHECK(config.depth % 2 == 0, "--depth {}: a Skip-DiT has an even number of blocks", config.depth);
+    DYDIT_USAGE_CHECK(config.depth % 2 == 0, "--depth {}: a Skip-DiT has an even number of blocks",
+                      config.depth);
   }
   const bool sit = flags.family == "sit";
   const PathName path = kPathNames.at(!options.path.empty() ? options.path : sit ? "linear" : "table");
@@ -184,7 +185,8 @@ DiTConfig with_family(DiTConfig config, const SizeFlags& flags, const Checkpoint
   return with_objective(config, {path.path, prediction, path.clock});
 }
 
-DiTConfig config_from_flags(const SizeFlags& flags, const CheckpointOptions& options, const Dataset& dataset) {
+DiTConfig config_from_flags(const SizeFlags& flags, const CheckpointOptions& options,
+                            const Dataset& dataset) {
   DiTConfig config;
   if (!flags.size.empty()) {
     config = named_config(flags.size);
@@ -205,8 +207,8 @@ DiTConfig config_from_flags(const SizeFlags& flags, const CheckpointOptions& opt
   config.in_channels = dataset.channels();
   config.num_classes = flags.unconditional ? 0 : static_cast<int>(dataset.class_names().size());
   const bool uvit = flags.family == "uvit" || config.time_token;
-  DYDIT_USAGE_CHECK(!flags.unconditional || uvit, "--unconditional: a {} has classes; --family uvit needs none",
-                    model_name(config));
+  DYDIT_USAGE_CHECK(!flags.unconditional || uvit,
+                    "--unconditional: a {} has classes; --family uvit needs none", model_name(config));
   if (uvit) config = with_uvit(config);
   DYDIT_USAGE_CHECK(config.input_size % config.patch_size == 0, "patches of {} do not tile images of {}x{}",
                     config.patch_size, config.input_size, config.input_size);
@@ -247,7 +249,8 @@ int run_train(const Args& args, Isa isa) {
   return run_from(cli, flags, "; train makes static models, use finetune",
                   [&](const Checkpoint& given, const Dataset& dataset) {
                     Checkpoint start =
-                        model.empty() ? init_checkpoint(config_from_flags(size, flags.checkpoint, dataset), flags.options.seed)
+                        model.empty() ? init_checkpoint(config_from_flags(size, flags.checkpoint, dataset),
+                                                        flags.options.seed)
                                       : given;
                     const auto& names = dataset.class_names();  // the model's own where it has some
                     if (static_cast<int>(names.size()) == start.config.num_classes) start.class_names = names;

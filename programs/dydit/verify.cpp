@@ -129,8 +129,8 @@ Replay::Replay(const VerifyContext& context, EngineKind kind, at::ScalarType dty
       engine_(make_engine(kind, checkpoint_, {.dtype = dtype, .threads = context.threads})),
       workspace_(engine_->make_workspace({.threads = context.threads})) {}
 
-at::Tensor Replay::forward(const at::Tensor& x, std::span<const double> t, std::span<const int64_t> y, Mode mode,
-                           TokenTrace& trace) {
+at::Tensor Replay::forward(const at::Tensor& x, std::span<const double> t, std::span<const int64_t> y,
+                           Mode mode, TokenTrace& trace) {
   plan_ = make_width_plan(checkpoint_, t, mode);
   std::vector<Row> rows;
   for (size_t row = 0; row < t.size(); ++row) rows.push_back({&plan_.steps[row], y[row]});
@@ -174,8 +174,8 @@ std::vector<double> checked_timesteps(const VerifyContext& context, const std::s
   std::vector<double> result(times.data_ptr<double>(), times.data_ptr<double>() + times.numel());
   for (double& t : result) {
     if (objective.clock == ModelClock::Scaled) t *= last_time(objective);
-    DYDIT_CHECK(is_time(objective, t), "{}: {} holds timestep {}, expected 0 to {}", context.reference.path(), name,
-                t, last_time(objective));
+    DYDIT_CHECK(is_time(objective, t), "{}: {} holds timestep {}, expected 0 to {}", context.reference.path(),
+                name, t, last_time(objective));
   }
   DYDIT_CHECK(!result.empty(), "{}: {} is empty", context.reference.path(), name);
   return result;

@@ -27,12 +27,12 @@ using nlohmann::json;
 
 // What a run's metadata mean in our terms.
 struct FamilyRun {
-  std::string name;
-  Request request;
-  Objective objective;
+  std::string name = {};
+  Request request = {};
+  Objective objective = {};
   std::string cache = "none";
-  bool original_halves = true;  // the start has both rows of guidance, and both come back
-  std::string unreplayable;     // why it is not offered; empty: it is
+  bool original_halves = true;    // the start has both rows of guidance, and both come back
+  std::string unreplayable = {};  // why it is not offered; empty: it is
 };
 
 std::string text_of(const json& run, const char* key) {
@@ -91,7 +91,8 @@ FamilyRun skip_run(const Reference& reference, const std::string& name, const js
   FamilyRun read;
   read.request.sampler.kind = kSamplerNames.at(text_of(run, "sampler"));
   const at::Tensor timesteps = reference.at(name + ".timesteps").to(at::kDouble).contiguous();
-  read.request.timesteps.assign(timesteps.data_ptr<double>(), timesteps.data_ptr<double>() + timesteps.numel());
+  read.request.timesteps.assign(timesteps.data_ptr<double>(),
+                                timesteps.data_ptr<double>() + timesteps.numel());
   read.request.cfg_scale = reference.at("cfg_scale").item<float>();
   const int interval = static_cast<int>(number_of(run, "interval", 0));
   if (interval > 0) read.cache = fmt::format("skip:{},4", interval);
@@ -106,7 +107,8 @@ class FamilyReplay {
     checkpoint_.config.objective = run.objective;
     const DiTConfig& config = checkpoint_.config;
     plan_ = complete_plan(
-        run.request, make_width_plan(checkpoint_, run_spacing(run.request, run.objective).timesteps, run.request.mode));
+        run.request,
+        make_width_plan(checkpoint_, run_spacing(run.request, run.objective).timesteps, run.request.mode));
     std::vector<double> times;
     for (const StepPlan& step : plan_.steps) times.push_back(step.timestep);
     solver_ = make_solver(run.objective, run.request.sampler, times);
@@ -123,12 +125,14 @@ class FamilyReplay {
   const Margin& margin() const { return margin_; }
 
   // From the start through all steps; `noise` holds one for each noisy one, in order.
-  at::Tensor run(const at::Tensor& start, const at::Tensor& noise, VerifyReport& report, const std::string& prefix) {
+  at::Tensor run(const at::Tensor& start, const at::Tensor& noise, VerifyReport& report,
+                 const std::string& prefix) {
     at::Tensor x = start.clone(), held_x = at::empty_like(x), held_eps = at::empty_like(x);
     int64_t drawn = 0;
     const auto draw = [&] {
-      DYDIT_CHECK(noise.defined() && drawn < noise.size(0), "{}: {} has noise for {} steps, and more are noisy",
-                  context_.reference.path(), run_.name, noise.defined() ? noise.size(0) : 0);
+      DYDIT_CHECK(noise.defined() && drawn < noise.size(0),
+                  "{}: {} has noise for {} steps, and more are noisy", context_.reference.path(), run_.name,
+                  noise.defined() ? noise.size(0) : 0);
       return noise[drawn++].contiguous();
     };
     if (solver_.start_sigma > 0) x += solver_.start_sigma * draw();
@@ -161,7 +165,8 @@ class FamilyReplay {
     TokenTrace trace;
     ForwardOutputs outputs{{}, work, &trace};
     engine_->forward(input, rows, *workspace_, outputs);
-    RunPlan decided{.config = plan_.config};
+    RunPlan decided;
+    decided.config = plan_.config;
     decided.steps.assign(rows.size(), plan_.steps[step]);
     margin_.add(decided, trace);
     at::Tensor out = outputs.out;
@@ -212,8 +217,8 @@ FamilyRun read_run(const VerifyContext& context, const std::string& name, const 
 }
 
 // What the network was given, and which steps were complete.
-void verify_steps(const VerifyContext& context, const FamilyRun& run, const RunPlan& plan, const std::string& prefix,
-                  VerifyReport& report) {
+void verify_steps(const VerifyContext& context, const FamilyRun& run, const RunPlan& plan,
+                  const std::string& prefix, VerifyReport& report) {
   const Reference& reference = context.reference;
   if (reference.has(run.name + ".model_times")) {
     const at::Tensor want = reference.at(run.name + ".model_times").to(at::kDouble);
@@ -250,7 +255,8 @@ void verify_family_runs(const VerifyContext& context, VerifyReport& report) {
       report.skip(name, run.unreplayable);
       continue;
     }
-    const at::Tensor noise = reference.has(name + ".noise") ? reference.at(name + ".noise").to(at::kFloat) : at::Tensor();
+    const at::Tensor noise =
+        reference.has(name + ".noise") ? reference.at(name + ".noise").to(at::kFloat) : at::Tensor();
     for (const EngineKind engine : {EngineKind::Reference, EngineKind::Cpu}) {
       FamilyReplay replay(context, engine, run, "y");
       const std::string prefix = fmt::format("{} {}", kEngineNames[engine], name);
@@ -279,7 +285,8 @@ class RecordedStep {
     const std::vector<double> times = checked_timesteps(context_, "t");
     const at::Tensor t = objective_.continuous() ? at::tensor(times, at::kDouble)
                                                  : at::tensor(times, at::kDouble).to(at::kLong);
-    const at::Tensor y = config.num_classes > 0 ? reference.at("y").to(at::kLong) : at::zeros({x0.size(0)}, at::kLong);
+    const at::Tensor y =
+        config.num_classes > 0 ? reference.at("y").to(at::kLong) : at::zeros({x0.size(0)}, at::kLong);
     const at::Tensor x_t = q_sample(x0, t, noise, objective_), t_emb = model_->embed_timestep(t);
     if (prefix_.empty() && reference.has("x_t"))
       report.compare("x_t", x_t, reference.at("x_t"), kForwardTolerance);
@@ -311,7 +318,8 @@ class RecordedStep {
 
  private:
   void compare(VerifyReport& report, const std::string& name, const at::Tensor& got) const {
-    report.compare(prefix_ + name, got.detach(), context_.reference.at(prefix_ + name).view(got.sizes()), kTrainingTolerance);
+    report.compare(prefix_ + name, got.detach(), context_.reference.at(prefix_ + name).view(got.sizes()),
+                   kTrainingTolerance);
   }
 
   // Those that are recorded, by the names of their layout: ||a - b|| / max(||b||, 1e-6 ||all||).
@@ -351,7 +359,8 @@ void verify_family_training(const VerifyContext& context, VerifyReport& report) 
   for (const std::string path : {"linear", "gvp", "vp"}) {
     if (!context.reference.has(path + ".total")) continue;
     any = true;
-    RecordedStep(context, path + ".", {kPathNames.at(path).path, trained.prediction, trained.clock}).verify(report);
+    RecordedStep(context, path + ".", {kPathNames.at(path).path, trained.prediction, trained.clock})
+        .verify(report);
   }
   if (!any) RecordedStep(context, "", trained).verify(report);
 }

@@ -121,8 +121,8 @@ void verify_forward(const VerifyContext& context, VerifyReport& report) {
   const std::vector<double> t = checked_timesteps(context, "t");
   DYDIT_CHECK(static_cast<int64_t>(t.size()) == x.size(0), "{}: t holds {} timesteps, x {} rows",
               reference.path(), t.size(), x.size(0));
-  const std::vector<int64_t> y = config.num_classes > 0 ? checked_labels(context, "y", x.size(0))
-                                                        : std::vector<int64_t>(x.size(0), 0);
+  const std::vector<int64_t> y =
+      config.num_classes > 0 ? checked_labels(context, "y", x.size(0)) : std::vector<int64_t>(x.size(0), 0);
 
   if (reference.has("pos_embed_formula")) {
     report.compare("pos_embed_formula", sincos_pos_embed(config.hidden_size, config.grid()),
@@ -157,12 +157,13 @@ void verify_forward(const VerifyContext& context, VerifyReport& report) {
     report.compare("out_all_channels", dynamic.out, reference.at("out_all_channels"), tolerance, weight,
                    exact ? &dynamic.margin : nullptr);
   if (reference.has("t_emb"))
-    report.compare("t_emb", embed_timesteps(context.checkpoint, at::tensor(t, at::kDouble)), reference.at("t_emb"),
-                   kForwardTolerance);
+    report.compare("t_emb", embed_timesteps(context.checkpoint, at::tensor(t, at::kDouble)),
+                   reference.at("t_emb"), kForwardTolerance);
   if (reference.has("out_static")) {
-    report.compare("out_static",
-                   predicted(run_forward(context, x, t, y, Mode::Static, context.engine, context.dtype).out, config),
-                   reference.at("out_static"), tolerance);
+    report.compare(
+        "out_static",
+        predicted(run_forward(context, x, t, y, Mode::Static, context.engine, context.dtype).out, config),
+        reference.at("out_static"), tolerance);
   }
   if (reference.has("cfg_out")) verify_guided(context, report);
 }

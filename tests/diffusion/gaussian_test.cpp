@@ -191,6 +191,16 @@ TEST(DiffusionTables, OfAnythingButAscendingTimestepsAreRefused) {
   expect_refused({3, 5, 5}, "timestep 5 after 5");
 }
 
+TEST(DiffusionTables, TakeTimesOfATableThatAreWhole) {
+  EXPECT_EQ(make_diffusion_tables(std::vector<double>{3, 500}).betas,
+            make_diffusion_tables(std::vector<int>{3, 500}).betas);
+  test::expect_error(
+      [] {
+        make_diffusion_tables(std::vector<double>{3, 500.5});
+      },
+      "timestep 500.5: a table has whole ones");
+}
+
 TEST(ReverseStep, SingleStepRunIsFinite) {
   const DiffusionTables tables = tables_of(1);
   EXPECT_TRUE(std::isfinite(tables.posterior_log_variance_clipped[0]));

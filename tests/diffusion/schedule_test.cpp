@@ -19,7 +19,9 @@ namespace {
 using test::expect_error;
 using test::golden_ints;
 
-std::vector<double> as_times(const std::vector<int>& timesteps) { return {timesteps.begin(), timesteps.end()}; }
+std::vector<double> as_times(const std::vector<int>& timesteps) {
+  return {timesteps.begin(), timesteps.end()};
+}
 
 TEST(Schedule, BetasRunLinearlyBetweenTheirEnds) {
   const std::vector<double> betas = linear_betas();

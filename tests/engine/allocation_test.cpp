@@ -76,7 +76,7 @@ struct Counted {
 
 // Large allocations of a run of five samples (a result of 40 KiB) or ten (80 KiB).
 Counted count_large(const Checkpoint& checkpoint, at::ScalarType dtype, int rows) {
-  const std::vector<int> timesteps = {30, 60, 90, 300, 350, 600, 700, 800, 999};
+  const std::vector<double> timesteps = {30, 60, 90, 300, 350, 600, 700, 800, 999};
   const test::EngineOf engine(EngineKind::Cpu, checkpoint, {.dtype = dtype, .threads = 2}, Mode::Dynamic,
                               timesteps);
   const test::Inputs inputs = test::random_inputs(checkpoint.config, rows);
@@ -203,7 +203,7 @@ TEST(CpuEngine, ComputesAdaLNOfNoMoreStepsAheadThanFit64MB) {
   config.depth = 1;
   config.mlp_hidden = 256;
   config.num_classes = 40;
-  std::vector<int> timesteps(1000);
+  std::vector<double> timesteps(1000);
   std::iota(timesteps.begin(), timesteps.end(), 0);
   const test::EngineOf engine(EngineKind::Cpu, test::random_checkpoint(config), {.threads = 2}, Mode::Static,
                               timesteps);

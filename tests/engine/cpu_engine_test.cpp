@@ -431,7 +431,7 @@ double modulation_seconds(const std::vector<int>& steps) {
   config.hidden_size = 256;
   config.mlp_hidden = 256;
   Profile profile(config.depth + 1);
-  std::vector<int> timesteps(steps.size());
+  std::vector<double> timesteps(steps.size());
   std::iota(timesteps.begin(), timesteps.end(), 0);
   const EngineOf engine(EngineKind::Cpu, random_checkpoint(config), {}, Mode::Static, timesteps, &profile);
   Inputs inputs = random_inputs(config, 1);

@@ -29,7 +29,7 @@ using test::with_token_bias;
 
 struct ReferenceOf : test::EngineOf {
   explicit ReferenceOf(const Checkpoint& checkpoint, const EngineOptions& options = {},
-                       Mode mode = Mode::Dynamic, const std::vector<int>& timesteps = kTimesteps)
+                       Mode mode = Mode::Dynamic, const std::vector<double>& timesteps = kTimesteps)
       : EngineOf(EngineKind::Reference, checkpoint, options, mode, timesteps) {}
 };
 
@@ -64,9 +64,9 @@ INSTANTIATE_TEST_SUITE_P(Dtypes, ReferenceEngineIn, testing::Values(at::kFloat, 
                          [](const auto& info) { return std::string(c10::toString(info.param)); });
 
 TEST(ReferenceEngine, ReproducesThePublishedForwardAndItsTokenMasks) {
-  const std::vector<int> t = [] {
+  const std::vector<double> t = [] {
     const at::Tensor values = golden("forward", "t").to(at::kInt);
-    return std::vector<int>(values.data_ptr<int>(), values.data_ptr<int>() + values.numel());
+    return std::vector<double>(values.data_ptr<int>(), values.data_ptr<int>() + values.numel());
   }();
   const ReferenceOf engine(load_checkpoint(test::golden_path("model.safetensors")), {}, Mode::Dynamic, t);
   const at::Tensor x = golden("forward", "x"), y = golden("forward", "y"), out = golden("forward", "out"),

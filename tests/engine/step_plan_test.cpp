@@ -251,7 +251,8 @@ TEST_P(PlansIn, APlanThatComputesAllChangesNoBit) {
 
 // All branches and the range of all blocks are kept in the first of two steps, and used in the second.
 PlanSpec keeping(const DiTConfig& config, bool branches, bool range) {
-  PlanSpec spec = full_spec(config, std::vector<double>{500, 500, 500});  // of one timestep: no plan of a file
+  PlanSpec spec =
+      full_spec(config, std::vector<double>{500, 500, 500});  // of one timestep: no plan of a file
   if (branches) std::fill(spec.steps[0].attn.begin(), spec.steps[0].attn.end(), 0);
   if (branches) std::fill(spec.steps[0].mlp.begin(), spec.steps[0].mlp.end(), 0);
   if (!range) return spec;

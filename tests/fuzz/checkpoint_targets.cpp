@@ -14,6 +14,7 @@
 #include "dydit/base/error.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/dit.h"
+#include "dydit/model/layouts.h"
 #include "dydit/model/quantization.h"
 #include "orders.h"
 #include "repair.h"
@@ -45,6 +46,22 @@ DiTConfig small_config(bool dynamic) {
           .token_routers = dynamic};
 }
 
+DiTConfig small_uvit(int classes) {
+  DiTConfig config = small_config(classes > 0);
+  config.depth = 3;
+  config.num_classes = classes;
+  config.learn_sigma = false;
+  config.time_mlp = config.qkv_bias = classes > 0;
+  config.output_conv = classes == 0;
+  return with_uvit(config);
+}
+
+DiTConfig small_skip_dit() {
+  DiTConfig config = small_config(false);
+  config.join = Join::Normed;
+  return config;
+}
+
 std::vector<std::pair<std::string, std::vector<int64_t>>> shapes_of(const DiTConfig& config) {
   std::vector<std::pair<std::string, std::vector<int64_t>>> shapes;
   for (const auto& parameter : DiT(config)->named_parameters())
@@ -63,15 +80,18 @@ Metadata own_metadata() {
           {"note", "kept"}};
 }
 
+// Under the family's own names.
 std::string safetensors(const DiTConfig& config, const Metadata& metadata,
                         const std::vector<std::string>& prefixes) {
+  const LayoutNames names(layout_of(config), config.depth);
   json header = {{"__metadata__", metadata}};
   uint64_t end = 0;
   for (const std::string& prefix : prefixes) {
     for (const auto& [name, shape] : shapes_of(config)) {
       const uint64_t begin = end;
       end += static_cast<uint64_t>(*checked_numel(shape)) * dtype_size(Dtype::BF16);
-      header[prefix + name] = {{"dtype", "BF16"}, {"shape", shape}, {"data_offsets", {begin, end}}};
+      header[prefix + names.theirs(name)] = {
+          {"dtype", "BF16"}, {"shape", shape}, {"data_offsets", {begin, end}}};
     }
   }
   const std::string text = header.dump();
@@ -281,6 +301,13 @@ std::vector<Target> all_targets() {
                                                 "pos_embed",
                                                 "velocity",
                                                 "path_type",
+                                                "linear-reversed",
+                                                "vp-999",
+                                                "null_class",
+                                                "mid_block.",
+                                                "skip_linears.",
+                                                "skip_linear.",
+                                                "norm1.",
                                                 "dydit_format",
                                                 "class_names",
                                                 "lambda",
@@ -303,7 +330,10 @@ std::vector<Target> all_targets() {
        .seeds = {safetensors(dynamic, own_metadata(), {""}),
                  safetensors(plain, {{"config", "{\"num_heads\": 2}"}, {"class_names", "a,b"}}, {"module."}),
                  safetensors(plain, {{"model", "DiT-tiny"}}, {"ema_model.", "online_model."}),
-                 quantized(plain)},
+                 quantized(plain), safetensors(small_uvit(0), {{"config", "{\"num_heads\": 2}"}}, {""}),
+                 safetensors(small_uvit(3), {{"config", "{\"null_class\": true}"}}, {"nnet."}),
+                 safetensors(small_skip_dit(), {{"config", "{\"num_heads\": 2}"}}, {""}),
+                 safetensors(plain, {{"config", "{\"num_heads\": 2, \"path\": \"linear\"}"}}, {""})},
        .tokens = json_tokens,
        .hostile = hostile_safetensors(),
        .read = read_file,

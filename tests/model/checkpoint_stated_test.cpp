@@ -94,10 +94,17 @@ TEST(Stated, FlowModelsAreTakenAtTheirWord) {
 }
 
 TEST(Stated, FlowsThatAreNotOfferedAreRefusedByName) {
-  expect_error([] { load_with_args(tiny(), {text("model"), text("SiT-XL/2")}); }, "args says model \"SiT-XL/2\"");
+  expect_error(
+      [] {
+        load_with_args(tiny(), {text("model"), text("SiT-XL/2")});
+      },
+      "args says model \"SiT-XL/2\"");
   expect_error([] { load_with_config({{"prediction", "velocity"}}); }, "nobody says of which path");
-  expect_error([] { load(tiny(), {{"prediction_type", "v_prediction"}}); },
-               "metadata says prediction \"v_prediction\", but this program knows noise and velocity");
+  expect_error(
+      [] {
+        load(tiny(), {{"prediction_type", "v_prediction"}});
+      },
+      "metadata says prediction \"v_prediction\", but this program knows noise and velocity");
   expect_error(
       [] {
         load_with_args(tiny(), {text("path_type"), text("Cosine")});

@@ -77,7 +77,7 @@ TEST(Diffusers, ForwardOfTheCpuEngineIsThatOfDiffusers) {
   const at::Tensor x = golden("diffusers/forward", "x"), t = golden("diffusers/forward", "t"),
                    y = golden("diffusers/forward", "y"), out = golden("diffusers/forward", "out");
   for (int64_t row = 0; row < x.size(0); ++row) {
-    const std::vector<int> timestep = {static_cast<int>(t[row].item<int64_t>())};
+    const std::vector<double> timestep = {static_cast<double>(t[row].item<int64_t>())};
     const test::EngineOf engine(EngineKind::Cpu, checkpoint, {.threads = 2}, Mode::Static, timestep);
     const at::Tensor got = engine.forward(x.slice(0, row, row + 1), 0, {y[row].item<int64_t>()}).out;
     EXPECT_LT(relative_difference(got, out.slice(0, row, row + 1)), kTolerance) << row;

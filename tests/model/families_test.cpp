@@ -1,6 +1,7 @@
 // SiT, U-ViT and Skip-DiT are the modules of a DiT by other values of the configuration: recorded forwards of
 // the authors' code, what they cost, and what a file keeps of them.
-#include <ostream>
+#include "tests/support/families.h"
+
 #include <string>
 #include <vector>
 
@@ -15,15 +16,17 @@
 #include "dydit/model/macs.h"
 #include "dydit/model/ops.h"
 #include "tests/support/files.h"
-#include "tests/support/golden.h"
 #include "tests/support/random_model.h"
 
 namespace dydit {
 namespace {
 
 using test::expect_error;
-using test::golden;
-using test::golden_path;
+using test::Family;
+using test::kSiT;
+using test::kSkipDiT;
+using test::kUViT;
+using test::kUViTWithLabels;
 using test::random_checkpoint;
 using test::random_tensor;
 using test::relative_difference;
@@ -33,37 +36,19 @@ using test::tiny_config;
 
 constexpr double kTolerance = 1e-5;  // of the largest value
 
-// A recorded model and its recorded forward.
-struct Family {
-  const char *name, *model, *forward;
-  bool labels, routers;
-  const char* gated = "out";  // what came out with the recorded gates
-};
-// Of SiT channels come out, too, that nothing was trained for.
-constexpr Family kSiT = {"SiT", "sit/model", "sit/forward", true, true, "out_all_channels"},
-                 kUViT = {"UViT", "uvit/uncond", "uvit/uncond_forward", false, true},
-                 kUViTWithLabels = {"UViTWithLabels", "uvit/cond", "uvit/cond_forward", true, true},
-                 kSkipDiT = {"SkipDiT", "skip_dit/model", "skip_dit/forward", true, false};
-
-void PrintTo(const Family& family, std::ostream* out) { *out << family.name; }
-
 class Families : public testing::TestWithParam<Family> {
  protected:
-  at::Tensor recorded(const std::string& name) const { return golden(GetParam().forward, name); }
-  // By the clock that the network is given: U-ViT's are recorded in [0, 1].
-  at::Tensor times() const {
-    const at::Tensor t = recorded("t");
-    return checkpoint_.config.objective.clock == ModelClock::Scaled ? t * 999.0 : t;
-  }
+  static at::Tensor recorded(const std::string& name) { return GetParam().recorded(name); }
+  at::Tensor times() const { return GetParam().times(checkpoint_.config); }
   // The first `channels` that come out.
-  at::Tensor forward(int64_t channels, const Gates& gates = {}) {
+  at::Tensor forward(int64_t channels, const Gates& gates = {}) const {
     at::NoGradGuard no_grad;
     DiT model = make_model(checkpoint_);
     const at::Tensor labels = GetParam().labels ? recorded("y") : at::Tensor();
     return model->forward(recorded("x"), model->embed_timestep(times()), labels, gates).slice(1, 0, channels);
   }
 
-  const Checkpoint checkpoint_ = load_checkpoint(golden_path(std::string(GetParam().model) + ".safetensors"));
+  const Checkpoint checkpoint_ = GetParam().checkpoint();
 };
 INSTANTIATE_TEST_SUITE_P(Recorded, Families, testing::Values(kSiT, kUViT, kUViTWithLabels, kSkipDiT),
                          [](const auto& info) { return std::string(info.param.name); });
@@ -97,7 +82,7 @@ TEST_P(RoutedFamilies, ForwardWithTheRecordedGatesIsTheRecordedOne) {
   gates.tokens = [&](int block, const at::Tensor&) {
     return tokens.select(1, block).slice(1, extras).contiguous();
   };
-  const at::Tensor wanted = recorded(GetParam().gated);
+  const at::Tensor wanted = recorded(GetParam().all_channels);
   EXPECT_LT(relative_difference(forward(wanted.size(1), gates), wanted), kTolerance);
   EXPECT_GT(relative_difference(forward(wanted.size(1)), wanted), 1e-3);  // the gates matter
 }
@@ -306,8 +291,8 @@ TEST(Join, NormsBothTogether) {
   checkpoint.weights.at("blocks.2.skip_norm.weight").fill_(1);
   checkpoint.weights.at("blocks.2.skip_norm.bias").zero_();
   const at::Tensor x = random_tensor({2, 16, C}, 1, 0), skip = random_tensor({2, 16, C}, 1, 1, 10);
-  const at::Tensor both = at::cat({x, skip}, 2), mean = both.mean(2, true),
-                   variance = (both - mean).square().mean(2, true);
+  const at::Tensor both = at::cat({x, skip}, 2), mean = both.mean({2}, true),
+                   variance = (both - mean).square().mean({2}, true);
   EXPECT_TRUE(at::allclose(make_model(checkpoint)->blocks[2]->join(x, skip),
                            (x - mean) / (variance + 1e-6).sqrt(), 1e-4, 1e-5));
 }

@@ -31,6 +31,7 @@ using test::expect_error;
 using test::golden_path;
 using test::load;
 using test::Metadata;
+using test::random_checkpoint;
 using test::random_tensor;
 using test::TemporaryFolder;
 
@@ -321,6 +322,18 @@ TEST(DamagedLayouts, HeadsThatNobodyTellsAreAskedFor) {
   });
   expect_error([&] { load(weights); },
                "cannot tell the number of heads of a static U-ViT with hidden size 32");
+}
+
+// Half of the frequencies are cosines, half sines: there are as many as channels.
+TEST(DamagedLayouts, AUViTOfAnOddWidthIsRefused) {
+  DiTConfig config = test::static_config();
+  config.hidden_size = 33;
+  config.num_heads = 3;
+  config.mlp_hidden = 132;
+  config.depth = 3;
+  config.learn_sigma = config.time_mlp = false;
+  const Weights weights = random_checkpoint(with_uvit(config)).weights;
+  expect_error([&] { load(weights, {{"config", json{{"num_heads", 3}}.dump()}}); }, "33");
 }
 
 TEST(DamagedLayouts, EveryOneGivesOneLine) {

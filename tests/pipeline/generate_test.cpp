@@ -321,7 +321,8 @@ TEST(Generate, TorchNoiseIsDrawnAsTheOriginalScriptDraws) {
     return out.slice(0, 0, 4);
   };
   const auto draw = [&](at::Tensor& noise, int) { noise.copy_(randn(8).slice(0, 0, 4)); };
-  test::sample(make_diffusion_tables(test::steps_of_table(timesteps)), {SamplerKind::Ddpm, 0}, x, denoise, draw);
+  test::sample(make_diffusion_tables(test::steps_of_table(timesteps)), {SamplerKind::Ddpm, 0}, x, denoise,
+               draw);
   for (int i = 0; i < 4; ++i) EXPECT_TRUE(at::equal(got[i].sample, x[i])) << i;
 }
 
@@ -383,7 +384,8 @@ at::Tensor share_of_traces(const DiTConfig& config, const GenerateOptions& optio
     apply_guidance(out, options.cfg_scale, 3);
     return out.slice(0, 0, 1);
   };
-  test::sample(make_diffusion_tables(test::steps_of_table(timesteps)), {SamplerKind::Ddim, 0}, x, denoise, nullptr);
+  test::sample(make_diffusion_tables(test::steps_of_table(timesteps)), {SamplerKind::Ddim, 0}, x, denoise,
+               nullptr);
   return at::stack(masks).mean(at::IntArrayRef{0, 1, 2});
 }
 

@@ -143,7 +143,7 @@ TEST(Pipeline, RunsAtTheSameTimeDoNotMeet) {
 TEST(Pipeline, PlansAreThoseOfMakeWidthPlanInAnyOrderAndAgain) {
   const Checkpoint checkpoint = random_checkpoint(tiny_config());
   const Pipeline pipeline(checkpoint, EngineKind::Cpu, {});
-  for (const std::vector<int>& timesteps : {std::vector<int>{3, 500, 998}, {998, 3, 3, 41}, {500}}) {
+  for (const std::vector<double>& timesteps : {std::vector<double>{3, 500, 998}, {998, 3, 3, 41}, {500}}) {
     for (const Mode mode : {Mode::Dynamic, Mode::Static}) {
       const RunPlan got = pipeline.widths(timesteps, mode),
                     want = make_width_plan(checkpoint, timesteps, mode);
@@ -155,7 +155,7 @@ TEST(Pipeline, PlansAreThoseOfMakeWidthPlanInAnyOrderAndAgain) {
       }
     }
   }
-  test::expect_error([&] { pipeline.widths(std::vector<int>{1000}, Mode::Dynamic); }, "timestep 1000");
+  test::expect_error([&] { pipeline.widths(std::vector<double>{1000}, Mode::Dynamic); }, "timestep 1000");
 }
 
 // What belongs to the whole process is as it was, while a run goes on and afterwards.

@@ -225,11 +225,11 @@ at::Tensor eps_of(const Steps& steps, const Steps::Step& made, int step) {
   const at::Tensor nothing = at::zeros_like(zero), unit = at::ones_like(zero);
   const auto apply = [&](at::Tensor& x, const at::Tensor& eps) {
     const size_t n = static_cast<size_t>(x.numel());
-    apply_step(steps.course->solver[step], {.x = {x.data_ptr<float>(), n},
-                                            .eps = {eps.data_ptr<float>(), n},
-                                            .variance = {},
-                                            .noise = {},
-                                            .x0 = {}});
+    apply_step(steps.course->solver.steps[step], {.x = {x.data_ptr<float>(), n},
+                                                  .eps = {eps.data_ptr<float>(), n},
+                                                  .variance = {},
+                                                  .noise = {},
+                                                  .x0 = {}});
   };
   apply(zero, nothing);
   apply(one, unit);

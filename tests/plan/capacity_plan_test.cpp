@@ -147,7 +147,7 @@ TEST(DecisionMargin, IsTheDistanceToAnotherDecision) {
 
 TEST(ReferenceEngineByCapacity, KeepsTheCountedTokensOfEachSampleAndCountsThem) {
   const Checkpoint model = model_with_counts();
-  const std::vector<int> timesteps = {20, 480, 700, 940};
+  const std::vector<double> timesteps = {20, 480, 700, 940};
   const test::EngineOf engine(EngineKind::Reference, model, {}, Mode::Dynamic, timesteps);
   const test::Inputs inputs = test::random_inputs(model.config, 3);
   for (int step = 0; step < 4; ++step) {

@@ -94,6 +94,17 @@ class DyditTest(unittest.TestCase):
         self.tiny.prepare([10, 500, 999], dtype=torch.float32)
         self.assertLess(difference(self.tiny.forward(x, t, y), wanted), 1e-5)
 
+    def test_families_take_their_networks_time(self):
+        """Recorded forwards of SiT (t in 0..1) and of a U-ViT (999 times the noise share)."""
+        for model, reference, factor in (("sit/model", "sit/forward", 1), ("uvit/uncond", "uvit/uncond_forward", 999)):
+            vectors = load_file(str(TINY.parent / f"{reference}.safetensors"))
+            made = dydit.load(str(TINY.parent / f"{model}.safetensors"))
+            made.prepare([0.5], dtype=torch.float32)
+            labels = vectors.get("y", torch.zeros(len(vectors["x"]), dtype=torch.int64))
+            out = made.forward(vectors["x"], vectors["t"].double() * factor, labels)[:, :vectors["out"].shape[1]]
+            self.assertLess(difference(out, vectors["out"]), 1e-5)
+        self.assertEqual(dydit.load(str(TINY.parent / "uvit/uncond.safetensors")).generate(steps=2).shape, (1, 3, 8, 8))
+
     def test_forward_takes_numbers_lists_and_tensors(self):
         x = torch.randn(2, 3, 32, 32)
         wanted = self.cifar.forward(x, 7, 3)

@@ -26,7 +26,7 @@ struct RandomPlan {
 };
 
 /// Steps of all actions, ranges, kinds of guidance and restarts; `timesteps` ascend.
-inline PlanSpec random_spec(const DiTConfig& config, const std::vector<int>& timesteps, uint32_t seed,
+inline PlanSpec random_spec(const DiTConfig& config, const std::vector<double>& timesteps, uint32_t seed,
                             const RandomPlan& kind = {}) {
   const int L = config.depth, H = config.num_heads, N = config.num_tokens();
   std::mt19937 draw(seed);

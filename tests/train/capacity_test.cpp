@@ -314,7 +314,7 @@ TEST_F(TrainedByCapacity, ThePlanOverAllTimestepsMeetsLambda) {
 
 TEST_F(TrainedByCapacity, TrainingsGatesWithoutNoiseAreTheEngines) {
   const DiTConfig& config = trained_.config;
-  const std::vector<int> timesteps = {3, 251, 600, 999};
+  const std::vector<double> timesteps = {3, 251, 600, 999};
   const test::EngineOf engine(EngineKind::Reference, trained_, {}, Mode::Dynamic, timesteps);
   DiT model = make_model(trained_);
   at::NoGradGuard no_grad;

@@ -76,8 +76,11 @@ void CpuEngine::compute(const at::Tensor& x, std::span<const Row> rows, Workspac
   const auto forward_rows = [&](const Piece& piece, PassMemory& w) {
     const std::span<const int> of_batch = run.groups.rows(piece);
     const StepPlan& plan = *rows[of_batch[0]].step;
-    const Pass pass = {
-        {of_batch, rows, modulation, run.modulation.times().data(), plan}, plan.routes_tokens(config_), outputs.trace, run, w};
+    const Pass pass = {{of_batch, rows, modulation, run.modulation.times().data(), plan},
+                       plan.routes_tokens(config_),
+                       outputs.trace,
+                       run,
+                       w};
     forward_pass(pass, x.data_ptr<float>(), outputs.out.data_ptr<float>());
     for (int b = 0; b < piece.count; ++b) {
       const std::span<const int> kept(w.kept.data() + static_cast<size_t>(b) * L_, L_);
@@ -116,7 +119,8 @@ void CpuEngine::reserve(PassMemory& w, int samples, int ranges) const {
   w.joined.reserve(bytes.joined);
   w.outputs.reserve(bytes.outputs);
   w.patch_rows.clear();
-  for (int row = 0; X_ > 0 && row < samples * N_; ++row) w.patch_rows.push_back(row / N_ * T_ + X_ + row % N_);
+  for (int row = 0; X_ > 0 && row < samples * N_; ++row)
+    w.patch_rows.push_back(row / N_ * T_ + X_ + row % N_);
   if (int8()) {
     const size_t rows = static_cast<size_t>(samples) * T_;
     w.row_scales.reserve(rows * sizeof(float));

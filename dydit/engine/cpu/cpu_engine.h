@@ -34,16 +34,16 @@ struct PassMemory {
   const ThreadFloats expanded;  // of run_product()
   BranchCache cache;
   Buffer x, rows, qkv, heads, hidden, patches, logits;
-  Buffer joined, outputs;          // rows of 2C; (joins, rows, C) what blocks gave that others are joined with
+  Buffer joined, outputs;  // rows of 2C; (joins, rows, C) what blocks gave that others are joined with
   Buffer row_scales, part_scales;  // of 8-bit rows, and of their heads or groups
   std::vector<const float*> gates;
   Panels panels;
   std::vector<int> segments;
-  std::vector<int> gathered;   // rows that enter the MLP
+  std::vector<int> gathered;    // rows that enter the MLP
   std::vector<int> patch_rows;  // of all samples; empty where all rows are patches
-  std::vector<int> kept;       // (samples, L) tokens that entered each MLP
-  Profile profile;             // of the passes since it was last read
-  std::vector<float> largest;  // WorkspaceOptions::largest_inputs of this memory's passes
+  std::vector<int> kept;        // (samples, L) tokens that entered each MLP
+  Profile profile;              // of the passes since it was last read
+  std::vector<float> largest;   // WorkspaceOptions::largest_inputs of this memory's passes
 };
 
 class CpuEngine;
@@ -127,9 +127,9 @@ class CpuEngine final : public Engine {
 
   const bool bf16_;  // the activations
   const Kernels& kernels_;
-  const Int8Kernels* const int8_;  // null: products of the activations' type
+  const Int8Kernels* const int8_;        // null: products of the activations' type
   const int N_, X_, T_, C_, L_, H_, D_;  // N patches, X tokens in front of them, T of both
-  const int row_;  // elements of a token's row: C padded to a pair
+  const int row_;                        // elements of a token's row: C padded to a pair
   const Epilogue gelu_;
   const PackedModel model_;
 };

@@ -113,13 +113,14 @@ void CpuEngine::join(const Pass& pass, int index) const {
         std::copy_n(w.x.as<float>() + row * row_, C_, joined);
         std::copy_n(outputs + row * C_, C_, joined + C_);
         if (block.join_scale.empty()) continue;
-        kernels_.norm_float(joined, joined, block.join_shift.data(), block.join_scale.data(), 2 * C_, epsilon);
+        kernels_.norm_float(joined, joined, block.join_shift.data(), block.join_scale.data(), 2 * C_,
+                            epsilon);
       }
     });
     w.panels.clear();
     block.join.add_panels(0, 0, w.panels);
-    multiply(w, block.join, {.a = w.joined.as<float>(), .lda = joined_row, .out = w.x.as<float>(), .ldo = row_},
-             rows);
+    multiply(w, block.join,
+             {.a = w.joined.as<float>(), .lda = joined_row, .out = w.x.as<float>(), .ldo = row_}, rows);
   });
 }
 
@@ -317,11 +318,7 @@ void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) const {
     }
     if (int8_) return int8_hidden(pass, block.fc1, groups, tokens);
     multiply(w, block.fc1,
-             {.a = w.rows.as<std::byte>(),
-              .lda = row_,
-              .epilogue = gelu_,
-              .out = hidden,
-              .ldo = hidden_row},
+             {.a = w.rows.as<std::byte>(), .lda = row_, .epilogue = gelu_, .out = hidden, .ldo = hidden_row},
              tokens);
   });
   timed(w, index, Operator::Fc2, [&] {

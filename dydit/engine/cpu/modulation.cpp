@@ -22,6 +22,14 @@ void sort_unique(auto& values) {
 
 }  // namespace
 
+// Each once: what comes after the first of two equal ones is what is wanted.
+void Modulation::expect(std::vector<double> timesteps) {
+  order_.clear();
+  for (const double t : timesteps) {
+    if (std::find(order_.begin(), order_.end(), t) == order_.end()) order_.push_back(t);
+  }
+}
+
 std::span<const float* const> Modulation::of(std::span<const Key> keys, Team& team) {
   if (std::any_of(keys.begin(), keys.end(), [&](const Key& key) { return find(key) < 0; })) {
     hold(keys);
@@ -36,7 +44,8 @@ std::span<const float* const> Modulation::of(std::span<const Key> keys, Team& te
   times_.clear();
   for (const Key& key : keys) {
     const int64_t row = find(key);
-    found_.push_back(model_.constant.empty() ? modulations_.as<float>() + row * size_ : model_.constant.data());
+    found_.push_back(model_.constant.empty() ? modulations_.as<float>() + row * size_
+                                             : model_.constant.data());
     times_.push_back(t_emb_.data() + int64_t{time_rows_[row]} * C_);
   }
   return found_;
@@ -51,7 +60,8 @@ int64_t Modulation::find(const Key& key) const {
 void Modulation::hold(std::span<const Key> keys) {
   std::vector<Key> step(keys.begin(), keys.end());
   sort_unique(step);
-  const size_t floats = model_.constant.empty() ? size_ : C_, most = kModulationBytes / (floats * sizeof(float));
+  const size_t floats = model_.constant.empty() ? size_ : C_,
+               most = kModulationBytes / (floats * sizeof(float));
   held_.clear();
   std::vector<Key> held = step;
   while (!step.empty() && held.size() + step.size() <= most) {
@@ -105,12 +115,10 @@ void Modulation::embed(std::span<const double> timesteps, Team& team) {
   hidden_.assign(static_cast<size_t>(T) * row + 1, 0.0f);
   panels_.clear();
   model_.t_in.add_panels(0, 0, panels_);
-  multiply(model_.t_in,
-           {.a = frequencies.data_ptr<float>(),
-            .lda = config.time_frequencies,
-            .out = hidden_.data(),
-            .ldo = row},
-           T, team);
+  multiply(
+      model_.t_in,
+      {.a = frequencies.data_ptr<float>(), .lda = config.time_frequencies, .out = hidden_.data(), .ldo = row},
+      T, team);
   for (float& value : hidden_) value = silu(value);
   panels_.clear();
   model_.t_out.add_panels(0, 0, panels_);

@@ -22,7 +22,7 @@ class Modulation {
   Modulation(const PackedModel& model, const ThreadFloats& expanded) : model_(model), expanded_(expanded) {}
 
   /// The timesteps that forwards will visit, in this order.
-  void expect(std::vector<double> timesteps) { order_ = std::move(timesteps); }
+  void expect(std::vector<double> timesteps);
 
   struct Key {
     double timestep;
@@ -52,7 +52,7 @@ class Modulation {
   const int row_ = even(C_);
   const int64_t size_ = int64_t{model_.config().depth} * 6 * C_ + 2 * C_;
   std::vector<double> order_;
-  std::vector<Key> held_;      // ascending; row i of modulations_ is held_[i]'s
+  std::vector<Key> held_;       // ascending; row i of modulations_ is held_[i]'s
   std::vector<int> time_rows_;  // of t_emb_, of each
   Buffer conditions_, modulations_;
   std::vector<float> hidden_, t_emb_;

@@ -165,7 +165,8 @@ int64_t PackedModel::executed_macs(const StepPlan& step, std::span<const int> to
   for (const PackedLinear& weights : ada) macs += layer(weights);
   const int64_t width_router = step.mode == Mode::Dynamic ? width_router_macs(config_) : 0;
   for (int l = 0; l < config_.depth; ++l) {
-    if (step.branch(l, Branch::Attention).action != kSkipped) macs += config_.sequence() * layer(blocks[l].join);
+    if (step.branch(l, Branch::Attention).action != kSkipped)
+      macs += config_.sequence() * layer(blocks[l].join);
     if (step.computes(l, Branch::Attention)) macs += attention_macs(l, step) + width_router;
     if (step.computes(l, Branch::Mlp)) macs += mlp_macs(l, step, tokens[l]) + width_router;
   }
@@ -192,8 +193,9 @@ int64_t PackedModel::mlp_macs(int index, const StepPlan& step, int tokens) const
   const int64_t fc1 = groups * rows * block.fc1.padded_out_size() * block.fc1.padded_in_size();
   const int64_t fc2 = groups * rows * block.fc2.padded_out_size() * block.fc2.padded_in_size();
   const int64_t R = block.token_in.out_size();
-  const int64_t router =
-      step.routes_tokens(config_) ? config_.sequence() * (int64_t{block.token_in.padded_out_size()} * row + R) : 0;
+  const int64_t router = step.routes_tokens(config_)
+                             ? config_.sequence() * (int64_t{block.token_in.padded_out_size()} * row + R)
+                             : 0;
   return fc1 + fc2 + router;
 }
 

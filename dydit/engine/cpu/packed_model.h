@@ -17,9 +17,9 @@ namespace dydit::cpu {
 
 struct PackedBlock {
   PackedLinear qkv, proj, fc1, fc2;
-  PackedLinear join;                           // of a block that is joined with an earlier one
-  std::vector<float> join_shift, join_scale;   // (2C) of the LayerNorm before it; empty without
-  PackedLinear token_in;         // the token router's first layer
+  PackedLinear join;                          // of a block that is joined with an earlier one
+  std::vector<float> join_shift, join_scale;  // (2C) of the LayerNorm before it; empty without
+  PackedLinear token_in;                      // the token router's first layer
   std::vector<float> token_out;  // its second: weights, then the bias; empty without token routers
 };
 
@@ -45,7 +45,7 @@ class PackedModel {
   Panels ada_panels;              // of all of them: one product
   // A modulation (modulation.h) that does not depend on timestep and label: of plain LayerNorms.
   std::vector<float> constant;
-  at::Tensor labels, pos_embed;              // (label rows, C) or undefined, (T, C) float32
+  at::Tensor labels, pos_embed;               // (label rows, C) or undefined, (T, C) float32
   std::vector<float> conv_weight, conv_bias;  // (out, in, 3, 3), (out); empty without
 
  private:

@@ -72,8 +72,8 @@ std::vector<Piece> RowGroups::pieces_together(const Division& division) const {
 double PassBytes::sum() const {
   return static_cast<double>(x) + static_cast<double>(rows) + static_cast<double>(qkv) +
          static_cast<double>(heads) + static_cast<double>(hidden) + static_cast<double>(patches) +
-         static_cast<double>(logits) + static_cast<double>(before) +
-         static_cast<double>(joined) + static_cast<double>(outputs);
+         static_cast<double>(logits) + static_cast<double>(before) + static_cast<double>(joined) +
+         static_cast<double>(outputs);
 }
 
 PassBytes pass_bytes(const DiTConfig& config, bool bf16, int samples, int ranges) {
