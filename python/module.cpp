@@ -74,7 +74,7 @@ void check_timesteps(const std::vector<double>& timesteps, const DiTConfig& conf
 
 std::vector<int> labels_of(const Classes& given, const Checkpoint& checkpoint) {
   const auto resolve = [&](const std::string& list) {
-    return resolve_classes(list, checkpoint.class_names, checkpoint.config.num_classes);
+    return resolve_classes(list, checkpoint.class_names, std::max(checkpoint.config.num_classes, 1));
   };
   if (const auto* list = std::get_if<std::string>(&given)) return resolve(*list);
   std::vector<int> labels;
@@ -363,7 +363,8 @@ PYBIND11_MODULE(_dydit, m) {
       "path"_a, "num_heads"_a = 0, "weights"_a = "", "noise_path"_a = "", "prediction"_a = "",
       py::call_guard<py::gil_scoped_release>(),
       "Loads a checkpoint: safetensors, a torch file or a folder of diffusers. num_heads: of a static DiT "
-      "whose file does not say. weights: the key of one of the file's sets of weights (\"model\"); empty: an "
+      "whose file does not say. noise_path and prediction: of a SiT whose file does not say (\"linear\", "
+      "\"velocity\"). weights: the key of one of the file's sets of weights (\"model\"); empty: an "
       "average, else the model.");
 
   m.def(

@@ -86,7 +86,9 @@ class Calibration {
       add(Family::Stack, "stack", N, ",2");
       if (!families_.contains(Family::Steps)) continue;
       // As many as a cache with this interval computes.
-      const int steps = full_steps(policy_plan(fmt::format("taylor:{},0", N), config_, timesteps_));
+      const int full = full_steps(policy_plan(fmt::format("taylor:{},0", N), config_, timesteps_));
+      int steps = full;  // that evaluate no more often
+      while (steps > 1 && evaluations(options_.sampler, steps) > full) --steps;
       plans.push_back(
           full_spec(config_, choose_timesteps(config_.objective, options_.sampler, steps).timesteps));
       plans.back().name = fmt::format("{}-{}", kSamplerNames[options_.sampler.kind], steps);

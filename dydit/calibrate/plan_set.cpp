@@ -29,8 +29,10 @@ constexpr double kScaleTolerance =
     0.1 + 1e-6;  // 2.2 is a float; of the guidance scale: plans are good beside the one calibrated
 
 const std::array<std::string, 5> kTopKeys = {"dydit_plans", "model_sha256", "run", "measured", "plans"};
-const std::array<std::string, 8> kRunKeys = {"sampler",      "eta",  "timesteps", "cfg_scale",
-                                             "cfg_channels", "mode", "dtype",     "path"};
+const std::array<std::string, 4> kSdeKeys = {"diffusion_form", "diffusion_norm", "last_step",
+                                             "last_step_size"};
+const std::array<std::string, 9> kRunKeys = {"sde",          "sampler", "eta",   "timesteps", "cfg_scale",
+                                             "cfg_channels", "mode",    "dtype", "path"};
 const std::array<std::string, 4> kMeasuredKeys = {"images", "seeds", "classes", "seconds"};
 const std::array<std::string, 6> kPlanKeys = {"cost", "cost_max", "error", "error_se", "psnr", "plan"};
 
@@ -55,6 +57,14 @@ CalibratedRun parse_run(const Json& json, const std::string& name) {
   CalibratedRun run;
   run.sampler.kind = choice(in, "sampler", kSamplerNames);
   run.sampler.eta = static_cast<float>(not_negative(in, "eta"));
+  if (const Json* sde = in.find("sde")) {
+    const JsonObject of(*sde, in.at() + ": sde", kSdeKeys);
+    if (of.find("diffusion_form")) run.sampler.form = choice(of, "diffusion_form", kDiffusionFormNames);
+    run.sampler.diffusion_norm = static_cast<float>(not_negative(of, "diffusion_norm"));
+    run.sampler.last = choice(of, "last_step", kLastStepNames);
+    if (of.find("last_step_size"))
+      run.sampler.last_size = static_cast<float>(not_negative(of, "last_step_size"));
+  }
   const std::string path = in.text("path").value_or("table");
   const auto known = kPathNames.find(path);
   DYDIT_CHECK(known, "{}: path is {}; {} are known", in.at(), quote(path),
@@ -66,10 +76,11 @@ CalibratedRun parse_run(const Json& json, const std::string& name) {
                 last_time(objective));
     const double t = objective.continuous() ? value.get<double>()
                                             : in.whole(value, "timesteps", 0, kNumTrainTimesteps - 1);
-    DYDIT_CHECK(
-        run.timesteps.empty() || noise_share(objective, t) < noise_share(objective, run.timesteps.back()),
-        "{}: timesteps holds {} after {}; they fall{}", in.at(), t, run.timesteps.back(),
-        objective.continuous() ? " in their noise" : "");
+    DYDIT_CHECK(run.timesteps.empty() ||
+                    noise_share(objective, t) < noise_share(objective, run.timesteps.back()) ||
+                    (objective.continuous() && t == run.timesteps.back()),
+                "{}: timesteps holds {} after {}; they fall{}", in.at(), t, run.timesteps.back(),
+                objective.continuous() ? " in their noise" : "");
     run.timesteps.push_back(t);
   }
   DYDIT_CHECK(!run.timesteps.empty(), "{}: timesteps is empty", in.at());
@@ -106,6 +117,16 @@ MeasuredPlan parse_measured_plan(const Json& json, const std::string& at) {
   return plan;
 }
 
+// What belongs to an SDE sampler, as a key of the run; nothing for others.
+std::string sde_text(const SamplerOptions& sampler) {
+  if (!is_sde(sampler.kind)) return "";
+  std::string text = fmt::format(", \"sde\": {{\"diffusion_norm\": {}, \"last_step\": \"{}\"",
+                                 sampler.diffusion_norm, kLastStepNames[sampler.last]);
+  if (sampler.form) text += fmt::format(", \"diffusion_form\": \"{}\"", kDiffusionFormNames[*sampler.form]);
+  if (sampler.last_size) text += fmt::format(", \"last_step_size\": {}", *sampler.last_size);
+  return text + "}";
+}
+
 std::string number(double value) { return fmt::format("{:.6g}", value); }
 
 }  // namespace
@@ -136,7 +157,8 @@ std::string plan_set_text(const PlanSet& set, const DiTConfig& config) {
       kVersion, set.model_sha256, kSamplerNames[run.sampler.kind], run.sampler.eta,
       fmt::join(run.timesteps.rbegin(), run.timesteps.rend(), ", "), run.cfg_scale, run.cfg_channels,
       kModeNames[run.mode], kModelDtypeNames[run.dtype],
-      config.objective.continuous() ? fmt::format(", \"path\": \"{}\"", path_name(config.objective)) : "",
+      (config.objective.continuous() ? fmt::format(", \"path\": \"{}\"", path_name(config.objective)) : "") +
+          sde_text(run.sampler),
       set.measured.images, fmt::join(set.measured.seeds, ", "), fmt::join(set.measured.classes, ", "),
       set.measured.seconds);
   const char* between = "\n";
@@ -194,6 +216,8 @@ void check_plan_set(const PlanSet& set, const Checkpoint& checkpoint, const Gene
   };
   check(set.run.sampler.kind == run.sampler.kind, "sampler", kSamplerNames[set.run.sampler.kind],
         kSamplerNames[run.sampler.kind]);
+  check(set.run.sampler == run.sampler || !is_sde(run.sampler.kind), "SDE", quote(sde_text(set.run.sampler)),
+        quote(sde_text(run.sampler)));
   check(set.run.sampler.eta == run.sampler.eta, "eta", set.run.sampler.eta, run.sampler.eta);
   check(set.run.timesteps == run.timesteps, "timesteps", steps_text(set.run), steps_text(run));
   check(set.run.mode == run.mode, "mode", kModeNames[set.run.mode], kModeNames[run.mode]);

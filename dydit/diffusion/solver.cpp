@@ -72,6 +72,18 @@ void check_sampler(const Objective& objective, const SamplerOptions& options) {
       kSamplerNames[options.kind]);
 }
 
+std::vector<std::string> samplers_of(const Objective& objective) {
+  std::vector<std::string> names;
+  for (const auto& entry : kSamplerNames.entries) {
+    try {
+      check_sampler(objective, {.kind = entry.value});
+      names.emplace_back(entry.name);
+    } catch (const UsageError&) {
+    }
+  }
+  return names;
+}
+
 SamplerKind default_sampler(const Objective& objective) {
   return objective.continuous() ? SamplerKind::Euler : SamplerKind::Ddpm;
 }

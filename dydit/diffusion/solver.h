@@ -63,6 +63,8 @@ struct SamplerOptions {
 inline bool is_sde(SamplerKind kind) { return kind == SamplerKind::EmSde || kind == SamplerKind::HeunSde; }
 /// Throws UsageError for options that an objective cannot be sampled with.
 void check_sampler(const Objective& objective, const SamplerOptions& options);
+/// Names of the samplers that it can be sampled with.
+std::vector<std::string> samplers_of(const Objective& objective);
 /// The sampler of a request that names none.
 SamplerKind default_sampler(const Objective& objective);
 /// How often a run of `steps` steps evaluates the network: more than once a step where a step looks ahead.

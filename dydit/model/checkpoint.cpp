@@ -19,12 +19,11 @@ namespace {
 Checkpoint understand(RawCheckpoint& raw, WeightSet& set, const CheckpointOptions& options) {
   name_ours(set, raw.name);
   add_pos_embed(raw, set);
-  const std::optional<StatedObjective> objective = stated_objective(raw, options);
   Checkpoint checkpoint;
-  if (objective) checkpoint.objective_source = objective->source;
   checkpoint.format = raw.format;
   checkpoint.weights_key = set.choice.key;
   checkpoint.config = infer_config(raw, set, options);
+  if (const auto said = stated_objective(raw, options)) checkpoint.objective_source = said->source;
   check_stated(raw, set, checkpoint.config);
   checkpoint.weights = check_weights(raw, set, checkpoint.config);
   read_metadata(raw, checkpoint);

@@ -244,9 +244,16 @@ bool is_named_sit(const std::string& model) {
 
 std::optional<StatedObjective> stated_objective(const RawCheckpoint& raw, const CheckpointOptions& options) {
   const std::string model = stated_text(raw, "model");
+  DYDIT_CHECK(!lower_case(model).starts_with("lightningdit"),
+              "{}: is a LightningDiT by its name, whose blocks have parts that a SiT has not; it is not read",
+              raw.name);
   std::string path = stated_text(raw, "path_type"), prediction = stated_text(raw, "prediction");
-  if (path.empty()) path = stated_text(raw, "path");
+  // Anybody's args may have a path, and a prediction that is none.
+  const bool ours = raw.stated.where.starts_with("metadata") || is_ours(raw);
+  if (path.empty() && ours) path = stated_text(raw, "path");
   if (prediction.empty()) prediction = stated_text(raw, "prediction_type");
+  const std::string word = lower_case(prediction);
+  if (!ours && !kPredictionNames.find(word) && !word.starts_with("v") && word != "score") prediction.clear();
   std::string source = raw.stated.where.empty() ? "metadata" : raw.stated.where;
   const std::string said = fmt::format("{}: {} says", raw.name, source);
   if (lower_case(prediction) == "epsilon") prediction = "noise";  // diffusers' word
@@ -409,13 +416,24 @@ DiTConfig infer_config(const RawCheckpoint& raw, WeightSet& set, const Checkpoin
   DYDIT_CHECK(config.mlp_hidden % config.num_heads == 0,
               "{}: {} MLP channels cannot be cut into {} equal groups", name, config.mlp_hidden,
               config.num_heads);
-  const std::optional<StatedObjective> stated = stated_objective(raw, options);
   if (config.time_token) {
+    DYDIT_CHECK((options.path.empty() || kPathNames.at(options.path).clock == ModelClock::Scaled) &&
+                    options.prediction != "velocity",
+                "{}: is a U-ViT, which predicts {}; leave --path and --prediction out", name,
+                objective_text(config.objective));
+    const std::optional<StatedObjective> stated = stated_objective(raw, options);
+    constexpr int kHugeDepth = 29, kHugeSize = 1152;  // U-ViT-H as published
+    DYDIT_CHECK(
+        config.depth != kHugeDepth || config.hidden_size != kHugeSize || stated,
+        "{}: is of U-ViT-H's size, whose published models were trained on 1000 discrete steps, which are not "
+        "read; --path vp-999 takes it for one of continuous time",
+        name);
     DYDIT_CHECK(!stated || stated->objective == config.objective,
                 "{}: is a U-ViT, which predicts {}; {} says {}", name, objective_text(config.objective),
                 stated->source, objective_text(stated->objective));
     return config;
   }
+  const std::optional<StatedObjective> stated = stated_objective(raw, options);
   config = with_semantics(config, stated_semantics(raw));
   return stated ? with_objective(config, stated->objective) : config;
 }

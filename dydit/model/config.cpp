@@ -90,7 +90,7 @@ std::string time_axis(const Objective& objective) {
 
 DiTConfig with_objective(DiTConfig config, const Objective& objective) {
   config.objective = objective;
-  if (objective.prediction == Prediction::Velocity) config.drops_variance |= config.learn_sigma;
+  if (objective.continuous()) config.drops_variance |= config.learn_sigma;
   return config;
 }
 

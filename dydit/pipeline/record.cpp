@@ -117,32 +117,34 @@ json run_record(const Checkpoint& checkpoint, const GenerateOptions& options, co
   const DiTConfig& config = checkpoint.config;
   const Mode mode = config.is_dynamic() ? options.mode : Mode::Static;
   const Spacing spacing = run_spacing(options, config.objective);
-  json run = {
-      {"version", kVersion},
-      {"model",
-       {{"file", printable(checkpoint.path.filename().string(), std::string::npos)},
-        {"name", model_name(config)},
-        {"sha256", checkpoint.sha256},
-        {"weights", checkpoint.weights_key}}},
-      {"classes", options.classes},
-      {"num_images", options.num_images},
-      {"seed", options.seed},
-      {"noise", kNoiseNames[options.noise]},
-      {"steps", !options.plan && options.timesteps.empty() ? options.num_steps : options.total_steps()},
-      {"spacing", spacing.description},
-      {"sampler", kSamplerNames[options.sampler.kind]},
-      {"eta", options.sampler.eta},
-      {"cfg_scale", options.cfg_scale},
-      {"cfg_channels", options.channels_guided(config)},
-      {"mode", kModeNames[mode]},
-      {"dtype", kModelDtypeNames[options.dtype]},
-      {"arithmetic", arithmetic_text(options.engine, options.dtype)},
-      {"engine", kEngineNames[options.engine]},
-      {"device", "cpu"},
-      {"batch", options.batch},
-      {"threads", options.threads},
-      {"size", config.input_size},
-      {"static_gmacs", static_cast<double>(static_macs_per_sample(config, options)) / kGiga}};
+  // Of a plan file the entries are counted, which need not be what a number of steps would give.
+  const bool by_steps =
+      options.timesteps.empty() && options.total_steps() == evaluations(options.sampler, options.num_steps);
+  json run = {{"version", kVersion},
+              {"model",
+               {{"file", printable(checkpoint.path.filename().string(), std::string::npos)},
+                {"name", model_name(config)},
+                {"sha256", checkpoint.sha256},
+                {"weights", checkpoint.weights_key}}},
+              {"classes", options.classes},
+              {"num_images", options.num_images},
+              {"seed", options.seed},
+              {"noise", kNoiseNames[options.noise]},
+              {"steps", by_steps ? options.num_steps : options.total_steps()},
+              {"spacing", spacing.description},
+              {"sampler", kSamplerNames[options.sampler.kind]},
+              {"eta", options.sampler.eta},
+              {"cfg_scale", options.cfg_scale},
+              {"cfg_channels", options.channels_guided(config)},
+              {"mode", kModeNames[mode]},
+              {"dtype", kModelDtypeNames[options.dtype]},
+              {"arithmetic", arithmetic_text(options.engine, options.dtype)},
+              {"engine", kEngineNames[options.engine]},
+              {"device", "cpu"},
+              {"batch", options.batch},
+              {"threads", options.threads},
+              {"size", config.input_size},
+              {"static_gmacs", static_cast<double>(static_macs_per_sample(config, options)) / kGiga}};
   if (config.objective.continuous()) {
     run["objective"] = objective_text(config.objective);
     run["evaluations"] = options.total_steps();

@@ -68,7 +68,8 @@ void check_plan(const DiTConfig& config, const Request& request, const PlanSpec&
 }  // namespace
 
 void check_request(const DiTConfig& config, const Request& request) {
-  DYDIT_USAGE_CHECK(!request.classes.empty(), "no class given; expected 0 to {}", config.num_classes - 1);
+  DYDIT_USAGE_CHECK(!request.classes.empty(), "no class given; expected 0 to {}",
+                    std::max(config.num_classes - 1, 0));
   for (const int label : request.classes) {
     DYDIT_USAGE_CHECK(config.num_classes > 0 || label == 0,
                       "class {}: this model has no classes; leave the class out, or take 0", label);

@@ -216,9 +216,9 @@ json models_answer(const Service& service) {
                     {"rows", service.max_rows(i)},
                     {"defaults",
                      {{"num_inference_steps", rules.steps},
-                      {"guidance_scale", rules.cfg_scale},
+                      {"guidance_scale", terms.config.can_guide() ? rules.cfg_scale : 1},
                       {"sampler", kSamplerNames[rules.sampler]}}},
-                    {"samplers", kSamplerNames.names()}});
+                    {"samplers", samplers_of(terms.config.objective)}});
   }
   return {{"object", "list"}, {"data", data}};
 }
@@ -240,7 +240,13 @@ json plan_answer(const Service& service, const std::string& model, const std::st
     body["num_inference_steps"] = number ? json(*number) : json(steps);
   }
   const Order order = read_generation(json_text(body), service.terms(), service.options().rules);
-  const RunPlan plan = service.models()[order.model]->pipeline.plan(order.request);
+  const RunPlan plan = [&] {
+    try {
+      return service.models()[order.model]->pipeline.plan(order.request);
+    } catch (const UsageError& error) {
+      throw Refusal(400, error.what());
+    }
+  }();
   const int depth = plan.config.depth, parts = plan.config.num_heads;
   json timesteps = json::array(), heads = json::array(), groups = json::array();
   double all_heads = 0, all_groups = 0;

@@ -355,6 +355,7 @@ Order read_generation(std::string_view text, std::span<const ModelTerms> models,
   read_size(body, model);
   request.seed = seed_of(body);
   request.sampler.kind = body.choice("sampler", kSamplerNames, rules.sampler);
+  of_field("sampler", [&] { check_sampler(model.config.objective, request.sampler); });
   read_sampling(body, model, rules, "num_inference_steps", "guidance_scale", request);
   read_plan_fields(body, model, "num_inference_steps", order);
   const std::string format = body.text("response_format", "b64_json");
@@ -444,6 +445,7 @@ Order read_txt2img(std::string_view text, std::span<const ModelTerms> models, co
   request.seed = drawn ? drawn_seed() : seed_of(body);
   const char* const sampler = body.has("sampler_name") ? "sampler_name" : "sampler_index";
   request.sampler.kind = body.choice(sampler, kWebUiSamplerNames, rules.sampler);
+  of_field(sampler, [&] { check_sampler(model.config.objective, request.sampler); });
   read_sampling(body, model, rules, "steps", "cfg_scale", request);
   read_plan_fields(body, model, "steps", order);
   order.seconds = rules.max_seconds;

@@ -167,8 +167,12 @@ std::shared_ptr<Job> Service::submit(Order order, const std::string& client, boo
                               memory_text(static_cast<double>(cache_memory_))),
                   "cache");
   flight.run = std::make_shared<const json>(model.run_record(order, plan));
-  flight.course = std::make_shared<Course>(order.request, std::move(plan),
-                                           Extras{.x0 = order.partial_images > 0, .entries = order.cost_map});
+  try {  // its solver may not take these times
+    flight.course = std::make_shared<Course>(
+        order.request, std::move(plan), Extras{.x0 = order.partial_images > 0, .entries = order.cost_map});
+  } catch (const UsageError& error) {
+    throw Refusal(400, error.what());
+  }
 
   const std::lock_guard lock(mutex_);
   refuse_full();

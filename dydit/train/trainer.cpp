@@ -335,6 +335,9 @@ void check_training(const Dataset& data, const DiTConfig& config, const TrainOpt
 nlohmann::json run_identity(const Checkpoint& start, const Dataset& data, const TrainOptions& options) {
   nlohmann::json identity = options_to_json(options);
   identity["model"] = config_to_json(start.config);
+  // What the keys of a DiT do not say.
+  if (start.config.join != Join::None || start.config.time_token)
+    identity["family"] = model_name(start.config);
   // Empty for weights that were drawn.
   identity["start"] = start.sha256 + (start.weights_key.empty() ? "" : ", " + start.weights_key);
   identity["class-names"] = start.class_names;

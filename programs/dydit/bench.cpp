@@ -86,6 +86,7 @@ json operators_json(const Contestant& contestant, int depth, bool by_block) {
   for (int op = 0; op < kOperators; ++op) {
     double sum = 0;
     for (int row = 0; row <= depth; ++row) sum += contestant.operator_ms(row, op);
+    if (sum == 0 && op == static_cast<int>(Operator::Join)) continue;  // most models have none
     operators[std::string(kOperatorNames[op])] = sum;
   }
   for (int row = 0; by_block && row < depth; ++row) {
@@ -258,6 +259,7 @@ int run_bench(const Args& args, Isa isa) {
   const at::ScalarType dtype = dtype_for(checkpoint);
   check_targets(cli, {{"--csv", flags.csv}}, inputs_of(checkpoint));
   const DiTConfig& config = checkpoint.config;
+  cli.needs("--cfg-scale", config.can_guide(), fmt::format("a null class; {} has none", model_name(config)));
   const SamplerKind sampler = flags.sampler != "auto"         ? kSamplerNames.at(flags.sampler)
                               : config.objective.continuous() ? SamplerKind::Euler
                                                               : SamplerKind::Ddim;
@@ -314,7 +316,7 @@ int run_bench(const Args& args, Isa isa) {
                  {"steps", run.total_steps()},
                  {"repeats", flags.repeats},
                  {"peak_gflops", 2 * peak / 1e9}};
-  if (flags.run) result["cfg_scale"] = flags.cfg_scale;
+  if (flags.run) result["cfg_scale"] = run.cfg_scale;
   if (cached) {
     result["plan"] = planned.plan->name;
     result["cache_bytes"] =

@@ -95,6 +95,8 @@ int run_convert(const Args& args, Isa isa) {
   if (to == "static") checkpoint = drop_routers(std::move(checkpoint));
   // As finetune begins: the most important heads and channels first, and routers that leave everything on.
   if (to == "dynamic") checkpoint = add_routers(reorder_by_importance(checkpoint), {}, seed);
+  cli.needs("--semantics", semantics != "diffusers" || layout_of(checkpoint.config) == Layout::DiT,
+            fmt::format("a DiT; diffusers has no {}", model_name(checkpoint.config)));
   const Semantics before = semantics_of(checkpoint.config);
   const Semantics after = folder                ? Semantics::Diffusers
                           : semantics != "same" ? kSemanticsNames.at(semantics)

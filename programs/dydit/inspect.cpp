@@ -71,7 +71,7 @@ json checkpoint_json(const Checkpoint& checkpoint, const std::optional<RunPlan>&
       {"objective",
        {{"prediction", kPredictionNames[config.objective.prediction]},
         {"path", path_name(config.objective)},
-        {"source", objective_source(checkpoint)}}},
+        {"source", checkpoint.objective_source.empty() ? json() : json(checkpoint.objective_source)}}},
       {"tdw", config.width_routers},
       {"sdt", config.token_routers},
       {"parameters", checkpoint.num_parameters()},
@@ -109,9 +109,11 @@ void print_plan(const json& plan, const Checkpoint& checkpoint) {
             plan["steps"].size(), config.num_heads,
             plan.contains("name") ? ", 0 where it is not computed" : "",
             checkpoint.keep_counts ? "kept" : "all");
-  print_out("  {:>4}  {:>5}  blocks 0..{}\n", "t", "work", config.depth - 1);
+  print_out("  {:>{}}  {:>5}  blocks 0..{}\n", "t", config.objective.continuous() ? 7 : 4, "work",
+            config.depth - 1);
   for (const json& step : plan["steps"]) {
-    print_out("  {:>4.4g}  {:>5.3f} ", step["timestep"].get<double>(), step["work_share"].get<double>());
+    print_out("  {:>{}.4g}  {:>5.3f} ", step["timestep"].get<double>(), config.objective.continuous() ? 7 : 4,
+              step["work_share"].get<double>());
     for (size_t b = 0; b < step["heads"].size(); ++b) {
       print_out(" {:>2}/{:<2}", step["heads"][b].get<int>(), step["groups"][b].get<int>());
     }

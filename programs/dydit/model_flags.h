@@ -23,8 +23,6 @@ inline constexpr const char* kDtypeHelp =
 /// How most verbs call the choice among a file's sets of weights.
 inline constexpr const char* kWeightsFlag = "--weights";
 
-/// The names of the flags below, for those who refuse them together.
-inline constexpr const char* kCheckpointFlags[] = {"--num-heads", "--weights", "--path", "--prediction"};
 /// --num-heads, --weights, --path and --prediction.
 void add_checkpoint_options(Cli& cli, CheckpointOptions& options,
                             const std::string& weights_flag = kWeightsFlag);

@@ -21,7 +21,9 @@ void PlanFlags::add(Cli& cli) {
   cli.add_text("--cache", cache, std::string("Instead: a policy that makes the plan: ") + kPolicyHelp)
       ->type_name("POLICY");
   cli.add_number("--guide-from", guide.from, 0, kNumTrainTimesteps - 1,
-                 "Guidance from this timestep on; above it the conditional row alone is run");
+                 "Guidance from this timestep on, in continuous time from this thousandth of the noise "
+                 "share; above it the "
+                 "conditional row alone is run");
   cli.add_number("--guide-to", guide.to, 0, kNumTrainTimesteps - 1, "Guidance down to this timestep");
   cli.add_number("--guide-every", guide.every, 1, 1000,
                  "Guidance at every so many full steps; between them its difference is forecast");

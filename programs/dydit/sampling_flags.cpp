@@ -42,7 +42,7 @@ void SamplingFlags::add(Cli& cli, GenerateOptions& options, int least_steps) {
   cli.add_choice(
       "--last-step", last_step, kLastStepNames.names(),
       "Their step to the image: mean, without noise; euler, the ODE's; tweedie, the image predicted; none");
-  cli.add_number("--last-step-size", last_size, 0, 1,
+  cli.add_number("--last-step-size", last_size, 1e-6, 0.999,
                  "Its size, a share of the noise (default: .04, of a U-ViT .001)");
   cli.add_number("--eta", options.sampler.eta, 0, 1, "DDIM's share of DDPM's noise");
   cli.add_number("--cfg-scale", options.cfg_scale, 0, 1000,
@@ -55,7 +55,9 @@ void SamplingFlags::add(Cli& cli, GenerateOptions& options, int least_steps) {
 void SamplingFlags::add_timesteps(Cli& cli) {
   has_timesteps_ = true;
   cli.add_text("--timesteps", timesteps,
-               "The timesteps by hand, instead of --steps: 0 to 999, comma-separated, each once, any order")
+               "The timesteps by hand, instead of --steps: 0 to 999, of a SiT 0 (noise) to 1, "
+               "comma-separated, each once, any "
+               "order")
       ->type_name("LIST");
 }
 

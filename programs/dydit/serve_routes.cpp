@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <chrono>
 #include <functional>
+#include <set>
 #include <span>
 #include <utility>
 
@@ -232,11 +233,15 @@ void ServeRoutes::dispatch(Call& call) {
       {"GET", "/sdapi/v1/progress", [&] { call.reply(progress_answer(service(), call.client)); }},
       {"GET", "/sdapi/v1/samplers",
        [&] {
+         std::set<std::string> possible;  // of some model here
+         for (const ModelTerms& terms : service().terms())
+           for (std::string& name : samplers_of(terms.config.objective)) possible.insert(std::move(name));
          json samplers = json::array();
-         for (const auto& entry : kWebUiSamplerNames.entries)
-           samplers.push_back({{"name", entry.name},
-                               {"aliases", {kSamplerNames[entry.value]}},
-                               {"options", json::object()}});
+         for (const auto& entry : kWebUiSamplerNames.entries) {
+           const std::string name(kSamplerNames[entry.value]);
+           if (possible.contains(name))
+             samplers.push_back({{"name", entry.name}, {"aliases", {name}}, {"options", json::object()}});
+         }
          call.reply(samplers);
        }},
       {"GET", "/sdapi/v1/sd-models",

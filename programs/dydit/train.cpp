@@ -43,10 +43,9 @@ void write_sample_grid(const Checkpoint& ema, int64_t step, const TrainFlags& fl
 // "DiT-S/2" or "DiT (8 blocks, hidden 256, ...)" -> a folder's name
 std::string folder_name(const DiTConfig& config) {
   std::string name = model_name(config);
-  if (name.find(' ') != std::string::npos) {
-    name = fmt::format("{}-{}x{}/{}", config.is_dynamic() ? "DyDiT" : "DiT", config.depth, config.hidden_size,
-                       config.patch_size);
-  }
+  if (const size_t end = name.find(' '); end != name.npos)
+    name =
+        fmt::format("{}-{}x{}/{}", name.substr(0, end), config.depth, config.hidden_size, config.patch_size);
   std::replace(name.begin(), name.end(), '/', '-');
   return name;
 }
@@ -167,7 +166,7 @@ DiTConfig with_family(DiTConfig config, const SizeFlags& flags, const Checkpoint
   if (flags.family == "uvit") {
     config.learn_sigma = config.time_mlp = config.qkv_bias = false;
     config.output_conv = true;
-    DYDIT_USAGE_CHECK(config.depth % 2 == 1,
+    DYDIT_USAGE_CHECK(config.depth % 2 == 1 && config.depth > 1,
                       "--depth {}: a U-ViT has an odd number of blocks, one in the middle", config.depth);
   }
   if (flags.family == "skip-dit") {
@@ -177,11 +176,15 @@ DiTConfig with_family(DiTConfig config, const SizeFlags& flags, const Checkpoint
   }
   const bool sit = flags.family == "sit";
   const PathName path = kPathNames.at(!options.path.empty() ? options.path : sit ? "linear" : "table");
+  // As a checkpoint's are told: a velocity of a table's path, or of U-ViT's clock, nobody could read.
+  const bool noise = path.path == Path::Table || path.clock == ModelClock::Scaled;
   const Prediction prediction = !options.prediction.empty() ? kPredictionNames.at(options.prediction)
-                                : path.path == Path::Table  ? Prediction::Noise
+                                : noise                     ? Prediction::Noise
                                                             : Prediction::Velocity;
-  DYDIT_USAGE_CHECK(path.path != Path::Table || prediction == Prediction::Noise,
+  DYDIT_USAGE_CHECK(!noise || prediction == Prediction::Noise,
                     "--prediction velocity: of which path? --path linear, gvp or vp says it");
+  DYDIT_USAGE_CHECK(!sit || path.path != Path::Table,
+                    "--path table: is a DiT's; a SiT has linear, gvp or vp");
   return with_objective(config, {path.path, prediction, path.clock});
 }
 

@@ -7,9 +7,19 @@ from support import CIFAR, GOLDEN, TINY, ProgramTest
 
 USAGE = 2
 VERBS = ("generate", "decode", "inspect", "verify", "convert", "train", "finetune", "bench", "calibrate", "evaluate", "latents", "quantize", "report", "serve")
+SAMPLERS = ("auto", "ddpm", "ddim", "dpm++", "euler", "heun", "midpoint", "em-sde", "heun-sde", "dpm-fast")
+SAMPLING = ("generate", "report", "calibrate", "evaluate")
 # option, verbs, values that work, values that are known and refused
 CHOICES = (
-    ("--sampler", ("generate", "bench", "report", "serve"), ("ddpm", "ddim", "dpm++"), ()),
+    ("--sampler", SAMPLING, SAMPLERS, ("dopri5",)),
+    ("--sampler", ("bench",), SAMPLERS, ()),
+    ("--sampler", ("serve",), ("ddpm", "ddim", "dpm++", "euler", "heun"), ()),
+    ("--diffusion-form", SAMPLING, ("auto", "sigma", "linear", "decreasing", "increasing-decreasing", "constant", "sbdm"), ()),
+    ("--last-step", SAMPLING, ("mean", "euler", "tweedie", "none"), ()),
+    ("--path", ("generate", "inspect", "convert", "train"), ("table", "linear", "linear-reversed", "gvp", "vp", "vp-999"), ()),
+    ("--prediction", ("generate", "inspect", "finetune"), ("noise", "velocity"), ()),
+    ("--family", ("train",), ("dit", "sit", "uvit", "skip-dit"), ()),
+    ("--to", ("convert",), ("same", "static", "dynamic", "uvit", "skip-dit"), ()),
     ("--engine", ("generate", "verify", "bench", "calibrate", "evaluate"), ("auto", "cpu", "reference"), ()),
     ("--gate-rule", ("finetune",), ("threshold", "capacity"), ()),
     ("--noise", ("generate",), ("philox", "torch"), ()),

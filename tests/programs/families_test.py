@@ -48,6 +48,13 @@ class RecordedTest(ProgramTest):
                     checks = self.checks(model, reference, "--engine", "cpu", "--dtype", dtype)
                     self.assertEqual(checks["out"]["limit"], 1e-5 if dtype == "f32" else 2e-2)
 
+    def test_losses_of_a_skip_dit(self):
+        """Its recorded gradients are not those of the recorded loss (docs/families.md)."""
+        report = json.loads(self.run_program("verify", "--model", SKIP, "--reference", GOLDEN / "skip_dit/training.safetensors",
+                                             "--json", "-q").stdout)
+        losses = [check for check in report["checks"] if not check["name"].startswith("grad.")]
+        self.assertEqual([(check["name"], check["ok"]) for check in losses], [("mse", True), ("vb", True), ("total", True)])
+
     def test_runs_are_those_of_both_engines(self):
         runs = json.loads(metadata_of(GOLDEN / "sit/runs.safetensors")["runs"])
         checks = self.checks(SIT, GOLDEN / "sit/runs.safetensors")
@@ -141,6 +148,26 @@ class SamplersTest(ProgramTest):
         self.run_ok(*words[words.index("generate"):], "-o", "b.png")
         np.testing.assert_array_equal(support.read_png(self.work / "a.png"), support.read_png(self.work / "b.png"))
 
+    def test_the_command_of_a_cached_heun_makes_the_same_picture(self):
+        self.run_ok("generate", "--model", UNCOND, "-n", "1", "--steps", "8", "--sampler", "heun", "--cache", "taylor:3,1",
+                    "-o", "a.png")
+        command = next(line for line in self.run_ok("inspect", "a.png").splitlines() if "dydit generate" in line)
+        self.assertIn("--steps 8", command)
+        words = command.replace("uncond.safetensors", str(UNCOND)).split()
+        self.run_ok(*words[words.index("generate"):], "-o", "b.png")
+        np.testing.assert_array_equal(support.read_png(self.work / "a.png"), support.read_png(self.work / "b.png"))
+
+    def test_calibrated_plans_of_heun_and_of_an_sde(self):
+        heun = ["--model", UNCOND, "--sampler", "heun", "--steps", "6", "--dtype", "f32"]
+        self.run_ok("calibrate", *heun, "--images", "1", "--families", "fora,steps", "--out", "heun.json")
+        self.run_ok("generate", *heun, "-n", "1", "--budget", "0.5", "--plans", "heun.json", "--latents", "x.safetensors")
+        sde = ["--model", UNCOND, "--sampler", "em-sde", "--steps", "6", "--dtype", "f32"]
+        self.run_ok("calibrate", *sde, "--diffusion-form", "linear", "--images", "1", "--families", "fora", "--out",
+                    "sde.json")
+        budget = ["-n", "1", "--budget", "0.9", "--plans", "sde.json", "--latents", "y.safetensors"]
+        self.run_ok("generate", *sde, *budget, "--diffusion-form", "linear")
+        self.expect_error(["generate", *sde, *budget], USAGE, "its plans are for SDE")
+
     def test_times_by_hand_are_the_networks(self):
         chosen = self.latents("a.safetensors", "--model", SIT, "-n", "1", "--steps", "4")
         by_hand = self.latents("b.safetensors", "--model", SIT, "-n", "1", "--timesteps", "0.25,0,0.75,0.5")
@@ -184,7 +211,8 @@ class FilesTest(ProgramTest):
                          {"path": "linear", "prediction": "velocity", "source": "metadata 'config'"})
         taken = self.inspected(bare, "--num-heads", "4")["objective"]
         self.assertEqual((taken["path"], taken["prediction"]), ("table", "noise"))
-        self.assertIn("--path and --prediction", taken["source"])
+        self.assertIsNone(taken["source"])
+        self.assertIn("--path and --prediction", self.run_ok("inspect", bare, "--num-heads", "4"))
         told = self.inspected(bare, "--num-heads", "4", "--path", "gvp")["objective"]
         self.assertEqual(told, {"path": "gvp", "prediction": "velocity", "source": "--path"})
         self.assertEqual(self.inspected(UNCOND)["objective"]["path"], "vp-999")
@@ -201,7 +229,8 @@ class FilesTest(ProgramTest):
     def test_what_is_said_twice_must_agree(self):
         self.expect_error(["inspect", SIT, "--path", "gvp"], FAILED, "but gvp is asked for; leave --path out")
         self.expect_error(["inspect", SIT, "--prediction", "noise"], FAILED, "leave --prediction out")
-        self.expect_error(["inspect", UNCOND, "--path", "linear"], FAILED, "is a U-ViT, which predicts noise")
+        for flags in (["--path", "linear"], ["--path", "table"], ["--prediction", "velocity"]):
+            self.expect_error(["inspect", UNCOND, *flags], FAILED, "is a U-ViT, which predicts noise")
 
     def test_names_go_both_ways(self):
         for model, layout in ((COND, "uvit"), (UNCOND, "uvit"), (SKIP, "skip-dit")):
@@ -217,6 +246,15 @@ class FilesTest(ProgramTest):
                                  {name: value.tobytes() for name, value in ours.items()}, (model, target))
             theirs = tensors_of(self.work / "theirs.safetensors")
             self.assertEqual(set(theirs), set(tensors_of(model)))
+
+    def test_others_args_mean_nothing(self):
+        for args, predicts in (({"path": "/data/out"}, "noise"), ({"prediction": "a.csv"}, "noise"),
+                               ({"path_type": "Linear", "prediction": "velocity"}, "velocity")):
+            tensors, storages = support.pickled_weights(tensors_of(SIT))
+            words = {key: support.pickled_text(value) for key, value in args.items()}
+            root = support.pickled_dict({"ema": tensors, "args": support.pickled_dict(words)})
+            support.torch_file(self.work / "args.pt", root, storages)
+            self.assertEqual(self.inspected("args.pt", "--num-heads", "4")["objective"]["prediction"], predicts, args)
 
     def test_a_layout_of_another_family_is_refused(self):
         self.expect_error(["convert", SIT, "x.safetensors", "--to", "uvit"], USAGE, "which files of the layout uvit")
@@ -297,6 +335,8 @@ class TrainingTest(ProgramTest):
                            (["--family", "skip-dit", "--depth", "5"], "a Skip-DiT has an even number of blocks"),
                            (["--depth", "4", "--unconditional"], "has classes; --family uvit needs none"),
                            (["--depth", "4", "--prediction", "velocity"], "of which path? --path linear"),
+                           (["--depth", "4", "--path", "vp-999", "--prediction", "velocity"], "of which path?"),
+                           (["--depth", "4", "--family", "sit", "--path", "table"], "is a DiT's"),
                            (["--depth", "5", "--family", "uvit", "--path", "linear"], "another --family")]:
             with self.subTest(said):
                 self.expect_error(self.command("train", *new, *args, results="none"), USAGE, said)

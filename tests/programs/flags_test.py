@@ -150,7 +150,18 @@ class FlagsBase(ProgramTest):
         return self.shared / name
 
 
-MODEL = {"--num-heads": row("--num-heads", "4"), "--weights": row("--weights", "none"), "--device": row("--device", "cuda"), "--threads": row("--threads", "2")}
+MODEL = {"--num-heads": row("--num-heads", "4"), "--weights": row("--weights", "none"), "--device": row("--device", "cuda"), "--threads": row("--threads", "2"),
+         "--path": row("--path", "linear"), "--prediction": row("--prediction", "velocity")}
+FILE = {name: MODEL[name] for name in ("--num-heads", "--weights", "--path", "--prediction")}
+
+
+def sde_rows(base):
+    """Of verbs that sample: what belongs to em-sde, of a model that is taken for a SiT."""
+    sde = [*base, "--path", "linear", "--sampler", "em-sde"]
+    return {"--diffusion-form": row("--diffusion-form", "constant", base=sde),
+            "--diffusion-norm": row("--diffusion-norm", "0.5", base=sde),
+            "--last-step": row("--last-step", "euler", base=sde),
+            "--last-step-size": row("--last-step-size", "0.1", base=sde)}
 
 
 def plan_rows(base, plan):
@@ -214,7 +225,7 @@ class GenerateFlagsTest(FlagsBase):
             "--mode": row("--mode", "static"), "--out": row("--out", "a.png"), "--npz": row("--npz", "y.npz"),
             "--latents": row("--latents", "x.safetensors"), "--preview-every": row("--preview-every", "1", base=[*base, "--out", "a.png"]),
             "--cost-map": row("--cost-map", "map.png"), **self.vae_rows(["--model", TINY, *base[2:]]),
-            **plan_rows(six, self.plan_file()),
+            **plan_rows(six, self.plan_file()), **sde_rows(base),
             "--budget": row("--budget", "1", base=[*six, "--plans", plans]), "--plans": row("--plans", plans, base=[*six, "--budget", "1"]),
             "--force": row("--force", base=[*six, "--plans", plans, "--budget", "0.01"])})
 
@@ -225,7 +236,7 @@ class CalibrateFlagsTest(FlagsBase):
         base = ["--model", model, "--steps", "4", "--dtype", "f32", "--images", "2", "--families", "fora,steps", "--out", "plans.json"]
         ddim = [*base, "--sampler", "ddim"]
         self.check("calibrate", base, {
-            **common_rows(), **MODEL, "--model": row("--model", self.static_model(model)), "--dtype": row("--dtype", "bf16"),
+            **common_rows(), **MODEL, **sde_rows(base), "--model": row("--model", self.static_model(model)), "--dtype": row("--dtype", "bf16"),
             "--engine": row("--engine", "reference"), "--steps": row("--steps", "5"), "--sampler": row("--sampler", "dpm++"),
             "--eta": row("--eta", "0.5", base=ddim), "--cfg-scale": row("--cfg-scale", "2"), "--cfg-channels": row("--cfg-channels", "1"),
             "--mode": row("--mode", "static"), "--images": row("--images", "3"), "--seed": row("--seed", "1"),
@@ -242,7 +253,7 @@ class ReportFlagsTest(FlagsBase):
         result = self.write("shared/result.json", json.dumps({"fid": 1, "n": 2, "extractor": "lite0"}))
         png = self.write("shared/x.png", support.tiny_png())
         self.check("report", base, {
-            **common_rows(), **MODEL, **rows, **plan_rows(base, self.plan_file()), "--dtype": row("--dtype", "bf16"),
+            **common_rows(), **MODEL, **rows, **plan_rows(base, self.plan_file()), **sde_rows(base), "--dtype": row("--dtype", "bf16"),
             "--engine": row("--engine", "reference"), "--results": row("--results", result), "--samples": row("--samples", png),
             "--images": row("--images", "2"), "--steps": row("--steps", "5"), "--sampler": row("--sampler", "dpm++"),
             "--eta": row("--eta", "0.5"), "--cfg-scale": row("--cfg-scale", "2"), "--cfg-channels": row("--cfg-channels", "1"),
@@ -256,8 +267,7 @@ class ModelFilesFlagsTest(FlagsBase):
     def test_every_flag_of_inspect(self):
         png = self.write("shared/x.png", support.tiny_png())
         self.check("inspect", [TINY], {
-            **common_rows(quiet_base=[png], quiet_env={"DYDIT_PLAN_STEPS": "3"}), "--num-heads": row("--num-heads", "4"),
-            "--weights": MODEL["--weights"], "--plan-steps": row("--plan-steps", "3"), "--plan": row("--plan", self.plan_file()),
+            **common_rows(quiet_base=[png], quiet_env={"DYDIT_PLAN_STEPS": "3"}), **FILE, "--plan-steps": row("--plan-steps", "3"), "--plan": row("--plan", self.plan_file()),
             "--cache": row("--cache", "fora:2"), "--svg": row("--svg", "a.svg"), "--csv": row("--csv", "a.csv"),
             "--vae-config": row("--vae-config", VAE / "config.json", base=[self.bare_vae()])})
 
@@ -270,15 +280,13 @@ class ModelFilesFlagsTest(FlagsBase):
         names = self.write("shared/names.txt", "".join(f"class {i}\n" for i in range(self.classes)))
         static = [self.static_model(TINY), "x.safetensors"]
         self.check("convert", [TINY, "x.pt"], {
-            **common_rows(quiet_env={"DYDIT_SEED": "3"}), "--num-heads": row("--num-heads", "4"),
-            "--weights": MODEL["--weights"], "--dtype": row("--dtype", "bf16"), "--to": row("--to", "static"), "--semantics": row("--semantics", "diffusers"),
+            **common_rows(quiet_env={"DYDIT_SEED": "3"}), **FILE, "--dtype": row("--dtype", "bf16"), "--to": row("--to", "static"), "--semantics": row("--semantics", "diffusers"),
             "--seed": row("--seed", "1", base=[*static, "--to", "dynamic"]), "--class-names": row("--class-names", names)})
 
     def test_every_flag_of_quantize(self):
         base = ["--model", TINY, "--out", "x.safetensors", "--calibrate", "2"]
         self.check("quantize", base, {
-            **common_rows(), "--model": row("--model", self.pixel_model()), "--num-heads": MODEL["--num-heads"],
-            "--weights": MODEL["--weights"], "--threads": MODEL["--threads"], "--out": row("--out", "y.safetensors"),
+            **common_rows(), **FILE, "--model": row("--model", self.pixel_model()), "--threads": MODEL["--threads"], "--out": row("--out", "y.safetensors"),
             "--calibrate": row("--calibrate", "3"), "--smoothing": row("--smoothing", "0.4"), "--batch": row("--batch", "1"),
             "--seed": row("--seed", "1"), "--dtype": row("--dtype", "f32")})
 
@@ -299,8 +307,7 @@ class BenchFlagsTest(FlagsBase):
         net = support.write_resnet20(self.shared / "resnet20.safetensors")
         half = ["--vae", vae, "--side", "16", "--repeats", "1"]
         self.check("bench", base, {
-            **common_rows(), "--num-heads": MODEL["--num-heads"], "--threads": MODEL["--threads"],
-            "--weights": MODEL["--weights"], "--model": row("--model", self.pixel_model()), "--dtype": row("--dtype", "f32", base=[*base, "--dtype", "bf16"]), "--levels": row("--levels"),
+            **common_rows(), **FILE, "--threads": MODEL["--threads"], "--model": row("--model", self.pixel_model()), "--dtype": row("--dtype", "f32", base=[*base, "--dtype", "bf16"]), "--levels": row("--levels"),
             "--engine": row("--engine", "reference"), "--size": row("--size", "odd", base=base[2:]),
             "--input-size": row("--input-size", "16", base=size), "--batch": row("--batch", "2"),
             "--heads": row("--heads", "0.3"), "--groups": row("--groups", "0.3"), "--tokens": row("--tokens", "0.3"),
@@ -358,7 +365,7 @@ class EvaluateFlagsTest(FlagsBase):
             "--timesteps": row("--timesteps", "9,500", base=[word for word in made if word not in ("--steps", "3")]),
             "--eta": row("--eta", "0.5", base=[*made, "--sampler", "ddim"]), "--cfg-scale": row("--cfg-scale", "2", base=made),
             "--cfg-channels": row("--cfg-channels", "1", base=made), "--mode": row("--mode", "static", base=made),
-            "--labels": row("--labels", "balanced", base=made), **plan_rows(six, self.plan_file()),
+            "--labels": row("--labels", "balanced", base=made), **plan_rows(six, self.plan_file()), **sde_rows(made),
             "--budget": row("--budget", "1", base=[*six, "--plans", plans]),
             "--plans": row("--plans", plans, base=[*six, "--budget", "1"]),
             "--force": row("--force", base=[*six, "--plans", plans, "--budget", "0.01"]), **vae_rows(self.work, latent),
@@ -414,8 +421,7 @@ class TrainFlagsBase(FlagsBase):
             "--keep-every": row("--keep-every", "1", base=[*base, "--ckpt-every", "1", "--keep-last", "1"]),
             "--sample-every": row("--sample-every", "2"), "--sample-steps": row("--sample-steps", "3", base=grids),
             "--sample-cfg-scale": row("--sample-cfg-scale", "900", base=grids),
-            "--sample-cache": row("--sample-cache", "fora:3", base=grids), "--num-heads": row("--num-heads", "4", base=self.start),
-            "--weights": row("--weights", "none", base=self.start)}
+            "--sample-cache": row("--sample-cache", "fora:3", base=grids), **{name: {**given, "base": self.start} for name, given in FILE.items()}}
 
     def prepare(self):
         self.data = self.images("images")
@@ -433,7 +439,8 @@ class TrainFlagsTest(TrainFlagsBase):
         self.check("train", base, {
             **self.data_rows(base), "--model": row("--model", self.model, base=self.options),
             "--size": row("--size", "odd", base=self.options), "--hidden": row("--hidden", "32"),
-            "--depth": row("--depth", "2"), "--heads": row("--heads", "4"), "--patch": row("--patch", "2")})
+            "--depth": row("--depth", "2"), "--heads": row("--heads", "4"), "--patch": row("--patch", "2"),
+            "--family": row("--family", "sit"), "--unconditional": row("--unconditional", base=[*base, "--family", "uvit"])})
 
 
 class FinetuneFlagsTest(TrainFlagsBase):

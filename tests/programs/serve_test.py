@@ -274,7 +274,7 @@ class WebUiTest(ServeBase):
                              "subseed": 5, "restore_faces": True, "override_settings": {"clip": 1}}.items():
             error = self.server.error({"prompt": "cat", field: value}, path="/sdapi/v1/txt2img")
             self.assertEqual(error["param"], field, error)
-            self.assertIn(field if field != "width" else "512x32", error["message"])
+            self.assertIn({"width": "512x32", "sampler_name": "a DiT takes ddpm, ddim or dpm++"}.get(field, field), error["message"])
 
     def test_front_ends_poll(self):
         self.assertEqual([s["name"] for s in self.server.json("GET", "/sdapi/v1/samplers")], ["DDPM", "DDIM", "DPM++ 2M"])
@@ -309,7 +309,7 @@ class RefusalTest(ServeBase):
                 ("prompt", 3, "a text is wanted"), ("prompt", ..., "prompt is missing"), ("n", 0, "1 to 4"), ("n", 5, "1 to 4"),
                 ("n", 1.5, "whole number"), ("n", "1", "whole number"), ("size", "64x64", "32x32"), ("size", "big", "32x32"),
                 ("num_inference_steps", 1001, "1 to 1000"), ("guidance_scale", -1, "0 to 1000"), ("guidance_scale", "x", "number"),
-                ("sampler", "euler", "ddpm, ddim, dpm++"), ("eta", 2, "0 to 1"), ("mode", "fast", "dynamic, static"),
+                ("sampler", "euler", "ddpm, ddim or dpm++"), ("sampler", "odd", "ddpm, ddim, dpm++"), ("eta", 2, "0 to 1"), ("mode", "fast", "dynamic, static"),
                 ("seed", -1, "2^64 - 1"), ("seed", 1.5, "2^64 - 1"), ("seed", "1e3", "2^64 - 1"),
                 ("seed", str(2**64), "2^64 - 1"), ("partial_images", 4, "0 to 3"), ("response_format", "jpeg", "b64_json or url"),
                 ("output_format", "webp", "png"), ("stream", "yes", "true or false"), ("timeout_s", 31, "to 30"),
