@@ -410,6 +410,7 @@ DiTConfig infer_config(const RawCheckpoint& raw, WeightSet& set, const Checkpoin
               "{}: {} has {} rows, expected patch*patch*channels = {} or twice that", name,
               shapes.in_file("final_layer.linear.weight"), outputs, config.patch_values());
   config.learn_sigma = outputs == 2 * config.patch_values();
+  if (config.objective.continuous()) config.drops_variance = config.learn_sigma;
   config.width_routers = shapes.has("blocks.0.attn_rate.router.weight");
   config.token_routers = shapes.has("blocks.0.token_selection.mlp_head.0.weight");
   config.num_heads = infer_num_heads(raw, shapes, config, options.num_heads);

@@ -76,7 +76,7 @@ TEST(PlanSet, RefusesWhatIsNone) {
       {"\"plans\": [", "\"plan\": [", "FILE: key \"plan\" is unknown"},
       {"\"model_sha256\": \"ab12\"", "\"model_sha256\": 5", "model_sha256 is 5; a text is wanted"},
       {"\"sampler\"", "\"sample\"", "FILE: run: key \"sample\" is unknown; did you mean sampler?"},
-      {"\"ddim\"", "\"odd\"", "FILE: run: sampler is \"odd\"; ddpm, ddim, dpm++ are known"},
+      {"\"ddim\"", "\"odd\"", "FILE: run: sampler is \"odd\"; ddpm, ddim, dpm++, euler"},
       {"\"eta\": 0.5", "\"eta\": -1", "FILE: run: eta is -1; a number from 0 is wanted"},
       {"\"eta\": 0.5", "\"eta\": NaN", "FILE: line 2 is not JSON"},
       {"[500, 250, 0]", "[]", "FILE: run: timesteps is empty"},

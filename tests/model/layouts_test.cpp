@@ -547,9 +547,8 @@ TEST(StatedObjective, ThatIsNotOfferedIsRefused) {
 
 TEST(StatedObjective, OfAUViTIsItsOwn) {
   EXPECT_EQ(load(weights_of(kUViT), stated(), {.path = "vp-999"}).config.objective.clock, ModelClock::Scaled);
-  expect_error(
-      [] { load(weights_of(kUViT), stated(), {.path = "linear"}); },
-      "is a U-ViT, which predicts noise of the path vp-999; --path says velocity of the path linear");
+  expect_error([] { load(weights_of(kUViT), stated(), {.path = "linear"}); },
+               "is a U-ViT, which predicts noise of the path vp-999; leave --path and --prediction out");
 }
 
 }  // namespace
