@@ -29,35 +29,22 @@ using Classes = std::variant<std::string, std::vector<Class>>;  // a list in one
 using Numbers = std::variant<at::Tensor, int64_t, std::vector<int64_t>>;  // one for all rows, or one a row
 using Times = std::variant<at::Tensor, double, std::vector<double>>;      // likewise
 
-std::vector<int64_t> one_a_row(const Numbers& given, int64_t rows, const char* name) {
-  if (const auto* number = std::get_if<int64_t>(&given)) return std::vector<int64_t>(rows, *number);
-  std::vector<int64_t> numbers;
-  if (const auto* list = std::get_if<std::vector<int64_t>>(&given)) {
+// Number: int64_t or double, what the variant holds as a single number.
+template <class Number, class Given>
+std::vector<Number> one_a_row(const Given& given, int64_t rows, const char* name) {
+  constexpr bool kWhole = std::is_integral_v<Number>;
+  if (const auto* number = std::get_if<Number>(&given)) return std::vector<Number>(rows, *number);
+  std::vector<Number> numbers;
+  if (const auto* list = std::get_if<std::vector<Number>>(&given)) {
     numbers = *list;
   } else {
     const at::Tensor& tensor = std::get<at::Tensor>(given);
-    DYDIT_USAGE_CHECK(at::isIntegralType(tensor.scalar_type(), /*includeBool=*/false) && tensor.dim() <= 1,
-                      "{}: expected whole numbers, one or one a row", name);
-    const at::Tensor whole = tensor.to(at::kCPU, at::kLong).contiguous();
-    numbers.assign(whole.data_ptr<int64_t>(), whole.data_ptr<int64_t>() + whole.numel());
-    if (tensor.dim() == 0) numbers.assign(rows, numbers[0]);
-  }
-  DYDIT_USAGE_CHECK(static_cast<int64_t>(numbers.size()) == rows, "{}: {} numbers for {} rows of x", name,
-                    numbers.size(), rows);
-  return numbers;
-}
-
-std::vector<double> one_a_row(const Times& given, int64_t rows, const char* name) {
-  if (const auto* number = std::get_if<double>(&given)) return std::vector<double>(rows, *number);
-  std::vector<double> numbers;
-  if (const auto* list = std::get_if<std::vector<double>>(&given)) {
-    numbers = *list;
-  } else {
-    const at::Tensor& tensor = std::get<at::Tensor>(given);
-    DYDIT_USAGE_CHECK(!at::isComplexType(tensor.scalar_type()) && tensor.dim() <= 1,
-                      "{}: expected numbers, one or one a row", name);
-    const at::Tensor all = tensor.to(at::kCPU, at::kDouble).contiguous();
-    numbers.assign(all.data_ptr<double>(), all.data_ptr<double>() + all.numel());
+    const bool right = kWhole ? at::isIntegralType(tensor.scalar_type(), /*includeBool=*/false)
+                              : !at::isComplexType(tensor.scalar_type());
+    DYDIT_USAGE_CHECK(right && tensor.dim() <= 1, "{}: expected {}numbers, one or one a row", name,
+                      kWhole ? "whole " : "");
+    const at::Tensor all = tensor.to(at::kCPU, c10::CppTypeToScalarType<Number>::value).contiguous();
+    numbers.assign(all.data_ptr<Number>(), all.data_ptr<Number>() + all.numel());
     if (tensor.dim() == 0) numbers.assign(rows, numbers[0]);
   }
   DYDIT_USAGE_CHECK(static_cast<int64_t>(numbers.size()) == rows, "{}: {} numbers for {} rows of x", name,
@@ -178,8 +165,8 @@ class Model {
                       config.in_channels, side, side, fmt::join(x.sizes(), ", "),
                       c10::toString(x.scalar_type()), x.device().str());
     const int64_t rows = x.size(0);
-    const std::vector<double> timesteps = one_a_row(t, rows, "t");
-    const std::vector<int64_t> labels = one_a_row(y, rows, "y");
+    const std::vector<double> timesteps = one_a_row<double>(t, rows, "t");
+    const std::vector<int64_t> labels = one_a_row<int64_t>(y, rows, "y");
     for (const int64_t label : labels) {
       DYDIT_USAGE_CHECK(label >= 0 && label <= config.last_label(), "y: class {}; expected 0 to {}{}", label,
                         std::max(config.num_classes - 1, 0),

@@ -17,21 +17,9 @@ readonly dydit=${DYDIT:-build/release/dydit} data=${DYDIT_SHARED:-../shared}/dat
 readonly images=${CIFAR10:-$data/cifar10.tar.gz} out=${1:-build/cifar10}
 [[ -e $images ]] || { printf 'cifar10.sh: %s: no such file; CIFAR10=FILE names CIFAR-10 (see the first lines here)\n' "$images" >&2; exit 1; }
 readonly finetune_steps=4000
-train_flags=(--data-path "$images" --split train --device "$device" --dtype bf16 --clip-grad 1)
-
-# stage NAME STEPS VERB FLAG...: sets `model` to the moving average after STEPS steps, in bfloat16
-stage() {
-  local name=$1 steps=$2 verb=$3 resume=() last
-  shift 3
-  model=$out/$name.safetensors
-  [[ ! -e $model ]] || return 0
-  compgen -G "$out/$name/*/checkpoints/*.state" >/dev/null && resume=(--resume)
-  OMP_WAIT_POLICY=passive "$dydit" "$verb" --results-dir "$out/$name" --total-train-steps "$steps" --ckpt-every 250 \
-    --keep-last 2 "${train_flags[@]}" "$@" ${resume[@]+"${resume[@]}"}
-  last=$(compgen -G "$(printf '%s/%s/*/checkpoints/%07d.safetensors' "$out" "$name" "$steps")")
-  "$dydit" convert "$last" "$model" --dtype bf16
-  cp "$out/$name"/*/log.csv "$out/$name.csv"
-}
+train_flags=(--data-path "$images" --split train --device "$device" --dtype bf16 --clip-grad 1 --ckpt-every 250)
+readonly model_dtype=bf16
+source recipes/stage.sh
 
 mkdir -p "$out"
 if [[ $device == cuda ]]; then

@@ -18,21 +18,9 @@ readonly images=${CIFAR10:-$shared/cifar10.tar.gz} resnet=${RESNET56:-$shared/re
 [[ -e $images ]] || { printf 'families-cifar.sh: %s: no such file; CIFAR10=FILE names CIFAR-10 (see the first lines here)\n' "$images" >&2; exit 1; }
 readonly batch=${BATCH:-32} sit_steps=${SIT_STEPS:-600} uvit_steps=${UVIT_STEPS:-3000} tune_steps=${TUNE_STEPS:-600}
 readonly count=${IMAGES:-1000} only=${ONLY:-}
-train_flags=(--data-path "$images" --split train --clip-grad 1 --global-batch-size "$batch" --log-every 20)
-
-# stage NAME STEPS VERB FLAG...: sets `model` to the moving average after STEPS steps
-stage() {
-  local name=$1 steps=$2 verb=$3 resume=() last
-  shift 3
-  model=$out/$name.safetensors
-  [[ ! -e $model ]] || return 0
-  compgen -G "$out/$name/*/checkpoints/*.state" >/dev/null && resume=(--resume)
-  OMP_WAIT_POLICY=passive "$dydit" "$verb" --results-dir "$out/$name" --total-train-steps "$steps" --ckpt-every 100 \
-    --keep-last 2 "${train_flags[@]}" "$@" ${resume[@]+"${resume[@]}"}
-  last=$(compgen -G "$(printf '%s/%s/*/checkpoints/%07d.safetensors' "$out" "$name" "$steps")")
-  cp "$last" "$model"
-  cp "$out/$name"/*/log.csv "$out/$name.csv"
-}
+train_flags=(--data-path "$images" --split train --clip-grad 1 --global-batch-size "$batch" --log-every 20 --ckpt-every 100)
+readonly model_dtype=f32
+source recipes/stage.sh
 
 # In some hundred steps routers that start at 15 and 35 would not close; see docs/training.md.
 routers=(--router-bias 3,3 --router-lr-scale 10 --gate-rule capacity)

@@ -18,18 +18,10 @@ for half in encoder decoder; do cp -n "$taef2/taef2_$half.pth" "$out/vae/"; done
 
 "$dydit" latents --vae "$out/vae" --data-path "$flowers" --split flowers --image-size 128 --normalize --check --out "$out/latents"
 
-# stage NAME STEPS VERB FLAG...: sets `model` to the moving average after STEPS steps
-stage() {
-  local name=$1 count=$2 verb=$3 resume=() last
-  shift 3
-  model=$out/$name.safetensors
-  [[ ! -e $model ]] || return 0
-  compgen -G "$out/$name/*/checkpoints/*.state" >/dev/null && resume=(--resume)
-  OMP_WAIT_POLICY=passive "$dydit" "$verb" --data-path "$out/latents" --results-dir "$out/$name" --total-train-steps "$count" \
-    --ckpt-every 250 --keep-last 2 --global-batch-size 64 --clip-grad 1 --log-every 50 "$@" ${resume[@]+"${resume[@]}"}
-  last=$(compgen -G "$(printf '%s/%s/*/checkpoints/%07d.safetensors' "$out" "$name" "$count")")
-  "$dydit" convert "$last" "$model" --dtype bf16
-}
+train_flags=(--data-path "$out/latents" --ckpt-every 250 --global-batch-size 64 --clip-grad 1 --log-every 50)
+readonly model_dtype=bf16
+source recipes/stage.sh
+
 stage static "$steps" train --hidden 256 --depth 8 --heads 8 --patch 2 --lr 5e-4 --warmup-step 300 --ema-decay 0.9995
 stage dynamic $((steps * 3 / 7)) finetune --model "$out/static.safetensors" --lambda 0.5 --router-bias 3,3 --router-lr-scale 10 \
   --lr 1e-4 --ema-decay 0.999

@@ -45,6 +45,12 @@ inline constexpr EnumNames<PathName, 6> kPathNames = {"path",
                                                        {"vp", {Path::Vp, ModelClock::Data}},
                                                        {"vp-999", {Path::Vp, ModelClock::Scaled}}}};
 
+/// Whether of this path noise is all that a network predicts: of a velocity of a table or of U-ViT's clock
+/// nobody could say what it is.
+inline bool only_noise(const PathName& path) {
+  return path.path == Path::Table || path.clock == ModelClock::Scaled;
+}
+
 /// The largest time of the clock; the smallest is 0.
 inline double last_time(const Objective& objective) {
   return objective.clock == ModelClock::Steps || objective.clock == ModelClock::Scaled

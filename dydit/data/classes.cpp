@@ -173,7 +173,7 @@ ClassMatch match_by_name(const DataClasses& data, const ModelClasses& model, con
       "{}: the classes are numbers, but not 0, 1, 2, ...: {}; the model has no names that tell what they "
       "are. --match-classes number: a name is its label; position: the first by name is label 0",
       where, list_of(data.names));
-  if (data_named || model_named) {
+  if ((data_named || model_named) && model.count > 0) {  // a model without classes asks for no label
     match.notes.push_back(fmt::format("classes  by position: the {} no names of classes",
                                       model_named ? "data has" : "model has"));
   }

@@ -278,9 +278,9 @@ std::optional<StatedObjective> stated_objective(const RawCheckpoint& raw, const 
               options.prediction);
   if (!asked_path && !asked_prediction) return std::nullopt;
   Objective objective;
-  if (asked_path) objective = {asked_path->path, Prediction::Velocity, asked_path->clock};
-  const bool noise = objective.clock == ModelClock::Scaled || !objective.continuous();  // else velocity
-  if (noise) objective.prediction = Prediction::Noise;
+  if (asked_path)
+    objective = {asked_path->path, only_noise(*asked_path) ? Prediction::Noise : Prediction::Velocity,
+                 asked_path->clock};
   if (asked_prediction) objective.prediction = *asked_prediction;
   DYDIT_CHECK(objective.clock != ModelClock::Scaled || objective.prediction == Prediction::Noise,
               "{}: predicts velocity of the path vp-999, which only noise is predicted of; SiT's is vp",
@@ -334,17 +334,14 @@ void infer_family(const RawCheckpoint& raw, WeightSet& set, const Shapes& shapes
   };
   if (any_block_has("skip_linear.weight"))
     config.join = any_block_has("skip_norm.weight") ? Join::Normed : Join::Plain;
-  config.qkv_bias = any_block_has("attn.qkv.bias");
-  if (set.layout != Layout::UViT && !any_block_has("norm1.weight")) {
-    config.qkv_bias = true;  // an error names it where it is missing
-    return;
-  }
+  if (set.layout != Layout::UViT && !any_block_has("norm1.weight")) return;
   DYDIT_CHECK(config.hidden_size % 2 == 0,
               "{}: a U-ViT of hidden size {}: the embedding of its time takes an even one", raw.name,
               config.hidden_size);
+  config = with_uvit(config);
+  config.qkv_bias = any_block_has("attn.qkv.bias");
   config.time_mlp = shapes.has("t_embedder.mlp.0.weight");
   config.output_conv = shapes.has("final_conv.weight");
-  config = with_uvit(config);
   if (!shapes.has("y_embedder.embedding_table.weight")) {
     config.num_classes = 0;
     return;

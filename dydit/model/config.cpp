@@ -101,7 +101,8 @@ DiTConfig with_uvit(DiTConfig config) {
   config.modulation = Modulation::Affine;
   config.gelu = GeluForm::Erf;
   config.join = Join::Plain;
-  config.time_token = config.learned_positions = true;
+  config.time_token = config.learned_positions = config.output_conv = true;
+  config.learn_sigma = config.time_mlp = config.qkv_bias = false;
   config.time_frequencies = config.hidden_size;
   config.frequency_divisor = config.hidden_size / 2;
   config.guided_channels = config.in_channels;
@@ -140,10 +141,7 @@ DiTConfig named_config(const std::string& name) {
       if (family == "SiT")
         return with_objective(config, {Path::Linear, Prediction::Velocity, ModelClock::Data});
       if (family == "Skip-DiT") config.join = Join::Normed;
-      if (family != "U-ViT") return config;
-      config.learn_sigma = config.time_mlp = config.qkv_bias = false;
-      config.output_conv = true;
-      return with_uvit(config);
+      return family == "U-ViT" ? with_uvit(config) : config;
     }
   }
   throw UsageError(

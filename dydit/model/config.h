@@ -121,7 +121,7 @@ std::string time_axis(const Objective& objective);
 /// The configuration with this objective: rows of a learned variance that nothing was trained for are
 /// dropped.
 DiTConfig with_objective(DiTConfig config, const Objective& objective);
-/// The configuration with all that U-ViTs have in common; of a size that is known.
+/// The configuration as a published U-ViT has it; of a size that is known.
 DiTConfig with_uvit(DiTConfig config);
 
 /// "DiT-XL/2", "DySiT-S/4", "U-ViT-S/2" for the published sizes, else "DiT (8 blocks, hidden 256, 8 heads,

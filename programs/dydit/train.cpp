@@ -164,10 +164,9 @@ struct SizeFlags {
 // What a new model is beside its size.
 DiTConfig with_family(DiTConfig config, const SizeFlags& flags, const CheckpointOptions& options) {
   if (flags.family == "uvit") {
-    config.learn_sigma = config.time_mlp = config.qkv_bias = false;
-    config.output_conv = true;
     DYDIT_USAGE_CHECK(config.depth % 2 == 1 && config.depth > 1,
-                      "--depth {}: a U-ViT has an odd number of blocks, one in the middle", config.depth);
+                      "--depth {}: a U-ViT has an odd number of blocks above 1, one of them in the middle",
+                      config.depth);
   }
   if (flags.family == "skip-dit") {
     config.join = Join::Normed;
@@ -176,12 +175,10 @@ DiTConfig with_family(DiTConfig config, const SizeFlags& flags, const Checkpoint
   }
   const bool sit = flags.family == "sit";
   const PathName path = kPathNames.at(!options.path.empty() ? options.path : sit ? "linear" : "table");
-  // As a checkpoint's are told: a velocity of a table's path, or of U-ViT's clock, nobody could read.
-  const bool noise = path.path == Path::Table || path.clock == ModelClock::Scaled;
   const Prediction prediction = !options.prediction.empty() ? kPredictionNames.at(options.prediction)
-                                : noise                     ? Prediction::Noise
+                                : only_noise(path)          ? Prediction::Noise
                                                             : Prediction::Velocity;
-  DYDIT_USAGE_CHECK(!noise || prediction == Prediction::Noise,
+  DYDIT_USAGE_CHECK(!only_noise(path) || prediction == Prediction::Noise,
                     "--prediction velocity: of which path? --path linear, gvp or vp says it");
   DYDIT_USAGE_CHECK(!sit || path.path != Path::Table,
                     "--path table: is a DiT's; a SiT has linear, gvp or vp");
@@ -212,7 +209,7 @@ DiTConfig config_from_flags(const SizeFlags& flags, const CheckpointOptions& opt
   const bool uvit = flags.family == "uvit" || config.time_token;
   DYDIT_USAGE_CHECK(!flags.unconditional || uvit,
                     "--unconditional: a {} has classes; --family uvit needs none", model_name(config));
-  if (uvit) config = with_uvit(config);
+  if (uvit) config = with_uvit(config);  // whose guided channels are those of the data
   DYDIT_USAGE_CHECK(config.input_size % config.patch_size == 0, "patches of {} do not tile images of {}x{}",
                     config.patch_size, config.input_size, config.input_size);
   return config;

@@ -436,11 +436,12 @@ class TrainFlagsTest(TrainFlagsBase):
     def test_every_flag(self):
         self.prepare()
         base = [*self.options, *self.sizes]
+        uvit = [*self.options, *("3" if size == "1" else size for size in self.sizes), "--family", "uvit"]
         self.check("train", base, {
             **self.data_rows(base), "--model": row("--model", self.model, base=self.options),
             "--size": row("--size", "odd", base=self.options), "--hidden": row("--hidden", "32"),
             "--depth": row("--depth", "2"), "--heads": row("--heads", "4"), "--patch": row("--patch", "2"),
-            "--family": row("--family", "sit"), "--unconditional": row("--unconditional", base=[*base, "--family", "uvit"])})
+            "--family": row("--family", "sit"), "--unconditional": row("--unconditional", base=uvit)})
 
 
 class FinetuneFlagsTest(TrainFlagsBase):
