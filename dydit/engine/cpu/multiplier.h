@@ -42,24 +42,27 @@ template <typename A, typename W, bool kNarrow>
 struct Step;
 
 template <>
-struct Step<float, float, false> {  // two multiply-adds, one after the other: weights of both at once would
-                                    // not fit the registers
+struct Step<float, float, false> {  // two multiply-adds, one after the other: the weights of both inputs at
+                                    // once would not fit the registers
   template <int R, int P>
   static inline void run(Vector (&sum)[R][P][kVectors], const Rows<float>& a, const float* const (&w)[P],
                          int64_t offset) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
 #pragma GCC unroll 2
-      for (int input = 0; input < 2; ++input) {
-        const int64_t at = offset + v * kLanesOfVector + input * kPanel;
-        Vector weights[P];
+    for (int input = 0; input < 2; ++input) {
+      Vector weights[P][kVectors];
 #pragma GCC unroll 8
-        for (int j = 0; j < P; ++j) weights[j] = load_vector(w[j] + at);
+      for (int j = 0; j < P; ++j) {
 #pragma GCC unroll 8
-        for (int i = 0; i < R; ++i) {
-          const Vector row = broadcast(a.row(i)[input]);
+        for (int v = 0; v < kVectors; ++v)
+          weights[j][v] = load_vector(w[j] + offset + input * kPanel + v * kLanesOfVector);
+      }
 #pragma GCC unroll 8
-          for (int j = 0; j < P; ++j) sum[i][j][v] = multiply_add(row, weights[j], sum[i][j][v]);
+      for (int i = 0; i < R; ++i) {
+        const Vector row = broadcast(a.row(i)[input]);
+#pragma GCC unroll 8
+        for (int j = 0; j < P; ++j) {
+#pragma GCC unroll 8
+          for (int v = 0; v < kVectors; ++v) sum[i][j][v] = multiply_add(row, weights[j][v], sum[i][j][v]);
         }
       }
     }
