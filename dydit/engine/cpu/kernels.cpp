@@ -151,7 +151,7 @@ void gemm_expanded(const Gemm& g) {
   }
 }
 
-#ifdef __AVX512F__
+#ifdef __AVX512BF16__
 // out[c] <- (rows[0][c], rows[1][c], ...): 16 x 16 lanes. The rows are lost.
 inline void transpose(__m512i (&out)[kPanel], __m512i (&rows)[kPanel]) {
 #pragma GCC unroll 8
@@ -192,19 +192,16 @@ inline void pack_key_panel(uint32_t* out, const Bf16* k, int64_t stride, int tok
     for (int p = 0; p < count; ++p, out += kPanel) _mm512_storeu_si512(out, columns[p]);
   }
 }
-#endif
 
 // Keys as panels: 16 tokens of D inputs each. Tokens and channels beyond the last are zero.
 void pack_keys(Bf16* panels, const Bf16* k, int64_t stride, int N, int D) {
   auto* out = reinterpret_cast<uint32_t*>(panels);
   const int pairs = ceil_div(D, 2);
   for (int first = 0; first < N; first += kPanel, out += pairs * kPanel) {
-#ifdef __AVX512F__
     if (D % 2 == 0) {
       pack_key_panel(out, k + first * stride, stride, N - first, pairs);
       continue;
     }
-#endif
     for (int c = 0; c < kPanel; ++c) {
       const Bf16* row = k + (first + c) * stride;
       for (int p = 0; p < pairs; ++p) {
@@ -215,6 +212,7 @@ void pack_keys(Bf16* panels, const Bf16* k, int64_t stride, int N, int D) {
     }
   }
 }
+#endif
 void pack_keys(float* panels, const float* k, int64_t stride, int N, int D) {
   const int inputs = ceil_div(D, 2) * 2;
   for (int first = 0; first < N; first += kPanel, panels += inputs * kPanel) {
@@ -227,6 +225,7 @@ void pack_keys(float* panels, const float* k, int64_t stride, int N, int D) {
 }
 
 // Values as panels: 16 channels of N inputs each.
+#ifdef __AVX512BF16__
 void pack_values(Bf16* __restrict panels, const Bf16* __restrict v, int64_t stride, int N, int D) {
   auto* out = reinterpret_cast<uint32_t*>(panels);
   for (int first = 0; first < D; first += kPanel) {
@@ -245,6 +244,7 @@ void pack_values(Bf16* __restrict panels, const Bf16* __restrict v, int64_t stri
     }
   }
 }
+#endif
 void pack_values(float* panels, const float* v, int64_t stride, int N, int D) {
   const int inputs = ceil_div(N, 2) * 2;
   for (int first = 0; first < D; first += kPanel, panels += inputs * kPanel) {
