@@ -24,7 +24,8 @@ import sys
 from turns import Worker
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CASES = {"XL": ("DiT-XL/2", 2), "S": ("DiT-S/2", 16), "SiT": ("SiT-S/2", 16), "U-ViT": ("U-ViT-S/2", 8)}
+# Size, batch, and forwards of a turn of dydit: those of XL share the cost of reading adaLN's weights, as 40 or so do in a run.
+CASES = {"XL": ("DiT-XL/2", 2, 10), "S": ("DiT-S/2", 16, 4), "SiT": ("SiT-S/2", 16, 4), "U-ViT": ("U-ViT-S/2", 8, 3)}
 MATMUL = "--no-fused-attention"
 # What competes, and its settings, of which the faster does.
 STREAMS = "--streams={threads}"
@@ -37,8 +38,7 @@ RIVALS = {
     "masked, as published": [["--rival=masked", MATMUL, "--autocast"]],
     "masked, all of one type": [["--rival=masked", f"--dtype={dtype}", *more] for dtype in ("f32", "bf16") for more in ([], [MATMUL])],
 }
-HOPELESS = 1.3  # of two settings that differ in the type: the others of a type that is so much slower are not tried
-STEPS = 10  # forwards of a turn of dydit: they share the cost of reading adaLN's weights, as 40 or so do in a run
+HOPELESS = 1.3  # times the fastest so far: a setting that is so much slower ends unmeasured, and its type is not tried again
 SHARES = ("--heads=.5", "--groups=.5", "--tokens=.75")
 PAPER_SHARES = ("--heads=.5625", "--groups=.5625", "--tokens=.78")
 
@@ -47,24 +47,34 @@ def dtype_of(setting):
     return next((part.split("=")[1] for part in setting if part.startswith("--dtype=")), "bf16")
 
 
+def settings_of(rival, size, dtypes):
+    """Those that exist: a U-ViT has no masked module, and its attention is written in one way."""
+    if size.startswith("U-ViT"):
+        if rival.startswith("masked"):
+            return []
+        return [setting for setting in RIVALS[rival] if MATMUL not in setting and dtype_of(setting) in dtypes]
+    return [setting for setting in RIVALS[rival] if dtype_of(setting) in dtypes]
+
+
 def best_worker(rival, size, batch, args):
     """The rival at its fastest setting, and what that is."""
-    best, by_dtype = None, {}
-    for setting in RIVALS[rival]:
+    best, slow = None, set()
+    for setting in settings_of(rival, size, args.dtypes.split(",")):
         dtype = dtype_of(setting)
-        if dtype not in args.dtypes.split(","):
-            continue
-        if dtype in by_dtype and by_dtype[dtype] > HOPELESS * min(by_dtype.values()):
+        if dtype in slow:
             continue
         setting = [part.format(threads=args.threads) for part in setting]
+        command = [sys.executable, pathlib.Path(__file__).with_name("infer_torch.py"), f"--size={size}", f"--batch={batch}",
+                   f"--threads={args.threads}", *setting]
+        if best:
+            command.append(f"--give-up-above={HOPELESS * best[1]}")
         try:
-            worker = Worker([sys.executable, pathlib.Path(__file__).with_name("infer_torch.py"), f"--size={size}",
-                             f"--batch={batch}", f"--threads={args.threads}", *setting], stderr=subprocess.DEVNULL)
-        except RuntimeError as error:
-            print(f"{rival}: does not run here ({error})", file=sys.stderr)
+            worker = Worker(command, stderr=subprocess.DEVNULL)
+        except RuntimeError:
+            slow |= {dtype} if best and dtype not in best[2] else set()
+            print(f"{rival}, {' '.join(setting[1:])}: does not run here{', or is slow' if best else ''}", file=sys.stderr)
             continue
         trial = worker.lap()[0]
-        by_dtype[dtype] = min(trial, by_dtype.get(dtype, trial))
         print(f"{' '.join(setting)}: {trial:.1f} ms/sample", file=sys.stderr)
         if best and best[1] <= trial:
             worker.close()
@@ -75,17 +85,18 @@ def best_worker(rival, size, batch, args):
     return best and (best[0], best[2])
 
 
-def bench_dydit(size, batch, shares, dtype, args):
+def bench_dydit(case, shares, dtype, args):
     """One turn of the static and the dynamic model, after its own warm-up."""
+    size, batch, steps = CASES[case]
     out = subprocess.run([args.dydit, "bench", f"--size={size}", f"--batch={batch}", f"--threads={args.threads}",
-                          f"--dtype={dtype}", f"--steps={STEPS}", "--repeats=1", "--json", "--quiet", *shares],
+                          f"--dtype={dtype}", f"--steps={steps}", "--repeats=1", "--json", "--quiet", *shares],
                          capture_output=True, text=True, check=True)
     return json.loads(out.stdout)
 
 
-def has_int8(size, batch, args):
+def has_int8(case, args):
     try:
-        bench_dydit(size, batch, PAPER_SHARES, "int8", args)
+        bench_dydit(case, PAPER_SHARES, "int8", args)
     except subprocess.CalledProcessError as error:  # a processor without the instructions
         print(f"dydit int8: {error.stderr.strip()}", file=sys.stderr)
         return False
@@ -113,17 +124,17 @@ def main():
     args = parse_args()
     rows = []
     for case in args.cases.split(","):
-        size, batch = CASES[case]
+        size, batch, _ = CASES[case]
         found = {rival: best_worker(rival, size, batch, args)
                  for rival in RIVALS if rival.startswith(tuple(args.rivals.split(",")))}
         workers = {f"{rival}, {best[1]}": best[0] for rival, best in found.items() if best}
-        int8 = has_int8(size, batch, args)
+        int8 = has_int8(case, args)
         own = ["static", "dynamic", "dynamic .49", *(["int8 static", "int8 dynamic .49"] if int8 else [])]
         laps = {name: [] for name in (*workers, *own)}
         turns = []
         for turn in range(args.rounds):
             for shares, name in ((SHARES, "dynamic"), (PAPER_SHARES, "dynamic .49")):
-                result = bench_dydit(size, batch, shares, "auto", args)
+                result = bench_dydit(case, shares, "auto", args)
                 turns.append(result)
                 laps["static"].append(result["static"]["ms_per_sample"])
                 laps[name].append(result["dynamic"]["ms_per_sample"])
@@ -131,7 +142,7 @@ def main():
                     laps.setdefault("realised", []).append(result["realised_share"])
                     laps.setdefault("peak_share", []).append(result["static"]["peak_share"])
             if int8:
-                result = bench_dydit(size, batch, PAPER_SHARES, "int8", args)
+                result = bench_dydit(case, PAPER_SHARES, "int8", args)
                 laps["int8 static"].append(result["static"]["ms_per_sample"])
                 laps["int8 dynamic .49"].append(result["dynamic"]["ms_per_sample"])
             for rival, worker in workers.items():

@@ -17,10 +17,12 @@ namespace dydit {
 // are.
 OneThread::OneThread() {
   {
-    // ATen sets its own defaults, which may be process-wide, at a thread's first question; before, not after.
+    // ATen sets its own defaults, which may be process-wide, or what a program set, at a thread's first
+    // question; before, not after. The inline part of parallel_for asks for this library once more.
     static std::mutex mutex;
     const std::lock_guard lock(mutex);
     at::get_num_threads();
+    at::internal::lazy_init_num_threads();
   }
   if (omp_set_num_threads) {
     omp_ = omp_get_max_threads();

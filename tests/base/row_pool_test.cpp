@@ -2,6 +2,7 @@
 #include "dydit/base/row_pool.h"
 
 #include <atomic>
+#include <chrono>
 #include <set>
 #include <stdexcept>
 #include <thread>
@@ -90,6 +91,20 @@ TEST(RowPool, ChangesTheThreadsOfNoOther) {
   }
   EXPECT_EQ(at::get_num_threads(), 3);
   EXPECT_EQ(threads_of_a_new_thread(), 3);
+  at::set_num_threads(before);
+}
+
+TEST(RowPool, ParallelLoopsInsideARowUseOneThreadWhateverTheProgramSet) {
+  const int before = at::get_num_threads();
+  at::set_num_threads(3);
+  RowPool pool(3);
+  std::atomic<int> most = 0;
+  pool.run(16, [&](int) {
+    at::parallel_for(0, 2, 1, [](int64_t, int64_t) {});
+    if (at::get_num_threads() > most) most = at::get_num_threads();
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));  // so that every thread gets a row
+  });
+  EXPECT_EQ(most, 1);
   at::set_num_threads(before);
 }
 
