@@ -232,16 +232,41 @@ void scale_row(float* row, int C, float factor) {
   for (int c = 0; c < C; c += kPanel) store_lanes(row + c, times(load_lanes(row + c, C - c), factor), C - c);
 }
 
-void depthwise(const Depthwise& d) {
-  for (int c = 0; c < d.C; c += kPanel) {
-    Lanes sum = load_lanes(d.bias + c);
-    for (int y = 0; y < d.rows; ++y) {
-      const float *from = d.from + y * d.row + c, *weights = d.weights + y * d.weight_row + c;
-      for (int x = 0; x < d.columns; ++x)
-        sum = multiply_add(load_lanes(from + x * d.pixel, d.C - c), load_lanes(weights + x * d.weight), sum);
+// Pixels side by side from the p-th on, 16 channels: their sums do not wait for each other, and share the
+// weights.
+template <int kPixels, bool kWhole>
+inline void depthwise_pixels(const Depthwise& d, int p, int c) {
+  const int count = kWhole ? kPanel : d.C - c;
+  const float* from = d.from + p * d.from_pixel + c;
+  Lanes sums[kPixels];
+#pragma GCC unroll 4
+  for (int i = 0; i < kPixels; ++i) sums[i] = load_lanes(d.bias + c);
+  for (int y = 0; y < d.rows; ++y) {
+    for (int x = 0; x < d.columns; ++x) {
+      const Lanes weights = load_lanes(d.weights + y * d.weight_row + x * d.weight + c);
+      const float* tap = from + y * d.row + x * d.pixel;
+#pragma GCC unroll 4
+      for (int i = 0; i < kPixels; ++i)
+        sums[i] = multiply_add(load_lanes(tap + i * d.from_pixel, count), weights, sums[i]);
     }
-    store_lanes(d.to + c, no_more_than(relu(sum), d.ceiling), d.C - c);
   }
+#pragma GCC unroll 4
+  for (int i = 0; i < kPixels; ++i)
+    store_lanes(d.to + (p + i) * d.to_pixel + c, no_more_than(relu(sums[i]), d.ceiling), count);
+}
+
+template <int kPixels>
+inline void depthwise_channels(const Depthwise& d, int p) {
+  int c = 0;
+  for (; c + kPanel <= d.C; c += kPanel) depthwise_pixels<kPixels, true>(d, p, c);
+  if (c < d.C) depthwise_pixels<kPixels, false>(d, p, c);
+}
+
+void depthwise(const Depthwise& d) {
+  constexpr int kPixels = 4;
+  int p = 0;
+  for (; p + kPixels <= d.pixels; p += kPixels) depthwise_channels<kPixels>(d, p);
+  for (; p < d.pixels; ++p) depthwise_channels<1>(d, p);
 }
 
 void pool(const Pooling& p) {

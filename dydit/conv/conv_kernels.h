@@ -54,17 +54,19 @@ struct Finish {
   float *first, *sum, *squares;
 };
 
-/// One output pixel of a depthwise convolution, from the taps that lie inside the map:
+/// Output pixels of a depthwise convolution, from the taps that lie inside the map, each
 /// to (C) <- min(max(bias + sum of weights * from, 0), ceiling).
 struct Depthwise {
   float* to;
-  const float* from;           // the first tap
+  const float* from;           // the first tap of the first pixel
   int64_t row, pixel;          // elements from tap to tap, down and across
   int rows, columns, C;        // taps
   const float* weights;        // of the first tap
   int64_t weight_row, weight;  // elements likewise
   const float* bias;
   float ceiling;
+  int pixels;                    // side by side, all with these taps
+  int64_t to_pixel, from_pixel;  // elements from one to the next
 };
 
 /// to (C) <- the largest of the taps that lie inside the map, or their mean.

@@ -17,6 +17,7 @@ struct Taps {
     pixel = begin + first;
     count = std::min(extent.taps, size - begin) - first;
   }
+  bool same_as(const Taps& other) const { return first == other.first && count == other.count; }
   int first, pixel, count;  // pixel: of the first
 };
 
@@ -52,13 +53,16 @@ void DepthwiseConv::run(Team& team, const Map& from, Map& to) const {
   const int64_t weight_row = int64_t{shape_.columns.taps} * columns_;
   team.run(to.H, [&](int y, int) {
     const Taps rows(shape_.rows, shape_.stride, y, from.H);
-    for (int x = 0; x < to.W; ++x) {
-      const Taps columns(shape_.columns, shape_.stride, x, from.W);
-      kernels().depthwise({to.as<float>() + to.at(y, x),
-                           from.as<const float>() + from.at(rows.pixel, columns.pixel), from.W * from.stride,
-                           from.stride, rows.count, columns.count, shape_.in,
-                           weights_.data() + rows.first * weight_row + int64_t{columns.first} * columns_,
-                           weight_row, columns_, bias_.data(), kRelu6Ceiling});
+    const auto columns_at = [&](int x) { return Taps(shape_.columns, shape_.stride, x, from.W); };
+    for (int x = 0, end; x < to.W; x = end) {
+      const Taps columns = columns_at(x);
+      end = x + 1;
+      while (end < to.W && columns_at(end).same_as(columns)) ++end;
+      kernels().depthwise(
+          {to.as<float>() + to.at(y, x), from.as<const float>() + from.at(rows.pixel, columns.pixel),
+           from.W * from.stride, from.stride, rows.count, columns.count, shape_.in,
+           weights_.data() + rows.first * weight_row + int64_t{columns.first} * columns_, weight_row,
+           columns_, bias_.data(), kRelu6Ceiling, end - x, to.stride, shape_.stride * from.stride});
     }
   });
 }
