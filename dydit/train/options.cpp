@@ -41,6 +41,19 @@ nlohmann::json options_to_json(const TrainOptions& options) {
     json["gate-rule"] = kGateRuleNames[options.router.gate_rule];
     json["router-lr-scale"] = options.router_lr_scale;
   }
+  // Written where it is not what it always was, so that runs from before go on.
+  const TimestepOptions& timesteps = options.timesteps;
+  if (timesteps.draw != TimestepDraw::Stratified) json["timesteps"] = kTimestepDrawNames[timesteps.draw];
+  if (timesteps.draw == TimestepDraw::Speed) {
+    json["speed-k"] = timesteps.k;
+    json["speed-lambda"] = timesteps.lambda;
+    json["speed-tau"] = timesteps.tau;
+    json["loss-weights"] = timesteps.weights;
+  }
+  if (timesteps.draw == TimestepDraw::LogitNormal) {
+    json["logit-mean"] = timesteps.logit_mean;
+    json["logit-std"] = timesteps.logit_std;
+  }
   json.update(options.preparation);
   return json;
 }

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "dydit/base/enum_names.h"
+#include "dydit/diffusion/timestep_draw.h"
 #include "dydit/model/gate_rule.h"
 
 namespace dydit {
@@ -45,6 +46,7 @@ struct TrainOptions {
   double ema_decay = 0.9999;
   double label_dropout = 0.1;
   bool flip = true;
+  TimestepOptions timesteps;
   at::ScalarType dtype = at::kFloat;
   at::Device device = at::kCPU;  // where the model and its buffers lie; batches and noise are made on the CPU
   uint64_t seed = 0;

@@ -11,7 +11,6 @@
 
 #include "dydit/base/noise.h"
 #include "dydit/diffusion/losses.h"
-#include "dydit/diffusion/path.h"
 #include "dydit/model/dit.h"
 #include "dydit/model/macs.h"
 #include "dydit/plan/run_plan.h"
@@ -41,38 +40,6 @@ at::Tensor drop_labels(const at::Tensor& labels, const DiTConfig& config, const 
 
 double sum_of(const at::Tensor& values) { return values.detach().sum(at::kDouble).item<double>(); }
 
-void add_kept(StepTerms& terms, const TrainingGates::Kept& kept, int first) {
-  for (const auto& [sums, shares] :
-       {std::pair{&terms.heads, kept.heads}, std::pair{&terms.groups, kept.groups},
-        std::pair{&terms.tokens, kept.tokens}}) {
-    const at::Tensor host = shares.cpu().contiguous();
-    for (int b = 0; b < host.size(0); ++b) (*sums)[(first + b) % kQuarters] += host.data_ptr<float>()[b];
-  }
-}
-
-// Global sums -> means, in one message.
-void reduce_terms(StepTerms& terms, int global_batch, Communicator& processes) {
-  const std::vector<double*> values = terms.values();
-  std::vector<double> sums;
-  for (const double* value : values) sums.push_back(*value);
-  processes.sum(std::span<double>(sums));
-  const int of_all = static_cast<int>(values.size()) - 3 * kQuarters;
-  for (int i = 0; i < static_cast<int>(values.size()); ++i) {
-    const int of_quarter = (global_batch + kQuarters - 1 - (i - of_all) % kQuarters) / kQuarters;
-    *values[i] = sums[i] / (i < of_all ? global_batch : of_quarter);
-  }
-}
-
-// One micro-batch of the dynamic model, kept for its backward.
-struct DynamicForward {
-  std::unique_ptr<TrainingGates> gates;
-  DiffusionLoss loss;
-};
-
-DiffusionLoss loss_of(DiT& model, const at::Tensor& output, const StepInputs& inputs) {
-  return diffusion_loss(output, inputs.x0, inputs.x_t, inputs.t, inputs.noise, model->config.objective);
-}
-
 // As quarter_of has them, (B) int64.
 at::Tensor quarters_of(const Objective& objective, const at::Tensor& t) {
   if (!objective.continuous()) return at::div(t, kQuarterLength, "floor");
@@ -82,10 +49,82 @@ at::Tensor quarters_of(const Objective& objective, const at::Tensor& t) {
   return quarters.to(t.device());
 }
 
-// A time in one of the quarters, at its share u.
-double draw_time(const Objective& objective, int quarter, double u) {
-  const ShareInterval shares = training_shares(objective);
-  return time_at(objective, std::clamp((quarter + u) / kQuarters, shares.least, shares.most));
+void add_kept(StepTerms& terms, const TrainingGates::Kept& kept, const at::Tensor& quarters_of_samples) {
+  const at::Tensor quarters = quarters_of_samples.cpu();
+  const auto quarter = [&](int64_t b) { return static_cast<size_t>(quarters.data_ptr<int64_t>()[b]); };
+  for (int64_t b = 0; b < quarters.numel(); ++b) ++terms.drawn[quarter(b)];
+  for (const auto& [sums, shares] :
+       {std::pair{&terms.heads, kept.heads}, std::pair{&terms.groups, kept.groups},
+        std::pair{&terms.tokens, kept.tokens}}) {
+    const at::Tensor host = shares.cpu().contiguous();
+    for (int64_t b = 0; b < host.size(0); ++b) (*sums)[quarter(b)] += host.data_ptr<float>()[b];
+  }
+}
+
+// Global sums -> means, in one message.
+void reduce_terms(StepTerms& terms, int global_batch, Communicator& processes) {
+  const std::vector<double*> values = terms.values();
+  std::vector<double> sums;
+  for (const double* value : values) sums.push_back(*value);
+  processes.sum(std::span<double>(sums));
+  for (size_t i = 0; i < values.size(); ++i) *values[i] = sums[i];
+  terms.divide(global_batch);
+}
+
+// Each sample's loss.
+struct SampleLoss {
+  DiffusionLoss parts;
+  at::Tensor weighted_mse;
+
+  at::Tensor total() const { return weighted_mse + parts.vb; }
+  void add_to(double& mse, double& weighted, double& vb) const {
+    const double sum = sum_of(parts.mse);
+    mse += sum;
+    weighted += weighted_mse.is_same(parts.mse) ? sum : sum_of(weighted_mse);
+    vb += sum_of(parts.vb);
+  }
+};
+
+SampleLoss loss_of(DiT& model, const at::Tensor& output, const StepInputs& inputs) {
+  const DiffusionLoss loss =
+      diffusion_loss(output, inputs.x0, inputs.x_t, inputs.t, inputs.noise, model->config.objective);
+  return {loss, inputs.loss_weight.defined() ? loss.mse * inputs.loss_weight : loss.mse};
+}
+
+// The work ratio of each sample as the mean over even times counts it.
+at::Tensor visited(const at::Tensor& ratio, const StepInputs& inputs) {
+  return inputs.visits.defined() ? ratio * inputs.visits : ratio;
+}
+
+// One micro-batch of the dynamic model, kept for its backward.
+struct DynamicForward {
+  std::unique_ptr<TrainingGates> gates;
+  SampleLoss loss;
+};
+
+// t and what it counts for, of the samples from `first` on, as many as there is noise for.
+void draw_times(const DiTConfig& config, const TrainOptions& options, uint64_t step, int first,
+                StepInputs& inputs) {
+  const TimestepSampler sampler(options.timesteps, config.objective);
+  const int64_t count = inputs.noise.size(0);
+  std::vector<double> times;
+  for (int b = 0; b < count; ++b) times.push_back(sampler.time(options.seed, step, first + b));
+  const at::Tensor drawn = at::tensor(times, at::kDouble);
+  inputs.t = config.objective.continuous() ? drawn : drawn.to(at::kLong);
+  const auto of_each = [&](const auto& factor) {
+    std::vector<float> factors;
+    for (const double time : times) factors.push_back(static_cast<float>(factor(time)));
+    return at::tensor(factors, at::kFloat);
+  };
+  if (sampler.weights_loss()) inputs.loss_weight = of_each([&](double t) { return sampler.loss_weight(t); });
+  if (!options.dynamic || sampler.evenly()) return;
+  inputs.visits = of_each([&](double t) {
+    if (options.router.gate_rule == GateRule::Threshold) return sampler.visits(t);
+    const double quarter = quarter_of(config.objective, t);  // which alone its counts depend on
+    const double drawn =
+        sampler.share_below((quarter + 1) / kQuarters) - sampler.share_below(quarter / kQuarters);
+    return 1 / (kQuarters * drawn);
+  });
 }
 
 // `keep` is undefined under the threshold rule.
@@ -102,24 +141,45 @@ DynamicForward forward_dynamic(DiT& model, const TrainOptions& options, const St
   return forward;
 }
 
-// The complete model, no gates; adds the sums of its two terms.
-void backward_complete(DiT& model, const StepInputs& inputs, const at::Tensor& y, double scale, double& mse,
-                       double& vb) {
+// The complete model, no gates.
+SampleLoss backward_complete(DiT& model, const StepInputs& inputs, const at::Tensor& y, double scale) {
   const at::Tensor output = model->forward(inputs.x_t, model->embed_timestep(inputs.t), y);
-  const DiffusionLoss loss = loss_of(model, output, inputs);
-  ((loss.mse + loss.vb).sum() * scale).backward();
-  mse += sum_of(loss.mse);
-  vb += sum_of(loss.vb);
+  const SampleLoss loss = loss_of(model, output, inputs);
+  (loss.total().sum() * scale).backward();
+  return loss;
 }
 
 }  // namespace
 
 std::vector<double*> StepTerms::values() {
-  std::vector<double*> all = {&mse, &vb, &complete_mse, &complete_vb, &ratio, &inference_ratio, &flops_loss};
-  for (auto* kept : {&heads, &groups, &tokens}) {
-    for (double& share : *kept) all.push_back(&share);
+  std::vector<double*> all = {&mse,          &vb,
+                              &complete_mse, &complete_vb,
+                              &weighted_mse, &complete_weighted_mse,
+                              &ratio,        &inference_ratio,
+                              &flops_loss};
+  for (auto* kept : {&heads, &groups, &tokens, &drawn}) {
+    for (double& value : *kept) all.push_back(&value);
   }
   return all;
+}
+
+void StepTerms::divide(double samples) {
+  const std::vector<double*> all = values();
+  for (size_t i = 0; i + 4 * kQuarters < all.size(); ++i) *all[i] /= samples;
+  for (auto* kept : {&heads, &groups, &tokens}) {
+    for (int q = 0; q < kQuarters; ++q) (*kept)[q] /= drawn[q];
+  }
+}
+
+void StepTerms::multiply_quarters() {
+  for (auto* kept : {&heads, &groups, &tokens}) {
+    for (int q = 0; q < kQuarters; ++q) (*kept)[q] = drawn[q] > 0 ? (*kept)[q] * drawn[q] : 0;
+  }
+}
+
+FlopsTerm flops_term(double mean_ratio, double target) {
+  const double distance = mean_ratio - target;
+  return {2.0 * distance * distance, 4.0 * distance};
 }
 
 StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options, Batch& batch, int first,
@@ -136,8 +196,6 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
   StepInputs inputs;
   inputs.x0 = images;
   inputs.noise = at::empty_like(images);
-  const Objective& objective = config.objective;
-  inputs.t = at::empty({count}, objective.continuous() ? at::kDouble : at::kLong);
   const auto per_sample = static_cast<size_t>(images.stride(0));
   at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
@@ -146,16 +204,8 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
                   static_cast<uint64_t>(TrainingDraw::Noise));
     }
   });
-  for (int b = 0; b < count; ++b) {
-    const float u = uniform(options.seed, step, first + b, TrainingDraw::Timestep);
-    if (objective.continuous()) {
-      inputs.t.data_ptr<double>()[b] = draw_time(objective, (first + b) % kQuarters, u);
-      continue;
-    }
-    inputs.t.data_ptr<int64_t>()[b] =
-        (first + b) % kQuarters * kQuarterLength + static_cast<int>(u * kQuarterLength);
-  }
-  inputs.x_t = q_sample(images, inputs.t, inputs.noise, objective);
+  draw_times(config, options, step, first, inputs);
+  inputs.x_t = q_sample(images, inputs.t, inputs.noise, config.objective);
   inputs.y = drop_labels(labels, config, options, step, first, TrainingDraw::LabelDropout);
   inputs.y_complete = drop_labels(labels, config, options, step, first, TrainingDraw::CompleteLabelDropout);
   if (options.dynamic)
@@ -165,8 +215,10 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
 
 StepInputs StepInputs::to(at::Device device) const {
   StepInputs moved = *this;
-  for (at::Tensor* tensor : {&moved.x0, &moved.noise, &moved.x_t, &moved.t, &moved.y, &moved.y_complete})
-    *tensor = tensor->to(device);
+  for (at::Tensor* tensor : {&moved.x0, &moved.noise, &moved.x_t, &moved.t, &moved.loss_weight, &moved.visits,
+                             &moved.y, &moved.y_complete}) {
+    if (tensor->defined()) *tensor = tensor->to(device);
+  }
   for (auto* gates : {&moved.gate_noise.heads, &moved.gate_noise.groups, &moved.gate_noise.tokens}) {
     for (at::Tensor& noise : *gates) noise = noise.to(device);
   }
@@ -194,39 +246,42 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
   if (options.dynamic && options.accumulate > 1) {  // only a forward tells which tokens open
     at::NoGradGuard no_grad;
     double sum = 0;
-    for (int m = 0; m < options.accumulate; ++m)
-      sum += sum_of(forward_dynamic(model, options, inputs_of(m), keep).gates->ratio());
+    for (int m = 0; m < options.accumulate; ++m) {
+      const StepInputs inputs = inputs_of(m);
+      sum += sum_of(visited(forward_dynamic(model, options, inputs, keep).gates->ratio(), inputs));
+    }
     mean_ratio = global_mean(sum);
   }
   for (int m = 0; m < options.accumulate; ++m) {
     const StepInputs inputs = inputs_of(m);
+    const at::Tensor quarters = quarters_of(model->config.objective, inputs.t);
     if (!options.dynamic) {
-      backward_complete(model, inputs, inputs.y, scale, terms.mse, terms.vb);
+      backward_complete(model, inputs, inputs.y, scale).add_to(terms.mse, terms.weighted_mse, terms.vb);
       terms.ratio += static_cast<double>(micro);
       terms.inference_ratio += static_cast<double>(micro);
       const at::Tensor all = at::ones({micro}, at::kFloat);
-      add_kept(terms, {all, all, all}, first + static_cast<int>(m * micro));
+      add_kept(terms, {all, all, all}, quarters);
       continue;
     }
     const DynamicForward forward = forward_dynamic(model, options, inputs, keep);
-    const at::Tensor ratio = forward.gates->ratio();
+    const at::Tensor ratio = visited(forward.gates->ratio(), inputs);
     if (options.accumulate == 1) mean_ratio = global_mean(sum_of(ratio));
-    // Of 2 (mean ratio - target)^2. The capacity rule meets its target by its counts.
-    const double flops_slope =
-        options.router.gate_rule == GateRule::Capacity ? 0.0 : 4.0 * (mean_ratio - target);
-    (((forward.loss.mse + forward.loss.vb).sum() + flops_slope * ratio.sum()) * scale).backward();
-    terms.mse += sum_of(forward.loss.mse);
-    terms.vb += sum_of(forward.loss.vb);
+    // The capacity rule meets its target by its counts.
+    const double slope =
+        options.router.gate_rule == GateRule::Capacity ? 0.0 : flops_term(mean_ratio, target).slope;
+    ((forward.loss.total().sum() + slope * ratio.sum()) * scale).backward();
+    forward.loss.add_to(terms.mse, terms.weighted_mse, terms.vb);
     terms.ratio += sum_of(ratio);
-    terms.inference_ratio += sum_of(forward.gates->inference_ratio());
-    add_kept(terms, forward.gates->kept(), first + static_cast<int>(m * micro));
+    terms.inference_ratio += sum_of(visited(forward.gates->inference_ratio(), inputs));
+    add_kept(terms, forward.gates->kept(), quarters);
     if (static_cast<int64_t>(step) < options.router.complete_steps) {
-      backward_complete(model, inputs, inputs.y_complete, scale, terms.complete_mse, terms.complete_vb);
+      backward_complete(model, inputs, inputs.y_complete, scale)
+          .add_to(terms.complete_mse, terms.complete_weighted_mse, terms.complete_vb);
     }
   }
   processes.sum(std::span<float>(store.grads.data_ptr<float>(), static_cast<size_t>(store.grads.numel())));
   reduce_terms(terms, options.global_batch, processes);
-  if (options.dynamic) terms.flops_loss = 2.0 * (mean_ratio - target) * (mean_ratio - target);
+  if (options.dynamic) terms.flops_loss = flops_term(mean_ratio, target).loss;
   return terms;
 }
 

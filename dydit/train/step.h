@@ -19,19 +19,35 @@ struct RunState;  // dydit/train/state.h
 struct StepTerms {
   double mse = 0, vb = 0;                    // of the model as trained (dynamic when it has routers)
   double complete_mse = 0, complete_vb = 0;  // of the complete model, while that term is kept
-  double ratio = 0, inference_ratio = 0;     // work ratio by training's gates and by inference's
-  std::array<double, kQuarters> heads{}, groups{}, tokens{};  // mean share on, by quarter of t
-
+  double weighted_mse = 0, complete_weighted_mse = 0;  // as the loss has them: times each timestep's weight
+  double ratio = 0,
+         inference_ratio = 0;  // work ratio by training's gates and by inference's, over even times
   double flops_loss = 0;
-  double loss() const { return mse + vb + complete_mse + complete_vb + flops_loss; }
-  /// All of them, for sums and means: first those of all samples, last those of quarters, kQuarters a kind.
+  std::array<double, kQuarters> heads{}, groups{}, tokens{};  // mean share on, by quarter of t; NaN of none
+  std::array<double, kQuarters> drawn{};                      // samples in each quarter
+
+  double loss() const { return weighted_mse + vb + complete_weighted_mse + complete_vb + flops_loss; }
+  /// All of them, as sums over samples.
   std::vector<double*> values();
+  /// From sums over samples to means over them, those of a quarter over its own.
+  void divide(double samples);
+  /// Back to sums over samples, but for what is no quarter's: there over steps.
+  void multiply_quarters();
 };
+
+/// The FLOPs term 2 (mean ratio - target)^2 (DyDiT, section 3.4) and its slope by the mean.
+struct FlopsTerm {
+  double loss, slope;
+};
+FlopsTerm flops_term(double mean_ratio, double target);
 
 /// What sample j of a step's global batch draws: functions of (seed, step, j).
 struct StepInputs {
   at::Tensor x0, noise, x_t;  // (B, C, side, side)
-  at::Tensor t;  // (B) int64 of a table, else double; sample j in quarter j mod 4 of the noise share
+  at::Tensor t;               // (B) int64 of a table, else double
+  // (B) float32; undefined: 1. Factors of the mse, and of a sample's work ratio where times are not drawn as
+  // evenly as a sampler visits them: under the capacity rule of its quarter.
+  at::Tensor loss_weight, visits;
   at::Tensor y, y_complete;  // (B) labels, each with its own dropout
   GateNoise gate_noise;
 

@@ -37,6 +37,7 @@ DiT make_training_model(const Checkpoint& start, const TrainOptions& options) {
 class Interval {
  public:
   void add(StepTerms terms, double grad_norm) {
+    terms.multiply_quarters();
     const std::vector<double*> sums = sum_.values(), values = terms.values();
     for (size_t i = 0; i < sums.size(); ++i) *sums[i] += *values[i];
     if (std::isfinite(grad_norm)) {
@@ -51,7 +52,8 @@ class Interval {
     const double n = steps_;
     row.step = state.step;
     row.terms = sum_;
-    for (double* value : row.terms.values()) *value /= n;
+    row.terms.divide(n);
+    row.weighted = options.timesteps.draw == TimestepDraw::Speed && options.timesteps.weights;
     row.target = options.dynamic ? target_ratio(options.router, state.step - 1) : 1.0;
     row.grad_norm = finite_ ? grad_norm_ / finite_ : NAN;
     row.lr = learning_rate(options, state.step - 1);
@@ -313,6 +315,12 @@ void check_training(const Dataset& data, const DiTConfig& config, const TrainOpt
   DYDIT_USAGE_CHECK(options.dynamic == config.is_dynamic(), "{}",
                     options.dynamic ? "a model with routers is needed to fine-tune dynamically"
                                     : "a static model is needed here, this one has routers");
+  (void)TimestepSampler(options.timesteps, config.objective);  // throws where they do not fit
+  DYDIT_USAGE_CHECK(
+      options.timesteps.draw != TimestepDraw::LogitNormal || !options.dynamic ||
+          options.router.gate_rule == GateRule::Capacity,
+      "--timesteps logit-normal: near noise and image hardly a t is drawn, so the mean work over even "
+      "times, which the threshold rule trains by, cannot be told; take --gate-rule capacity or stratified");
   DYDIT_CHECK(data.side() == config.input_size && data.channels() == config.in_channels,
               "the images are {}x{} with {} channels, the model takes {}x{} with {}", data.side(),
               data.side(), data.channels(), config.input_size, config.input_size, config.in_channels);

@@ -3,7 +3,9 @@
 
 #include <cerrno>
 #include <charconv>
+#include <cmath>
 #include <fstream>
+#include <optional>
 #include <sstream>
 #include <vector>
 
@@ -19,24 +21,31 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::vector<std::pair<std::string, double>> columns(const LogRow& row) {
+// A quarter of which nothing was drawn has no value.
+std::vector<std::pair<std::string, std::optional<double>>> columns(const LogRow& row) {
   const StepTerms& terms = row.terms;
-  std::vector<std::pair<std::string, double>> result = {{"loss", terms.loss()},
-                                                        {"mse", terms.mse},
-                                                        {"vb", terms.vb},
-                                                        {"complete_mse", terms.complete_mse},
-                                                        {"complete_vb", terms.complete_vb},
-                                                        {"flops_loss", terms.flops_loss},
-                                                        {"target_ratio", row.target},
-                                                        {"ratio_training", terms.ratio},
-                                                        {"ratio_inference", terms.inference_ratio},
-                                                        {"grad_norm", row.grad_norm},
-                                                        {"skipped", static_cast<double>(row.skipped)},
-                                                        {"lr", row.lr},
-                                                        {"images_per_second", row.images_per_second}};
+  std::vector<std::pair<std::string, std::optional<double>>> result = {
+      {"loss", terms.loss()},
+      {"mse", terms.mse},
+      {"vb", terms.vb},
+      {"complete_mse", terms.complete_mse},
+      {"complete_vb", terms.complete_vb},
+      {"flops_loss", terms.flops_loss},
+      {"target_ratio", row.target},
+      {"ratio_training", terms.ratio},
+      {"ratio_inference", terms.inference_ratio},
+      {"grad_norm", row.grad_norm},
+      {"skipped", static_cast<double>(row.skipped)},
+      {"lr", row.lr},
+      {"images_per_second", row.images_per_second}};
+  if (row.weighted) result.emplace_back("weighted_mse", terms.weighted_mse);
   for (const auto& [name, kept] : {std::pair{"heads", &terms.heads}, std::pair{"groups", &terms.groups},
                                    std::pair{"tokens", &terms.tokens}}) {
-    for (int q = 0; q < kQuarters; ++q) result.emplace_back(fmt::format("{}_q{}", name, q), (*kept)[q]);
+    for (int q = 0; q < kQuarters; ++q) {
+      const double share = (*kept)[q];
+      result.emplace_back(fmt::format("{}_q{}", name, q),
+                          std::isnan(share) ? std::nullopt : std::optional(share));
+    }
   }
   return result;
 }
@@ -99,8 +108,8 @@ void Watch::add(const LogRow& row) {
   }
   CsvCells cells = {fmt::format("{}", row.step), fmt::format("{:.3f}", row.seconds)};
   for (const auto& [name, value] : named) {
-    cells.push_back(fmt::format("{:.8g}", value));
-    events_->scalar(name, row.step, static_cast<float>(value));
+    cells.push_back(value ? fmt::format("{:.8g}", *value) : "");
+    if (value) events_->scalar(name, row.step, static_cast<float>(*value));
   }
   append(run_ / "log.csv", csv_line(cells));
   append(run_ / "log.txt", log_line(row) + "\n");

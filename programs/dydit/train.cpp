@@ -2,6 +2,7 @@
 #include <optional>
 
 #include <ATen/Parallel.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 #include <torch/headeronly/version.h>
 
@@ -83,6 +84,16 @@ void print_result(const Cli& cli, const TrainFlags& flags, const Dataset& datase
   });
 }
 
+std::string timesteps_text(const TrainOptions& options, const Objective& objective) {
+  const TimestepSampler sampler(options.timesteps, objective);
+  std::vector<double> shares;
+  for (double q = 0; q < kQuarters; ++q)
+    shares.push_back(sampler.share_below((q + 1) / kQuarters) - sampler.share_below(q / kQuarters));
+  return fmt::format("times    {}: {:.3f} of the samples in the quarters of the noise share{}",
+                     kTimestepDrawNames[options.timesteps.draw], fmt::join(shares, " "),
+                     options.dynamic && !sampler.evenly() ? "; work is counted as over even times" : "");
+}
+
 void run_training(Cli& cli, TrainFlags& flags, const Checkpoint& start, const Dataset& dataset,
                   Communicator& processes) {
   check_training(dataset, start.config, flags.options, processes.size());  // before there is a folder
@@ -117,6 +128,8 @@ void run_training(Cli& cli, TrainFlags& flags, const Checkpoint& start, const Da
                              flags.options.total_steps, flags.options.global_batch, processes.size(),
                              flags.threads, flags.device, kDtypeNames[flags.options.dtype],
                              flags.options.seed));
+    if (flags.options.timesteps.draw != TimestepDraw::Stratified)
+      console.info(timesteps_text(flags.options, start.config.objective));
   }
   std::optional<LogRow> last;
   callbacks.on_row = [&](const LogRow& row) {

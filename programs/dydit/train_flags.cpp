@@ -53,6 +53,18 @@ void TrainFlags::add(Cli& cli) {
   cli.add_number("--label-dropout", options.label_dropout, 0, 1,
                  "Share of labels replaced by the null class");
   cli.add_choice("--flip", flip, {"on", "off"}, "Random horizontal flip");
+  TimestepOptions& draw = options.timesteps;
+  cli.add_choice("--timesteps", timesteps, kTimestepDrawNames.names(),
+                 "How t is drawn: evenly by quarters of a batch or each by itself, as SpeeD, or seldom near "
+                 "noise and image");
+  cli.add_number("--speed-k", draw.k, 1, 1e6, "SpeeD: how much more often t below tau is drawn");
+  cli.add_number("--speed-tau", draw.tau, 1, kNumTrainTimesteps, "SpeeD: where nearly all is noise");
+  cli.add_choice("--loss-weights", loss_weights, {"on", "off"},
+                 "SpeeD: weigh the mse below tau by how fast x_t changes there");
+  cli.add_number("--speed-lambda", draw.lambda, 0, 1,
+                 "SpeeD: the weight where it changes fastest; 1 less this where slowest");
+  cli.add_number("--logit-mean", draw.logit_mean, -20, 20, "logit-normal: mean of the noise share's logit");
+  cli.add_number("--logit-std", draw.logit_std, 1e-3, 20, "logit-normal: its standard deviation");
   cli.add_choice("--dtype", dtype, kDtypeNames.names({"auto"}),
                  "Arithmetic of the blocks; master weights are float32");
   if (kBuiltWithCuda) {
@@ -81,6 +93,13 @@ void TrainFlags::check_needs(Cli& cli) {
   cli.needs("--sample-steps", run.sample_every > 0, "--sample-every above 0");
   cli.needs("--sample-cfg-scale", run.sample_every > 0, "--sample-every above 0");
   cli.needs("--sample-cache", run.sample_every > 0, "--sample-every above 0");
+  for (const char* flag : {"--speed-k", "--speed-tau", "--loss-weights", "--speed-lambda"})
+    cli.needs(flag, timesteps == "speed", "--timesteps speed");
+  cli.needs("--speed-lambda", loss_weights == "on", "--loss-weights on");
+  for (const char* flag : {"--logit-mean", "--logit-std"})
+    cli.needs(flag, timesteps == "logit-normal", "--timesteps logit-normal");
+  options.timesteps.draw = kTimestepDrawNames.at(timesteps);
+  options.timesteps.weights = loss_weights == "on";
   const auto is_one_of = [&](std::initializer_list<std::string_view> words) {
     return std::find(words.begin(), words.end(), resume) != words.end();
   };

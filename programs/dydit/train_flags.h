@@ -13,7 +13,8 @@ struct TrainFlags {
   std::string model;  // to start from; empty: none
   CheckpointOptions checkpoint;
   DataFlags data;
-  std::string results_dir = "results", flip = "on", dtype = "auto", device = "cpu";
+  std::string results_dir = "results", flip = "on", timesteps = "stratified", loss_weights = "on",
+              dtype = "auto", device = "cpu";
   TrainOptions options;
   RunOptions run;
   std::string resume;  // the run that --resume names, empty for the newest

@@ -242,21 +242,20 @@ void verify_vae(Cli& cli, const ModelFlags& flags, const std::string& path, cons
 }
 
 // Vectors that need neither a model nor an autoencoder, and the tensor that tells them.
-struct EvaluationVectors {
+struct FreeVectors {
   const char* tensor;
   void (*verify)(const Reference& reference, int threads, VerifyReport& report);
 };
-constexpr std::array kEvaluationVectors = {EvaluationVectors{"radii_ref", verify_metrics},
-                                           EvaluationVectors{"lite0_features", verify_extractors},
-                                           EvaluationVectors{"a.f2048", verify_inception}};
+constexpr std::array kFreeVectors = {
+    FreeVectors{"radii_ref", verify_metrics}, FreeVectors{"lite0_features", verify_extractors},
+    FreeVectors{"a.f2048", verify_inception}, FreeVectors{"mirror_at", verify_timesteps}};
 
-void verify_evaluation(Cli& cli, const Reference& reference, int threads, Isa isa, VerifyReport& report) {
-  const auto* vectors =
-      std::find_if(kEvaluationVectors.begin(), kEvaluationVectors.end(),
-                   [&](const EvaluationVectors& kind) { return reference.has(kind.tensor); });
-  DYDIT_USAGE_CHECK(vectors != kEvaluationVectors.end(),
+void verify_free(Cli& cli, const Reference& reference, int threads, Isa isa, VerifyReport& report) {
+  const auto* vectors = std::find_if(kFreeVectors.begin(), kFreeVectors.end(),
+                                     [&](const FreeVectors& kind) { return reference.has(kind.tensor); });
+  DYDIT_USAGE_CHECK(vectors != kFreeVectors.end(),
                     "nothing to verify: give --model FILE, or --vae FILE, an autoencoder; only vectors of "
-                    "evaluation go without, and {} holds none",
+                    "evaluation and of timesteps go without, and {} holds none",
                     reference.path());
   cli.console.info(
       fmt::format("reference {}, cpu ({}), {} threads", reference.path(), isa_name(isa), threads));
@@ -269,7 +268,7 @@ int run_verify(const Args& args, Isa isa) {
   Cli cli(
       "verify",
       "Replay recorded vectors of the original code (forwards, schedule, sampling runs; an autoencoder's; "
-      "metrics of images) and compare.");
+      "metrics of images; draws of timesteps) and compare.");
   ModelFlags flags;
   flags.add(cli, "f32", "reference");
   cli.app.get_option("--model")->required(false);
@@ -296,7 +295,7 @@ int run_verify(const Args& args, Isa isa) {
   } else if (!vae.empty()) {
     verify_vae(cli, flags, vae, vae_config, reference, isa, report);
   } else {
-    verify_evaluation(cli, reference, flags.threads, isa, report);
+    verify_free(cli, reference, flags.threads, isa, report);
   }
   cli.print({{"passed", report.passed()}, {"checks", report.to_json()}, {"skipped", report.skipped()}},
             [&] { report.print(); });

@@ -122,6 +122,9 @@ void verify_extractors(const Reference& reference, int threads, VerifyReport& re
 /// Recorded features (ref, gen, ...) and the metrics that metrics.json beside them says.
 void verify_metrics(const Reference& reference, int threads, VerifyReport& report);
 
+/// Recorded tables and draws of timesteps (SpeeD), with the loss and the work that they weigh.
+void verify_timesteps(const Reference& reference, int threads, VerifyReport& report);
+
 /// Forwards of an engine, and the decisions behind them.
 class Replay {
  public:

@@ -404,6 +404,8 @@ class TrainFlagsBase(FlagsBase):
         steps = base.index("--total-train-steps")
         without_steps = base[:steps] + base[steps + 2:]
         elsewhere = lambda path: [path if word == self.data else word for word in base]
+        speed = [*base, "--timesteps", "speed"]
+        logit = [*base, "--timesteps", "logit-normal", *(["--gate-rule", "capacity"] if base[0] == "--model" else [])]
         return {
             **common_rows(), "--device": MODEL["--device"], "--threads": MODEL["--threads"],
             "--data-path": row("--data-path", self.images("other", level=10)),
@@ -416,6 +418,10 @@ class TrainFlagsBase(FlagsBase):
             "--weight-decay": row("--weight-decay", "0.1"), "--clip-grad": row("--clip-grad", "0.001"),
             "--skip-norm": row("--skip-norm", "1e-9"), "--ema-decay": row("--ema-decay", "0.5"),
             "--label-dropout": row("--label-dropout", "0.9"), "--flip": row("--flip", "off"), "--dtype": row("--dtype", "bf16"),
+            "--timesteps": row("--timesteps", "uniform"), "--speed-k": row("--speed-k", "2", base=speed),
+            "--speed-tau": row("--speed-tau", "400", base=speed), "--speed-lambda": row("--speed-lambda", "0.9", base=speed),
+            "--loss-weights": row("--loss-weights", "off", base=speed),
+            "--logit-mean": row("--logit-mean", "2", base=logit), "--logit-std": row("--logit-std", "0.2", base=logit),
             "--global-seed": row("--global-seed", "1"), "--log-every": row("--log-every", "1"),
             "--ckpt-every": row("--ckpt-every", "1"), "--keep-last": row("--keep-last", "1", base=[*base, "--ckpt-every", "1"]),
             "--keep-every": row("--keep-every", "1", base=[*base, "--ckpt-every", "1", "--keep-last", "1"]),
@@ -484,6 +490,10 @@ class VainTest(FlagsBase):
                 (["convert", model, "y.safetensors"], "--seed", "1", "--to dynamic"),
                 (["convert", static, "folder/"], "--class-names", "n.txt", ".safetensors"),
                 (["convert", static, "folder/"], "--semantics", "original", "diffusers"),
+                (train, "--speed-k", "2", "--timesteps speed"), (train, "--speed-tau", "2", "--timesteps speed"),
+                (train, "--loss-weights", "off", "--timesteps speed"), (train, "--speed-lambda", "1", "--timesteps speed"),
+                ([*train, "--timesteps", "speed", "--loss-weights", "off"], "--speed-lambda", "1", "--loss-weights on"),
+                (train, "--logit-mean", "1", "--timesteps logit-normal"), (train, "--logit-std", "2", "--timesteps logit-normal"),
                 (train, "--num-heads", "2", "--model"), ([*train, "--size", "DiT-S/2"], "--hidden", "8", "--size"),
                 ([*train, "--model", static], "--depth", "1", "--model"), (train, "--sample-steps", "2", "--sample-every"),
                 (train, "--sample-cfg-scale", "2", "--sample-every"), (train, "--sample-cache", "fora:2", "--sample-every"),

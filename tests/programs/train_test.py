@@ -61,7 +61,7 @@ def tensors_of(path):
 
 def rows_of(run):
     with open(run / "log.csv", newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        return [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def steps_of(run, suffix=".state"):
@@ -510,6 +510,20 @@ class ResumeTest(TrainBase):
         run = self.finetune(model, *flags, "--total-train-steps", "12", "--resume")
         self.same_run(whole, run, 12)
         self.same_rows(whole, run)
+
+    def test_speed_equals_an_unbroken_run(self):
+        flags = ["--log-every", "2", "--ckpt-every", "4", "--timesteps", "speed", "--global-batch-size", "6"]
+        whole = self.train(*flags, "--total-train-steps", "12", results="whole")
+        self.train(*flags, "--total-train-steps", "4")
+        run = self.train(*flags, "--total-train-steps", "12", "--resume")
+        self.same_run(whole, run, 12)
+        self.same_rows(whole, run)
+        rows = rows_of(run)
+        self.assertTrue(all(row["weighted_mse"] < row["mse"] for row in rows), rows)
+        self.assertTrue(any(row["heads_q3"] is None for row in rows) and all(row["heads_q0"] == 1 for row in rows), rows)
+        for others in (["--timesteps", "uniform"], ["--timesteps", "speed", "--speed-k", "2"]):
+            self.expect_error(self.command("train", *SHAPE, "--global-batch-size", "6", "--total-train-steps", "14", "--resume",
+                                           *others), FAILED, "timesteps" if others[1] == "uniform" else "speed-k")
 
     def test_a_run_that_another_process_continues_is_refused(self):
         run = self.train("--total-train-steps", "2")

@@ -12,6 +12,7 @@ from support import CIFAR, GOLDEN, TINY, TINY_PT, ProgramTest
 FAILED, USAGE = 1, 2
 FORWARD, DIFFUSION = GOLDEN / "forward.safetensors", GOLDEN / "diffusion.safetensors"
 METRICS = support.SHARED / "golden/eval/metrics.safetensors"
+SPEED = support.SHARED / "golden/speed/speed.safetensors"
 PLANS = GOLDEN / "step_plan" / "runs.safetensors"
 FORWARD_CHECKS = {"pos_embed_formula", "attn_mask", "mlp_mask", "token_mask", "out", "out_static", "cfg_out"}
 
@@ -108,6 +109,37 @@ class MetricsTest(ProgramTest):
     def test_take_no_model(self):
         self.expect_error(["verify", "--reference", METRICS, "--engine", "cpu"], USAGE, "--engine", "--model")
         self.expect_error(["verify", "--reference", METRICS, "--dtype", "bf16"], USAGE, "--dtype", "--model or --vae")
+
+
+@unittest.skipUnless(SPEED.exists(), f"{SPEED} is not there; set DYDIT_SHARED")
+class TimestepsTest(ProgramTest):
+    """How SpeeD's authors draw and weigh timesteps: golden/speed of the shared folder."""
+
+    def replay(self, **metadata):
+        tensors, stated = support.load(SPEED)
+        path = self.save("speed.safetensors", tensors, {**stated, **metadata})
+        result = self.run_program("verify", "--reference", path, "-q", "--json")
+        self.assertEqual(result.stderr, "")
+        return result.returncode, {check["name"]: check["ok"] for check in self.one_object(result.stdout)["checks"]}
+
+    def test_agree(self):
+        code, checks = self.replay()
+        self.assertEqual(code, 0, checks)
+        self.assertEqual(len(checks), 17)
+
+    def test_disagree(self):
+        code, checks = self.replay(k="4")
+        self.assertEqual(code, FAILED)
+        failed = {name for name, ok in checks.items() if not ok}
+        self.assertLessEqual({"p_exact", "marginal", "ratio_weight", "pair_t_even", "flops_mean"}, failed)
+        self.assertEqual(failed & {"mirror", "weights_exact", "loss_mse"}, set())
+        code, checks = self.replay(lam="0.5")
+        self.assertEqual({name for name, ok in checks.items() if not ok}, {"weights", "weights_exact", "loss_mse"})
+
+    def test_a_setting_that_is_no_number(self):
+        tensors, stated = support.load(SPEED)
+        path = self.save("speed.safetensors", tensors, {**stated, "tau": "late"})
+        self.expect_error(["verify", "--reference", path], FAILED, "speed.safetensors: metadata 'tau' is \"late\", expected a number")
 
 
 class DisagreesTest(ProgramTest):

@@ -318,6 +318,99 @@ TEST(MakeStepInputs, TimestepsAreStratifiedByGlobalIndex) {
   EXPECT_GT(std::count(seen.begin(), seen.end(), true), 985);
 }
 
+// The width routers' share of heads by quarter of t, however t is drawn.
+TEST(ComputeGradient, StatisticsGoByTheTimestepNotByTheSample) {
+  TrainOptions options = tiny_finetune();
+  options.global_batch = 16;
+  DiT model = make_model(tiny_start());
+  ParameterStore store(model, 1);
+  Communicator alone;
+  const auto terms_at = [&](const std::vector<int64_t>& t) {
+    return compute_gradient(model, store, options, alone, 0, 0, [&](int) {
+      StepInputs inputs = inputs_of(options, 0, 0, options.global_batch);
+      inputs.t = at::tensor(t, at::kLong);
+      return inputs;
+    });
+  };
+  std::vector<int64_t> t(16, 100);
+  t[3] = 600;
+  const StepTerms terms = terms_at(t);
+  EXPECT_EQ(terms.drawn, (std::array<double, kQuarters>{15, 0, 1, 0}));
+  EXPECT_TRUE(std::isnan(terms.heads[1]) && std::isnan(terms.tokens[3]));
+  EXPECT_GT(terms.heads[0], 0);
+  EXPECT_GT(terms.heads[2], 0);
+  const StepTerms only = terms_at(std::vector<int64_t>(16, 100));
+  EXPECT_NEAR(only.heads[0], terms.heads[0],
+              0.2);  // not thinned by the quarter that the other sample went to
+}
+
+TEST(ComputeGradient, WeighsTheMseAndTheWorkAsTheInputsSay) {
+  TrainOptions options = tiny_finetune();
+  options.global_batch = 4;
+  DiT model = make_model(tiny_start());
+  ParameterStore store(model, 1);
+  Communicator alone;
+  const auto terms_of = [&](const at::Tensor& loss_weight, const at::Tensor& visits) {
+    return compute_gradient(model, store, options, alone, 0, 0, [&](int) {
+      StepInputs inputs = inputs_of(options, 0, 0, options.global_batch);
+      inputs.loss_weight = loss_weight;
+      inputs.visits = visits;
+      return inputs;
+    });
+  };
+  const StepTerms plain = terms_of({}, {});
+  EXPECT_EQ(plain.weighted_mse, plain.mse);
+  const at::Tensor plain_gradient = store.grads.clone();
+  const StepTerms ones = terms_of(at::ones({4}), at::ones({4}));
+  EXPECT_TRUE(at::equal(store.grads, plain_gradient));
+  EXPECT_EQ(ones.loss(), plain.loss());
+
+  const StepTerms half = terms_of(at::full({4}, 0.5f), {});
+  EXPECT_EQ(half.mse, plain.mse);  // comparable between runs
+  EXPECT_NEAR(half.weighted_mse, plain.mse / 2, 1e-9);
+  EXPECT_NEAR(half.loss(), plain.loss() - plain.mse / 2 - plain.complete_mse / 2, 1e-6);
+  EXPECT_FALSE(at::equal(store.grads, plain_gradient));
+
+  const StepTerms twice = terms_of({}, at::full({4}, 2.0f));
+  EXPECT_NEAR(twice.ratio, 2 * plain.ratio, 1e-6);
+  EXPECT_NEAR(twice.inference_ratio, 2 * plain.inference_ratio, 1e-6);
+  const double target = target_ratio(options.router, 0);
+  EXPECT_NEAR(twice.flops_loss, 2 * std::pow(2 * plain.ratio - target, 2), 1e-6);
+}
+
+// A pair of SpeeD's may lie in two micro-batches, or two processes.
+TEST(MakeStepInputs, SpeedDependsNotOnHowTheBatchIsCut) {
+  TrainOptions options = tiny_finetune();
+  options.timesteps.draw = TimestepDraw::Speed;
+  const StepInputs all = inputs_of(options, 4, 0, 16), part = inputs_of(options, 4, 5, 6);
+  for (const auto& [whole, cut] : {std::pair{all.t, part.t}, std::pair{all.loss_weight, part.loss_weight},
+                                   std::pair{all.visits, part.visits}})
+    EXPECT_TRUE(at::equal(whole.slice(0, 5, 11), cut));
+}
+
+// What a mean over the samples of even times would be: of the time itself.
+TEST(MakeStepInputs, VisitsUndoHowOftenTimesAreDrawn) {
+  TrainOptions options = tiny_finetune();
+  options.global_batch = 64;
+  for (const GateRule rule : {GateRule::Threshold, GateRule::Capacity}) {
+    for (const TimestepDraw draw : {TimestepDraw::Speed, TimestepDraw::LogitNormal}) {
+      if (rule == GateRule::Threshold && draw == TimestepDraw::LogitNormal) continue;  // refused
+      options.timesteps.draw = draw;
+      options.router.gate_rule = rule;
+      std::array<double, kQuarters> mass{};
+      double all = 0;
+      for (uint64_t step = 0; step < 200; ++step) {
+        const StepInputs in = inputs_of(options, step, 0, 64);
+        for (int b = 0; b < 64; ++b) mass[in.t[b].item<int64_t>() / 250] += in.visits[b].item<float>();
+        all += 64;
+      }
+      for (const double quarter : mass) EXPECT_NEAR(quarter / all, 0.25, 0.03);
+    }
+  }
+  options.timesteps.draw = TimestepDraw::Uniform;
+  EXPECT_FALSE(inputs_of(options, 0, 0, 4).visits.defined());
+}
+
 TEST(MakeStepInputs, LabelsAreDroppedAtTheirRateAndTwiceIndependently) {
   TrainOptions options = tiny_finetune();
   options.label_dropout = 0.3;
