@@ -314,7 +314,9 @@ void attention(const Attention& a) {
   T* keys = static_cast<T*>(a.scratch);
   T* values = keys + int64_t{key_panels} * key_pairs * kPairElements;
   T* weights = values + int64_t{value_panels} * value_pairs * kPairElements;
-  auto* scores = reinterpret_cast<float*>(weights + kAttentionRows * tokens);
+  // In float32 weights take the place of their scores: both would not fit the first-level cache.
+  auto* scores =
+      reinterpret_cast<float*>(weights + (sizeof(T) == sizeof(float) ? 0 : kAttentionRows * tokens));
   const auto values_of = [&](int panel) { return values + int64_t{panel} * value_pairs * kPairElements; };
   pack_keys(keys, static_cast<const T*>(a.k), a.stride, N, D);
   pack_values(values, static_cast<const T*>(a.v), a.stride, N, narrow ? D / kPanel * kPanel : D);
@@ -420,6 +422,7 @@ int64_t peak(int64_t rounds, float* sink) {
 }  // namespace
 
 extern const Kernels kernels = {Multiplier<Bf16, Bf16>::kRows,
+                                kMaxPanels,
                                 kTakesNarrow<Bf16, Bf16>,
                                 kTakesNarrow<float, float>,
                                 DYDIT_DOTS(gemm<Bf16, Bf16>),

@@ -101,6 +101,7 @@ struct ForecastTerms {
 /// products of them.
 struct Kernels {
   int bf16_tile_rows;              // rows of a register tile of gemm_bf16
+  int tile_panels;                 // panels of the others': so many share a pass over the rows
   bool narrow_bf16, narrow_float;  // whether the kernels of that type take narrow panels
   void (*gemm_bf16)(const Gemm&);  // bfloat16 x bfloat16
   // float32 x bfloat16: the weights are expanded once for all rows, and give what they would in float32.

@@ -7,7 +7,10 @@ namespace dydit::cpu {
 namespace {
 
 constexpr int kChunkRows = 208;  // of one task
-constexpr int kFetchRows = 96;   // a task of fewer would spend its time waiting for what the next one needs
+// Rows of a task that are read once a panel stay in the second-level cache, of which some have half a
+// megabyte.
+constexpr int64_t kRereadBytes = 160 << 10;
+constexpr int kFetchRows = 96;  // a task of fewer would spend its time waiting for what the next one needs
 
 // Panels cut into tiles' widths, which differ by one panel at most.
 class Columns {
@@ -34,6 +37,12 @@ void (*gemm_of(const PackedLinear& weights))(const Gemm&) {
   return bf16 ? kernels().gemm_bf16 : weights.expands() ? kernels().gemm_float_bf16 : kernels().gemm_float;
 }
 
+int most_rows(const Gemm& gemm) {
+  if (kernels().tile_panels == kTilePanels) return kChunkRows;
+  const int64_t row_bytes = int64_t{2} * sizeof(float) * gemm.segment_pairs * gemm.num_segments;
+  return static_cast<int>(std::clamp<int64_t>(kRereadBytes / row_bytes, 6 * kTileRows, kChunkRows));
+}
+
 // Tasks of some rows by one tile's width, many enough to share out evenly.
 void run_product(Team& team, const PackedLinear& weights, const Panels& panels, Gemm gemm, int rows,
                  const ThreadFloats& expanded) {
@@ -47,8 +56,8 @@ void run_product(Team& team, const PackedLinear& weights, const Panels& panels, 
   const auto run = gemm_of(weights);
   const int tile_rows = run == kernels().gemm_bf16 ? kernels().bf16_tile_rows : kTileRows;
   const int wanted = ceil_div(4 * team.threads(), columns);
-  const int chunks =
-      std::clamp(std::max(ceil_div(rows, kChunkRows), wanted), 1, ceil_div(rows, 4 * kTileRows));
+  const int most = run == kernels().gemm_float ? most_rows(gemm) : kChunkRows;
+  const int chunks = std::clamp(std::max(ceil_div(rows, most), wanted), 1, ceil_div(rows, 4 * kTileRows));
   const int chunk = ceil_div(ceil_div(rows, chunks), tile_rows) * tile_rows;
   const int tasks = ceil_div(rows, chunk) * columns;
   const auto is_narrow = [&](int task) { return task % columns >= whole.count(); };

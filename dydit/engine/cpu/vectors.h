@@ -175,22 +175,29 @@ inline Lanes load_lanes(const Bf16* p, int count) {
   for (int c = 0; c < count; ++c) values[c] = p[c];
   return load_lanes(values);
 }
+#ifndef __AVX512F__
+// Eight values folded to the first two, as sum_lanes of kernel_math.h folds.
+template <typename Fn>
+inline __m128 by_halves(__m256 eight, const Fn& fn) {
+  const __m128 four = fn(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  return fn(four, _mm_movehl_ps(four, four));
+}
+#endif
 inline float sum_of(const Lanes& lanes) {
 #ifdef __AVX512F__
   return _mm512_reduce_add_ps(lanes.v[0]);
 #else
-  alignas(64) float values[kPanel];
-  store_lanes(values, lanes);
-  return sum_lanes(values);
+  const __m128 two = by_halves(lanes.v[0] + lanes.v[1], [](__m128 a, __m128 b) { return a + b; });
+  return two[0] + two[1];
 #endif
 }
 inline float largest_of(const Lanes& lanes) {
 #ifdef __AVX512F__
   return _mm512_reduce_max_ps(lanes.v[0]);
 #else
-  alignas(64) float values[kPanel];
-  store_lanes(values, lanes);
-  return dydit::DYDIT_LEVEL::largest_of(values, kPanel);
+  const __m128 two =
+      by_halves(largest(lanes.v[0], lanes.v[1]), [](__m128 a, __m128 b) { return _mm_max_ps(a, b); });
+  return two[0] > two[1] ? two[0] : two[1];
 #endif
 }
 template <typename Fn>
