@@ -41,14 +41,19 @@ if [[ $only != judge ]]; then
 fi
 [[ $only != train ]] || exit 0
 
+# judge FILE WORD...: what the program prints, unless it was printed before
+judge() {
+  local file=$1
+  shift
+  [[ -s $file ]] || { "$dydit" "$@" --json -q >"$file.part" && mv "$file.part" "$file"; }
+}
 for name in sit sit-control dysit uvit uvit-control dyuvit; do
   model=$out/$name.safetensors
-  "$dydit" evaluate --loss --model "$model" --data-path "$images" --split test --images 100 --seeds 3 \
-    --csv "$out/loss-$name.csv" -q
+  [[ -e $out/loss-$name.csv ]] || "$dydit" evaluate --loss --model "$model" --data-path "$images" --split test --images 100 \
+    --seeds 3 --csv "$out/loss-$name.csv" -q
   guidance=()
   [[ $name == *sit* ]] && guidance=(--cfg-scale 1.5)
-  "$dydit" evaluate --model "$model" --sampler euler --steps 50 ${guidance[@]+"${guidance[@]}"} -n "$count" --seed 0 \
-    --extractor resnet56 --weights "$resnet" --reference "$images" --reference-split test --name "$name" --json -q \
-    >"$out/judged-$name.json"
-  "$dydit" bench --model "$model" --steps 20 --repeats 5 --batch 8 --json -q >"$out/bench-$name.json"
+  judge "$out/judged-$name.json" evaluate --model "$model" --sampler euler --steps 50 ${guidance[@]+"${guidance[@]}"} \
+    -n "$count" --seed 0 --extractor resnet56 --weights "$resnet" --reference "$images" --reference-split test --name "$name"
+  judge "$out/bench-$name.json" bench --model "$model" --steps 20 --repeats 5 --batch 8
 done
