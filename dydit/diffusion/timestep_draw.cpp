@@ -114,6 +114,11 @@ bool TimestepSampler::evenly() const {
   return options_.draw == TimestepDraw::Stratified || options_.draw == TimestepDraw::Uniform;
 }
 
+double TimestepSampler::share_of(int part, int parts) const {
+  const double whole = parts;
+  return share_below((part + 1) / whole) - share_below(part / whole);
+}
+
 double TimestepSampler::share_below(double share) const {
   if (share <= 0 || share >= 1) return share <= 0 ? 0 : 1;
   if (options_.draw == TimestepDraw::LogitNormal)

@@ -32,6 +32,8 @@ struct TimestepOptions {
   int tau = 700;
   bool weights = true;
   double logit_mean = 0, logit_std = 1;  // LogitNormal
+
+  bool weighs_loss() const { return draw == TimestepDraw::Speed && weights; }
 };
 
 /// SpeeD by timestep, (1000) each, in double.
@@ -54,8 +56,7 @@ class TimestepSampler {
   /// these alone, so neither processes nor micro-batches change it.
   double time(uint64_t seed, uint64_t step, int sample) const;
 
-  bool weights_loss() const { return !table_.loss_weight.empty() && options_.weights; }
-  /// Factor of the mse at this timestep of the table.
+  /// Factor of the mse at this timestep of the table. Of Speed.
   double loss_weight(double timestep) const { return table_.loss_weight[static_cast<size_t>(timestep)]; }
 
   /// Whether each time is as likely as any other.
@@ -65,10 +66,12 @@ class TimestepSampler {
   double visits(double timestep) const {
     return 1.0 / (kNumTrainTimesteps * table_.marginal[static_cast<size_t>(timestep)]);
   }
-  /// Share of the samples whose noise share is below `share`.
-  double share_below(double share) const;
+  /// Share of the samples in part `part` of `parts` equal ones of the noise share.
+  double share_of(int part, int parts) const;
 
  private:
+  double share_below(double noise_share) const;
+
   TimestepOptions options_;
   Objective objective_;
   SpeedTable table_;  // of Speed, else empty

@@ -116,14 +116,13 @@ void draw_times(const DiTConfig& config, const TrainOptions& options, uint64_t s
     for (const double time : times) factors.push_back(static_cast<float>(factor(time)));
     return at::tensor(factors, at::kFloat);
   };
-  if (sampler.weights_loss()) inputs.loss_weight = of_each([&](double t) { return sampler.loss_weight(t); });
+  if (options.timesteps.weighs_loss())
+    inputs.loss_weight = of_each([&](double t) { return sampler.loss_weight(t); });
   if (!options.dynamic || sampler.evenly()) return;
   inputs.visits = of_each([&](double t) {
     if (options.router.gate_rule == GateRule::Threshold) return sampler.visits(t);
-    const double quarter = quarter_of(config.objective, t);  // which alone its counts depend on
-    const double drawn =
-        sampler.share_below((quarter + 1) / kQuarters) - sampler.share_below(quarter / kQuarters);
-    return 1 / (kQuarters * drawn);
+    const int quarter = quarter_of(config.objective, t);  // which alone its counts depend on
+    return 1 / (kQuarters * sampler.share_of(quarter, kQuarters));
   });
 }
 

@@ -53,7 +53,7 @@ class Interval {
     row.step = state.step;
     row.terms = sum_;
     row.terms.divide(n);
-    row.weighted = options.timesteps.draw == TimestepDraw::Speed && options.timesteps.weights;
+    row.weighted = options.timesteps.weighs_loss();
     row.target = options.dynamic ? target_ratio(options.router, state.step - 1) : 1.0;
     row.grad_norm = finite_ ? grad_norm_ / finite_ : NAN;
     row.lr = learning_rate(options, state.step - 1);

@@ -87,8 +87,7 @@ void print_result(const Cli& cli, const TrainFlags& flags, const Dataset& datase
 std::string timesteps_text(const TrainOptions& options, const Objective& objective) {
   const TimestepSampler sampler(options.timesteps, objective);
   std::vector<double> shares;
-  for (double q = 0; q < kQuarters; ++q)
-    shares.push_back(sampler.share_below((q + 1) / kQuarters) - sampler.share_below(q / kQuarters));
+  for (int q = 0; q < kQuarters; ++q) shares.push_back(sampler.share_of(q, kQuarters));
   return fmt::format("times    {}: {:.3f} of the samples in the quarters of the noise share{}",
                      kTimestepDrawNames[options.timesteps.draw], fmt::join(shares, " "),
                      options.dynamic && !sampler.evenly() ? "; work is counted as over even times" : "");

@@ -94,8 +94,7 @@ TEST(TimestepDraw, LogitNormalDrawsTheSharesThatItTells) {
   for (const Objective& objective : {Objective(), kVelocity}) {
     const TimestepSampler sampler(options, objective);
     std::vector<double> told;
-    for (double q = 0; q < 4; ++q)
-      told.push_back(sampler.share_below((q + 1) / 4) - sampler.share_below(q / 4));
+    for (int q = 0; q < 4; ++q) told.push_back(sampler.share_of(q, 4));
     EXPECT_NEAR(std::accumulate(told.begin(), told.end(), 0.0), 1, 1e-12);
     EXPECT_LT(told[3], 0.1);  // the mean lies on the side of the image
     expect_shares(drawn_shares(options, objective), told);

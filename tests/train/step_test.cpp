@@ -318,19 +318,25 @@ TEST(MakeStepInputs, TimestepsAreStratifiedByGlobalIndex) {
   EXPECT_GT(std::count(seen.begin(), seen.end(), true), 985);
 }
 
+// Of the first step, whose inputs `change` has changed.
+template <typename Change>
+StepTerms terms_of(const TrainOptions& options, DiT& model, ParameterStore& store, const Change& change) {
+  Communicator alone;
+  return compute_gradient(model, store, options, alone, 0, 0, [&](int) {
+    StepInputs inputs = inputs_of(options, 0, 0, options.global_batch);
+    change(inputs);
+    return inputs;
+  });
+}
+
 // The width routers' share of heads by quarter of t, however t is drawn.
 TEST(ComputeGradient, StatisticsGoByTheTimestepNotByTheSample) {
   TrainOptions options = tiny_finetune();
   options.global_batch = 16;
   DiT model = make_model(tiny_start());
   ParameterStore store(model, 1);
-  Communicator alone;
   const auto terms_at = [&](const std::vector<int64_t>& t) {
-    return compute_gradient(model, store, options, alone, 0, 0, [&](int) {
-      StepInputs inputs = inputs_of(options, 0, 0, options.global_batch);
-      inputs.t = at::tensor(t, at::kLong);
-      return inputs;
-    });
+    return terms_of(options, model, store, [&](StepInputs& inputs) { inputs.t = at::tensor(t, at::kLong); });
   };
   std::vector<int64_t> t(16, 100);
   t[3] = 600;
@@ -349,29 +355,26 @@ TEST(ComputeGradient, WeighsTheMseAndTheWorkAsTheInputsSay) {
   options.global_batch = 4;
   DiT model = make_model(tiny_start());
   ParameterStore store(model, 1);
-  Communicator alone;
-  const auto terms_of = [&](const at::Tensor& loss_weight, const at::Tensor& visits) {
-    return compute_gradient(model, store, options, alone, 0, 0, [&](int) {
-      StepInputs inputs = inputs_of(options, 0, 0, options.global_batch);
+  const auto terms_with = [&](const at::Tensor& loss_weight, const at::Tensor& visits) {
+    return terms_of(options, model, store, [&](StepInputs& inputs) {
       inputs.loss_weight = loss_weight;
       inputs.visits = visits;
-      return inputs;
     });
   };
-  const StepTerms plain = terms_of({}, {});
+  const StepTerms plain = terms_with({}, {});
   EXPECT_EQ(plain.weighted_mse, plain.mse);
   const at::Tensor plain_gradient = store.grads.clone();
-  const StepTerms ones = terms_of(at::ones({4}), at::ones({4}));
+  const StepTerms ones = terms_with(at::ones({4}), at::ones({4}));
   EXPECT_TRUE(at::equal(store.grads, plain_gradient));
   EXPECT_EQ(ones.loss(), plain.loss());
 
-  const StepTerms half = terms_of(at::full({4}, 0.5f), {});
+  const StepTerms half = terms_with(at::full({4}, 0.5f), {});
   EXPECT_EQ(half.mse, plain.mse);  // comparable between runs
   EXPECT_NEAR(half.weighted_mse, plain.mse / 2, 1e-9);
   EXPECT_NEAR(half.loss(), plain.loss() - plain.mse / 2 - plain.complete_mse / 2, 1e-6);
   EXPECT_FALSE(at::equal(store.grads, plain_gradient));
 
-  const StepTerms twice = terms_of({}, at::full({4}, 2.0f));
+  const StepTerms twice = terms_with({}, at::full({4}, 2.0f));
   EXPECT_NEAR(twice.ratio, 2 * plain.ratio, 1e-6);
   EXPECT_NEAR(twice.inference_ratio, 2 * plain.inference_ratio, 1e-6);
   const double target = target_ratio(options.router, 0);

@@ -54,7 +54,8 @@ size_t attention_scratch(int N, int D, size_t element) {
   const size_t tokens = (N + kPanel - 1) / kPanel * kPanel, channels = (D + kPanel - 1) / kPanel * kPanel;
   const size_t keys = tokens * ((D + 1) / 2 * 2), values = channels * ((N + 1) / 2 * 2),
                weights = kAttentionRows * tokens;
-  return (keys + values + weights) * element + weights * sizeof(float) + 64;
+  const size_t scores = element == sizeof(float) ? 0 : weights * sizeof(float);  // else in the weights' place
+  return (keys + values + weights) * element + scores + 64;
 }
 
 }  // namespace cpu
