@@ -84,7 +84,7 @@ class Forecaster {
     step_.index = step;
     step_.slots = kRing * branches_;
     step_.branches.resize(branches_);
-    workspace_->prepare({step_.timestep});
+    workspace_->prepare({{step_.timestep}});
   }
 
   /// Guided eps (n, in_channels, side, side); everything is computed and kept.

@@ -93,6 +93,13 @@ struct WorkspaceOptions {
   std::span<float> largest_inputs = {};
 };
 
+/// A timestep at a level of patch sizes.
+struct Visit {
+  double timestep;
+  int level = 0;
+  auto operator<=>(const Visit&) const = default;
+};
+
 /// The threads and the memory of one run: forwards that go on at the same time have one each. Outlived by its
 /// engine.
 class Workspace {
@@ -101,9 +108,9 @@ class Workspace {
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
-  /// A hint: rows will visit these timesteps in this order, so that what depends on timestep and label alone
-  /// can be computed for several steps at a time. Changes speed, never a result.
-  virtual void prepare(std::vector<double> /*timesteps*/) {}
+  /// A hint: rows will make these visits in this order, so that what depends on timestep, level and label
+  /// alone can be computed for several steps at a time. Changes speed, never a result.
+  virtual void prepare(std::vector<Visit> /*visits*/) {}
   /// The run's threads, for work between two forwards.
   Team& team() { return crew_.together(); }
 

@@ -44,6 +44,15 @@ struct Quantization {
   std::string parent_sha256;
 };
 
+/// What a model that was distilled to a few steps is sampled with: metadata 'few_step'.
+struct FewStep {
+  std::string kind;            // "lcm"
+  std::vector<int> timesteps;  // descending
+  double guidance = 1;         // that its single row has learned
+
+  bool operator==(const FewStep&) const = default;
+};
+
 struct Checkpoint {
   std::filesystem::path path;
   std::string format;                  // "safetensors", "torch zip", "diffusers folder", ...
@@ -56,6 +65,8 @@ struct Checkpoint {
   Weights weights;               // as stored; they may share the file's memory: never write into them
   std::optional<KeepCounts> keep_counts;     // of the capacity rule; the threshold rule has none
   std::optional<Quantization> quantization;  // of the blocks' layers; their scales lie among the weights
+  std::optional<FewStep> few_step;
+  std::string adapter_base;                  // SHA-256 of the file whose weights adapters were trained on
   std::optional<double> lambda;              // work ratio the model was fine-tuned for
   std::vector<std::string> class_names;      // empty or num_classes entries
   std::map<std::string, std::string> notes;  // what else the file's metadata said; kept in files made of it

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <nlohmann/json_fwd.hpp>
 
@@ -32,9 +33,30 @@ enum class GeluForm { Tanh, Erf };
 /// replaces x (U-ViT); after a LayerNorm over both (Skip-DiT).
 enum class Join { None, Plain, Normed };
 
+/// Low-rank updates beside the blocks' linears: LoRA's W + s B A, or several A (or B) mixed by weights of the
+/// timestep (TD-LoRA of DyDiT++, whose form is inferred).
+enum class AdapterKind { None, Lora, TdLora };
+inline constexpr EnumNames<AdapterKind, 3> kAdapterNames = {
+    "adapter",
+    {{"none", AdapterKind::None}, {"lora", AdapterKind::Lora}, {"td-lora", AdapterKind::TdLora}}};
+/// Of which of the two matrices there are several.
+enum class AdapterMix { A, B };
+inline constexpr EnumNames<AdapterMix, 2> kAdapterMixNames = {"adapter mix",
+                                                              {{"A", AdapterMix::A}, {"B", AdapterMix::B}}};
+
+struct AdapterConfig {
+  AdapterKind kind = AdapterKind::None;
+  int rank = 8;       // r
+  int experts = 1;    // E; 1 of a plain LoRA
+  double scale = 1;   // s
+  AdapterMix mix = AdapterMix::A;
+
+  bool operator==(const AdapterConfig&) const = default;
+};
+
 struct DiTConfig {
   int input_size = 32;     // side of the latent or image
-  int patch_size = 2;      // p
+  int patch_size = 2;      // p, of level 0
   int in_channels = 4;     // of the latent or image
   int hidden_size = 1152;  // C
   int depth = 28;          // L
@@ -58,22 +80,28 @@ struct DiTConfig {
   bool learned_positions = false;  // those of the tokens in front included
   bool output_conv = false;        // 3 x 3, over the image that the patches make
   Objective objective = {};
+  // Patch sizes of one model (FlexiDiT, PPFlow): level l cuts the image into patches of p 2^l. For each level
+  // above 0 the least t that it was trained at, falling from none; 0: at all.
+  std::vector<int> level_from = {};
+  AdapterConfig adapter = {};
   // How the same weights are computed with (docs/formats.md).
   int frequency_divisor = 128;  // the timestep's i-th frequency is 10000^(-i / divisor)
   int guided_channels = 3;      // first channels of eps that guidance changes, where a request says nothing
   bool drops_variance = false;  // the learned variance is not sampled with
 
   const BlockConfig& block(int /*index*/) const { return all_blocks; }
-  int grid() const { return input_size / patch_size; }
+  int levels() const { return static_cast<int>(level_from.size()) + 1; }
+  int patch(int level) const { return patch_size << level; }
+  int grid(int level = 0) const { return input_size / patch(level); }
   /// N, of patches: what routers, counts and maps are about.
-  int num_tokens() const { return grid() * grid(); }
+  int num_tokens(int level = 0) const { return grid(level) * grid(level); }
   /// Tokens in front of the patches, and all of them.
   int extras() const { return time_token ? (num_classes > 0 ? 2 : 1) : 0; }
-  int sequence() const { return extras() + num_tokens(); }
+  int sequence(int level = 0) const { return extras() + num_tokens(level); }
   /// The share of all tokens that enter an MLP which this share of the patches does: those in front always
   /// do.
-  double entering_share(double patches) const {
-    return extras() == 0 ? patches : (extras() + patches * num_tokens()) / sequence();
+  double entering_share(double patches, int level = 0) const {
+    return extras() == 0 ? patches : (extras() + patches * num_tokens(level)) / sequence(level);
   }
   /// The block whose output block `index` is joined with; -1: none.
   int join_source(int index) const {
@@ -82,7 +110,7 @@ struct DiTConfig {
   int num_joins() const { return join != Join::None ? depth / 2 : 0; }
   int head_size() const { return hidden_size / num_heads; }
   int group_size() const { return mlp_hidden / num_heads; }
-  int patch_values() const { return patch_size * patch_size * in_channels; }
+  int patch_values(int level = 0) const { return patch(level) * patch(level) * in_channels; }
   int out_channels() const { return learn_sigma ? 2 * in_channels : in_channels; }
   /// Hidden width of the token router's MLP, C/16.
   int token_router_hidden() const { return hidden_size < 16 ? 1 : hidden_size / 16; }

@@ -3,8 +3,8 @@
 
 namespace dydit {
 
-int64_t attention_macs(const DiTConfig& config, int heads) {
-  const int64_t T = config.sequence(), C = config.hidden_size, width = int64_t{heads} * config.head_size();
+int64_t attention_macs(const DiTConfig& config, int heads, int level) {
+  const int64_t T = config.sequence(level), C = config.hidden_size, width = int64_t{heads} * config.head_size();
   return 4 * T * C * width + 2 * T * T * width;
 }
 
@@ -22,12 +22,13 @@ int64_t join_macs(const DiTConfig& config, int block) {
   return config.join_source(block) >= 0 ? config.sequence() * 2 * C * C : 0;
 }
 
-int64_t fixed_macs(const DiTConfig& config) {
-  const int64_t N = config.num_tokens(), C = config.hidden_size, side = config.input_size;
-  const int64_t patch_embed = N * C * config.patch_values();
+int64_t fixed_macs(const DiTConfig& config, int level) {
+  const int64_t N = config.num_tokens(level), C = config.hidden_size, side = config.input_size,
+                p = config.patch(level);
+  const int64_t patch_embed = N * C * config.patch_values(level);
   const int64_t t_embed = config.time_mlp ? int64_t{config.time_hidden()} * (config.time_frequencies + C) : 0;
   const int64_t final_layer = (config.modulation == Modulation::AdaLN ? 2 * C * C : 0) +
-                              N * C * config.patch_size * config.patch_size * config.out_channels();
+                              N * C * p * p * config.out_channels();
   const int64_t conv =
       config.output_conv ? 9 * config.out_channels() * config.out_channels() * side * side : 0;
   return patch_embed + t_embed + config.depth * 2 * adaLN_macs(config) + final_layer + conv;
@@ -37,9 +38,9 @@ int64_t width_router_macs(const DiTConfig& config) {
   return config.width_routers ? int64_t{config.hidden_size} * (config.num_heads - 1) : 0;
 }
 
-int64_t token_router_macs(const DiTConfig& config) {
+int64_t token_router_macs(const DiTConfig& config, int level) {
   const int64_t R = config.token_router_hidden();
-  return config.token_routers ? config.num_tokens() * (config.hidden_size * R + R) : 0;
+  return config.token_routers ? config.num_tokens(level) * (config.hidden_size * R + R) : 0;
 }
 
 int64_t router_macs(const DiTConfig& config) {
@@ -55,19 +56,23 @@ int64_t num_parameters(const DiTConfig& config) {
                   (ada ? linear(C, 6 * C) : 4 * C);
   if (config.width_routers) block += 2 * linear(C, config.num_heads - 1);
   if (config.token_routers) block += linear(C, R) + linear(R, 1);
+  int64_t of_levels = 0;
+  for (int level = 1; level < config.levels(); ++level)
+    of_levels += linear(config.patch_values(level), C) + C +
+                 linear(C, config.patch(level) * config.patch(level) * channels);
   const int64_t join = linear(2 * C, C) + (config.join == Join::Normed ? 4 * C : 0);
   return linear(config.patch_values(), C) + config.label_rows() * C +
          (config.time_mlp ? linear(config.time_frequencies, T) + linear(T, C) : 0) + config.depth * block +
          config.num_joins() * join + linear(C, p * p * channels) + (ada ? linear(C, 2 * C) : 2 * C) +
          (config.output_conv ? linear(9 * channels, channels) : 0) +
-         (config.learned_positions ? config.sequence() * C : 0);
+         (config.learned_positions ? config.sequence() * C : 0) + of_levels;
 }
 
-int64_t static_macs(const DiTConfig& config) {
-  int64_t macs = fixed_macs(config);
+int64_t static_macs(const DiTConfig& config, int level) {
+  int64_t macs = fixed_macs(config, level);
   for (int block = 0; block < config.depth; ++block)
-    macs += join_macs(config, block) + attention_macs(config, config.num_heads) +
-            mlp_macs(config, config.num_heads, config.num_tokens());
+    macs += join_macs(config, block) + attention_macs(config, config.num_heads, level) +
+            mlp_macs(config, config.num_heads, config.num_tokens(level));
   return macs;
 }
 

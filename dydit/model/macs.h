@@ -10,7 +10,7 @@
 namespace dydit {
 
 /// qkv, scores, weighted sum and proj over `heads` active heads. All H heads: 4TC^2 + 2T^2C, T = sequence().
-int64_t attention_macs(const DiTConfig& config, int heads);
+int64_t attention_macs(const DiTConfig& config, int heads, int level = 0);
 /// fc1 and fc2 over `groups` active channel groups for `tokens` patches and the tokens in front of them. All:
 /// 2TCF = 8TC^2.
 int64_t mlp_macs(const DiTConfig& config, int groups, int64_t tokens);
@@ -19,16 +19,16 @@ int64_t adaLN_macs(const DiTConfig& config);
 /// The layer that joins a block with an earlier one, 2TC^2; 0 where it has none.
 int64_t join_macs(const DiTConfig& config, int block);
 /// Patch and timestep embedding, adaLN of all blocks, final layer and convolution: the same for every plan.
-int64_t fixed_macs(const DiTConfig& config);
+int64_t fixed_macs(const DiTConfig& config, int level = 0);
 /// The width router of a block's attention, or of its MLP; 0 without width routers.
 int64_t width_router_macs(const DiTConfig& config);
 /// The token router of a block; 0 without token routers.
-int64_t token_router_macs(const DiTConfig& config);
+int64_t token_router_macs(const DiTConfig& config, int level = 0);
 /// Width and token routers of all blocks; 0 for a static DiT.
 int64_t router_macs(const DiTConfig& config);
 /// Parameters, those of routers included; a pos_embed that is not learned left out as Checkpoint does.
 int64_t num_parameters(const DiTConfig& config);
 /// The complete model without routers: the "static" that shares of work refer to.
-int64_t static_macs(const DiTConfig& config);
+int64_t static_macs(const DiTConfig& config, int level = 0);
 
 }  // namespace dydit

@@ -34,11 +34,13 @@ enum class GuideKind {
   Full,      // both rows
   Off,       // the conditional row alone, scale 1
   Forecast,  // the conditional row, and a forecast of the difference that guidance makes
+  Weak,      // both rows; the second has the same label, at the level of the largest patches
 };
 
 /// A step, as it is written.
 struct StepSpec {
   double timestep = 0;            // of the objective's clock: 0..999 of a DiT
+  int level = 0;                  // of patch sizes
   std::vector<Action> attn, mlp;  // (L)
   std::vector<RangeSkip> ranges = {};
   GuideKind guide = GuideKind::Full;

@@ -69,6 +69,7 @@ struct GuidePlan {
 struct StepPlan {
   double timestep = 0;  // of the objective's clock: 0..999 of a DiT
   Mode mode = Mode::Static;
+  int level = 0;  // of patch sizes
   std::vector<BlockWidth> blocks;
   float margin = std::numeric_limits<float>::infinity();  // the smallest decision_margin of its routers
   // Filled by apply_spec.
@@ -95,6 +96,8 @@ struct StepPlan {
 struct RunPlan {
   DiTConfig config;
   std::vector<StepPlan> steps;  // in the order of the timesteps given
+  // Of the steps whose guide is weak: what the second row does there; empty where no step's is.
+  std::vector<StepPlan> weak = {};
   std::string name = {};        // of the spec; empty: everything is computed
   int slots = 0;                // features (N, C) that each row keeps at a time
   int ranges = 0;               // the most that a step keeps or skips
@@ -102,7 +105,12 @@ struct RunPlan {
 
   /// Rows of a sample at a step: 2 where guidance is paid for.
   int rows(size_t step, bool guided) const {
-    return guided && steps[step].guide.kind == GuideKind::Full ? 2 : 1;
+    const GuideKind kind = steps[step].guide.kind;
+    return guided && (kind == GuideKind::Full || kind == GuideKind::Weak) ? 2 : 1;
+  }
+  /// What row 0, the conditional one, or row 1 does at a step.
+  const StepPlan& of_row(size_t step, int row) const {
+    return row > 0 && steps[step].guide.kind == GuideKind::Weak ? weak[step] : steps[step];
   }
 };
 

@@ -114,7 +114,7 @@ RunPlan make_width_plan(const Checkpoint& checkpoint, std::span<const double> ti
   for (const double t : timesteps) {
     DYDIT_CHECK(is_time(config.objective, t), "timestep {}: expected 0 to {}", t,
                 last_time(config.objective));
-    StepPlan step{t, mode, std::vector<BlockWidth>(config.depth, BlockWidth{all, all})};
+    StepPlan step{.timestep = t, .mode = mode, .blocks = std::vector<BlockWidth>(config.depth, BlockWidth{all, all})};
     for (int b = 0; step.routes_tokens(config) && checkpoint.keep_counts && b < config.depth; ++b) {
       step.blocks[b].keep_tokens = checkpoint.keep_counts->tokens[b][quarter_of(config.objective, t)];
     }

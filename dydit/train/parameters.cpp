@@ -9,13 +9,18 @@
 #include "dydit/train/flat.h"
 
 namespace dydit {
+
+bool is_training_only(const std::string& name) {
+  return name == kKeepShareName || name.starts_with("hooks.");
+}
+
 ParameterStore::ParameterStore(DiT& model, double router_lr_scale) {
   at::NoGradGuard no_grad;
   int64_t total = 0;
   for (const auto& parameter : model->named_parameters()) {
     const std::string& name = parameter.key();
     if (!parameter.value().requires_grad()) {
-      pos_embed_ = parameter.value();
+      frozen_[name] = parameter.value();
       continue;
     }
     const bool router = is_router_parameter(name) || name == kKeepShareName;
@@ -68,14 +73,31 @@ bool ParameterStore::is_finite() const {
 Weights ParameterStore::ema_weights() const {
   Weights weights;
   for (const Slot& slot : slots_) {
-    if (slot.name == kKeepShareName) continue;  // becomes counts in the metadata, not a weight
+    if (is_training_only(slot.name)) continue;
     weights[slot.name] = ema.slice(0, slot.offset, slot.offset + slot.size)
                              .view(slot.shape)
                              .to(at::kCPU, at::kFloat, /*non_blocking=*/false, /*copy=*/true);
   }
-  if (!pos_embed_.defined()) return weights;
-  weights["pos_embed"] = pos_embed_.detach().to(at::kCPU, at::kFloat, /*non_blocking=*/false, /*copy=*/true);
+  for (const auto& [name, value] : frozen_)
+    weights[name] = value.detach().to(at::kCPU, at::kFloat, /*non_blocking=*/false, /*copy=*/true);
   return weights;
+}
+
+DiT ParameterStore::average_view(const DiT& trained) const {
+  at::NoGradGuard no_grad;
+  DiT average(trained->config);
+  average->eval();
+  average->compute_dtype = trained->compute_dtype;
+  auto parameters = average->named_parameters();
+  const auto share = [&](const std::string& name, const at::Tensor& value) {
+    if (is_training_only(name)) return;
+    parameters[name].set_data(value);
+    parameters[name].set_requires_grad(false);
+  };
+  for (const Slot& slot : slots_)
+    share(slot.name, ema.slice(0, slot.offset, slot.offset + slot.size).view(slot.shape));
+  for (const auto& [name, value] : frozen_) share(name, value.detach());
+  return average;
 }
 
 }  // namespace dydit

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -16,10 +17,14 @@ struct AdamWOptions {
   double weight_decay = 0;
 };
 
+/// Parameters of a training model that its files do not hold: shares of the capacity rule, heads of losses on
+/// features ("hooks.").
+bool is_training_only(const std::string& name);
+
 class ParameterStore {
  public:
-  /// Moves the model's trainable parameters and their gradients into the buffers (the model keeps views). EMA
-  /// starts as a copy. Routers learn with `router_lr_scale` times the learning rate.
+  /// Moves the model's trainable parameters (those that require a gradient) and their gradients into the
+  /// buffers (the model keeps views). EMA starts as a copy. Routers learn with `router_lr_scale` times the learning rate.
   ParameterStore(DiT& model, double router_lr_scale);
 
   /// L2 norm of the gradient over all parameters; summed in double, independent of the number of threads.
@@ -32,8 +37,11 @@ class ParameterStore {
   /// Whether all weights and their average are finite.
   bool is_finite() const;
 
-  /// The EMA as weights by name, pos_embed included; copies on the CPU.
+  /// The EMA as weights by name, frozen ones included; copies on the CPU.
   Weights ema_weights() const;
+  /// A model in eval mode, of the trained one's configuration and dtype, whose parameters are views of the
+  /// EMA, and of the frozen ones: it follows every ema_step. Without gradients.
+  DiT average_view(const DiT& trained) const;
 
   at::Tensor values, grads, exp_avg, exp_avg_sq, ema;  // (P) float32 each, on the model's device
 
@@ -49,7 +57,7 @@ class ParameterStore {
   };
   std::vector<Slot> slots_;
   std::vector<Span> spans_;
-  at::Tensor pos_embed_;  // where it is not learned
+  std::map<std::string, at::Tensor> frozen_;  // parameters that are not trained
 };
 
 }  // namespace dydit

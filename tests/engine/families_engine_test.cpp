@@ -206,7 +206,7 @@ TEST_P(FamilyEngines, DependNeitherOnThreadsNorOnTheBatch) {
 TEST_P(FamilyEngines, TakeAHintOfTimesWithoutChangingABit) {
   const EngineOfRows plain(EngineKind::Cpu, rows_, Mode::Dynamic),
       told(EngineKind::Cpu, rows_, Mode::Dynamic);
-  told.workspace->prepare(rows_.times);
+  told.workspace->prepare({rows_.times.begin(), rows_.times.end()});
   for (int b = 0; b < rows_.size(); ++b) expect_same_bits(told.forward(b, 1), plain.forward(b, 1));
 }
 

@@ -70,7 +70,7 @@ void CpuEngine::compute(const at::Tensor& x, std::span<const Row> rows, Workspac
   const float* const* modulation = nullptr;
   timed(run.shared, L_, Operator::AdaLN, [&] {
     run.keys.clear();
-    for (const Row& row : rows) run.keys.push_back({row.step->timestep, row.label});
+    for (const Row& row : rows) run.keys.push_back({{row.step->timestep, row.step->level}, row.label});
     modulation = run.modulation.of(run.keys, run.shared.team).data();
   });
   const auto forward_rows = [&](const Piece& piece, PassMemory& w) {

@@ -52,7 +52,7 @@ class CpuEngine;
 struct CpuWorkspace final : Workspace {
   CpuWorkspace(const CpuEngine& engine, const PackedModel& model, const WorkspaceOptions& options);
 
-  void prepare(std::vector<double> timesteps) override { modulation.expect(std::move(timesteps)); }
+  void prepare(std::vector<Visit> visits) override { modulation.expect(std::move(visits)); }
   Crew& crew() { return crew_; }
 
   const CpuEngine& engine;

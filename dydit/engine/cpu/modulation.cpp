@@ -23,10 +23,10 @@ void sort_unique(auto& values) {
 }  // namespace
 
 // Each once: what comes after the first of two equal ones is what is wanted.
-void Modulation::expect(std::vector<double> timesteps) {
+void Modulation::expect(std::vector<Visit> visits) {
   order_.clear();
-  for (const double t : timesteps) {
-    if (std::find(order_.begin(), order_.end(), t) == order_.end()) order_.push_back(t);
+  for (const Visit& visit : visits) {
+    if (std::find(order_.begin(), order_.end(), visit) == order_.end()) order_.push_back(visit);
   }
 }
 
@@ -67,7 +67,7 @@ void Modulation::hold(std::span<const Key> keys) {
   while (!step.empty() && held.size() + step.size() <= most) {
     std::vector<Key> next;
     for (const Key& key : step) {
-      const auto at = std::find(order_.begin(), order_.end(), key.timestep);
+      const auto at = std::find(order_.begin(), order_.end(), key.visit);
       if (at != order_.end() && at + 1 != order_.end()) next.push_back({at[1], key.label});
     }
     step = std::move(next);
@@ -78,13 +78,13 @@ void Modulation::hold(std::span<const Key> keys) {
 }
 
 void Modulation::compute(Team& team) {
-  std::vector<double> timesteps;
+  std::vector<Visit> visits;
   time_rows_.clear();
   for (const Key& key : held_) {
-    if (timesteps.empty() || timesteps.back() != key.timestep) timesteps.push_back(key.timestep);
-    time_rows_.push_back(static_cast<int>(timesteps.size()) - 1);
+    if (visits.empty() || visits.back() != key.visit) visits.push_back(key.visit);
+    time_rows_.push_back(static_cast<int>(visits.size()) - 1);
   }
-  embed(timesteps, team);
+  embed(visits, team);
   if (!model_.constant.empty()) return;
   const int rows = static_cast<int>(held_.size());
   conditions_.reserve(static_cast<size_t>(rows) * row_ * sizeof(float));
@@ -100,13 +100,14 @@ void Modulation::compute(Team& team) {
            rows, team);
 }
 
-// t_emb_ <- embeddings of all `timesteps` at once; a row does not depend on the others.
-void Modulation::embed(std::span<const double> timesteps, Team& team) {
+// t_emb_ <- embeddings of all `visits` at once; a row does not depend on the others.
+void Modulation::embed(std::span<const Visit> visits, Team& team) {
   const DiTConfig& config = model_.config();
-  const int T = static_cast<int>(timesteps.size()), row = even(config.time_hidden());
-  const at::Tensor frequencies =
-      timestep_frequencies(at::tensor(std::vector<double>(timesteps.begin(), timesteps.end()), at::kDouble),
-                           config.time_frequencies, config.frequency_divisor);
+  const int T = static_cast<int>(visits.size()), row = even(config.time_hidden());
+  std::vector<double> timesteps;
+  for (const Visit& visit : visits) timesteps.push_back(visit.timestep);
+  const at::Tensor frequencies = timestep_frequencies(at::tensor(timesteps, at::kDouble),
+                                                      config.time_frequencies, config.frequency_divisor);
   t_emb_.resize(static_cast<size_t>(T) * C_);
   if (!config.time_mlp) {
     std::copy_n(frequencies.data_ptr<float>(), t_emb_.size(), t_emb_.begin());

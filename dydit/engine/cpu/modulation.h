@@ -11,6 +11,7 @@
 #include "dydit/engine/cpu/kernels.h"
 #include "dydit/engine/cpu/packed_model.h"
 #include "dydit/engine/cpu/product.h"
+#include "dydit/engine/engine.h"
 
 namespace dydit::cpu {
 
@@ -21,16 +22,13 @@ class Modulation {
   /// expanded: of run_product().
   Modulation(const PackedModel& model, const ThreadFloats& expanded) : model_(model), expanded_(expanded) {}
 
-  /// The timesteps that forwards will visit, in this order.
-  void expect(std::vector<double> timesteps);
+  /// What forwards will visit, in this order.
+  void expect(std::vector<Visit> visits);
 
   struct Key {
-    double timestep;
+    Visit visit;
     int64_t label;
-    bool operator==(const Key&) const = default;
-    bool operator<(const Key& other) const {
-      return timestep < other.timestep || (timestep == other.timestep && label < other.label);
-    }
+    auto operator<=>(const Key&) const = default;
   };
   /// Floats of a modulation: L (6C), then the final layer's 2C.
   int64_t size() const { return size_; }
@@ -43,7 +41,7 @@ class Modulation {
   int64_t find(const Key& key) const;  // where it is held; -1: nowhere
   void hold(std::span<const Key> keys);
   void compute(Team& team);
-  void embed(std::span<const double> timesteps, Team& team);
+  void embed(std::span<const Visit> visits, Team& team);
   void multiply(const PackedLinear& weights, const Gemm& gemm, int rows, Team& team);
 
   const PackedModel& model_;
@@ -51,7 +49,7 @@ class Modulation {
   const int C_ = model_.config().hidden_size;
   const int row_ = even(C_);
   const int64_t size_ = int64_t{model_.config().depth} * 6 * C_ + 2 * C_;
-  std::vector<double> order_;
+  std::vector<Visit> order_;
   std::vector<Key> held_;       // ascending; row i of modulations_ is held_[i]'s
   std::vector<int> time_rows_;  // of t_emb_, of each
   Buffer conditions_, modulations_;
