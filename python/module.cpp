@@ -100,8 +100,9 @@ class Model {
                       const std::string& sampler, float eta, std::optional<float> cfg_scale, uint64_t seed,
                       int batch, std::optional<at::ScalarType> dtype, std::optional<int> threads,
                       const std::string& engine, const std::string& mode, const std::string& cache,
-                      int guide_from, int guide_to, int guide_every, const std::optional<std::string>& plan,
-                      const py::object& progress) {
+                      int guide_from, int guide_to, int guide_every, bool guide_weak,
+                      const std::vector<int>& weak_steps, const std::vector<int>& level_from,
+                      const std::optional<std::string>& plan, const py::object& progress) {
     const std::vector<int> classes = labels_of(given, checkpoint_);
     Request request = {.classes = classes,
                        .num_images = num_images.value_or(static_cast<int>(classes.size())),
@@ -112,12 +113,18 @@ class Model {
                        .cfg_scale = cfg_scale.value_or(checkpoint_.config.can_guide() ? 4.0f : 1.0f),
                        .seed = seed,
                        .mode = kModeNames.at(mode)};
+    DYDIT_USAGE_CHECK(weak_steps.empty() || level_from.empty(),
+                      "weak_steps and level_from are both given; leave one out");
     if (plan) {
       DYDIT_USAGE_CHECK(cache == "none", "cache {}: a plan is given; leave one out", cache);
+      DYDIT_USAGE_CHECK(weak_steps.empty() && level_from.empty(),
+                        "a plan is given, whose steps say their level; leave weak_steps and level_from out");
       request.plan = read_plan(*plan, checkpoint_.config);
     } else {
-      plan_by_policy(cache, {.from = guide_from, .to = guide_to, .every = guide_every}, checkpoint_.config,
-                     request);
+      plan_by_policy({.cache = cache,
+                      .levels = {.steps = weak_steps, .from = level_from},
+                      .guide = {.from = guide_from, .to = guide_to, .every = guide_every, .weak = guide_weak}},
+                     checkpoint_.config, request);
     }
     const SamplingOptions options = {.batch = batch, .threads = threads_of(threads)};
     const EngineKind kind = kEngineNames.at(engine);
@@ -387,7 +394,8 @@ PYBIND11_MODULE(_dydit, m) {
            "cfg_scale"_a = py::none(), "seed"_a = 0, "batch"_a = 16, "dtype"_a = py::none(),
            "threads"_a = py::none(), "engine"_a = "cpu", "mode"_a = "dynamic", "cache"_a = "none",
            "guide_from"_a = GuideOptions().from, "guide_to"_a = GuideOptions().to,
-           "guide_every"_a = GuideOptions().every, "plan"_a = py::none(), "progress"_a = py::none(),
+           "guide_every"_a = GuideOptions().every, "guide_weak"_a = false,
+           "weak_steps"_a = std::vector<int>(), "level_from"_a = std::vector<int>(), "plan"_a = py::none(), "progress"_a = py::none(),
            "Samples (n, C, H, W) float32: latents, or pixels in about [-1, 1]; what dydit generate makes "
            "with the\n"
            "same options. Image i has class classes[i % len(classes)], a label or a name as --classes takes "
@@ -395,7 +403,8 @@ PYBIND11_MODULE(_dydit, m) {
            "text\n"
            "is a list of them. dtype None: bfloat16 where the "
            "processor\n"
-           "has it. cache and guide_*, or plan (a file): which branches are computed and when guidance runs, "
+           "has it. cache, weak_steps or level_from (lists) and guide_*, or plan (a file): which branches are "
+           "computed, which steps have larger patches, and when guidance runs, "
            "as\n"
            "the flags of dydit generate. progress(done, total) is called after each step.")
       .def("prepare", &Model::prepare, "timesteps"_a, py::kw_only(), "dtype"_a = py::none(),

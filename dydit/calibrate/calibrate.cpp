@@ -1,6 +1,7 @@
 #include "dydit/calibrate/calibrate.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 #include <map>
 #include <set>
@@ -18,6 +19,7 @@ namespace {
 
 constexpr int kLeastInterval = 2, kMostInterval = 8;
 constexpr int kGuideIntervals[] = {2, 3, 5};
+constexpr double kLevelShares[] = {0.2, 0.35, 0.5, 0.65, 0.8};  // of the steps, with larger patches
 // Of the search: shares of the full run's cost, and how many schedules are tried for each.
 constexpr double kBudgets[] = {0.15, 0.2, 0.24, 0.28, 0.32, 0.37, 0.42, 0.47, 0.53, 0.6};
 constexpr int kTriedPerBudget = 3;
@@ -49,6 +51,7 @@ class Calibration {
     if (families_.contains(Family::Threshold)) measure_all("threshold plans", threshold_plans());
     if (families_.contains(Family::Search) && timesteps_.size() >= kLeastSearchSteps)
       measure_all("searched plans", searched_plans());
+    if (families_.contains(Family::Levels) && config_.levels() > 1) measure_all("plans of levels", level_plans());
     if (families_.contains(Family::Guide) && options_.guided()) measure_all("guided plans", guided_plans());
     return pareto_set(std::move(measured_));
   }
@@ -189,14 +192,33 @@ class Calibration {
     return best.plan;
   }
 
+  // The largest patches, in more and more of the first steps.
+  std::vector<PlanSpec> level_plans() const {
+    std::vector<PlanSpec> plans;
+    for (const MeasuredPlan& best : pareto_set(measured_)) {
+      for (const double share : kLevelShares) {
+        const int steps = static_cast<int>(std::lround(share * static_cast<double>(best.plan.steps.size())));
+        if (steps == 0) continue;
+        plans.push_back(best.plan);
+        apply_levels({.steps = std::vector<int>(config_.levels() - 1, steps)}, config_, plans.back());
+        plans.back().name += fmt::format(" weak-steps {}", steps);
+      }
+    }
+    return plans;
+  }
+
   std::vector<PlanSpec> guided_plans() const {
     std::vector<PlanSpec> plans;
     for (const MeasuredPlan& best : pareto_set(measured_)) {
       for (const int every : kGuideIntervals) {
         plans.push_back(best.plan);
-        apply_guide({.every = every}, config_.objective, plans.back());
+        apply_guide({.every = every}, config_, options_.cfg_scale, plans.back());
         plans.back().name += fmt::format(" guide-every {}", every);
       }
+      if (config_.levels() == 1) continue;
+      plans.push_back(best.plan);
+      apply_guide({.weak = true}, config_, options_.cfg_scale, plans.back());
+      plans.back().name += " guide-weak";
     }
     return plans;
   }

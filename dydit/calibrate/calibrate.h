@@ -12,10 +12,11 @@
 namespace dydit {
 
 /// What is tried. Threshold: full steps where the input has changed enough (input_change.h). Steps: fewer
-/// steps of the same sampler, which any cache has to beat. Search: schedules by what single forecasts do
+/// steps of the same sampler, which any cache has to beat. Levels: the best of the others with larger patches in
+/// the first steps, of models that have them. Search: schedules by what single forecasts do
 /// (schedule.h). Guide: the best of the others with guidance paid for now and then.
-enum class Family { Fora, Taylor, Lagrange, Stack, Threshold, Steps, Search, Guide };
-inline constexpr EnumNames<Family, 8> kFamilyNames = {"family",
+enum class Family { Fora, Taylor, Lagrange, Stack, Threshold, Steps, Search, Levels, Guide };
+inline constexpr EnumNames<Family, 9> kFamilyNames = {"family",
                                                       {{"fora", Family::Fora},
                                                        {"taylor", Family::Taylor},
                                                        {"lagrange", Family::Lagrange},
@@ -23,6 +24,7 @@ inline constexpr EnumNames<Family, 8> kFamilyNames = {"family",
                                                        {"threshold", Family::Threshold},
                                                        {"steps", Family::Steps},
                                                        {"search", Family::Search},
+                                                       {"levels", Family::Levels},
                                                        {"guide", Family::Guide}}};
 
 struct CalibrateOptions : GenerateOptions {

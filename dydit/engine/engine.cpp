@@ -29,8 +29,10 @@ void check_step(const StepPlan* step, const DiTConfig& config) {
            std::all_of(parts.begin(), parts.end(), [](uint8_t part) { return part <= 1; });
   };
   const auto fits = [&](const BlockWidth& block) {
-    return is_mask(block.heads) && is_mask(block.groups) && block.keep_tokens <= config.num_tokens();
+    return is_mask(block.heads) && is_mask(block.groups) && block.keep_tokens <= config.num_tokens(step->level);
   };
+  DYDIT_USAGE_CHECK(step->level >= 0 && step->level < config.levels(), "level {}: {} has {} of them", step->level,
+                    model_name(config), config.levels());
   DYDIT_USAGE_CHECK((step->mode == Mode::Static || config.is_dynamic()) &&
                         step->blocks.size() == static_cast<size_t>(config.depth) &&
                         std::all_of(step->blocks.begin(), step->blocks.end(), fits),
@@ -112,8 +114,9 @@ void make_trace(std::span<const Row> rows, const DiTConfig& config, TokenTrace& 
     const StepPlan& step = *rows[b].step;
     for (int l = 0; l < config.depth; ++l) {
       const bool computes = step.computes(l, Branch::Mlp);
-      if (computes && routes(rows[b])) continue;
-      trace.masks[b][l].fill_(computes);
+      if (computes && routes(rows[b]) && step.level == 0) continue;
+      trace.masks[b][l].zero_();  // beyond the tokens of the level, too
+      trace.masks[b][l].slice(0, 0, config.num_tokens(step.level)).fill_(computes);
       trace.logits[b][l].zero_();
     }
   }

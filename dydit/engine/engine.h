@@ -30,6 +30,7 @@ struct Work {
 
 /// Token decisions of a forward, for verification. Filled only where a row routes tokens; of a row that
 /// routes none, all are on. Into an MLP that is not computed no token enters.
+/// A row at a level of larger patches has its fewer tokens in front, and 0 behind them.
 struct TokenTrace {
   at::Tensor masks;   // (B, L, N) float32, 1 = on
   at::Tensor logits;  // (B, L, N) float32
@@ -40,7 +41,7 @@ int64_t history_bytes(const DiTConfig& config, at::ScalarType kept, int slots);
 
 /// What one row of a sample, the conditional or the null class's, keeps from step to step of its plan.
 struct History {
-  at::Tensor features;       // (slots, T, C) in the engine's kept_type()
+  at::Tensor features;       // (slots, T, C) in the engine's kept_type(); of larger patches the first rows
   std::vector<int> kept_at;  // (slots) index of the step whose feature lies there, -1: none
 };
 

@@ -17,39 +17,43 @@ at::Tensor mask_tensor(const std::vector<uint8_t>& parts) {
   return mask;
 }
 
-at::Tensor forecast(const std::vector<Term>& terms, const History& history) {
-  at::Tensor value;  // (1, N, C) float32
+// What lies in a slot, (1, T, C) of a row of T tokens.
+at::Tensor kept(const History& history, int slot, int64_t tokens) {
+  return history.features.slice(0, slot, slot + 1).slice(1, 0, tokens);
+}
+
+at::Tensor forecast(const std::vector<Term>& terms, const History& history, int64_t tokens) {
+  at::Tensor value;  // (1, T, C) float32
   for (const Term& term : terms) {
-    const at::Tensor part =
-        history.features.slice(0, term.slot, term.slot + 1).to(at::kFloat).mul(term.weight);
+    const at::Tensor part = kept(history, term.slot, tokens).to(at::kFloat).mul(term.weight);
     value = value.defined() ? value.add_(part) : part;
   }
   return value;
 }
 
 // Makes a row's forward keep and forecast what its plan says.
-void obey(const Row& row, Gates& gates) {
+void obey(const Row& row, int64_t tokens, Gates& gates) {
   const StepPlan& step = *row.step;
   if (step.branches.empty() && step.ranges.empty()) return;
-  gates.branch = [&row, &step](int block, Branch which, const std::function<at::Tensor()>& compute) {
+  gates.branch = [&row, &step, tokens](int block, Branch which, const std::function<at::Tensor()>& compute) {
     const BranchPlan& branch = step.branch(block, which);
-    if (branch.action != kCompute) return forecast(branch.terms, *row.history);
+    if (branch.action != kCompute) return forecast(branch.terms, *row.history, tokens);
     const at::Tensor value = compute();
-    if (branch.store >= 0) row.history->features[branch.store].copy_(value[0]);
+    if (branch.store >= 0) kept(*row.history, branch.store, tokens).copy_(value);
     return value;
   };
-  gates.enter = [&row, &step, before = std::vector<at::Tensor>(step.ranges.size())](
+  gates.enter = [&row, &step, tokens, before = std::vector<at::Tensor>(step.ranges.size())](
                     int block, at::Tensor& stream) mutable {
     for (size_t r = 0; r < step.ranges.size(); ++r) {
       const RangePlan& range = step.ranges[r];
       if (range.skipped()) continue;
       if (range.to == block)
-        row.history->features[range.store].copy_((range.absolute ? stream : stream - before[r])[0]);
+        kept(*row.history, range.store, tokens).copy_(range.absolute ? stream : stream - before[r]);
       if (range.from == block) before[r] = stream;
     }
     const RangePlan* const range = step.skipped_from(block);
     if (range == nullptr) return block;
-    const at::Tensor value = forecast(range->terms, *row.history);
+    const at::Tensor value = forecast(range->terms, *row.history, tokens);
     stream = range->absolute ? value : stream + value;
     return range->to;
   };
@@ -94,12 +98,12 @@ class ReferenceEngine final : public Engine {
     const int L = config_.depth, H = config_.num_heads;
     const bool dynamic = step.mode == Mode::Dynamic;
     const int64_t width_router = dynamic ? width_router_macs(config_) : 0;
-    int64_t macs = fixed_macs(config_);
+    int64_t macs = fixed_macs(config_, step.level);
     for (int l = 0; l < L; ++l) {
-      if (step.computes(l, Branch::Attention)) macs += attention_macs(config_, H) + width_router;
+      if (step.computes(l, Branch::Attention)) macs += attention_macs(config_, H, step.level) + width_router;
       if (step.computes(l, Branch::Mlp)) {
-        macs += mlp_macs(config_, H, config_.num_tokens()) + width_router;
-        if (dynamic) macs += token_router_macs(config_);
+        macs += mlp_macs(config_, H, config_.num_tokens(step.level)) + width_router;
+        if (dynamic) macs += token_router_macs(config_, step.level);
       }
       const bool skipped = step.branch(l, Branch::Mlp).action == kSkipped;
       macs += skipped ? -2 * adaLN_macs(config_) : join_macs(config_, l);
@@ -128,16 +132,16 @@ class ReferenceEngine final : public Engine {
         tokens.resize(config_.depth);  // 0 where the MLP is not computed
         tokens[block] = static_cast<int>(std::count(on.begin(), on.end(), 1));
         if (trace) {
-          trace->masks[b][block].copy_(mask[0]);
-          trace->logits[b][block].copy_(logits[0]);
+          trace->masks[b][block].slice(0, 0, mask.size(1)).copy_(mask[0]);
+          trace->logits[b][block].slice(0, 0, mask.size(1)).copy_(logits[0]);
         }
         return mask;
       };
     }
-    obey(row, gates);
+    obey(row, config_.sequence(step.level), gates);
     DiT model = model_;  // a handle: the modules are shared
-    const at::Tensor t_emb = model->embed_timestep(at::tensor({step.timestep}, at::kDouble));
-    return model->forward(x, t_emb, at::tensor({row.label}), gates);
+    const at::Tensor t_emb = model->embed_timestep(at::tensor({step.timestep}, at::kDouble), step.level);
+    return model->forward(x, t_emb, at::tensor({row.label}), gates, step.level);
   }
 
   const DiT model_;

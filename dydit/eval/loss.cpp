@@ -149,7 +149,7 @@ void add_forward(Sums& sums, const Engine& engine, Workspace& workspace, const S
     sums.heads += rows * block.active_heads() / parts;
     sums.groups += rows * block.active_groups() / parts;
   }
-  sums.tokens += trace.masks.defined() ? rows * trace.masks.mean().item<double>() : rows;
+  sums.tokens += trace.masks.defined() ? rows * trace.masks.slice(2, 0, engine.config().num_tokens(step.level)).mean().item<double>() : rows;
   for (const Work& w : work) {
     sums.required += static_cast<double>(w.required);
     sums.executed += static_cast<double>(w.executed);
@@ -162,6 +162,8 @@ void add_forward(Sums& sums, const Engine& engine, Workspace& workspace, const S
 LossReport evaluate_loss(const Checkpoint& checkpoint, const Dataset& dataset, const LossOptions& options,
                          const ProgressFn& on_progress, const CancelFlag* cancel) {
   check_data(dataset, checkpoint.config, options);
+  DYDIT_USAGE_CHECK(options.level >= 0 && options.level < checkpoint.config.levels(),
+                    "level {}: the model has levels 0 to {}", options.level, checkpoint.config.levels() - 1);
   c10::InferenceMode guard;
   const int64_t total = std::min(options.num_images, dataset.size());
   check_run_memory(checkpoint, options, total);
@@ -175,14 +177,17 @@ LossReport evaluate_loss(const Checkpoint& checkpoint, const Dataset& dataset, c
   for (int group = 0; group < std::min<int64_t>(kGroups, total); ++group) {  // others have no image
     const std::vector<double> timesteps = timesteps_of(checkpoint.config.objective, group);
     const RunPlan plan = make_width_plan(checkpoint, timesteps, options.mode);
+    const std::vector<StepPlan>& steps = options.level > 0 ? plan.larger[options.level - 1] : plan.steps;
     checkpoint.check_unchanged();
-    workspace->prepare({timesteps.rbegin(), timesteps.rend()});
+    std::vector<Visit> visits;
+    for (const StepPlan& step : steps) visits.insert(visits.begin(), {step.timestep, step.level});
+    workspace->prepare(visits);
     for (int64_t first = group; first < total; first += int64_t{kGroups} * options.batch) {
       const EvalBatch batch = read_batch(dataset, options.seeds[0], total, first, options.batch);
       for (size_t s = 0; s < options.seeds.size(); ++s) {
         for (int d = kDeciles - 1; d >= 0; --d) {
           if (cancel && *cancel) throw Cancelled();
-          add_forward(sums[d], *engine, *workspace, plan.steps[d], thousandths_of(group, d), batch,
+          add_forward(sums[d], *engine, *workspace, steps[d], thousandths_of(group, d), batch,
                       options.seeds[s], s);
         }
       }

@@ -22,6 +22,7 @@ struct LossOptions {
   at::ScalarType dtype = at::kFloat;
   EngineKind engine = EngineKind::Cpu;
   Mode mode = Mode::Dynamic;
+  int level = 0;  // of the model's patch sizes
 };
 
 /// Means over images of t in [100 d, 100 d + 100), in continuous time thousandths of the noise share.

@@ -106,7 +106,7 @@ void Checkpoint::check_unchanged() const {
 int64_t Checkpoint::num_parameters() const {
   int64_t count = 0;
   for (const auto& [name, tensor] : weights) {
-    const bool counts = name != "pos_embed" || config.learned_positions;
+    const bool counts = !name.ends_with("pos_embed") || config.learned_positions;
     if (counts && !is_quantization_part(name)) count += tensor.numel();
   }
   return count;

@@ -23,7 +23,7 @@ namespace dydit {
 enum class Layout;  // dydit/model/layouts.h
 class DiT;          // dydit/model/dit.h, which brings torch/torch.h
 
-inline constexpr int kDyditFormat = 1;
+inline constexpr int kDyditFormat = 2;
 
 using Weights = std::map<std::string, at::Tensor>;
 

@@ -9,6 +9,7 @@
 #include <fmt/ranges.h>
 
 #include "dydit/base/nearest.h"
+#include "dydit/base/timesteps.h"
 #include "dydit/io/json.h"
 #include "dydit/io/text.h"
 #include "dydit/model/checkpoint_parts.h"
@@ -361,6 +362,34 @@ void infer_family(const RawCheckpoint& raw, WeightSet& set, const Shapes& shapes
           : fmt::format("{} rows of labels: classes alone, without a null class for guidance", rows));
 }
 
+// Levels of patch sizes; where the file does not say when they were trained, at all times.
+void infer_levels(const RawCheckpoint& raw, const Shapes& shapes, DiTConfig& config) {
+  std::vector<int> level_from;
+  const auto has = [&](size_t level) {
+    return shapes.has(fmt::format("levels.{}.x_embedder.proj.weight", level));
+  };
+  while (level_from.size() < kMostLevels && has(level_from.size() + 1)) level_from.push_back(0);
+  const auto said = raw.stated.config.find("level_from");
+  const bool is_said = said != raw.stated.config.end();
+  if (level_from.empty() && !(is_said && is_ours(raw))) return;
+  if (is_said) {
+    DYDIT_CHECK(said->is_array() && said->size() == level_from.size() &&
+                    std::all_of(said->begin(), said->end(), [](const json& t) {
+                      return t.is_number_unsigned() && t < kNumTrainTimesteps;
+                    }),
+                "{}: level_from is {}; its tensors have {} levels beside the first, and a time from 0 to {} "
+                "of each is wanted",
+                raw.name, printable(json_text(*said), 60), level_from.size(), kNumTrainTimesteps - 1);
+    level_from = said->get<std::vector<int>>();
+  }
+  try {
+    check_levels(config, level_from);
+  } catch (const UsageError& error) {
+    throw Error(fmt::format("{}: holds {}", raw.name, error.what()));
+  }
+  config.level_from = level_from;
+}
+
 }  // namespace
 
 DiTConfig infer_config(const RawCheckpoint& raw, WeightSet& set, const CheckpointOptions& options) {
@@ -433,7 +462,9 @@ DiTConfig infer_config(const RawCheckpoint& raw, WeightSet& set, const Checkpoin
   }
   const std::optional<StatedObjective> stated = stated_objective(raw, options);
   config = with_semantics(config, stated_semantics(raw));
-  return stated ? with_objective(config, stated->objective) : config;
+  if (stated) config = with_objective(config, stated->objective);
+  infer_levels(raw, shapes, config);
+  return config;
 }
 
 void check_stated(const RawCheckpoint& raw, const WeightSet& set, const DiTConfig& config) {

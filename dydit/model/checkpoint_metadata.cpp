@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "dydit/base/error.h"
+#include "dydit/base/numbers.h"
 #include "dydit/io/json.h"
 #include "dydit/io/json_object.h"
 #include "dydit/io/text.h"
@@ -23,9 +24,10 @@ json parse_or_throw(const std::string& where, const std::string& key, const std:
   return *std::move(value);
 }
 
-// One kind of part: a list of `blocks` lists of four counts within 1..largest.
+// One kind of part: a list of `blocks` lists of four counts within 1..largest(block).
+template <typename Largest>
 std::vector<KeepCounts::PerQuarter> parse_counts(const json& counts, const char* kind, size_t blocks,
-                                                 int largest, const std::string& name) {
+                                                 const Largest& largest_of, const std::string& name) {
   const auto found = counts.is_object() ? counts.find(kind) : counts.end();
   DYDIT_CHECK(found != counts.end() && found->is_array() && found->size() == blocks,
               "{}: metadata 'keep_counts' must hold {} lists of '{}'", name, blocks, kind);
@@ -34,6 +36,7 @@ std::vector<KeepCounts::PerQuarter> parse_counts(const json& counts, const char*
     DYDIT_CHECK(block.is_array() && block.size() == kQuarters,
                 "{}: 'keep_counts' of '{}' must be lists of {}", name, kind, kQuarters);
     KeepCounts::PerQuarter quarters{};
+    const int largest = largest_of(result.size());
     for (int q = 0; q < kQuarters; ++q) {
       DYDIT_CHECK(block[q].is_number_integer() && block[q] >= 1 && block[q] <= largest,
                   "{}: 'keep_counts' of '{}' holds {}, expected 1 to {}", name, kind,
@@ -46,11 +49,14 @@ std::vector<KeepCounts::PerQuarter> parse_counts(const json& counts, const char*
 }
 
 KeepCounts parse_keep_counts(const json& counts, const DiTConfig& config, const std::string& name) {
-  const size_t width_blocks = config.width_routers ? config.depth : 0,
-               token_blocks = config.token_routers ? config.depth : 0;
-  return {parse_counts(counts, "heads", width_blocks, config.num_heads, name),
-          parse_counts(counts, "groups", width_blocks, config.num_heads, name),
-          parse_counts(counts, "tokens", token_blocks, config.num_tokens(), name)};
+  const size_t blocks = size_t{1} * config.depth * config.levels(),
+               width_blocks = config.width_routers ? blocks : 0,
+               token_blocks = config.token_routers ? blocks : 0;
+  const auto heads = [&](size_t) { return config.num_heads; };
+  const auto tokens = [&](size_t block) { return config.num_tokens(static_cast<int>(block) / config.depth); };
+  return {parse_counts(counts, "heads", width_blocks, heads, name),
+          parse_counts(counts, "groups", width_blocks, heads, name),
+          parse_counts(counts, "tokens", token_blocks, tokens, name)};
 }
 
 // A name becomes a line of a log, a file's text and a word of a command.
@@ -121,6 +127,9 @@ Quantization parse_quantization(const std::string& text, const std::string& name
 constexpr std::array kOwnKeys = {"format",      "dydit_format", "config",      "parent_sha256", "gate_rule",
                                  "keep_counts", "lambda",       "class_names", "quantization"};
 
+// The oldest that says all there is: readers of an older one would sample nonsense.
+int format_of(const Checkpoint& checkpoint) { return checkpoint.config.levels() > 1 ? kDyditFormat : 1; }
+
 }  // namespace
 
 std::optional<json> parse_metadata(const std::string& text) { return parse_json(text, kMetadataDepth); }
@@ -129,8 +138,10 @@ bool is_ours(const RawCheckpoint& raw) { return raw.metadata.contains("dydit_for
 
 void check_format(const RawCheckpoint& raw) {
   const auto found = raw.metadata.find("dydit_format");
-  DYDIT_CHECK(found == raw.metadata.end() || found->second == std::to_string(kDyditFormat),
-              "{}: dydit_format {}, but this program reads {}; use a newer dydit", raw.name,
+  const std::optional<int> stated =
+      found != raw.metadata.end() ? parse_number<int>(found->second) : std::optional(kDyditFormat);
+  DYDIT_CHECK(stated && *stated >= 1 && *stated <= kDyditFormat,
+              "{}: dydit_format {}, but this program reads 1 to {}; use a newer dydit", raw.name,
               printable(found->second, 60), kDyditFormat);
 }
 
@@ -162,7 +173,7 @@ void read_metadata(const RawCheckpoint& raw, Checkpoint& checkpoint) {
 std::map<std::string, std::string> metadata_of(const Checkpoint& checkpoint) {
   std::map<std::string, std::string> metadata = checkpoint.notes;
   metadata["format"] = "pt";
-  metadata["dydit_format"] = std::to_string(kDyditFormat);
+  metadata["dydit_format"] = std::to_string(format_of(checkpoint));
   metadata["config"] = config_to_json(checkpoint.config).dump();
   metadata["parent_sha256"] = checkpoint.sha256;
   if (checkpoint.config.is_dynamic()) metadata["gate_rule"] = kGateRuleNames[checkpoint.gate_rule()];

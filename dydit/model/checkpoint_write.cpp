@@ -18,7 +18,7 @@ Weights stored_weights(const Checkpoint& checkpoint, at::ScalarType dtype) {
   for (const auto& [name, tensor] : checkpoint.weights) {
     const bool as_it_is = tensor.scalar_type() == at::kChar || is_quantization_part(name);
     stored[name] =
-        as_it_is ? tensor.contiguous() : tensor.to(name == "pos_embed" ? at::kFloat : dtype).contiguous();
+        as_it_is ? tensor.contiguous() : tensor.to(name.ends_with("pos_embed") ? at::kFloat : dtype).contiguous();
   }
   return stored;
 }
@@ -74,6 +74,9 @@ void save_diffusers_folder(const std::filesystem::path& path, const Checkpoint& 
   DYDIT_USAGE_CHECK(!config.is_dynamic(),
                     "{}: has routers, which a diffusers folder has no place for; --to static drops them",
                     from);
+  DYDIT_USAGE_CHECK(config.levels() == 1,
+                    "{}: has {} patch sizes, and a diffusers folder has a place for one", from,
+                    config.levels());
   constexpr double kRounding = 5e-3;  // of a table stored in bfloat16
   const at::Tensor formula = sincos_pos_embed(config.hidden_size, config.grid());
   DYDIT_CHECK(

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "dydit/base/error.h"
+#include "dydit/base/timesteps.h"
 
 namespace dydit {
 namespace {
@@ -37,6 +38,61 @@ std::string_view family_of(const DiTConfig& config) {
 }
 
 }  // namespace
+
+DiTConfig at_level(DiTConfig config, int level) {
+  config.patch_size = config.patch(level);
+  config.level_from.clear();
+  return config;
+}
+
+bool levels_share_time(const DiTConfig& config) { return config.levels() > 1 && config.level_from[0] > 0; }
+
+int level_at(const DiTConfig& config, double timestep) {
+  return level_at_thousandth(config, config.objective.continuous()
+                                         ? noise_share(config.objective, timestep) * kNumTrainTimesteps
+                                         : timestep);
+}
+
+int level_at_thousandth(const DiTConfig& config, double t) {
+  int level = 0;
+  while (level + 1 < config.levels() && t >= config.level_from[level]) ++level;
+  return level;
+}
+
+std::string levels_text(const DiTConfig& config) {
+  std::string text;
+  for (int level = 0; level < config.levels(); ++level) {
+    const int p = config.patch(level);
+    text += fmt::format("{}level {}: {}x{}, {} tokens", level > 0 ? "; " : "", level, p, p,
+                        config.num_tokens(level));
+    if (level == 0) continue;
+    const int from = config.level_from[level - 1];
+    text += from > 0 ? fmt::format(", trained from t = {}", from) : ", trained at all t";
+  }
+  return text;
+}
+
+void check_levels(const DiTConfig& config, const std::vector<int>& level_from) {
+  DYDIT_USAGE_CHECK(config.levels() == 1, "a model that has {} levels of patch sizes; levels are added once",
+                    config.levels());
+  DYDIT_USAGE_CHECK(config.modulation == Modulation::AdaLN && config.join == Join::None &&
+                        !config.learned_positions && !config.output_conv,
+                    "levels of patch sizes for a {}; they are for DiT and SiT", family_of(config));
+  DYDIT_USAGE_CHECK(!level_from.empty() && level_from.size() < kMostLevels,
+                    "{} levels of patch sizes; 2 to {} can be", level_from.size() + 1, kMostLevels);
+  for (size_t i = 0; i < level_from.size(); ++i) {
+    DYDIT_USAGE_CHECK(level_from[i] >= (i > 0 ? level_from[i - 1] : 0) && level_from[i] < kNumTrainTimesteps,
+                      "level {} from t = {}: 0 to {} are t, and a larger patch begins no lower than a smaller",
+                      i + 1, level_from[i], kNumTrainTimesteps - 1);
+    DYDIT_USAGE_CHECK((level_from[i] > 0) == (level_from[0] > 0),
+                      "level {} from t = {} and level 1 from {}: all begin above 0, or all at 0", i + 1,
+                      level_from[i], level_from[0]);
+    const int patch = config.patch(static_cast<int>(i) + 1);
+    DYDIT_USAGE_CHECK(config.input_size % patch == 0,
+                      "level {} has patches of {}x{}, which do not fill {}x{}; take fewer levels", i + 1, patch,
+                      patch, config.input_size, config.input_size);
+  }
+}
 
 DiTConfig with_semantics(DiTConfig config, Semantics semantics) {
   const bool diffusers = semantics == Semantics::Diffusers;
@@ -69,6 +125,7 @@ nlohmann::json config_to_json(const DiTConfig& config) {
     json["prediction"] = kPredictionNames[config.objective.prediction];
   }
   if (config.num_classes > 0 && config.time_token) json["null_class"] = config.has_null_class;
+  if (config.levels() > 1) json["level_from"] = config.level_from;
   return json;
 }
 

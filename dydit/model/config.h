@@ -126,6 +126,20 @@ struct DiTConfig {
   bool operator==(const DiTConfig&) const = default;
 };
 
+/// The configuration with the patches of a level as its only ones: what it computes there.
+DiTConfig at_level(DiTConfig config, int level);
+/// The level whose patches a model of levels was trained with at this time: the largest that begins at or below
+/// it. In continuous time `level_from` counts thousandths of the noise share.
+int level_at(const DiTConfig& config, double timestep);
+/// The same at a thousandth of the noise, 0..999.
+int level_at_thousandth(const DiTConfig& config, double t);
+/// Whether each level was, or is, trained at times of its own alone; else each at all times.
+bool levels_share_time(const DiTConfig& config);
+inline constexpr int kMostLevels = 4;
+/// Throws UsageError where such levels cannot be: of this family, of patches that do not fill the image, or of
+/// times that are none or fall.
+void check_levels(const DiTConfig& config, const std::vector<int>& level_from);
+
 /// The two ways to compute with the same weights that files name: the published code's, and diffusers', whose
 /// timestep frequencies, epsilon before the MLP and guided channels differ and which drops the learned
 /// variance.
@@ -152,6 +166,8 @@ DiTConfig with_objective(DiTConfig config, const Objective& objective);
 /// The configuration as a published U-ViT has it; of a size that is known.
 DiTConfig with_uvit(DiTConfig config);
 
+/// "level 0: 4x4, 64 tokens; level 1: 8x8, 16 tokens, trained from t = 500": of a model of levels.
+std::string levels_text(const DiTConfig& config);
 /// "DiT-XL/2", "DySiT-S/4", "U-ViT-S/2" for the published sizes, else "DiT (8 blocks, hidden 256, 8 heads,
 /// patch 4)".
 std::string model_name(const DiTConfig& config);

@@ -39,6 +39,21 @@ Modulated of_affine(const Affine& norm, int64_t B) {
   return {norm->bias.expand({B, C}), (norm->weight - 1.0).expand({B, C})};
 }
 
+// The patch embedding as files name it, under `root`.
+void add_patch_embedding(Module& root, const DiTConfig& config, int level, at::Tensor& weight,
+                         at::Tensor& bias) {
+  const int C = config.hidden_size, p = config.patch(level);
+  auto patch = root.register_module("x_embedder", std::make_shared<Module>())
+                   ->register_module("proj", std::make_shared<Module>());
+  weight = patch->register_parameter("weight", at::empty({C, config.in_channels, p, p}, at::kFloat));
+  bias = patch->register_parameter("bias", at::empty({C}, at::kFloat));
+}
+
+Linear add_final_linear(Module& root, const DiTConfig& config, int level) {
+  const int p = config.patch(level);
+  return add_linear(root, "final_layer.linear", config.hidden_size, p * p * config.out_channels());
+}
+
 }  // namespace
 
 LinearImpl::LinearImpl(int in_features, int out_features, bool has_bias) {
@@ -53,6 +68,15 @@ at::Tensor LinearImpl::forward(const at::Tensor& x, at::ScalarType dtype) {
 AffineImpl::AffineImpl(int size) {
   weight = register_parameter("weight", at::empty({size}, at::kFloat));
   bias = register_parameter("bias", at::empty({size}, at::kFloat));
+}
+
+PatchLevelImpl::PatchLevelImpl(const DiTConfig& config, int level) {
+  const int C = config.hidden_size;
+  pos_embed = register_parameter("pos_embed", at::empty({1, config.num_tokens(level), C}, at::kFloat),
+                                 /*requires_grad=*/false);
+  embedding = register_parameter("embedding", at::empty({C}, at::kFloat));
+  add_patch_embedding(*this, config, level, patch_weight, patch_bias);
+  final_linear = add_final_linear(*this, config, level);
 }
 
 DiTBlockImpl::DiTBlockImpl(const DiTConfig& config, int index) : config(config), index(index) {
@@ -153,13 +177,10 @@ WidthLogits DiTBlockImpl::width_logits(const at::Tensor& t_emb) {
 }
 
 DiTImpl::DiTImpl(const DiTConfig& config) : config(config) {
-  const int C = config.hidden_size, p = config.patch_size;
+  const int C = config.hidden_size;
   pos_embed = register_parameter("pos_embed", at::empty({1, config.sequence(), C}, at::kFloat),
                                  /*requires_grad=*/config.learned_positions);
-  auto patch = register_module("x_embedder", std::make_shared<Module>())
-                   ->register_module("proj", std::make_shared<Module>());
-  patch_weight = patch->register_parameter("weight", at::empty({C, config.in_channels, p, p}, at::kFloat));
-  patch_bias = patch->register_parameter("bias", at::empty({C}, at::kFloat));
+  add_patch_embedding(*this, config, /*level=*/0, patch_weight, patch_bias);
   if (config.num_classes > 0) {
     auto table = register_module("y_embedder", std::make_shared<Module>())
                      ->register_module("embedding_table", std::make_shared<Module>());
@@ -173,7 +194,7 @@ DiTImpl::DiTImpl(const DiTConfig& config) : config(config) {
   for (int i = 0; i < config.depth; ++i) {
     blocks.push_back(list->register_module(std::to_string(i), DiTBlock(config, i)));
   }
-  final_linear = add_linear(*this, "final_layer.linear", C, p * p * config.out_channels());
+  final_linear = add_final_linear(*this, config, /*level=*/0);
   if (config.modulation == Modulation::AdaLN) {
     final_adaLN = add_linear(*this, "final_layer.adaLN_modulation.1", C, 2 * C);
   } else {
@@ -185,24 +206,33 @@ DiTImpl::DiTImpl(const DiTConfig& config) : config(config) {
     conv_weight = conv->register_parameter("weight", at::empty({channels, channels, 3, 3}, at::kFloat));
     conv_bias = conv->register_parameter("bias", at::empty({channels}, at::kFloat));
   }
+  if (config.levels() == 1) return;
+  auto levels = register_module("levels", std::make_shared<Module>());
+  for (int level = 1; level < config.levels(); ++level)
+    larger.push_back(levels->register_module(std::to_string(level), PatchLevel(config, level)));
 }
 
-at::Tensor DiTImpl::embed_timestep(const at::Tensor& t) {
+at::Tensor DiTImpl::embed_timestep(const at::Tensor& t, int level) {
   const at::Tensor frequencies = timestep_frequencies(t, config.time_frequencies, config.frequency_divisor);
-  return config.time_mlp ? t_mlp_out->forward(at::silu(t_mlp_in->forward(frequencies))) : frequencies;
+  const at::Tensor t_emb =
+      config.time_mlp ? t_mlp_out->forward(at::silu(t_mlp_in->forward(frequencies))) : frequencies;
+  return level > 0 ? t_emb + larger[level - 1]->embedding : t_emb;
 }
 
 at::Tensor DiTImpl::forward(const at::Tensor& x, const at::Tensor& t_emb, const at::Tensor& y,
-                            const Gates& gates) {
+                            const Gates& gates, int level) {
+  const PatchLevel* const own = level > 0 ? &larger[level - 1] : nullptr;
   const at::Tensor label = label_table.defined() ? at::embedding(label_table, y) : at::Tensor();
-  at::Tensor h = at::linear(patchify(x), patch_weight.flatten(1), patch_bias), c;
+  at::Tensor h = at::linear(patchify(x, level), (own ? (*own)->patch_weight : patch_weight).flatten(1),
+                            own ? (*own)->patch_bias : patch_bias),
+             c;
   if (config.time_token) {
     h = at::cat({t_emb.unsqueeze(1), h}, 1);
     if (label.defined()) h = at::cat({label.unsqueeze(1), h}, 1);
   } else {
     c = label.defined() ? t_emb + label : t_emb;
   }
-  h = h + pos_embed;
+  h = h + (own ? (*own)->pos_embed : pos_embed);
   std::vector<at::Tensor> outputs(config.depth);  // of blocks that others are joined with
   for (int next, l = 0; (next = gates.enter ? gates.enter(l, h) : l) < config.depth; l = next) {
     if (next != l) continue;
@@ -219,8 +249,11 @@ at::Tensor DiTImpl::forward(const at::Tensor& x, const at::Tensor& t_emb, const 
   } else {
     of_final = of_affine(final_norm, h.size(0));
   }
-  const at::Tensor out = unpatchify(final_linear->forward(
-      layer_norm_modulate(h, of_final.shift, of_final.scale, at::kFloat, config.final_norm_eps)));
+  Linear last = own ? (*own)->final_linear : final_linear;
+  const at::Tensor out = unpatchify(
+      last->forward(
+          layer_norm_modulate(h, of_final.shift, of_final.scale, at::kFloat, config.final_norm_eps)),
+      level);
   return config.output_conv ? at::conv2d(out, conv_weight, conv_bias, 1, 1) : out;
 }
 
@@ -237,16 +270,16 @@ void DiTImpl::set_compute_dtype(at::ScalarType dtype) {
 }
 
 // (B, in, side, side) -> (B, N, in*p*p): a patch's values in the order of the convolution's weight.
-at::Tensor DiTImpl::patchify(const at::Tensor& x) const {
-  const int64_t g = config.grid(), p = config.patch_size;
+at::Tensor DiTImpl::patchify(const at::Tensor& x, int level) const {
+  const int64_t g = config.grid(level), p = config.patch(level);
   return x.reshape({-1, config.in_channels, g, p, g, p})
       .permute({0, 2, 4, 1, 3, 5})
-      .reshape({-1, g * g, config.patch_values()});
+      .reshape({-1, g * g, config.patch_values(level)});
 }
 
 // 'nhwpqc->nchpwq'
-at::Tensor DiTImpl::unpatchify(const at::Tensor& x) const {
-  const int64_t g = config.grid(), p = config.patch_size, c = config.out_channels();
+at::Tensor DiTImpl::unpatchify(const at::Tensor& x, int level) const {
+  const int64_t g = config.grid(level), p = config.patch(level), c = config.out_channels();
   return x.reshape({-1, g, g, p, p, c}).permute({0, 5, 1, 3, 2, 4}).reshape({-1, c, g * p, g * p});
 }
 

@@ -62,16 +62,28 @@ struct DiTBlockImpl : torch::nn::Module {
 };
 TORCH_MODULE(DiTBlock);
 
+/// What a level of larger patches has of its own; letters N and p are those of the level.
+struct PatchLevelImpl : torch::nn::Module {
+  PatchLevelImpl(const DiTConfig& config, int level);
+
+  at::Tensor patch_weight, patch_bias;  // (C, in_channels, p, p), (C)
+  at::Tensor pos_embed;                 // (1, N, C), fixed
+  at::Tensor embedding;                 // (C), added to the timestep's
+  Linear final_linear{nullptr};
+};
+TORCH_MODULE(PatchLevel);
+
 struct DiTImpl : torch::nn::Module {
   explicit DiTImpl(const DiTConfig& config);
 
-  /// t (B) times of the objective's clock, 0..999 of a DiT -> t_emb (B, C), float32 throughout.
-  at::Tensor embed_timestep(const at::Tensor& t);
+  /// t (B) times of the objective's clock, 0..999 of a DiT -> t_emb (B, C), float32 throughout; the level's
+  /// embedding included.
+  at::Tensor embed_timestep(const at::Tensor& t, int level = 0);
   /// x (B, in_channels, side, side) float32, t_emb (B, C), y (B) labels, null class included (unread without
   /// classes) -> (B, out_channels, side, side) float32: noise or velocity, then the variance values when
-  /// sigma is learned.
+  /// sigma is learned. t_emb is the level's, and gates are of its tokens.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& t_emb, const at::Tensor& y,
-                     const Gates& gates = {});
+                     const Gates& gates = {}, int level = 0);
   /// Converts the weights of qkv, proj, fc1 and fc2 and computes them and attention's products in `dtype`.
   /// All else stays float32: embeddings, adaLN (in bfloat16 it moves router logits enough to flip tokens),
   /// routers, LayerNorms, the final layer and the residual stream.
@@ -88,10 +100,11 @@ struct DiTImpl : torch::nn::Module {
   Affine final_norm{nullptr};         // of Modulation::Affine, which has no final_adaLN
   at::Tensor conv_weight, conv_bias;  // (in, in, 3, 3), (in); undefined without output_conv
   std::vector<DiTBlock> blocks;
+  std::vector<PatchLevel> larger;  // levels 1, 2, ...
 
  private:
-  at::Tensor patchify(const at::Tensor& x) const;
-  at::Tensor unpatchify(const at::Tensor& x) const;
+  at::Tensor patchify(const at::Tensor& x, int level) const;
+  at::Tensor unpatchify(const at::Tensor& x, int level) const;
 };
 TORCH_MODULE(DiT);
 

@@ -59,6 +59,21 @@ void reorder_block(Weights& weights, const DiTConfig& config, const std::string&
   fc2_w = fc2_w.index_select(1, channels);
 }
 
+// The counts of one level for all: those of tokens in proportion.
+KeepCounts with_levels(const KeepCounts& counts, const DiTConfig& config) {
+  KeepCounts all = counts;
+  for (int level = 1; level < config.levels(); ++level) {
+    all.heads.insert(all.heads.end(), counts.heads.begin(), counts.heads.end());
+    all.groups.insert(all.groups.end(), counts.groups.begin(), counts.groups.end());
+    for (KeepCounts::PerQuarter quarters : counts.tokens) {
+      for (int& count : quarters)
+        count = std::max(1, count * config.num_tokens(level) / config.num_tokens());
+      all.tokens.push_back(quarters);
+    }
+  }
+  return all;
+}
+
 }  // namespace
 
 bool is_router_parameter(const std::string& name) {
@@ -66,6 +81,11 @@ bool is_router_parameter(const std::string& name) {
 }
 
 Checkpoint init_checkpoint(const DiTConfig& config, uint64_t seed) {
+  if (config.levels() > 1) {
+    DiTConfig single = config;
+    single.level_from.clear();
+    return add_levels(init_checkpoint(single, seed), config.level_from);
+  }
   // pos_embed is made in double, beside its place and its copy in float32.
   const double pos_embed = static_cast<double>(config.num_tokens()) * config.hidden_size;
   check_memory(std::max(static_cast<double>(num_parameters(config)) * sizeof(float),
@@ -137,15 +157,49 @@ Checkpoint keep_shares(Checkpoint checkpoint, const KeepShares& shares) {
     counts.fill(std::max(1, static_cast<int>(std::lround(share * of))));
     return std::vector<KeepCounts::PerQuarter>(routed ? config.depth : 0, counts);
   };
-  checkpoint.keep_counts = {same(config.width_routers, shares.heads, config.num_heads),
-                            same(config.width_routers, shares.groups, config.num_heads),
-                            same(config.token_routers, shares.tokens, config.num_tokens())};
+  checkpoint.keep_counts = with_levels({same(config.width_routers, shares.heads, config.num_heads),
+                                        same(config.width_routers, shares.groups, config.num_heads),
+                                        same(config.token_routers, shares.tokens, config.num_tokens())},
+                                       config);
+  return checkpoint;
+}
+
+Checkpoint add_levels(Checkpoint checkpoint, const std::vector<int>& level_from) {
+  at::NoGradGuard no_grad;
+  DiTConfig& config = checkpoint.config;
+  check_levels(config, level_from);
+  config.level_from = level_from;
+  const at::Tensor patch = checkpoint.weights.at("x_embedder.proj.weight"),
+                   rows = checkpoint.weights.at("final_layer.linear.weight"),
+                   row_bias = checkpoint.weights.at("final_layer.linear.bias");
+  const int64_t C = config.hidden_size, p = config.patch_size, out = config.out_channels();
+  for (int level = 1; level < config.levels(); ++level) {
+    const int64_t factor = int64_t{1} << level;  // patches of level 0 along a side
+    // The large patch is embedded as the mean of its pixels, and predicts each of them by their mean's.
+    const auto set = [&](const char* name, const at::Tensor& value) {
+      checkpoint.weights[fmt::format("levels.{}.{}", level, name)] = value.contiguous();
+    };
+    set("x_embedder.proj.weight", patch.repeat_interleave(factor, 2).repeat_interleave(factor, 3) /
+                                      static_cast<double>(factor * factor));
+    set("x_embedder.proj.bias", checkpoint.weights.at("x_embedder.proj.bias").clone());
+    const auto repeated = [&](const at::Tensor& of_patch) {  // (p p out, ...) -> (p' p' out, ...)
+      return of_patch.reshape({p, p, out, -1})
+          .repeat_interleave(factor, 0)
+          .repeat_interleave(factor, 1)
+          .reshape({factor * p * factor * p * out, -1});
+    };
+    set("final_layer.linear.weight", repeated(rows));
+    set("final_layer.linear.bias", repeated(row_bias).flatten());
+    set("pos_embed", sincos_pos_embed(config.hidden_size, config.grid(level), static_cast<double>(factor)));
+    set("embedding", at::zeros({C}, at::kFloat));
+  }
+  if (checkpoint.keep_counts) checkpoint.keep_counts = with_levels(*checkpoint.keep_counts, config);
   return checkpoint;
 }
 
 Checkpoint in_dtype(Checkpoint checkpoint, at::ScalarType dtype) {
   for (auto& [name, tensor] : checkpoint.weights) {
-    if (name != "pos_embed") tensor = tensor.to(dtype);
+    if (!name.ends_with("pos_embed")) tensor = tensor.to(dtype);
   }
   return checkpoint;
 }

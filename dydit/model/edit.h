@@ -44,6 +44,14 @@ struct KeepShares {
 /// every timestep; kinds without routers are left out. A static DiT gets routers first.
 Checkpoint keep_shares(Checkpoint checkpoint, const KeepShares& shares);
 
+/// The checkpoint with levels of patches of 2p, 4p, ... pixels beside its own (FlexiDiT, Anagnostidis et al.
+/// 2025), one for each of level_from (DiTConfig). A new level starts as the model's view of the image at a
+/// half (a quarter, ...) of its resolution: embedding weights spread over the larger patch, output rows
+/// repeated, positions at the patches' centres, embedding zero. Level 0 keeps its bits. The counts of the
+/// capacity rule are those of level 0, of tokens in proportion. Throws Error where the model has levels, or
+/// is of a family or size that can have none.
+Checkpoint add_levels(Checkpoint checkpoint, const std::vector<int>& level_from);
+
 /// Every tensor in `dtype`, pos_embed as it is.
 Checkpoint in_dtype(Checkpoint checkpoint, at::ScalarType dtype);
 

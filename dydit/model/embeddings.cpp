@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 
 namespace dydit {
 
@@ -14,19 +15,22 @@ at::Tensor linear(const Checkpoint& checkpoint, const std::string& name, const a
                     checkpoint.weights.at(name + ".bias").to(at::kFloat));
 }
 
-at::Tensor embed_timesteps(const Checkpoint& checkpoint, const at::Tensor& t) {
+at::Tensor embed_timesteps(const Checkpoint& checkpoint, const at::Tensor& t, int level) {
   const DiTConfig& config = checkpoint.config;
   const at::Tensor frequencies = timestep_frequencies(t, config.time_frequencies, config.frequency_divisor);
   if (!config.time_mlp) return frequencies;
   const at::Tensor hidden = at::silu(linear(checkpoint, "t_embedder.mlp.0", frequencies));
-  return linear(checkpoint, "t_embedder.mlp.2", hidden);
+  const at::Tensor t_emb = linear(checkpoint, "t_embedder.mlp.2", hidden);
+  if (level == 0) return t_emb;
+  return t_emb + checkpoint.weights.at(fmt::format("levels.{}.embedding", level)).to(at::kFloat);
 }
 
-at::Tensor sincos_pos_embed(int hidden_size, int grid) {
+at::Tensor sincos_pos_embed(int hidden_size, int grid, double spacing) {
   const int quarter = hidden_size / 4;
   const auto omega =
       at::pow(10000.0, -at::arange(quarter, at::kDouble) / static_cast<double>(quarter)).unsqueeze(0);
-  const auto angles = at::arange(grid, at::kDouble).unsqueeze(1) * omega;  // (grid, C/4)
+  const auto places = at::arange(grid, at::kDouble) * spacing + (spacing - 1) / 2;
+  const auto angles = places.unsqueeze(1) * omega;                         // (grid, C/4)
   const auto axis = at::cat({at::sin(angles), at::cos(angles)}, 1);        // (grid, C/2)
   const auto w = axis.unsqueeze(0).expand({grid, grid, 2 * quarter});
   const auto h = axis.unsqueeze(1).expand({grid, grid, 2 * quarter});

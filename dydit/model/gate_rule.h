@@ -24,7 +24,7 @@ inline constexpr int kQuarterLength = kNumTrainTimesteps / kQuarters;
 struct KeepCounts {
   using PerQuarter = std::array<int, kQuarters>;
   std::vector<PerQuarter> heads, groups,
-      tokens;  // L each; heads and groups empty without TDW, tokens without SDT
+      tokens;  // L of each level in turn; heads and groups empty without TDW, tokens without SDT
 
   bool operator==(const KeepCounts&) const = default;
 };

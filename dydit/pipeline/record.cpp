@@ -193,9 +193,12 @@ json plan_record(const Checkpoint& checkpoint, const GenerateOptions& options, c
   return record;
 }
 
-json said_policy(const std::string& cache, const GuideOptions& guide) {
-  const GuideOptions usual;
-  json said = {{"cache", cache}};
+json said_policy(const PlanPolicy& policy) {
+  const GuideOptions usual, &guide = policy.guide;
+  json said = {{"cache", policy.cache}};
+  if (!policy.levels.steps.empty()) said["weak_steps"] = policy.levels.steps;
+  if (!policy.levels.from.empty()) said["level_from"] = policy.levels.from;
+  if (guide.weak) said["guide_weak"] = true;
   if (guide.from != usual.from) said["guide_from"] = guide.from;
   if (guide.to != usual.to) said["guide_to"] = guide.to;
   if (guide.every != usual.every) said["guide_every"] = guide.every;

@@ -29,9 +29,9 @@ nlohmann::json plan_record(const Checkpoint& checkpoint, const GenerateOptions& 
 nlohmann::json plan_record(const Checkpoint& checkpoint, const GenerateOptions& options, const RunPlan& plan,
                            const nlohmann::json& said);
 
-/// How a plan was asked for where a policy made it, for plan_record: cache, and of guidance what is not as
-/// usual.
-nlohmann::json said_policy(const std::string& cache, const GuideOptions& guide);
+/// How a plan was asked for where a policy made it, for plan_record: cache, and of patch sizes and guidance
+/// what is not as usual.
+nlohmann::json said_policy(const PlanPolicy& policy);
 
 /// One image: index, class, class_name, seconds, required_gmacs, executed_gmacs and both as shares of static;
 /// token_share, the mean over tokens, where the sample has one.

@@ -32,12 +32,12 @@ Spacing run_spacing(const Request& request, const Objective& objective) {
   return {request.plan->timesteps(), "the plan's"};
 }
 
-void plan_by_policy(const std::string& cache, const GuideOptions& guide, const DiTConfig& config,
-                    Request& request) {
+void plan_by_policy(const PlanPolicy& policy, const DiTConfig& config, Request& request) {
   request.plan.reset();
-  if (cache == "none" && guide.is_default()) return;
-  request.plan = policy_plan(cache, config, run_spacing(request, config.objective).timesteps);
-  if (request.guided()) apply_guide(guide, config.objective, *request.plan);
+  if (policy.is_default()) return;
+  request.plan = policy_plan(policy.cache, config, run_spacing(request, config.objective).timesteps);
+  apply_levels(policy.levels, config, *request.plan);
+  if (request.guided()) apply_guide(policy.guide, config, request.cfg_scale, *request.plan);
 }
 
 RunPlan complete_plan(const Request& request, RunPlan widths) {

@@ -64,10 +64,9 @@ struct SamplingOptions {
 /// choose_timesteps'.
 Spacing run_spacing(const Request& request, const Objective& objective);
 
-/// Gives a request, of which all else is known, the plan that a policy makes for its timesteps; none where
-/// `cache` is "none" and guidance is as usual. Throws as policy_plan does.
-void plan_by_policy(const std::string& cache, const GuideOptions& guide, const DiTConfig& config,
-                    Request& request);
+/// Gives a request, of which all else is known, the plan that a policy makes for its timesteps; none where it
+/// is the default. Throws as policy_plan, apply_levels and apply_guide do.
+void plan_by_policy(const PlanPolicy& policy, const DiTConfig& config, Request& request);
 
 /// The plan of a request: `widths`, of its timesteps, and what its spec says.
 RunPlan complete_plan(const Request& request, RunPlan widths);

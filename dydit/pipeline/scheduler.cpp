@@ -30,6 +30,16 @@ std::vector<double> timesteps_of(const RunPlan& plan) {
   return timesteps;
 }
 
+// entries (N) += mask (N), whose first values are of the level's patches, each as many of `entries`' as it covers.
+void add_entries(const DiTConfig& config, int level, const at::Tensor& mask, at::Tensor& entries) {
+  if (level == 0) {
+    entries += mask;
+    return;
+  }
+  const int64_t g = config.grid(level), factor = int64_t{1} << level;
+  entries.view({g, factor, g, factor}) += mask.slice(0, 0, g * g).view({g, 1, g, 1});
+}
+
 }  // namespace
 
 Course::Course(const Request& request, RunPlan plan, Extras extras)
@@ -110,20 +120,25 @@ void Scheduler::give_memory(Sample& sample) {
     sample.differences = at::empty({plan.guide_slots, request.guided_values(engine_.config())}, at::kFloat);
 }
 
-// Tells the workspace which timesteps come next.
+// Tells the workspace which timesteps come next, and at which levels.
 void Scheduler::prepare_steps() {
   std::map<const Course*, int> next;  // each course's samples in flight go these steps and those below
   for (const Sample& sample : samples_) {
     int& step = next[sample.course.get()];
     step = std::max(step, sample.step);
   }
-  std::set<double> timesteps;
+  std::set<Visit> visits;
   for (const auto& [other, last] : next) {
-    for (int step = 0; step <= last; ++step) timesteps.insert(other->plan.steps[step].timestep);
+    for (int step = 0; step <= last; ++step) {
+      for (int row = 0; row < 2; ++row) {
+        const StepPlan& plan = other->plan.of_row(step, row);
+        visits.insert({plan.timestep, plan.level});
+      }
+    }
   }
   if (noise_share(engine_.config().objective, 0) < 0.5)
-    return workspace_->prepare({timesteps.rbegin(), timesteps.rend()});
-  workspace_->prepare({timesteps.begin(), timesteps.end()});
+    return workspace_->prepare({visits.rbegin(), visits.rend()});
+  workspace_->prepare({visits.begin(), visits.end()});
 }
 
 // Parts of all samples from `first_sample` on, on all threads.
@@ -184,17 +199,19 @@ void Scheduler::take_memory(Sample& sample) {
 void Scheduler::lay_out_rows() {
   const DiTConfig& config = engine_.config();
   rows_.clear();
-  null_rows_.assign(samples_.size(), 0);
-  const auto add_row = [&](Sample& sample, int64_t label, History& history) {
-    rows_.push_back(
-        {&sample.course->plan.steps[sample.step], label, history.features.defined() ? &history : nullptr});
+  guide_rows_.assign(samples_.size(), 0);
+  const auto add_row = [&](Sample& sample, int row, int64_t label) {
+    History& history = sample.histories[row];
+    rows_.push_back({&sample.course->plan.of_row(sample.step, row), label,
+                     history.features.defined() ? &history : nullptr});
   };
-  for (Sample& sample : samples_) add_row(sample, sample.label, sample.histories[0]);
+  for (Sample& sample : samples_) add_row(sample, 0, sample.label);
   for (size_t i = 0; i < samples_.size(); ++i) {
     Sample& sample = samples_[i];
     if (sample.course->plan.rows(sample.step, sample.course->request.guided()) < 2) continue;
-    null_rows_[i] = rows_.size();
-    add_row(sample, config.null_class(), sample.histories[1]);
+    guide_rows_[i] = rows_.size();
+    const bool weak = sample.course->plan.steps[sample.step].guide.kind == GuideKind::Weak;
+    add_row(sample, 1, weak ? sample.label : config.null_class());
   }
   work_.assign(rows_.size(), {});
   const auto rows = static_cast<int64_t>(rows_.size());
@@ -219,7 +236,7 @@ void Scheduler::fill_inputs(const Part& part) const {
   const float* x = values_of(samples_[part.sample].x) + part.first;
   float* input = values_of(input_) + part.first;
   std::copy_n(x, part.size, input + part.sample * values_);
-  if (const size_t null_row = null_rows_[part.sample]) std::copy_n(x, part.size, input + null_row * values_);
+  if (const size_t guide_row = guide_rows_[part.sample]) std::copy_n(x, part.size, input + guide_row * values_);
 }
 
 History Scheduler::take_history(int slots) {
@@ -245,9 +262,9 @@ void Scheduler::guide_part(const Part& part, std::span<float> eps) const {
   const auto difference = [&](int slot) {
     return std::span(values_of(sample.differences) + slot * guided + part.first, count);
   };
-  if (const size_t null_row = null_rows_[part.sample]) {
+  if (const size_t guide_row = guide_rows_[part.sample]) {
     const size_t row_values = config.learn_sigma ? 2 * values_ : values_;
-    const std::span<const float> uncond(values_of(output_) + null_row * row_values + part.first, count);
+    const std::span<const float> uncond(values_of(output_) + guide_row * row_values + part.first, count);
     if (plan.store >= 0)
       std::transform(eps.begin(), eps.begin() + count, uncond.begin(), difference(plan.store).begin(),
                      std::minus<>());
@@ -301,11 +318,13 @@ void Scheduler::add_up(double seconds) {
     const auto add_row = [&](size_t row) {
       sample.work.required += work_[row].required;
       sample.work.executed += work_[row].executed;
+      if (!sample.entries.defined()) return;
       // Small whole numbers: exact in any order.
-      if (sample.entries.defined()) sample.entries += trace_.masks[static_cast<int64_t>(row)].sum(0);
+      add_entries(engine_.config(), rows_[row].step->level, trace_.masks[static_cast<int64_t>(row)].sum(0),
+                  sample.entries);
     };
     add_row(i);
-    if (null_rows_[i] > 0) add_row(null_rows_[i]);
+    if (guide_rows_[i] > 0) add_row(guide_rows_[i]);
   }
 }
 

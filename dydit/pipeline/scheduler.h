@@ -45,7 +45,7 @@ struct Sample {
   at::Tensor x0;                // likewise: predicted in the last step; undefined where nobody asks
   at::Tensor held_x, held_eps;  // likewise: an evaluation that others look back to; undefined where none do
   at::Tensor entries;  // (N) float32: how often each token entered an MLP; undefined unless asked for
-  // Of the plan's slots: the conditional row's and the null class's, and (slots, guided values) of guidance.
+  // Of the plan's slots: the conditional row's and the one's that guides it, and (slots, guided values) of guidance.
   std::array<History, 2> histories = {};
   at::Tensor differences = {};
   Work work = {};      // summed over steps and guidance halves
@@ -73,7 +73,7 @@ class Scheduler {
   void remove(const std::function<bool(const Sample&)>& leaves);
   std::span<const Sample> in_flight() const { return samples_; }
   /// (rows, out_channels, side, side) float32: what the model gave in the last step, before guidance. Rows of
-  /// the samples then in flight, then of the guided ones the null class's.
+  /// the samples then in flight, then of the guided ones the second, the null class's or the weak one.
   at::Tensor outputs() const { return output_.slice(0, 0, static_cast<int64_t>(rows_.size())); }
 
  private:
@@ -99,8 +99,8 @@ class Scheduler {
   const size_t values_;  // of a sample
 
   std::vector<Sample> samples_;
-  std::vector<Row> rows_;          // of the samples, then of the guided ones the null class's
-  std::vector<size_t> null_rows_;  // of each sample, 0: not guided
+  std::vector<Row> rows_;           // of the samples, then of the guided ones the second
+  std::vector<size_t> guide_rows_;  // the second of each sample, 0: not guided
   std::vector<Work> work_;         // of the rows
   std::vector<History> spare_;     // of samples that left
   at::Tensor input_, output_;      // of as many rows as there have been

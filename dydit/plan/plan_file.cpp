@@ -29,8 +29,8 @@ constexpr int kLargestSize = 1 << 16;  // that a plan without a model may state
 constexpr char kComputeSign = 'c', kSkippedSign = '-';
 constexpr std::string_view kReuse = "reuse:";
 
-const std::array<std::string, 14> kTopKeys = {
-    "path",  "dydit_plan", "name", "depth",     "num_heads", "num_tokens",   "forecast",
+const std::array<std::string, 15> kTopKeys = {
+    "levels", "path",  "dydit_plan", "name", "depth",     "num_heads", "num_tokens",   "forecast",
     "steps", "sampler",    "eta",  "cfg_scale", "mode",      "model_sha256", "note"};
 const std::array<std::string, 11> kStepKeys = {"t",       "attn",  "mlp",    "ranges", "guide", "scale",
                                                "restart", "heads", "groups", "tokens", "level"};
@@ -67,15 +67,15 @@ std::vector<RangeSkip> parse_ranges(const JsonObject& step) {
 void parse_guide(const JsonObject& in, StepSpec& step) {
   const std::string word = in.text("guide").value_or("full");
   if (word == "full") return;
-  if (word == "off") {
-    step.guide = GuideKind::Off;
+  if (word == "off" || word == "weak") {
+    step.guide = word == "off" ? GuideKind::Off : GuideKind::Weak;
     return;
   }
   const auto order = word.starts_with(kReuse)
                          ? parse_number<int>(std::string_view(word).substr(kReuse.size()))
                          : std::nullopt;
   DYDIT_CHECK(order && *order >= 0 && *order <= kMaxOrder,
-              "{}: guide is {}; full, off or reuse:0 to reuse:{} are known", in.at(), quote(word), kMaxOrder);
+              "{}: guide is {}; full, off, weak or reuse:0 to reuse:{} are known", in.at(), quote(word), kMaxOrder);
   step.guide = GuideKind::Forecast;
   step.guide_order = *order;
 }
@@ -95,11 +95,11 @@ std::vector<std::vector<uint8_t>> parse_parts(const JsonObject& step, const char
   return parts;
 }
 
-std::vector<int> parse_tokens(const JsonObject& step, const DiTConfig& config) {
+std::vector<int> parse_tokens(const JsonObject& step, const DiTConfig& config, int level) {
   const Json* value = step.find("tokens");
   if (!value) return {};
   if (*value == "router") return std::vector<int>(config.depth, -1);
-  if (*value == "all") return std::vector<int>(config.depth, config.num_tokens());
+  if (*value == "all") return std::vector<int>(config.depth, config.num_tokens(level));
   DYDIT_CHECK(value->is_array() && !value->empty(),
               "{}: tokens is {}; \"router\", \"all\" or a list of counts is wanted", step.at(),
               shown(*value));
@@ -107,7 +107,7 @@ std::vector<int> parse_tokens(const JsonObject& step, const DiTConfig& config) {
   for (const Json& entry : *value) {
     counts.push_back(step.whole(entry, "tokens"));
     DYDIT_CHECK(counts.back() >= 1, "{}: tokens holds {}; 1 to {} may be kept", step.at(), counts.back(),
-                config.num_tokens());
+                config.num_tokens(level));
   }
   return counts;
 }
@@ -126,10 +126,8 @@ StepSpec parse_step(const Json& value, size_t number, const DiTConfig& config, c
                       has_t ? fmt::format("{}: step t = {}", name, shown(value["t"]))
                             : fmt::format("{}: step {}", name, number),
                       kStepKeys);
-  const Json* level = in.find("level");
-  DYDIT_CHECK(!level || is_whole(*level, 0), "{}: level is {}; it is reserved, 0 or nothing is wanted",
-              in.at(), shown(*level));
   StepSpec step{.timestep = continuous ? parse_time(in) : in.whole("t"),
+                .level = in.find("level") ? in.whole("level", 0, config.levels() - 1) : 0,
                 .attn = parse_actions(in, "attn"),
                 .mlp = parse_actions(in, "mlp")};
   step.ranges = parse_ranges(in);
@@ -138,7 +136,7 @@ StepSpec parse_step(const Json& value, size_t number, const DiTConfig& config, c
   step.restart = in.truth("restart");
   step.heads = parse_parts(in, "heads");
   step.groups = parse_parts(in, "groups");
-  step.tokens = parse_tokens(in, config);
+  step.tokens = parse_tokens(in, config, step.level);
   return step;
 }
 
@@ -223,12 +221,12 @@ std::string parts_text(const std::vector<std::vector<uint8_t>>& parts) {
   });
 }
 
-std::string tokens_text(const std::vector<int>& tokens, const DiTConfig& config) {
+std::string tokens_text(const std::vector<int>& tokens, int all_tokens) {
   const auto all = [&](int wanted) {
     return std::all_of(tokens.begin(), tokens.end(), [&](int count) { return count == wanted; });
   };
   if (all(-1)) return in_quotes("router");
-  if (all(config.num_tokens())) return in_quotes("all");
+  if (all(all_tokens)) return in_quotes("all");
   return list_text(std::span(tokens), [](int count) { return std::to_string(count); });
 }
 
@@ -244,14 +242,16 @@ std::string step_text(const StepSpec& step, const DiTConfig& config) {
                              range.absolute ? R"(, "absolute": true)" : "");
         }));
   }
+  if (step.level > 0) add("level", std::to_string(step.level));
   if (step.guide == GuideKind::Off) add("guide", in_quotes("off"));
+  if (step.guide == GuideKind::Weak) add("guide", in_quotes("weak"));
   if (step.guide == GuideKind::Forecast)
     add("guide", in_quotes(fmt::format("{}{}", kReuse, step.guide_order)));
   if (step.scale) add("scale", fmt::format("{}", *step.scale));
   if (step.restart) add("restart", "true");
   if (!step.heads.empty()) add("heads", parts_text(step.heads));
   if (!step.groups.empty()) add("groups", parts_text(step.groups));
-  if (!step.tokens.empty()) add("tokens", tokens_text(step.tokens, config));
+  if (!step.tokens.empty()) add("tokens", tokens_text(step.tokens, config.num_tokens(step.level)));
   return "{" + text + "}";
 }
 
@@ -266,6 +266,7 @@ PlanSpec parse_plan(const Json& json, const DiTConfig& config, const std::string
   check_size(top, "depth", config.depth);
   check_size(top, "num_heads", config.num_heads);
   check_size(top, "num_tokens", config.num_tokens());
+  if (top.find("levels")) check_size(top, "levels", config.levels());
   const std::string path = top.text("path").value_or("table");
   DYDIT_CHECK(path == path_name(config.objective), "{}: its times are of the path {}, but the model's is {}",
               top.at(), quote(path), path_name(config.objective));
@@ -279,6 +280,12 @@ StatedPlan parse_stated_plan(const Json& json, const std::string& name) {
                  .patch_size = 1,
                  .depth = top.whole("depth", 1, kLargestSize),
                  .num_heads = top.whole("num_heads", 1, kLargestSize)};
+  if (top.find("levels")) {
+    plan.config.level_from.resize(top.whole("levels", 1, kMostLevels) - 1);
+    const int side = plan.config.input_size, largest = plan.config.patch(plan.config.levels() - 1);
+    DYDIT_CHECK(side % largest == 0, "{}: levels is {}, but {} tokens a side cannot be joined by {}", top.at(),
+                plan.config.levels(), side, largest);
+  }
   const std::string path = top.text("path").value_or("table");
   const auto known = kPathNames.find(path);
   DYDIT_CHECK(known, "{}: path is {}; {} are known", top.at(), quote(path),
@@ -303,6 +310,7 @@ std::string plan_text(const PlanSpec& spec, const DiTConfig& config) {
                   R"("forecast": {})",
                   kVersion, in_quotes(spec.name), config.depth, config.num_heads, config.num_tokens(),
                   in_quotes(forecast_text(spec.forecast)));
+  if (config.levels() > 1) text += fmt::format(R"(, "levels": {})", config.levels());
   if (config.objective.continuous()) text += fmt::format(R"(, "path": "{}")", path_name(config.objective));
   const auto add_text = [&](const char* key, const std::optional<std::string>& value) {
     if (value) text += fmt::format(R"(, "{}": {})", key, in_quotes(*value));

@@ -89,9 +89,9 @@ void check_parts(const std::vector<std::vector<uint8_t>>& parts, std::string_vie
   }
 }
 
-void check_tokens(const std::vector<int>& tokens, const DiTConfig& config, const std::string& at) {
+void check_tokens(const std::vector<int>& tokens, const DiTConfig& config, int level, const std::string& at) {
   if (tokens.empty()) return;
-  const int N = config.num_tokens();
+  const int N = config.num_tokens(level);
   DYDIT_CHECK(static_cast<int>(tokens.size()) == config.depth, "{}: tokens says {} blocks, the model has {}",
               at, tokens.size(), config.depth);
   const bool by_router = std::all_of(tokens.begin(), tokens.end(), [](int count) { return count == -1; });
@@ -107,6 +107,14 @@ void check_tokens(const std::vector<int>& tokens, const DiTConfig& config, const
 void check_step(const StepSpec& step, const DiTConfig& config, const std::string& at) {
   DYDIT_CHECK(is_time(config.objective, step.timestep), "{}: t is outside 0 to {}", at,
               last_time(config.objective));
+  DYDIT_CHECK(step.level >= 0 && step.level < config.levels(),
+              "{}: level is {}; the model has {}", at, step.level,
+              config.levels() > 1 ? fmt::format("levels 0 to {}", config.levels() - 1) : "one patch size, level 0");
+  DYDIT_CHECK(step.guide != GuideKind::Weak || config.levels() > 1,
+              "{}: guide is weak, but the model has one patch size; take full", at);
+  DYDIT_CHECK(step.guide != GuideKind::Weak || step.level < config.levels() - 1,
+              "{}: guide is weak, but the step itself is at the level of the largest patches, {}; take full", at,
+              step.level);
   check_ranges(step, config, at);
   check_actions(step.attn, "attn", step, config, at);
   check_actions(step.mlp, "mlp", step, config, at);
@@ -115,7 +123,7 @@ void check_step(const StepSpec& step, const DiTConfig& config, const std::string
               "{}: scale is {}; a number from 0 is wanted", at, *step.scale);
   check_parts(step.heads, "heads", config, at);
   check_parts(step.groups, "groups", config, at);
-  check_tokens(step.tokens, config, at);
+  check_tokens(step.tokens, config, step.level, at);
 }
 
 // Rows of a sample for which the newest feature of each kind was computed; 0: none since the last restart.
@@ -141,8 +149,9 @@ struct Kept {
 void check_kept(int kept, int rows, const std::string& what, const std::string& at) {
   DYDIT_CHECK(
       kept > 0,
-      "{}: {} has nothing to forecast from since the first step or the last restart; compute it before", at,
-      what);
+      "{}: {} has nothing to forecast from since the first step, the last restart or the last change of "
+      "level; compute it before",
+      at, what);
   DYDIT_CHECK(
       kept >= rows,
       "{}: {} needs both rows of guidance, but the step that computed it last had the conditional one "
@@ -161,10 +170,10 @@ void take_branches(std::span<const Action> actions, std::string_view what, int r
   }
 }
 
-// What the step finds, and what it leaves behind.
-void take_step(const StepSpec& step, bool guided, const std::string& at, Kept& kept) {
-  const int rows = guided && step.guide == GuideKind::Full ? 2 : 1;
-  if (step.restart) kept.forget();
+// What the step finds, and what it leaves behind. `before`: the step taken before it; null: none.
+void take_step(const StepSpec& step, const StepSpec* before, bool guided, const std::string& at, Kept& kept) {
+  const int rows = guided && pays_both_rows(step.guide) ? 2 : 1;
+  if (step.restart || (before && changes_level(*before, step, guided))) kept.forget();
   take_branches(step.attn, "attn", rows, at, kept.attn);
   take_branches(step.mlp, "mlp", rows, at, kept.mlp);
   for (const RangeSkip& range : step.ranges)
@@ -178,10 +187,17 @@ void take_step(const StepSpec& step, bool guided, const std::string& at, Kept& k
   }
   if (!guided) return;
   if (step.guide == GuideKind::Forecast) check_kept(kept.guidance, 1, "guide", at);
-  if (step.guide == GuideKind::Full) kept.guidance = 1;
+  if (rows == 2) kept.guidance = 1;
 }
 
 }  // namespace
+
+bool pays_both_rows(GuideKind kind) { return kind == GuideKind::Full || kind == GuideKind::Weak; }
+
+bool changes_level(const StepSpec& before, const StepSpec& step, bool guided) {
+  const auto weak = [&](const StepSpec& of) { return guided && of.guide == GuideKind::Weak; };
+  return before.level != step.level || weak(before) != weak(step);
+}
 
 bool StepSpec::computes_all() const {
   const auto all = [](const std::vector<Action>& actions) {
@@ -227,8 +243,9 @@ void check_spec(const PlanSpec& spec, const DiTConfig& config, bool guided, cons
                 config.objective.continuous() ? "the noise share of t" : "t");
   }
   Kept kept(spec, config);
-  for (auto step = spec.steps.rbegin(); step != spec.steps.rend(); ++step)
-    take_step(*step, guided, place(name, *step), kept);
+  before = nullptr;
+  for (auto step = spec.steps.rbegin(); step != spec.steps.rend(); before = &*step++)
+    take_step(*step, before, guided, place(name, *step), kept);
 }
 
 }  // namespace dydit

@@ -57,6 +57,11 @@ struct StepSpec {
   bool operator==(const StepSpec&) const = default;
 };
 
+/// Whether a step with such guidance runs two rows of a sample.
+bool pays_both_rows(GuideKind kind);
+/// Whether a row of the next step has other patches than in the one before, so that what was kept is forgotten.
+bool changes_level(const StepSpec& before, const StepSpec& step, bool guided);
+
 struct PlanSpec {
   std::string name;
   Forecast forecast = {};

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <iterator>
 #include <optional>
 #include <string_view>
 #include <vector>
@@ -224,6 +225,17 @@ Forecast forecast_of(Policy policy) {
   return {ForecastKind::Taylor};
 }
 
+void compute_all(StepSpec& step) {
+  std::fill(step.attn.begin(), step.attn.end(), kCompute);
+  std::fill(step.mlp.begin(), step.mlp.end(), kCompute);
+  step.ranges.clear();
+}
+
+// In continuous time thousandths of the noise share.
+double timestep_of(const Objective& objective, double timestep) {
+  return objective.continuous() ? noise_share(objective, timestep) * kNumTrainTimesteps : timestep;
+}
+
 }  // namespace
 
 PlanSpec policy_plan(const std::string& policy, const DiTConfig& config, std::span<const double> timesteps) {
@@ -238,7 +250,37 @@ PlanSpec policy_plan(const std::string& policy, const DiTConfig& config, std::sp
   return spec;
 }
 
-void apply_guide(const GuideOptions& guide, const Objective& objective, PlanSpec& spec) {
+void apply_levels(const LevelSchedule& levels, const DiTConfig& config, PlanSpec& spec) {
+  if (levels.is_default()) return;
+  const std::vector<int>& said = levels.from.empty() ? levels.steps : levels.from;
+  const bool by_steps = levels.from.empty();
+  const int S = static_cast<int>(spec.steps.size()), most = by_steps ? S : kNumTrainTimesteps - 1;
+  DYDIT_USAGE_CHECK(config.levels() > 1, "levels of patch sizes: the model has one; train adds more (--level-from)");
+  DYDIT_USAGE_CHECK(static_cast<int>(said.size()) < config.levels(),
+                    "{} levels of larger patches: the model has {}", said.size(), config.levels() - 1);
+  for (size_t i = 0; i < said.size(); ++i) {
+    DYDIT_USAGE_CHECK(said[i] >= 0 && said[i] <= most, "level {}: {} is {}; 0 to {} is wanted", i + 1,
+                      by_steps ? "its number of steps" : "where it begins", said[i], most);
+    DYDIT_USAGE_CHECK(i == 0 || (by_steps ? said[i] <= said[i - 1] : said[i] >= said[i - 1]),
+                      "level {}: {} after {}; the largest patches are of the noisiest steps", i + 1, said[i],
+                      said[i - 1]);
+  }
+  for (int s = 0; s < S; ++s) {
+    StepSpec& step = spec.steps[s];
+    const double t = timestep_of(config.objective, step.timestep);
+    step.level = static_cast<int>(std::count_if(said.begin(), said.end(), [&](int value) {
+      return by_steps ? s >= S - value : t >= value;
+    }));
+  }
+  for (int s = 0; s + 1 < S; ++s) {
+    if (spec.steps[s].level != spec.steps[s + 1].level) compute_all(spec.steps[s]);
+  }
+}
+
+void apply_guide(const GuideOptions& guide, const DiTConfig& config, float scale, PlanSpec& spec) {
+  constexpr float kWeakScales = 2.5f;  // FlexiDiT: (1 - s of the null class) / (1 - s of the weak prediction)
+  DYDIT_USAGE_CHECK(!guide.weak || config.levels() > 1,
+                    "weak guidance: the model has one patch size, and a larger one guides");
   DYDIT_USAGE_CHECK(guide.to >= 0 && guide.to <= guide.from && guide.from < kNumTrainTimesteps,
                     "guidance from t = {} to {}: it begins at the larger t; both are 0 to {}", guide.from,
                     guide.to, kNumTrainTimesteps - 1);
@@ -248,8 +290,7 @@ void apply_guide(const GuideOptions& guide, const Objective& objective, PlanSpec
   bool was_off = false;
   int full = 0;
   for (auto step = spec.steps.rbegin(); step != spec.steps.rend(); ++step) {
-    const double t =
-        objective.continuous() ? noise_share(objective, step->timestep) * kNumTrainTimesteps : step->timestep;
+    const double t = timestep_of(config.objective, step->timestep);
     // The first step of a run in continuous time is all noise.
     if (std::min<double>(t, kNumTrainTimesteps - 1) > guide.from || t < guide.to) {
       step->guide = GuideKind::Off;
@@ -257,15 +298,20 @@ void apply_guide(const GuideOptions& guide, const Objective& objective, PlanSpec
       continue;
     }
     if (was_off) {  // what was kept has the conditional rows alone
-      std::fill(step->attn.begin(), step->attn.end(), kCompute);
-      std::fill(step->mlp.begin(), step->mlp.end(), kCompute);
-      step->ranges.clear();
+      compute_all(*step);
       step->restart = keeps;
       was_off = false;
     }
+    const bool weak = guide.weak && step->level < config.levels() - 1;
+    if (weak) step->scale = 1 + (scale - 1) / kWeakScales;
     full += step->computes_all();
     const bool pays = step->computes_all() && (full <= 2 || full % guide.every == 0);
-    if (guide.every == 1 || pays) continue;
+    if (guide.every == 1 || pays) {
+      if (weak) step->guide = GuideKind::Weak;
+      if (step != spec.steps.rbegin() && changes_level(*std::prev(step), *step, /*guided=*/true))
+        compute_all(*step);
+      continue;
+    }
     step->guide = GuideKind::Forecast;
     step->guide_order = 1;
   }

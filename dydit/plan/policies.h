@@ -3,6 +3,7 @@
 
 #include <span>
 #include <string>
+#include <vector>
 
 #include "dydit/base/timesteps.h"
 #include "dydit/plan/plan_spec.h"
@@ -18,11 +19,31 @@ struct GuideOptions {
   // sixth,
   // ... with 3); elsewhere a forecast of order 1. 1: everywhere.
   int every = 1;
+  // The second row is the conditional one at the level of the largest patches, in place of the null class's
+  // (FlexiDiT, weak guidance), and s becomes 1 + (s - 1) / 2.5; not at steps that are at that level themselves.
+  bool weak = false;
 
-  bool is_default() const { return from == kNumTrainTimesteps - 1 && to == 0 && every == 1; }
+  bool is_default() const { return from == kNumTrainTimesteps - 1 && to == 0 && every == 1 && !weak; }
 };
 
-/// What --help says of them.
+/// Which steps have larger patches: the first, noisiest ones. One of the two is empty.
+struct LevelSchedule {
+  std::vector<int> steps;  // how many steps are at level 1 or above, at level 2 or above, ...
+  std::vector<int> from;   // from which t on they are, in continuous time in thousandths of the noise share
+
+  bool is_default() const { return steps.empty() && from.empty(); }
+};
+
+/// How a plan is asked for without a file: caches, patch sizes, guidance.
+struct PlanPolicy {
+  std::string cache = "none";
+  LevelSchedule levels = {};
+  GuideOptions guide = {};
+
+  bool is_default() const { return cache == "none" && levels.is_default() && guide.is_default(); }
+};
+
+/// What --help says of caches.
 inline constexpr const char* kPolicyHelp =
     "none, fora:N, taylor:N,O, lagrange:N,O, chebyshev:N,O, stack:N,O, delta:N[,B,K], l2c:FILE[,THETA], "
     "skip:N[,B]";
@@ -31,9 +52,14 @@ inline constexpr const char* kPolicyHelp =
 /// policy that is unknown or does not fit, Error for a file of L2C's routers that cannot be read.
 PlanSpec policy_plan(const std::string& policy, const DiTConfig& config, std::span<const double> timesteps);
 
-/// Puts `guide` into a plan that has guidance everywhere. Where guidance comes on again, what was kept has
+/// Puts larger patches into a plan that has none. A step whose patches are others than those of the one before
+/// computes everything, since what was kept is of those. Throws UsageError for a schedule that the model's
+/// levels and the plan's steps cannot follow.
+void apply_levels(const LevelSchedule& levels, const DiTConfig& config, PlanSpec& spec);
+
+/// Puts `guide` into a plan that has guidance everywhere, of scale `scale`. Where guidance comes on again, what was kept has
 /// the conditional rows alone: that step computes everything, and what was kept is forgotten. Throws
 /// UsageError for options that cannot be meant.
-void apply_guide(const GuideOptions& guide, const Objective& objective, PlanSpec& spec);
+void apply_guide(const GuideOptions& guide, const DiTConfig& config, float scale, PlanSpec& spec);
 
 }  // namespace dydit

@@ -102,7 +102,7 @@ bool StepPlan::same_work(const StepPlan& other) const {
   const auto same_range = [](const RangePlan& a, const RangePlan& b) {
     return a.from == b.from && a.to == b.to && a.skipped() == b.skipped() && a.absolute == b.absolute;
   };
-  if (mode != other.mode || blocks != other.blocks || ranges.size() != other.ranges.size() ||
+  if (mode != other.mode || level != other.level || blocks != other.blocks || ranges.size() != other.ranges.size() ||
       !std::equal(ranges.begin(), ranges.end(), other.ranges.begin(), same_range))
     return false;
   if (branches.empty() && other.branches.empty()) return true;
@@ -124,16 +124,22 @@ void apply_spec(const PlanSpec& spec, bool guided, RunPlan& plan) {
   });
   ranges.erase(std::unique(ranges.begin(), ranges.end(), same), ranges.end());
 
+  const auto is_weak = [&](int s) { return guided && spec.steps[s].guide == GuideKind::Weak; };
   std::vector<Feature> branches(2 * L), differences(ranges.size());
   Feature guidance;
   for (int s = S - 1; s >= 0; --s) {
     const StepSpec& from = spec.steps[s];
     StepPlan& step = plan.steps[s];
+    if (is_weak(s)) {
+      plan.weak.resize(S);
+      plan.weak[s] = plan.larger.back()[s];
+    }
+    if (from.level > 0) step = plan.larger[from.level - 1][s];
     step.index = s;
     apply_widths(from, step);
     step.guide = {guided ? from.guide : GuideKind::Full, from.scale, -1, {}};
     const int rows = plan.rows(s, guided);
-    if (from.restart) {
+    if (from.restart || (s + 1 < S && changes_level(spec.steps[s + 1], from, guided))) {
       for (Feature& feature : branches) feature.begin = feature.entries.size();
       for (Feature& feature : differences) feature.begin = feature.entries.size();
       guidance.begin = guidance.entries.size();
@@ -181,14 +187,21 @@ void apply_spec(const PlanSpec& spec, bool guided, RunPlan& plan) {
                          return branch.action == kCompute && branch.store < 0;
                        });
     if (plain) step.branches.clear();
+    if (!is_weak(step.index)) continue;
+    StepPlan& second = plan.weak[step.index];
+    second.index = step.index;
+    second.slots = step.slots;
+    second.branches = step.branches;
+    second.ranges = step.ranges;
   }
+  plan.larger.clear();
 }
 
 int64_t required_macs(const DiTConfig& config, const StepPlan& step, std::span<const int> tokens) {
-  const int64_t N = config.num_tokens(), ada = adaLN_macs(config);  // of a branch
+  const int64_t N = config.num_tokens(step.level), ada = adaLN_macs(config);  // of a branch
   const bool dynamic = step.mode == Mode::Dynamic;
   const int64_t width_router = dynamic ? width_router_macs(config) : 0;
-  int64_t macs = fixed_macs(config) - config.depth * 2 * ada;
+  int64_t macs = fixed_macs(config, step.level) - config.depth * 2 * ada;
   for (int b = 0; b < config.depth; ++b) {
     const BlockWidth& width = step.blocks[b];
     if (step.branch(b, Branch::Attention).action != kSkipped) macs += join_macs(config, b);
@@ -201,12 +214,12 @@ int64_t required_macs(const DiTConfig& config, const StepPlan& step, std::span<c
       }
       macs += ada + width_router;
       if (which == Branch::Attention) {
-        macs += attention_macs(config, width.active_heads());
+        macs += attention_macs(config, width.active_heads(), step.level);
         continue;
       }
       const int64_t kept = tokens.empty() ? (width.keep_tokens >= 0 ? width.keep_tokens : N) : tokens[b];
       macs += mlp_macs(config, width.active_groups(), kept);
-      if (dynamic) macs += token_router_macs(config);
+      if (dynamic) macs += token_router_macs(config, step.level);
     }
   }
   return macs;
@@ -214,8 +227,10 @@ int64_t required_macs(const DiTConfig& config, const StepPlan& step, std::span<c
 
 int64_t plan_macs(const RunPlan& plan, bool guided) {
   int64_t macs = 0;
-  for (size_t s = 0; s < plan.steps.size(); ++s)
-    macs += plan.rows(s, guided) * required_macs(plan.config, plan.steps[s]);
+  for (size_t s = 0; s < plan.steps.size(); ++s) {
+    for (int row = 0; row < plan.rows(s, guided); ++row)
+      macs += required_macs(plan.config, plan.of_row(s, row));
+  }
   return macs;
 }
 

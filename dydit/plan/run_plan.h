@@ -96,6 +96,8 @@ struct StepPlan {
 struct RunPlan {
   DiTConfig config;
   std::vector<StepPlan> steps;  // in the order of the timesteps given
+  // The same steps at the levels of larger patches, which apply_spec chooses from.
+  std::vector<std::vector<StepPlan>> larger = {};
   // Of the steps whose guide is weak: what the second row does there; empty where no step's is.
   std::vector<StepPlan> weak = {};
   std::string name = {};        // of the spec; empty: everything is computed
@@ -105,8 +107,7 @@ struct RunPlan {
 
   /// Rows of a sample at a step: 2 where guidance is paid for.
   int rows(size_t step, bool guided) const {
-    const GuideKind kind = steps[step].guide.kind;
-    return guided && (kind == GuideKind::Full || kind == GuideKind::Weak) ? 2 : 1;
+    return guided && pays_both_rows(steps[step].guide.kind) ? 2 : 1;
   }
   /// What row 0, the conditional one, or row 1 does at a step.
   const StepPlan& of_row(size_t step, int row) const {
@@ -124,8 +125,9 @@ RunPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> times
 /// The quarter of the noise share, 0 nearest to the image, by whose counts the capacity rule decides.
 int quarter_of(const Objective& objective, double timestep);
 
-/// Makes `spec`, which fits it (check_spec), part of a plan of its timesteps, which ascend: widths by hand,
-/// actions, and the weights and slots that follow from them. `guided`: as check_spec.
+/// Makes `spec`, which fits it (check_spec), part of a plan of its timesteps, which ascend: levels, widths by
+/// hand (the second row of weak guidance keeps its routers'), actions, and the weights and slots that follow
+/// from them. `guided`: as check_spec.
 void apply_spec(const PlanSpec& spec, bool guided, RunPlan& plan);
 
 /// Multiply-adds of one image by the plan: all steps, both rows where guidance is paid for. Tokens of the

@@ -48,33 +48,61 @@ std::vector<uint8_t> open_parts(std::span<const float> logits, int keep) {
   return parts;
 }
 
-// Decides timesteps[first, first + kRowsPerBlock), the last block padded with its own last timestep.
-void decide_rows(const Checkpoint& checkpoint, std::span<const double> timesteps, int first, RunPlan& plan) {
+// Decides timesteps[first, first + kRowsPerBlock) of a level, the last block padded with its own last timestep.
+void decide_rows(const Checkpoint& checkpoint, std::span<const double> timesteps, int first, int level,
+                 std::vector<StepPlan>& steps) {
   c10::InferenceMode guard;
-  const int H = plan.config.num_heads, last = static_cast<int>(timesteps.size()) - 1;
+  const DiTConfig& config = checkpoint.config;
+  const int H = config.num_heads, last = static_cast<int>(timesteps.size()) - 1;
   const at::Tensor t = at::empty({kRowsPerBlock}, at::kDouble);
   for (int row = 0; row < kRowsPerBlock; ++row)
     t.data_ptr<double>()[row] = timesteps[std::min(first + row, last)];
-  const at::Tensor t_emb = embed_timesteps(checkpoint, t);
-  for (int b = 0; b < plan.config.depth; ++b) {
+  const at::Tensor t_emb = embed_timesteps(checkpoint, t, level);
+  for (int b = 0; b < config.depth; ++b) {
     const at::Tensor heads = linear(checkpoint, fmt::format("blocks.{}.attn_rate.router", b), t_emb);
     const at::Tensor groups = linear(checkpoint, fmt::format("blocks.{}.mlp_rate.router", b), t_emb);
     for (int row = 0; row < kRowsPerBlock && first + row <= last; ++row) {
-      BlockWidth& width = plan.steps[first + row].blocks[b];
+      BlockWidth& width = steps[first + row].blocks[b];
       const auto logits_of = [&](const at::Tensor& all) {
         return std::span<const float>(all.data_ptr<float>() + row * (H - 1), H - 1);
       };
-      const int quarter = quarter_of(plan.config.objective, timesteps[first + row]);
+      const int quarter = quarter_of(config.objective, timesteps[first + row]), of_level = level * config.depth + b;
       const auto& counts = checkpoint.keep_counts;
       const auto decide = [&](const at::Tensor& all, int keep) {
-        float& margin = plan.steps[first + row].margin;
+        float& margin = steps[first + row].margin;
         margin = std::min(margin, decision_margin(logits_of(all), keep < 0 ? keep : keep - 1));
         return open_parts(logits_of(all), keep);
       };
-      width.heads = decide(heads, counts ? counts->heads[b][quarter] : -1);
-      width.groups = decide(groups, counts ? counts->groups[b][quarter] : -1);
+      width.heads = decide(heads, counts ? counts->heads[of_level][quarter] : -1);
+      width.groups = decide(groups, counts ? counts->groups[of_level][quarter] : -1);
     }
   }
+}
+
+std::vector<StepPlan> steps_of_level(const Checkpoint& checkpoint, std::span<const double> timesteps,
+                                     Mode mode, int level) {
+  const DiTConfig& config = checkpoint.config;
+  const std::vector<uint8_t> all(config.num_heads, 1);
+  std::vector<StepPlan> steps;
+  for (const double t : timesteps) {
+    StepPlan step{.timestep = t,
+                  .mode = mode,
+                  .level = level,
+                  .blocks = std::vector<BlockWidth>(config.depth, BlockWidth{all, all})};
+    for (int b = 0; step.routes_tokens(config) && checkpoint.keep_counts && b < config.depth; ++b) {
+      const int quarter = quarter_of(config.objective, t);
+      step.blocks[b].keep_tokens = checkpoint.keep_counts->tokens[level * config.depth + b][quarter];
+    }
+    steps.push_back(std::move(step));
+  }
+  if (mode == Mode::Dynamic && config.width_routers) {
+    RowPool one_thread(1);
+    const int blocks = (static_cast<int>(timesteps.size()) + kRowsPerBlock - 1) / kRowsPerBlock;
+    one_thread.run(blocks, [&](int i) {
+      decide_rows(checkpoint, timesteps, i * kRowsPerBlock, level, steps);
+    });
+  }
+  return steps;
 }
 
 // Adds to (prefixes, total) over the timesteps of one block and one kind of part.
@@ -107,24 +135,13 @@ RunPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> times
 
 RunPlan make_width_plan(const Checkpoint& checkpoint, std::span<const double> timesteps, Mode mode) {
   const DiTConfig& config = checkpoint.config;
-  RunPlan plan;
-  plan.config = config;
-  if (!config.is_dynamic()) mode = Mode::Static;
-  const std::vector<uint8_t> all(config.num_heads, 1);
-  for (const double t : timesteps) {
+  for (const double t : timesteps)
     DYDIT_CHECK(is_time(config.objective, t), "timestep {}: expected 0 to {}", t,
                 last_time(config.objective));
-    StepPlan step{.timestep = t, .mode = mode, .blocks = std::vector<BlockWidth>(config.depth, BlockWidth{all, all})};
-    for (int b = 0; step.routes_tokens(config) && checkpoint.keep_counts && b < config.depth; ++b) {
-      step.blocks[b].keep_tokens = checkpoint.keep_counts->tokens[b][quarter_of(config.objective, t)];
-    }
-    plan.steps.push_back(std::move(step));
-  }
-  if (mode == Mode::Dynamic && config.width_routers) {
-    RowPool one_thread(1);
-    const int blocks = (static_cast<int>(timesteps.size()) + kRowsPerBlock - 1) / kRowsPerBlock;
-    one_thread.run(blocks, [&](int i) { decide_rows(checkpoint, timesteps, i * kRowsPerBlock, plan); });
-  }
+  if (!config.is_dynamic()) mode = Mode::Static;
+  RunPlan plan{.config = config, .steps = steps_of_level(checkpoint, timesteps, mode, 0)};
+  for (int level = 1; level < config.levels(); ++level)
+    plan.larger.push_back(steps_of_level(checkpoint, timesteps, mode, level));
   return plan;
 }
 

@@ -77,6 +77,7 @@ HtmlSection model_section(const ModelReport& report) {
       {"variance", config.learn_sigma ? "learned" : "fixed"},
       {"routers", fmt::format("width (TDW) {}, token (SDT) {}", config.width_routers ? "yes" : "no",
                               config.token_routers ? "yes" : "no")}};
+  if (config.levels() > 1) facts.push_back({"patch sizes", levels_text(config)});
   if (config.is_dynamic())
     facts.push_back({"gate rule", std::string(kGateRuleNames[checkpoint.gate_rule()])});
   if (checkpoint.lambda) facts.push_back({"lambda", fmt::format("{}", *checkpoint.lambda)});
@@ -130,12 +131,12 @@ std::string plan_table(const RunPlan& plan) {
       if (step.computes(l, Branch::Attention)) heads += width.active_heads();
       if (!step.computes(l, Branch::Mlp)) continue;
       groups += width.active_groups();
-      tokens += width.keep_tokens < 0 ? config.num_tokens() : width.keep_tokens;
+      tokens += width.keep_tokens < 0 ? config.num_tokens(step.level) : width.keep_tokens;
     }
     const double parts = static_cast<double>(config.depth) * config.num_heads;
     rows.push_back({fmt::format("{:.4g}", step.timestep), percent(step_work_share(plan, static_cast<int>(s))),
                     percent(heads / parts), percent(groups / parts),
-                    percent(tokens / (static_cast<double>(config.depth) * config.num_tokens()))});
+                    percent(tokens / (static_cast<double>(config.depth) * config.num_tokens(step.level)))});
   }
   const bool kept = plan.steps[0].blocks[0].keep_tokens >= 0;
   const std::vector<std::string> columns = {"t", "work of a step", "heads on", "groups on",

@@ -45,7 +45,10 @@ char character(Action action) {
   return action == kCompute ? 'c' : action == kSkipped ? '-' : static_cast<char>('0' + action);
 }
 std::string_view described(GuideKind kind) {
-  return kind == GuideKind::Full ? "full" : kind == GuideKind::Off ? "off" : "forecast";
+  return kind == GuideKind::Full   ? "full"
+         : kind == GuideKind::Weak ? "weak"
+         : kind == GuideKind::Off  ? "off"
+                                   : "forecast";
 }
 
 bool has_actions(const RunPlan& plan) {
@@ -57,6 +60,10 @@ bool has_actions(const RunPlan& plan) {
 bool has_guides(const RunPlan& plan) {
   return std::any_of(plan.steps.begin(), plan.steps.end(),
                      [](const StepPlan& step) { return step.guide.kind != GuideKind::Full; });
+}
+
+bool has_levels(const RunPlan& plan) {
+  return std::any_of(plan.steps.begin(), plan.steps.end(), [](const StepPlan& step) { return step.level > 0; });
 }
 
 class Picture {
@@ -74,6 +81,10 @@ class Picture {
     y += map + kGap;
     draw_map(y, cell, fmt::format("channel groups on{}", legend), Branch::Mlp, &BlockWidth::active_groups);
     y += map + kGap;
+    if (has_levels(plan_)) {
+      draw_levels(y);
+      y += kStrip + kGap;
+    }
     if (has_guides(plan_)) {
       draw_guides(y);
       y += kStrip + kGap;
@@ -107,16 +118,30 @@ class Picture {
     }
   }
 
+  void draw_levels(double top) {
+    body_ += text(kLeft, top - 6, "start", "patches (the darker, the smaller)");
+    const auto level = [&](int s) { return plan_.steps[s].level; };
+    row_name_.clear();
+    draw_row(
+        top, kStrip, [&](int a, int b) { return level(a) == level(b); },
+        [&](int s) {
+          const int p = plan_.config.patch(level(s));
+          return std::pair{colour(1.0 / (1 << level(s))), fmt::format("level {}, {} x {}", level(s), p, p)};
+        });
+    draw_frame(top, kStrip);
+  }
+
   void draw_guides(double top) {
-    body_ += text(kLeft, top - 6, "start", "guidance (blue: both rows; orange: forecast; white: off)");
+    body_ += text(kLeft, top - 6, "start", "guidance (blue: both rows, paler where the second is weak; orange: forecast; white: off)");
     const auto kind = [&](int s) { return plan_.steps[s].guide.kind; };
     row_name_.clear();
     draw_row(
         top, kStrip, [&](int a, int b) { return kind(a) == kind(b); },
         [&](int s) {
-          return std::pair{kind(s) == GuideKind::Full  ? colour(1)
-                           : kind(s) == GuideKind::Off ? std::string("#ffffff")
-                                                       : colour_of(1),
+          return std::pair{kind(s) == GuideKind::Full   ? colour(1)
+                           : kind(s) == GuideKind::Weak ? colour(0.5)
+                           : kind(s) == GuideKind::Off  ? std::string("#ffffff")
+                                                        : std::string(colour_of(1)),
                            std::string(described(kind(s)))};
         });
     draw_frame(top, kStrip);
@@ -203,9 +228,11 @@ class Picture {
 }  // namespace
 
 double step_work_share(const RunPlan& plan, int step) {
-  const double rows = has_guides(plan) ? plan.rows(step, /*guided=*/true) / 2.0 : 1;
-  return rows * static_cast<double>(required_macs(plan.config, plan.steps.at(step))) /
-         static_cast<double>(static_macs(plan.config));
+  // Without guidance that changes both rows do the same.
+  const int rows = has_guides(plan) ? plan.rows(step, /*guided=*/true) : 1;
+  int64_t macs = 0;
+  for (int row = 0; row < rows; ++row) macs += required_macs(plan.config, plan.of_row(step, row));
+  return static_cast<double>(macs) / static_cast<double>((has_guides(plan) ? 2 : 1) * static_macs(plan.config));
 }
 
 std::string plan_svg(const RunPlan& plan, std::string_view title) {
@@ -218,11 +245,12 @@ std::string plan_csv(const RunPlan& plan) {
   for (const char* kind : {"heads", "groups"}) {
     for (int l = 0; l < plan.config.depth; ++l) header.push_back(fmt::format("{}_{}", kind, l));
   }
-  const bool actions = has_actions(plan) || has_guides(plan);
+  const bool actions = has_actions(plan) || has_guides(plan), levels = has_levels(plan);
   for (const char* kind : {"attn", "mlp"}) {
     for (int l = 0; actions && l < plan.config.depth; ++l) header.push_back(fmt::format("{}_{}", kind, l));
   }
   if (actions) header.push_back("guide");
+  if (levels) header.push_back("level");
   std::string csv = csv_line(header);
   for (size_t s = 0; s < plan.steps.size(); ++s) {
     const StepPlan& step = plan.steps[s];
@@ -235,6 +263,7 @@ std::string plan_csv(const RunPlan& plan) {
         row.push_back(std::string(1, character(step.branch(l, which).action)));
     }
     if (actions) row.emplace_back(described(step.guide.kind));
+    if (levels) row.push_back(fmt::format("{}", step.level));
     csv += csv_line(row);
   }
   return csv;

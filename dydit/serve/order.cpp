@@ -235,20 +235,27 @@ void read_plan_fields(const Body& body, const ModelTerms& model, const char* ste
   if (given > 1)
     throw Refusal(400, "request: of cache, budget and plan at most one is wanted",
                   body.has("budget") ? "budget" : "plan");
-  order.cache = body.text("cache", "none");
+  PlanPolicy& policy = order.policy;
+  policy.cache = body.text("cache", "none");
   // A policy that reads a file of the server's.
-  if (order.cache.starts_with("l2c"))
+  if (policy.cache.starts_with("l2c"))
     throw Refusal(400, "request: cache l2c reads a file; send the plan that it makes as plan", "cache");
   order.budget = body.has("budget") ? body.real("budget", kLeastBudget, 1, 0) : 0;
   constexpr int kLast = kNumTrainTimesteps - 1;
-  order.guide = {.from = body.whole("guide_from", 0, kLast, kLast),
-                 .to = body.whole("guide_to", 0, kLast, 0),
-                 .every = body.whole("guide_every", 1, kNumTrainTimesteps, 1)};
-  if (!order.guide.is_default() && (!request.guided() || body.has("plan") || body.has("budget")))
+  policy.guide = {.from = body.whole("guide_from", 0, kLast, kLast),
+                  .to = body.whole("guide_to", 0, kLast, 0),
+                  .every = body.whole("guide_every", 1, kNumTrainTimesteps, 1),
+                  .weak = body.truth("guide_weak")};
+  if (!policy.guide.is_default() && (!request.guided() || body.has("plan") || body.has("budget")))
     throw Refusal(400,
-                  "request: guide_from, guide_to and guide_every need guidance_scale above 1, and neither "
-                  "plan nor budget, which say when guidance runs",
+                  "request: guide_from, guide_to, guide_every and guide_weak need guidance_scale above 1, and "
+                  "neither plan nor budget, which say when guidance runs",
                   "guide_from");
+  if (body.has("weak_steps")) policy.levels.steps = body.whole_numbers("weak_steps", kNumTrainTimesteps);
+  if (body.has("level_from")) policy.levels.from = body.whole_numbers("level_from", kLast);
+  if (body.has("weak_steps") + body.has("level_from") + body.has("plan") + (order.budget > 0) > 1)
+    throw Refusal(400, "request: of weak_steps, level_from, plan and budget at most one is wanted",
+                  body.has("weak_steps") ? "weak_steps" : "level_from");
   if (body.has("timesteps")) {
     if (body.has(steps) || order.budget > 0 || body.has("plan"))
       throw Refusal(400, fmt::format("request: timesteps goes without {}, budget and plan", steps),
@@ -278,7 +285,7 @@ void check_order(const ModelTerms& model, Order& order) {
   if (request.plan) {
     of_field("plan", [&] { check_request(model.config, request); });
   } else {
-    of_field("cache", [&] { plan_by_policy(order.cache, order.guide, model.config, request); });
+    of_field("cache", [&] { plan_by_policy(order.policy, model.config, request); });
     of_field("", [&] { check_request(model.config, request); });
   }
   order.partial_images = std::min(order.partial_images, request.total_steps() - 1);
@@ -320,6 +327,9 @@ Order read_generation(std::string_view text, std::span<const ModelTerms> models,
                                                   "guide_from",
                                                   "guide_to",
                                                   "guide_every",
+                                                  "guide_weak",
+                                                  "weak_steps",
+                                                  "level_from",
                                                   "timesteps",
                                                   "cost_map",
                                                   "timeout_s",
@@ -408,7 +418,7 @@ Order read_txt2img(std::string_view text, std::span<const ModelTerms> models, co
     std::vector<std::string> known = {
         "prompt", "seed",       "steps",    "cfg_scale",   "sampler_name", "sampler_index",    "batch_size",
         "n_iter", "width",      "height",   "eta",         "mode",         "budget",           "cache",
-        "plan",   "guide_from", "guide_to", "guide_every", "timesteps",    "override_settings"};
+        "plan",   "guide_from", "guide_to", "guide_every", "guide_weak", "weak_steps", "level_from", "timesteps",    "override_settings"};
     for (const Neutral& neutral : kNeutral) known.emplace_back(neutral.field);
     return known;
   }();

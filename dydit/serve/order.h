@@ -36,8 +36,7 @@ inline constexpr int kMaxPartialImages = 3;
 struct Order {
   size_t model = 0;  // among the terms
   Request request;   // its plan only where one was given; of a policy or a budget the service makes it
-  std::string cache = "none";
-  GuideOptions guide;
+  PlanPolicy policy;
   double budget = 0;       // share of the static model's work; 0: none
   int partial_images = 0;  // previews of each image, at even distances
   bool cost_map = false;   // also where the work went

@@ -75,10 +75,10 @@ json ServedModel::run_record(const Order& order, const RunPlan& plan) const {
     json said;
     if (order.budget > 0) {
       said = said_budget(order.budget, order.request.num_steps, *plan_within(*plans, order.budget));
-    } else if (order.cache == "none" && order.guide.is_default()) {
+    } else if (order.policy.is_default()) {
       said = {{"file", "plan.json"}};  // which came with the order
     } else {
-      said = said_policy(order.cache, order.guide);
+      said = said_policy(order.policy);
     }
     record["plan"] = plan_record(checkpoint, run, plan, said);
   }

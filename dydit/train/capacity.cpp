@@ -2,6 +2,7 @@
 #include "dydit/train/capacity.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <vector>
 
@@ -24,9 +25,28 @@ bool is_routed(const DiTConfig& config, int kind) {
   return kind == PartKind::Tokens ? config.token_routers : config.width_routers;
 }
 
+// A level of patch sizes, and the quarters of t that it is trained in: its work is counted over these.
+struct LevelOf {
+  DiTConfig config;
+  std::array<bool, kQuarters> trained;
+
+  LevelOf(const DiTConfig& whole, int level) : config(at_level(whole, level)) {
+    trained.fill(!levels_share_time(whole));
+    for (int t = 0; t < kNumTrainTimesteps; ++t)
+      trained[t / kQuarterLength] |= level_at_thousandth(whole, t) == level;
+  }
+  int quarters() const { return static_cast<int>(std::count(trained.begin(), trained.end(), true)); }
+};
+
+// A level's shares or counts (3, L, 4) of those of all (3, levels L, 4); a view.
+at::Tensor of_level(const DiTConfig& config, const at::Tensor& all, int level) {
+  return all.slice(1, level * config.depth, (level + 1) * config.depth);
+}
+
 // Work ratio when share_of(kind, block, quarter) of the parts are on; kinds without routers are wholly on.
 template <typename Fn>
-double work_ratio(const DiTConfig& config, const Fn& share_of) {
+double work_ratio(const LevelOf& level, const Fn& share_of) {
+  const DiTConfig& config = level.config;
   const auto attn = static_cast<double>(attention_macs(config, config.num_heads));
   const auto mlp = static_cast<double>(mlp_macs(config, config.num_heads, config.num_tokens()));
   const auto share = [&](int kind, int l, int q) {
@@ -35,19 +55,21 @@ double work_ratio(const DiTConfig& config, const Fn& share_of) {
   double work = 0;
   for (int l = 0; l < config.depth; ++l) {
     for (int q = 0; q < kQuarters; ++q) {
+      if (!level.trained[q]) continue;
       work += attn * share(PartKind::Heads, l, q) +
               mlp * share(PartKind::Groups, l, q) * config.entering_share(share(PartKind::Tokens, l, q));
     }
   }
-  return work / (config.depth * (attn + mlp) * kQuarters);
+  return work / (config.depth * (attn + mlp) * level.quarters());
 }
 
 // Whole counts near the wanted ones whose work meets a target. Part i is kind, block and quarter in row-major
 // order.
 class CountSearch {
  public:
-  CountSearch(const DiTConfig& config, const at::Tensor& share, double target)
-      : config_(config), tolerance_(kCountTolerance * target), stride_(config.depth * kQuarters) {
+  CountSearch(const LevelOf& level, const at::Tensor& share, double target)
+      : level_(level), tolerance_(kCountTolerance * target), stride_(level.config.depth * kQuarters) {
+    const DiTConfig& config = config_;
     const at::Tensor values = share.detach().cpu().contiguous();
     for (int i = 0; i < kKinds * stride_; ++i) {
       const int count = part_count(config, i / stride_);
@@ -58,7 +80,7 @@ class CountSearch {
               : count);
     }
     const auto on = [&](int kind, int l, int q) { return share_on(kind * stride_ + l * kQuarters + q); };
-    error_ = work_ratio(config, on) - target;
+    error_ = work_ratio(level, on) - target;
   }
 
   at::Tensor run() {
@@ -72,7 +94,7 @@ class CountSearch {
 
   bool can_move(int i, int by) const {
     const int kind = i / stride_;
-    return is_routed(config_, kind) && counts_[i] + by >= 1 && counts_[i] + by <= part_count(config_, kind);
+    return level_.trained[i % kQuarters] && is_routed(config_, kind) && counts_[i] + by >= 1 && counts_[i] + by <= part_count(config_, kind);
   }
 
   // Change of the work ratio by one more of part i.
@@ -80,7 +102,8 @@ class CountSearch {
     const int kind = i / stride_, place = i % stride_;
     const auto attn = static_cast<double>(attention_macs(config_, config_.num_heads));
     const auto mlp = static_cast<double>(mlp_macs(config_, config_.num_heads, config_.num_tokens()));
-    const double each = 1.0 / (part_count(config_, kind) * stride_ * (attn + mlp));
+    const double each =
+        1.0 / (part_count(config_, kind) * config_.depth * level_.quarters() * (attn + mlp));
     if (kind == PartKind::Heads) return attn * each;
     if (kind == PartKind::Groups)
       return mlp * each * config_.entering_share(share_on(PartKind::Tokens * stride_ + place));
@@ -139,7 +162,8 @@ class CountSearch {
     return true;
   }
 
-  const DiTConfig& config_;
+  const LevelOf& level_;
+  const DiTConfig& config_ = level_.config;
   const double tolerance_;
   const int stride_;            // parts of a kind: L x 4
   std::vector<double> wanted_;  // share * count
@@ -148,10 +172,11 @@ class CountSearch {
 };
 
 // d work ratio / d share, with shares instead of rounded counts, (3, L, 4).
-at::Tensor work_slope(const DiTConfig& config, const at::Tensor& share) {
+at::Tensor work_slope(const LevelOf& level, const at::Tensor& share) {
+  const DiTConfig& config = level.config;
   const auto attn = static_cast<double>(attention_macs(config, config.num_heads));
   const auto mlp = static_cast<double>(mlp_macs(config, config.num_heads, config.num_tokens()));
-  const double scale = 1.0 / (config.depth * (attn + mlp) * kQuarters);
+  const double scale = 1.0 / (config.depth * (attn + mlp) * level.quarters());
   const at::Tensor groups = config.width_routers ? share[1] : at::ones_like(share[1]);
   const at::Tensor tokens = config.token_routers ? share[2] : at::ones_like(share[2]);
   at::Tensor slope = at::zeros_like(share);
@@ -162,6 +187,9 @@ at::Tensor work_slope(const DiTConfig& config, const at::Tensor& share) {
   }
   if (config.token_routers)
     slope[2].copy_(groups * (mlp * scale * (config.entering_share(1) - config.entering_share(0))));
+  for (int q = 0; q < kQuarters; ++q) {
+    if (!level.trained[q]) slope.select(2, q).zero_();
+  }
   return slope;
 }
 
@@ -174,51 +202,15 @@ at::Tensor balance(const at::Tensor& logits) {
   return centred / (spread / kLogitSpread).clamp_min(1.0);
 }
 
-}  // namespace
-
-at::Tensor keep_share(DiT& model) {
-  auto own = model->named_parameters(/*recurse=*/false);
-  const at::Tensor* share = own.find(kKeepShareName);
-  return share ? *share : at::Tensor();
-}
-
-at::Tensor choose_counts(const DiTConfig& config, const at::Tensor& share, double target) {
-  return CountSearch(config, share, target).run();
-}
-
-KeepCounts keep_counts(const DiTConfig& config, const at::Tensor& counts) {
-  KeepCounts result;
-  std::vector<KeepCounts::PerQuarter>* kinds[kKinds] = {&result.heads, &result.groups, &result.tokens};
-  const auto count = counts.accessor<int64_t, 3>();
-  for (int kind = 0; kind < kKinds; ++kind) {
-    for (int l = 0; is_routed(config, kind) && l < config.depth; ++l) {
-      auto& quarters = kinds[kind]->emplace_back();
-      for (int q = 0; q < kQuarters; ++q) quarters[q] = static_cast<int>(count[kind][l][q]);
-    }
-  }
-  return result;
-}
-
-void project_share_gradient(const DiTConfig& config, const at::Tensor& share, at::Tensor& gradient) {
-  at::NoGradGuard no_grad;
-  const at::Tensor slope = work_slope(config, share.detach());
-  const double length = slope.square().sum().item<double>();
-  if (length > 0) gradient.sub_(slope * ((gradient * slope).sum().item<double>() / length));
-}
-
-void scale_shares(const DiTConfig& config, at::Tensor& share, double target) {
-  at::NoGradGuard no_grad;
-  if (target >= 1) {
-    share.fill_(1);
-    return;
-  }
-  const at::Tensor host = share.detach().cpu();  // on the CPU the shares themselves
-  auto value = host.accessor<float, 3>();
+// Shares (3, L, 4) on the CPU, in place.
+void scale_level(const LevelOf& level, const at::Tensor& share, double target) {
+  const DiTConfig& config = level.config;
+  auto value = share.accessor<float, 3>();
   const auto scaled = [&](int kind, int l, int q, double factor) {
     return std::clamp(value[kind][l][q] * factor, 1.0 / part_count(config, kind), 1.0);
   };
   const auto ratio_of = [&](double factor) {
-    return work_ratio(config, [&](int kind, int l, int q) { return scaled(kind, l, q, factor); });
+    return work_ratio(level, [&](int kind, int l, int q) { return scaled(kind, l, q, factor); });
   };
   double low = 0, high = 1;
   while (ratio_of(high) < target && high < 1e6) high *= 2;
@@ -231,6 +223,55 @@ void scale_shares(const DiTConfig& config, at::Tensor& share, double target) {
       for (int q = 0; q < kQuarters; ++q) value[kind][l][q] = static_cast<float>(scaled(kind, l, q, high));
     }
   }
+}
+
+}  // namespace
+
+at::Tensor keep_share(DiT& model) {
+  auto own = model->named_parameters(/*recurse=*/false);
+  const at::Tensor* share = own.find(kKeepShareName);
+  return share ? *share : at::Tensor();
+}
+
+at::Tensor choose_counts(const DiTConfig& config, const at::Tensor& share, double target) {
+  std::vector<at::Tensor> counts;
+  for (int level = 0; level < config.levels(); ++level)
+    counts.push_back(CountSearch(LevelOf(config, level), of_level(config, share, level), target).run());
+  return at::cat(counts, 1);
+}
+
+KeepCounts keep_counts(const DiTConfig& config, const at::Tensor& counts) {
+  KeepCounts result;
+  std::vector<KeepCounts::PerQuarter>* kinds[kKinds] = {&result.heads, &result.groups, &result.tokens};
+  const auto count = counts.accessor<int64_t, 3>();
+  for (int kind = 0; kind < kKinds; ++kind) {
+    for (int l = 0; is_routed(config, kind) && l < config.levels() * config.depth; ++l) {
+      auto& quarters = kinds[kind]->emplace_back();
+      for (int q = 0; q < kQuarters; ++q) quarters[q] = static_cast<int>(count[kind][l][q]);
+    }
+  }
+  return result;
+}
+
+void project_share_gradient(const DiTConfig& config, const at::Tensor& share, at::Tensor& gradient) {
+  at::NoGradGuard no_grad;
+  for (int level = 0; level < config.levels(); ++level) {
+    const at::Tensor slope = work_slope(LevelOf(config, level), of_level(config, share.detach(), level)),
+                     own = of_level(config, gradient, level);
+    const double length = slope.square().sum().item<double>();
+    if (length > 0) own.sub_(slope * ((own * slope).sum().item<double>() / length));
+  }
+}
+
+void scale_shares(const DiTConfig& config, at::Tensor& share, double target) {
+  at::NoGradGuard no_grad;
+  if (target >= 1) {
+    share.fill_(1);
+    return;
+  }
+  const at::Tensor host = share.detach().cpu();  // on the CPU the shares themselves
+  for (int level = 0; level < config.levels(); ++level)
+    scale_level(LevelOf(config, level), of_level(config, host, level), target);
   if (!share.is_cpu()) share.copy_(host);
 }
 

@@ -13,7 +13,8 @@ namespace dydit {
 class DiT;
 
 /// Name of the shares among a training model's parameters: (3, L, 4), kinds heads, groups, tokens; they start
-/// at 1.
+/// at 1. Of a model of levels (3, levels L, 4): each level has its own, and meets the target by itself, over
+/// the quarters that it is trained in.
 inline constexpr const char* kKeepShareName = "keep_share";
 struct PartKind {
   enum : int { Heads, Groups, Tokens };
@@ -28,7 +29,7 @@ inline constexpr double kLogitSpread = 5.0;
 /// The shares among a training model's parameters; undefined under the threshold rule.
 at::Tensor keep_share(DiT& model);
 
-/// The k of every kind, block and quarter, (3, L, 4) int64 within 1..count: share * count rounded, then moved
+/// The k of every kind, block and quarter, int64 and shaped as the shares, within 1..count: share * count rounded, then moved
 /// by ones, first where rounding was closest to going the other way, until their work ratio is within
 /// kCountTolerance of `target` or no part and no two parts bring it nearer.
 at::Tensor choose_counts(const DiTConfig& config, const at::Tensor& share, double target);

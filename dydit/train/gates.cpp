@@ -54,12 +54,13 @@ at::Tensor gumbel_gate(const at::Tensor& logits, const at::Tensor& noise, GateKi
 }
 
 TrainingGates::TrainingGates(DiT& model, const at::Tensor& t_emb, GateNoise noise, GateKind kind,
-                             const CapacityInputs& capacity)
-    : config_(model->config), noise_(std::move(noise)), all_(at::ones({t_emb.size(0)}, t_emb.options())) {
+                             const CapacityInputs& capacity, int level)
+    : config_(at_level(model->config, level)), noise_(std::move(noise)), all_(at::ones({t_emb.size(0)}, t_emb.options())) {
   const bool by_capacity = capacity.share.defined();
   // Each sample's share or count of one router, (B).
-  const auto of_samples = [capacity](const at::Tensor& values, int part, int block) {
-    return values[part][block].index_select(0, capacity.quarters);
+  const int first_block = level * config_.depth;
+  const auto of_samples = [capacity, first_block](const at::Tensor& values, int part, int block) {
+    return values[part][first_block + block].index_select(0, capacity.quarters);
   };
   const auto by_rank = [=](int part, int block, const at::Tensor& logits, const at::Tensor& gate_noise) {
     return capacity_gate(logits, gate_noise, of_samples(capacity.share, part, block),
@@ -83,7 +84,9 @@ TrainingGates::TrainingGates(DiT& model, const at::Tensor& t_emb, GateNoise nois
   }
   if (config_.token_routers) {
     gates_.tokens = [this, gate_of, open_of](int block, const at::Tensor& logits) {
-      tokens_.push_back(gate_of(PartKind::Tokens, block, logits, noise_.tokens[block]));
+      const at::Tensor& of_tokens = noise_.tokens[block];
+      tokens_.push_back(
+          gate_of(PartKind::Tokens, block, logits, of_tokens.slice(1, 0, config_.num_tokens())));
       open_tokens_.push_back(open_of(PartKind::Tokens, block, logits));
       return tokens_.back();
     };

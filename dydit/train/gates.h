@@ -19,7 +19,7 @@ inline constexpr double kGumbelTau = 5.0;
 struct GateNoise {
   std::vector<at::Tensor> heads;   // L of (B, H-1); empty without width routers
   std::vector<at::Tensor> groups;  // L of (B, H-1)
-  std::vector<at::Tensor> tokens;  // L of (B, N); empty without token routers
+  std::vector<at::Tensor> tokens;  // L of (B, N) of level 0, others take the first; empty without token routers
 };
 
 /// Noise of samples [first, first + count) of step `step`'s global batch: a function of (seed, step, sample).
@@ -30,16 +30,16 @@ at::Tensor gumbel_gate(const at::Tensor& logits, const at::Tensor& noise, GateKi
 
 /// The capacity rule for one batch (capacity.h); without `share` the threshold rule decides.
 struct CapacityInputs {
-  at::Tensor share;     // (3, L, 4)
-  at::Tensor counts;    // (3, L, 4) int64, of choose_counts
+  at::Tensor share;     // (3, levels L, 4)
+  at::Tensor counts;    // likewise, int64, of choose_counts
   at::Tensor quarters;  // (B) int64, the quarter of each sample's noise share
 };
 
-/// Builds the gates of one forward and keeps what they opened.
+/// Builds the gates of one forward, of rows at one level of patch sizes, and keeps what they opened.
 class TrainingGates {
  public:
   TrainingGates(DiT& model, const at::Tensor& t_emb, GateNoise noise, GateKind kind,
-                const CapacityInputs& capacity = {});
+                const CapacityInputs& capacity = {}, int level = 0);
   TrainingGates(const TrainingGates&) = delete;
   TrainingGates& operator=(const TrainingGates&) = delete;
 
@@ -62,7 +62,7 @@ class TrainingGates {
   at::Tensor work_ratio(const std::vector<at::Tensor>& heads, const std::vector<at::Tensor>& groups,
                         const std::vector<at::Tensor>& tokens) const;
 
-  const DiTConfig config_;
+  const DiTConfig config_;  // at the level
   const GateNoise noise_;
   Gates gates_;
   const at::Tensor all_;            // (B) ones: the share of parts without routers

@@ -100,7 +100,54 @@ at::Tensor visited(const at::Tensor& ratio, const StepInputs& inputs) {
 struct DynamicForward {
   std::unique_ptr<TrainingGates> gates;
   SampleLoss loss;
+  at::Tensor ratio = {};  // of each sample
 };
+
+// Mean work ratios over the global batch: of each level's samples, which have a target of their own.
+class LevelRatios {
+ public:
+  explicit LevelRatios(int levels) : sums_(2 * levels) {}
+
+  void add(int level, const at::Tensor& ratio) {
+    sums_[2 * level] += sum_of(ratio);
+    sums_[2 * level + 1] += static_cast<double>(ratio.numel());
+  }
+  void reduce(Communicator& processes) { processes.sum(std::span<double>(sums_)); }
+  double mean(int level) const { return sums_[2 * level] * (1.0 / sums_[2 * level + 1]); }
+  /// Of a level's samples the term is that of their mean, and of all samples the mean of terms.
+  double flops_loss(double target) const {
+    double loss = 0, samples = 0;
+    for (size_t i = 1; i < sums_.size(); i += 2) samples += sums_[i];
+    for (size_t i = 1; i < sums_.size(); i += 2) {
+      if (sums_[i] > 0) loss += sums_[i] / samples * flops_term(mean(static_cast<int>(i / 2)), target).loss;
+    }
+    return loss;
+  }
+
+ private:
+  std::vector<double> sums_;  // of each level: ratios, and samples
+};
+
+// The level of a step whose samples all have the same: each equally often.
+int drawn_level(const DiTConfig& config, uint64_t seed, uint64_t step) {
+  if (config.levels() == 1) return 0;
+  const float u = uniform(seed, step, 0, TrainingDraw::Level);
+  return std::min(static_cast<int>(u * static_cast<float>(config.levels())), config.levels() - 1);
+}
+
+// The samples of each level that there is, in order of levels.
+std::vector<StepInputs> parts_by_level(const DiTConfig& config, StepInputs inputs) {
+  if (!levels_share_time(config)) return {std::move(inputs)};
+  const at::Tensor times = inputs.t.to(at::kCPU, at::kDouble);
+  std::vector<std::vector<int64_t>> rows(config.levels());
+  for (int64_t b = 0; b < times.numel(); ++b)
+    rows[level_at(config, times.data_ptr<double>()[b])].push_back(b);
+  std::vector<StepInputs> parts;
+  for (int level = 0; level < config.levels(); ++level) {
+    if (!rows[level].empty()) parts.push_back(inputs.select(at::tensor(rows[level]), level));
+  }
+  return parts;
+}
 
 // t and what it counts for, of the samples from `first` on, as many as there is noise for.
 void draw_times(const DiTConfig& config, const TrainOptions& options, uint64_t step, int first,
@@ -130,19 +177,20 @@ void draw_times(const DiTConfig& config, const TrainOptions& options, uint64_t s
 DynamicForward forward_dynamic(DiT& model, const TrainOptions& options, const StepInputs& inputs,
                                const at::Tensor& keep) {
   DynamicForward forward;
-  const at::Tensor t_emb = model->embed_timestep(inputs.t);
+  const at::Tensor t_emb = model->embed_timestep(inputs.t, inputs.level);
   CapacityInputs capacity;
   if (keep.defined()) capacity = {keep_share(model), keep, quarters_of(model->config.objective, inputs.t)};
-  forward.gates =
-      std::make_unique<TrainingGates>(model, t_emb, inputs.gate_noise, options.router.gates, capacity);
-  const at::Tensor output = model->forward(inputs.x_t, t_emb, inputs.y, forward.gates->gates());
+  forward.gates = std::make_unique<TrainingGates>(model, t_emb, inputs.gate_noise, options.router.gates,
+                                                  capacity, inputs.level);
+  const at::Tensor output = model->forward(inputs.x_t, t_emb, inputs.y, forward.gates->gates(), inputs.level);
   forward.loss = loss_of(model, output, inputs);
   return forward;
 }
 
 // The complete model, no gates.
 SampleLoss backward_complete(DiT& model, const StepInputs& inputs, const at::Tensor& y, double scale) {
-  const at::Tensor output = model->forward(inputs.x_t, model->embed_timestep(inputs.t), y);
+  const at::Tensor output =
+      model->forward(inputs.x_t, model->embed_timestep(inputs.t, inputs.level), y, {}, inputs.level);
   const SampleLoss loss = loss_of(model, output, inputs);
   (loss.total().sum() * scale).backward();
   return loss;
@@ -209,7 +257,22 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
   inputs.y_complete = drop_labels(labels, config, options, step, first, TrainingDraw::CompleteLabelDropout);
   if (options.dynamic)
     inputs.gate_noise = draw_gate_noise(config, options.seed, step, first, static_cast<int>(count));
+  inputs.level = levels_share_time(config) ? 0 : drawn_level(config, options.seed, step);
   return inputs.to(options.device);
+}
+
+StepInputs StepInputs::select(const at::Tensor& rows, int level) const {
+  StepInputs selected = *this;
+  const at::Tensor here = rows.to(x0.device());
+  for (at::Tensor* tensor : {&selected.x0, &selected.noise, &selected.x_t, &selected.t, &selected.loss_weight,
+                             &selected.visits, &selected.y, &selected.y_complete}) {
+    if (tensor->defined()) *tensor = tensor->index_select(0, here);
+  }
+  for (auto* gates : {&selected.gate_noise.heads, &selected.gate_noise.groups, &selected.gate_noise.tokens}) {
+    for (at::Tensor& noise : *gates) noise = noise.index_select(0, here);
+  }
+  selected.level = level;
+  return selected;
 }
 
 StepInputs StepInputs::to(at::Device device) const {
@@ -227,60 +290,68 @@ StepInputs StepInputs::to(at::Device device) const {
 StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,
                            Communicator& processes, uint64_t step, int first,
                            const std::function<StepInputs(int m)>& inputs_of) {
-  const int64_t micro = options.global_batch / (processes.size() * options.accumulate);
+  const DiTConfig& config = model->config;
   const double scale = 1.0 / options.global_batch;
   const double target = options.dynamic ? target_ratio(options.router, static_cast<int64_t>(step)) : 1.0;
-  const auto global_mean = [&](double local_sum) {
-    processes.sum(std::span<double>(&local_sum, 1));
-    return local_sum * scale;
-  };
+  const auto parts_of = [&](int m) { return parts_by_level(config, inputs_of(m)); };
 
   at::Tensor keep;
   if (const at::Tensor share = keep_share(model); share.defined())
-    keep = choose_counts(model->config, share, target).to(share.device());
+    keep = choose_counts(config, share, target).to(share.device());
 
   StepTerms terms;
   store.grads.zero_();
-  double mean_ratio = 1;
+  LevelRatios ratios(config.levels());
   if (options.dynamic && options.accumulate > 1) {  // only a forward tells which tokens open
     at::NoGradGuard no_grad;
-    double sum = 0;
     for (int m = 0; m < options.accumulate; ++m) {
-      const StepInputs inputs = inputs_of(m);
-      sum += sum_of(visited(forward_dynamic(model, options, inputs, keep).gates->ratio(), inputs));
+      for (const StepInputs& inputs : parts_of(m))
+        ratios.add(inputs.level, visited(forward_dynamic(model, options, inputs, keep).gates->ratio(), inputs));
     }
-    mean_ratio = global_mean(sum);
+    ratios.reduce(processes);
   }
   for (int m = 0; m < options.accumulate; ++m) {
-    const StepInputs inputs = inputs_of(m);
-    const at::Tensor quarters = quarters_of(model->config.objective, inputs.t);
+    const std::vector<StepInputs> parts = parts_of(m);
     if (!options.dynamic) {
-      backward_complete(model, inputs, inputs.y, scale).add_to(terms.mse, terms.weighted_mse, terms.vb);
-      terms.ratio += static_cast<double>(micro);
-      terms.inference_ratio += static_cast<double>(micro);
-      const at::Tensor all = at::ones({micro}, at::kFloat);
-      add_kept(terms, {all, all, all}, quarters);
+      for (const StepInputs& inputs : parts) {
+        backward_complete(model, inputs, inputs.y, scale).add_to(terms.mse, terms.weighted_mse, terms.vb);
+        const int64_t count = inputs.t.numel();
+        terms.ratio += static_cast<double>(count);
+        terms.inference_ratio += static_cast<double>(count);
+        const at::Tensor all = at::ones({count}, at::kFloat);
+        add_kept(terms, {all, all, all}, quarters_of(config.objective, inputs.t));
+      }
       continue;
     }
-    const DynamicForward forward = forward_dynamic(model, options, inputs, keep);
-    const at::Tensor ratio = visited(forward.gates->ratio(), inputs);
-    if (options.accumulate == 1) mean_ratio = global_mean(sum_of(ratio));
-    // The capacity rule meets its target by its counts.
-    const double slope =
-        options.router.gate_rule == GateRule::Capacity ? 0.0 : flops_term(mean_ratio, target).slope;
-    ((forward.loss.total().sum() + slope * ratio.sum()) * scale).backward();
-    forward.loss.add_to(terms.mse, terms.weighted_mse, terms.vb);
-    terms.ratio += sum_of(ratio);
-    terms.inference_ratio += sum_of(visited(forward.gates->inference_ratio(), inputs));
-    add_kept(terms, forward.gates->kept(), quarters);
-    if (static_cast<int64_t>(step) < options.router.complete_steps) {
-      backward_complete(model, inputs, inputs.y_complete, scale)
-          .add_to(terms.complete_mse, terms.complete_weighted_mse, terms.complete_vb);
+    // All forwards before any backward: the mean over the levels' samples is each sample's slope.
+    std::vector<DynamicForward> forwards;
+    for (const StepInputs& inputs : parts) {
+      DynamicForward& forward = forwards.emplace_back(forward_dynamic(model, options, inputs, keep));
+      forward.ratio = visited(forward.gates->ratio(), inputs);
+      if (options.accumulate == 1) ratios.add(inputs.level, forward.ratio);
+    }
+    if (options.accumulate == 1) ratios.reduce(processes);
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const StepInputs& inputs = parts[i];
+      const DynamicForward forward = std::move(forwards[i]);
+      // The capacity rule meets its target by its counts.
+      const double slope = options.router.gate_rule == GateRule::Capacity
+                               ? 0.0
+                               : flops_term(ratios.mean(inputs.level), target).slope;
+      ((forward.loss.total().sum() + slope * forward.ratio.sum()) * scale).backward();
+      forward.loss.add_to(terms.mse, terms.weighted_mse, terms.vb);
+      terms.ratio += sum_of(forward.ratio);
+      terms.inference_ratio += sum_of(visited(forward.gates->inference_ratio(), inputs));
+      add_kept(terms, forward.gates->kept(), quarters_of(config.objective, inputs.t));
+      if (static_cast<int64_t>(step) < options.router.complete_steps) {
+        backward_complete(model, inputs, inputs.y_complete, scale)
+            .add_to(terms.complete_mse, terms.complete_weighted_mse, terms.complete_vb);
+      }
     }
   }
   processes.sum(std::span<float>(store.grads.data_ptr<float>(), static_cast<size_t>(store.grads.numel())));
   reduce_terms(terms, options.global_batch, processes);
-  if (options.dynamic) terms.flops_loss = flops_term(mean_ratio, target).loss;
+  if (options.dynamic) terms.flops_loss = ratios.flops_loss(target);
   return terms;
 }
 

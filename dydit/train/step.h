@@ -50,8 +50,11 @@ struct StepInputs {
   at::Tensor loss_weight, visits;
   at::Tensor y, y_complete;  // (B) labels, each with its own dropout
   GateNoise gate_noise;
+  int level = 0;  // of patch sizes, of all samples alike
 
   StepInputs to(at::Device device) const;
+  /// Of the samples `rows` (M) int64, at a level.
+  StepInputs select(const at::Tensor& rows, int level) const;
 };
 
 /// Inputs of images [begin, begin + count) of a batch that holds the global batch's from sample `first` on;

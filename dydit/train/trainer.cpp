@@ -25,7 +25,7 @@ DiT make_training_model(const Checkpoint& start, const TrainOptions& options) {
   DiT model = make_model(start);
   model->train();
   if (options.dynamic && options.router.gate_rule == GateRule::Capacity) {
-    model->register_parameter(kKeepShareName, at::ones({3, start.config.depth, kQuarters}, at::kFloat));
+    model->register_parameter(kKeepShareName, at::ones({3, start.config.levels() * start.config.depth, kQuarters}, at::kFloat));
   }
   model->compute_dtype =
       options.dtype;  // weights are converted where they are used, gradients on the way back
@@ -328,6 +328,16 @@ void check_training(const Dataset& data, const DiTConfig& config, const TrainOpt
     DYDIT_CHECK(config.num_classes == 0 || data.label(i) < config.num_classes,
                 "image {} has label {}, the model has classes 0 to {}", i, data.label(i),
                 config.num_classes - 1);
+  }
+  if (levels_share_time(config)) {
+    DYDIT_USAGE_CHECK(options.timesteps.draw == TimestepDraw::Stratified,
+                      "--level-from: a level that sees some of t alone needs --timesteps stratified, got {}",
+                      kTimestepDrawNames[options.timesteps.draw]);
+    for (const int from : config.level_from)
+      DYDIT_USAGE_CHECK(!options.dynamic || options.router.gate_rule == GateRule::Threshold ||
+                            from % kQuarterLength == 0,
+                        "--level-from {}: the capacity rule counts by quarters of t; take a multiple of {}", from,
+                        kQuarterLength);
   }
   if (options.device.is_cpu()) {
     const int micro = options.global_batch / (processes * options.accumulate);

@@ -295,4 +295,15 @@ void Cli::add_threads(int& threads, const std::string& effect) {
   add_number("-t,--threads", threads, 1, 1024, "Threads; " + effect);
 }
 
+std::vector<int> whole_numbers(std::string_view list) {
+  std::vector<int> numbers;
+  if (list.empty()) return numbers;
+  for (const std::string_view part : comma_parts(list)) {
+    const auto number = parse_number<int>(part);
+    DYDIT_USAGE_CHECK(number, "{} is no whole number", quote(part));
+    numbers.push_back(*number);
+  }
+  return numbers;
+}
+
 }  // namespace dydit

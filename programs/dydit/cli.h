@@ -102,4 +102,7 @@ class Cli {
 
 struct HelpRequested {};
 
+/// "20,10" -> {20, 10}; an empty text is an empty list. Throws UsageError for what is no whole number.
+std::vector<int> whole_numbers(std::string_view list);
+
 }  // namespace dydit

@@ -52,6 +52,7 @@ json plan_json(const RunPlan& plan) {
     steps.push_back({{"timestep", json_number(step.timestep)},
                      {"heads", heads},
                      {"groups", groups},
+                     {"level", step.level},
                      {"work_share", step_work_share(plan, static_cast<int>(s))}});
   }
   json result = {{"steps", steps}, {"nesting", nesting_share(plan)}};
@@ -152,6 +153,7 @@ void print_checkpoint(const json& result, const Checkpoint& checkpoint) {
             : config.learn_sigma  ? "learned sigma"
                                   : "fixed sigma");
   print_out("predicts    {} ({})\n", objective_text(config.objective), objective_source(checkpoint));
+  if (config.levels() > 1) print_out("patch sizes {}\n", levels_text(config));
   if (config.join != Join::None)
     print_out("long skips  {}, from block {} on\n", config.num_joins(), config.depth - config.num_joins());
   print_out("routers     width (TDW) {}, token (SDT) {}{}\n", config.width_routers ? "yes" : "no",

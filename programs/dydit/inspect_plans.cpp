@@ -31,9 +31,10 @@ std::string actions_text(const StepPlan& step, Branch which) {
 }
 
 std::string guide_text(const GuidePlan& guide) {
-  std::string text = guide.kind == GuideKind::Full  ? "full"
-                     : guide.kind == GuideKind::Off ? "off"
-                                                    : fmt::format("reuse:{}", guide.terms.size() - 1);
+  std::string text = guide.kind == GuideKind::Full   ? "full"
+                     : guide.kind == GuideKind::Weak ? "weak"
+                     : guide.kind == GuideKind::Off  ? "off"
+                                                     : fmt::format("reuse:{}", guide.terms.size() - 1);
   return guide.scale ? fmt::format("{} x{}", text, *guide.scale) : text;
 }
 
@@ -41,6 +42,7 @@ std::string guide_text(const GuidePlan& guide) {
 json plan_json(const std::string& path, const StatedPlan& stated) {
   RunPlan plan{.config = stated.config, .steps = std::vector<StepPlan>(stated.spec.steps.size())};
   for (StepPlan& step : plan.steps) step.blocks.resize(stated.config.depth);
+  plan.larger.assign(stated.config.levels() - 1, plan.steps);
   apply_spec(stated.spec, /*guided=*/true, plan);
   json result = {{"file", path},
                  {"format", "plan"},
@@ -64,6 +66,7 @@ json plan_json(const std::string& path, const StatedPlan& stated) {
                                {"attn", actions_text(step, Branch::Attention)},
                                {"mlp", actions_text(step, Branch::Mlp)},
                                {"ranges", ranges},
+                               {"level", spec.level},
                                {"guide", guide_text(step.guide)},
                                {"restart", spec.restart}});
   }
@@ -82,6 +85,7 @@ void print_plan(const json& plan) {
   for (const json& step : plan["steps"]) {
     std::string more = step["guide"].get<std::string>();
     for (const json& range : step["ranges"]) more += ", " + range.get<std::string>();
+    if (const int level = step["level"].get<int>(); level > 0) more += fmt::format(", level {}", level);
     if (step["restart"].get<bool>()) more += ", restart";
     print_out("  {:>4}  {:<{}}  {:<{}}  {}\n", step["t"].get<int>(), step["attn"].get<std::string>(), width,
               step["mlp"].get<std::string>(), width, more);

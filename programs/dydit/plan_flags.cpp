@@ -18,7 +18,8 @@ constexpr double kLeastBudget = 0.001;
 void PlanFlags::add(Cli& cli) {
   cli.add_text("--plan", file,
                "Plan file (JSON): which branches every step computes, and when guidance runs");
-  cli.add_text("--cache", cache, std::string("Instead: a policy that makes the plan: ") + kPolicyHelp)
+  GuideOptions& guide = policy.guide;
+  cli.add_text("--cache", policy.cache, std::string("Instead: a policy that makes the plan: ") + kPolicyHelp)
       ->type_name("POLICY");
   cli.add_number("--guide-from", guide.from, 0, kNumTrainTimesteps - 1,
                  "Guidance from this timestep on, in continuous time from this thousandth of the noise "
@@ -27,6 +28,13 @@ void PlanFlags::add(Cli& cli) {
   cli.add_number("--guide-to", guide.to, 0, kNumTrainTimesteps - 1, "Guidance down to this timestep");
   cli.add_number("--guide-every", guide.every, 1, 1000,
                  "Guidance at every so many full steps; between them its difference is forecast");
+  cli.add_switch("--guide-weak", guide.weak,
+                 "Guide by the model's own prediction at its largest patches, for the same label, in place of the "
+                 "null class's; of --cfg-scale s, 1 + (s - 1) / 2.5 then");
+  cli.add_text("--weak-steps", weak_steps_,
+               "So many of the first steps with the larger patches of a model that has levels; of several levels "
+               "a list, e.g. 20,10: the first 10 with the largest");
+  cli.add_text("--level-from", level_from_, "Instead: from which timestep on; of several levels a list");
   cli.add_number("--cache-memory", cache_memory_gb, 0, kMostGigabytes,
                  "GB that a batch may keep of branches and guidance (default: a quarter of the memory)");
 }
@@ -49,13 +57,9 @@ void PlanFlags::resolve(Cli& cli, const Checkpoint& checkpoint, bool chosen, Gen
     cli.needs("--timesteps", budget == 0, "no --budget, whose plans are for --steps");
   }
   const bool by_file = !file.empty(), by_budget = budget > 0;
-  for (const char* flag : {"--guide-from", "--guide-to", "--guide-every"}) {
-    cli.needs(flag, options.guided(), "guidance: a --cfg-scale above 1");
-    cli.needs(flag, !by_file, "no --plan, whose steps say when guidance runs");
-    cli.needs(flag, !by_budget, "no --budget, whose plan says when guidance runs");
-  }
-  DYDIT_USAGE_CHECK(guide.to <= guide.from, "{} {}: is above --guide-from {}", cli.named("--guide-to"),
-                    guide.to, guide.from);
+  check_policy(cli, options);
+  cli.within("--weak-steps", [&] { policy.levels.steps = whole_numbers(weak_steps_); });
+  cli.within("--level-from", [&] { policy.levels.from = whole_numbers(level_from_); });
   const DiTConfig& config = checkpoint.config;
   if (by_budget) {
     take_budget(cli, checkpoint, options);
@@ -74,10 +78,26 @@ void PlanFlags::resolve(Cli& cli, const Checkpoint& checkpoint, bool chosen, Gen
         }))
       cli.console.info(fmt::format("passed over: what {} says of guidance, for this run has none", file));
   } else {
-    cli.within("--cache", [&] { plan_by_policy(cache, guide, config, options); });
+    cli.within("--cache", [&] { plan_by_policy(policy, config, options); });
   }
   cli.needs("--cache-memory", options.plan.has_value(), "--plan or --cache; without them nothing is kept");
   options.cache_memory = static_cast<int64_t>(cache_memory_gb * 1e9);
+}
+
+void PlanFlags::check_policy(Cli& cli, const GenerateOptions& options) const {
+  const GuideOptions& guide = policy.guide;
+  cli.one_of("--weak-steps", "--level-from");
+  for (const char* flag : {"--guide-from", "--guide-to", "--guide-every", "--guide-weak"}) {
+    cli.needs(flag, options.guided(), "guidance: a --cfg-scale above 1");
+    cli.needs(flag, file.empty(), "no --plan, whose steps say when guidance runs");
+    cli.needs(flag, budget == 0, "no --budget, whose plan says when guidance runs");
+  }
+  for (const char* flag : {"--weak-steps", "--level-from"}) {
+    cli.needs(flag, file.empty(), "no --plan, whose steps say their level");
+    cli.needs(flag, budget == 0, "no --budget, whose plan says the level of its steps");
+  }
+  DYDIT_USAGE_CHECK(guide.to <= guide.from, "{} {}: is above --guide-from {}", cli.named("--guide-to"),
+                    guide.to, guide.from);
 }
 
 std::string PlanFlags::input(const Checkpoint& checkpoint) const {
@@ -121,7 +141,7 @@ nlohmann::json PlanFlags::said(const Request& request) const {
     if (force) said["force"] = true;
     return said;
   }
-  return said_policy(cache, guide);
+  return said_policy(policy);
 }
 
 }  // namespace dydit

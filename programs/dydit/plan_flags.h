@@ -13,8 +13,8 @@
 namespace dydit {
 
 struct PlanFlags {
-  std::string file, cache = "none";
-  GuideOptions guide;
+  std::string file;
+  PlanPolicy policy;
   double cache_memory_gb = 0;
   double budget = 0;
   std::string plans;
@@ -32,8 +32,10 @@ struct PlanFlags {
   nlohmann::json said(const Request& request) const;
 
  private:
+  void check_policy(Cli& cli, const GenerateOptions& options) const;
   void take_budget(Cli& cli, const Checkpoint& checkpoint, GenerateOptions& options);
 
+  std::string weak_steps_, level_from_;  // comma-separated
   bool has_budget_ = false;  // the verb takes one
   MeasuredPlan chosen_;      // by the budget
 };

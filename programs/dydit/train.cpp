@@ -127,6 +127,7 @@ void run_training(Cli& cli, TrainFlags& flags, const Checkpoint& start, const Da
                              flags.options.total_steps, flags.options.global_batch, processes.size(),
                              flags.threads, flags.device, kDtypeNames[flags.options.dtype],
                              flags.options.seed));
+    if (start.config.levels() > 1) console.info(fmt::format("patches  {}", levels_text(start.config)));
     if (flags.options.timesteps.draw != TimestepDraw::Stratified)
       console.info(timesteps_text(flags.options, start.config.objective));
   }
@@ -158,7 +159,7 @@ int run_from(Cli& cli, TrainFlags& flags, std::string_view why_no_routers,
   }
   const auto dataset = flags.data.load(flags.threads);
   cli.needs("--skip-broken", dataset->latents() == nullptr, "images; these are latents");
-  Checkpoint start = prepare(given, *dataset);
+  Checkpoint start = flags.with_levels(cli, prepare(given, *dataset));
   note_latents(*dataset, start, cli.console);
   cli.needs("--sample-every", makes_pixels(start.config),
             "a model of pixels; make images of its checkpoints with dydit generate --vae");

@@ -65,6 +65,10 @@ void TrainFlags::add(Cli& cli) {
                  "SpeeD: the weight where it changes fastest; 1 less this where slowest");
   cli.add_number("--logit-mean", draw.logit_mean, -20, 20, "logit-normal: mean of the noise share's logit");
   cli.add_number("--logit-std", draw.logit_std, 1e-3, 20, "logit-normal: its standard deviation");
+  cli.add_number("--levels", levels, 2, kMostLevels,
+                 "Patch sizes p, 2p, ... of one model, each trained in its share of the steps at all t (FlexiDiT)");
+  cli.add_text("--level-from", level_from,
+               "Instead: 2p from this t on and p below it, as PPFlow trains; of more sizes a list, e.g. 500,750");
   cli.add_choice("--dtype", dtype, kDtypeNames.names({"auto"}),
                  "Arithmetic of the blocks; master weights are float32");
   if (kBuiltWithCuda) {
@@ -90,6 +94,7 @@ void TrainFlags::add(Cli& cli) {
 
 void TrainFlags::check_needs(Cli& cli) {
   cli.one_of("--total-train-steps", "--epochs");
+  cli.one_of("--levels", "--level-from");
   cli.needs("--sample-steps", run.sample_every > 0, "--sample-every above 0");
   cli.needs("--sample-cfg-scale", run.sample_every > 0, "--sample-every above 0");
   cli.needs("--sample-cache", run.sample_every > 0, "--sample-every above 0");
@@ -115,6 +120,21 @@ void TrainFlags::fit_data_to(const Checkpoint& start) {
   data.fit_to(start);
 }
 
+Checkpoint TrainFlags::with_levels(Cli& cli, Checkpoint start) const {
+  if (levels == 0 && level_from.empty()) return start;
+  const char* const flag = levels > 0 ? "--levels" : "--level-from";
+  DYDIT_USAGE_CHECK(start.config.levels() == 1, "{}: {} has patch sizes already ({}); leave it out", cli.named(flag),
+                    model, levels_text(start.config));
+  std::vector<int> from(levels > 0 ? levels - 1 : 0, 0);
+  cli.within(flag, [&] {
+    if (levels == 0) from = whole_numbers(level_from);
+    for (const int t : from)
+      DYDIT_USAGE_CHECK(levels > 0 || t > 0, "{} is where t begins; --levels trains all sizes at all t", t);
+    check_levels(start.config, from);
+  });
+  return add_levels(std::move(start), from);
+}
+
 Request TrainFlags::sample_request(const DiTConfig& config) const {
   constexpr int kImages = 16;
   Request request = {.num_images = kImages,
@@ -123,7 +143,7 @@ Request TrainFlags::sample_request(const DiTConfig& config) const {
                      .cfg_scale = config.can_guide() ? sample_cfg_scale : 1.0f};
   request.classes.resize(std::max(config.num_classes, 1));
   std::iota(request.classes.begin(), request.classes.end(), 0);
-  plan_by_policy(sample_cache, {}, config, request);
+  plan_by_policy({.cache = sample_cache}, config, request);
   return request;
 }
 

@@ -207,6 +207,7 @@ void verify_model(Cli& cli, const ModelFlags& flags, const Reference& reference,
   verify_diffusion(context, report);
   verify_plans(context, report);
   verify_family_runs(context, report);
+  if (reference.has("out_level1")) verify_levels(context, report);
   if (reference.has("data") && reference.has("t")) {
     verify_family_training(context, report);
   } else if (reference.has("gumbel.0.attn") || reference.has("complete_mse")) {
@@ -216,7 +217,7 @@ void verify_model(Cli& cli, const ModelFlags& flags, const Reference& reference,
   DYDIT_CHECK(
       report.size() > 0,
       "{}: holds nothing that verify can replay; expected forwards (x, t, y, out), tables (betas), single "
-      "steps (step_0_x), runs (sample_p_z) or runs of plans (MODE.SPACING.PLAN.out)",
+      "steps (step_0_x), levels (out_level1), runs (sample_p_z) or runs of plans (MODE.SPACING.PLAN.out)",
       reference.path());
 }
 

@@ -100,6 +100,10 @@ struct VerifyContext {
 /// Recorded forwards: x, t, y -> out, masks, out_static, cfg_out.
 void verify_forward(const VerifyContext& context, VerifyReport& report);
 
+/// Levels of patch sizes of the model: init.levels.1.*, levels.1.* -> out_levelL, guided_eps, grad.*; both
+/// engines.
+void verify_levels(const VerifyContext& context, VerifyReport& report);
+
 /// Recorded tables, timesteps, single steps and sampling runs.
 void verify_diffusion(const VerifyContext& context, VerifyReport& report);
 

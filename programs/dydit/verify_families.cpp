@@ -212,7 +212,7 @@ FamilyRun read_run(const VerifyContext& context, const std::string& name, const 
                                                    : uvit_run(run, config.objective);
   read.name = name;
   read.request.mode = config.is_dynamic() && !name.starts_with("static") ? Mode::Dynamic : Mode::Static;
-  if (read.unreplayable.empty()) plan_by_policy(read.cache, {}, config, read.request);
+  if (read.unreplayable.empty()) plan_by_policy({.cache = read.cache}, config, read.request);
   return read;
 }
 

@@ -25,6 +25,7 @@ namespace {
 using test::EngineOf;
 using test::expect_same_bits;
 using test::Forward;
+using test::levels_config;
 using test::odd_config;
 using test::odd_hidden_config;
 using test::one_head_config;
@@ -47,7 +48,7 @@ constexpr double kKeptTolerance =
     2e-4;  // forecasts that reach far and differences enlarge rounding: to 1.1e-4
 
 std::vector<DiTConfig> configs() {
-  return {tiny_config(), odd_config(), one_head_config(), xl_heads_config(12), odd_hidden_config()};
+  return {tiny_config(), odd_config(), one_head_config(), xl_heads_config(12), odd_hidden_config(), levels_config()};
 }
 
 Checkpoint with_counts() {

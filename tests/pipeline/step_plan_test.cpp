@@ -102,6 +102,9 @@ TEST(SchedulerOfPlans, FortyImagesThatShareForwardsAreWhatTheyAreAlone) {
 TEST(SchedulerOfPlans, ImagesOfOddSizesThatShareForwardsAreWhatTheyAreAlone) {
   expect_as_alone(EngineKind::Cpu, {}, odd_config(), 20, {2});
 }
+TEST(SchedulerOfPlans, ImagesOfSeveralPatchSizesThatShareForwardsAreWhatTheyAreAlone) {
+  expect_as_alone(EngineKind::Cpu, {}, test::levels_config(), 24, {1, 2});
+}
 TEST(SchedulerOfPlans, ImagesInBFloat16ThatShareForwardsAreWhatTheyAreAlone) {
   expect_as_alone(EngineKind::Cpu, {.dtype = at::kBFloat16}, tiny_config(), 20, {2});
 }

@@ -332,7 +332,7 @@ TEST(GuidePolicy, IntervalInContinuousTimeIsOfTheNoiseShare) {
   const Times times = {0.9, 0.75, 0.5, 0.25, 0};
   const auto kinds = [&](const GuideOptions& guide) {
     PlanSpec spec = policy_plan("none", flow_config(), times);
-    apply_guide(guide, kLinear, spec);
+    apply_guide(guide, flow_config(), 4, spec);
     std::string text;  // as they are taken
     for (auto step = spec.steps.rbegin(); step != spec.steps.rend(); ++step)
       text += step->guide == GuideKind::Full ? 'f' : 'o';

@@ -40,7 +40,7 @@ std::vector<double> timesteps_of(int S) {
 PlanSpec plan_of(const std::string& policy, int S, const DiTConfig& config = tiny_config(),
                  const GuideOptions& guide = {}) {
   PlanSpec spec = policy_plan(policy, config, timesteps_of(S));
-  apply_guide(guide, {}, spec);
+  apply_guide(guide, tiny_config(), 4, spec);
   for (const bool guided : {false, true}) check_spec(spec, config, guided, policy);
   return spec;
 }
@@ -243,8 +243,8 @@ TEST(GuidePolicy, OptionsThatCannotBeMeantAreRefused) {
   PlanSpec spec = plan_of("none", 4);
   for (const GuideOptions& guide :
        {GuideOptions{.from = 1000}, GuideOptions{.to = -1}, GuideOptions{.from = 3, .to = 4}})
-    expect_error([&] { apply_guide(guide, {}, spec); }, "it begins at the larger t; both are 0 to 999");
-  expect_error([&] { apply_guide({.every = 0}, {}, spec); },
+    expect_error([&] { apply_guide(guide, tiny_config(), 4, spec); }, "it begins at the larger t; both are 0 to 999");
+  expect_error([&] { apply_guide({.every = 0}, tiny_config(), 4, spec); },
                "guidance every 0 full steps: a whole number from 1 is wanted");
 }
 
@@ -263,7 +263,7 @@ TEST_P(RecordedPolicies, AreMade) {
   if (std::string(file) == "s12_interval" || std::string(file) == "s12_interval_taylor")
     apply_guide({.from = static_cast<int>(wanted.steps[8].timestep),
                  .to = static_cast<int>(wanted.steps[3].timestep)},
-                {}, spec);
+                config, 4, spec);
   EXPECT_EQ(spec.steps, wanted.steps);
   // Of order 1 all weights are the same, and the file says taylor.
   EXPECT_EQ(spec.forecast == wanted.forecast, std::string(file) != "s12_stack_n3_o1");

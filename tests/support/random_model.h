@@ -30,6 +30,13 @@ inline DiTConfig tiny_config() {
           .token_routers = true};
 }
 
+/// The same with patches of 2, 4 and 8: 16, 4 and 1 tokens.
+inline DiTConfig levels_config() {
+  DiTConfig config = tiny_config();
+  config.level_from = {0, 0};
+  return config;
+}
+
 /// No size is a multiple of 8: 9 tokens, 36 channels, 3 heads of 12, an MLP of 3 x 27, no learned sigma.
 inline DiTConfig odd_config() {
   return {.input_size = 9,
@@ -90,9 +97,9 @@ inline at::Tensor random_tensor(at::IntArrayRef sizes, uint64_t seed, uint64_t i
 inline double random_scale(const std::string& name, const at::Tensor& tensor) {
   const double fan_in = static_cast<double>(tensor.numel()) / std::max<int64_t>(1, tensor.size(0));
   const bool router = name.find("router") != std::string::npos || name.find("token_sel") != std::string::npos;
-  if (name == "pos_embed" || name.starts_with("y_embedder")) return 1;
+  if (name.ends_with("pos_embed") || name.ends_with(".embedding") || name.starts_with("y_embedder")) return 1;
   if (name.ends_with("bias")) return router ? 0.5 : 0.1;
-  if (name == "final_layer.linear.weight") return 0.1 / std::sqrt(fan_in);  // tame: variances are exponents
+  if (name.ends_with("final_layer.linear.weight")) return 0.1 / std::sqrt(fan_in);  // tame: variances are exponents
   return (router || name.starts_with("t_embedder") ? 4 : 1) / std::sqrt(fan_in);
 }
 

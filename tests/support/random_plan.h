@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <memory>
@@ -25,10 +26,10 @@ struct RandomPlan {
   Forecast forecast = {};
 };
 
-/// Steps of all actions, ranges, kinds of guidance and restarts; `timesteps` ascend.
+/// Steps of all levels, actions, ranges, kinds of guidance and restarts; `timesteps` ascend.
 inline PlanSpec random_spec(const DiTConfig& config, const std::vector<double>& timesteps, uint32_t seed,
                             const RandomPlan& kind = {}) {
-  const int L = config.depth, H = config.num_heads, N = config.num_tokens();
+  const int L = config.depth, H = config.num_heads;
   std::mt19937 draw(seed);
   const auto below = [&](int limit) { return static_cast<int>(draw() % static_cast<uint32_t>(limit)); };
   const auto parts = [&] {
@@ -50,17 +51,20 @@ inline PlanSpec random_spec(const DiTConfig& config, const std::vector<double>& 
   bool difference = false;
   for (auto step = spec.steps.rbegin(); step != spec.steps.rend(); ++step) {
     const bool first = step == spec.steps.rbegin();
-    if (!first && below(6) == 0) {
-      step->restart = true;
+    if (config.levels() > 1) step->level = first || below(3) == 0 ? below(config.levels()) : std::prev(step)->level;
+    step->restart = !first && below(6) == 0;
+    step->guide = std::array{GuideKind::Full, GuideKind::Full, GuideKind::Off, GuideKind::Forecast}[below(4)];
+    if (step->guide == GuideKind::Full && step->level + 1 < config.levels() && below(2) == 0)
+      step->guide = GuideKind::Weak;
+    if (!first && (step->restart || changes_level(*std::prev(step), *step, kind.guided))) {
       for (auto& [range, rows] : ranges) rows = 0;
       for (auto& of_blocks : branches) std::fill(of_blocks.begin(), of_blocks.end(), 0);
       difference = false;
     }
-    step->guide = std::array{GuideKind::Full, GuideKind::Full, GuideKind::Off, GuideKind::Forecast}[below(4)];
     if (step->guide == GuideKind::Forecast && !difference) step->guide = GuideKind::Full;
     if (step->guide == GuideKind::Forecast) step->guide_order = below(kind.max_order + 1);
     if (below(4) == 0) step->scale = 0.25f * static_cast<float>(below(16));
-    const bool full = step->guide == GuideKind::Full;
+    const bool full = pays_both_rows(step->guide);
     const int rows = kind.guided && full ? 2 : 1;
     const auto free = [&](const std::pair<int, int>& blocks) {  // of all ranges that the step skips
       return std::none_of(step->ranges.begin(), step->ranges.end(), [&](const RangeSkip& skip) {
@@ -94,7 +98,7 @@ inline PlanSpec random_spec(const DiTConfig& config, const std::vector<double>& 
       step->groups = parts();
     }
     if (config.token_routers) {
-      for (int l = 0; l < L; ++l) step->tokens.push_back(1 + below(N));
+      for (int l = 0; l < L; ++l) step->tokens.push_back(1 + below(config.num_tokens(step->level)));
     }
   }
   check_spec(spec, config, kind.guided, "random");

@@ -118,6 +118,32 @@ TEST(ChooseCounts, OfATargetThatCannotBeReachedAreTheLeast) {
   EXPECT_TRUE(counts.heads.empty());
 }
 
+// Half of the quarters are each level's.
+TEST(ChooseCounts, MeetTheTargetAtEveryLevelOverTheQuartersThatItIsTrainedIn) {
+  DiTConfig config = cifar_config();
+  config.level_from = {500};
+  DiTConfig both = config;
+  both.depth *= 2;  // shares of two levels
+  for (const double target : {0.3, 0.5, 0.8}) {
+    at::Tensor share = learned_share(both, 0.3, 7);
+    scale_shares(config, share, target);
+    const at::Tensor counts = choose_counts(config, share, target);
+    for (const int level : {0, 1}) {
+      const DiTConfig alone = at_level(config, level);
+      const auto attn = static_cast<double>(attention_macs(alone, 8)),
+                 mlp = static_cast<double>(mlp_macs(alone, 8, alone.num_tokens()));
+      double work = 0;
+      for (int l = 0; l < 8; ++l) {
+        for (int q = 2 * level; q < 2 * level + 2; ++q) {
+          const auto count = [&](int kind) { return counts[kind][8 * level + l][q].item<double>(); };
+          work += attn * count(0) / 8 + mlp * count(1) / 8 * count(2) / alone.num_tokens();
+        }
+      }
+      EXPECT_NEAR(work / (16 * (attn + mlp)), target, 0.005 * target) << "level " << level;
+    }
+  }
+}
+
 TEST(ChooseCounts, OfAllAreAll) {
   const DiTConfig config = tiny_config();
   at::Tensor share = learned_share(config, 1, 3);

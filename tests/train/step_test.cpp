@@ -282,6 +282,101 @@ TEST(ComputeGradient, AStaticModelHasNoDynamicTerms) {
   EXPECT_GT(store.grad_norm(), 0);
 }
 
+// Level 1 from t = 500 on: half of a stratified batch.
+Checkpoint start_of_levels(const std::vector<int>& level_from) { return add_levels(tiny_start(), level_from); }
+
+StepTerms terms_of_levels(DiT& model, const TrainOptions& options, Batch& batch, at::Tensor& gradient) {
+  ParameterStore store(model, 1);
+  Communicator alone;
+  const StepTerms terms = gradient_of(model, store, options, alone, 0, batch);
+  gradient = store.grads.clone();
+  return terms;
+}
+
+// Each level's samples by themselves, and the FLOPs term of each level's mean by its share of the samples.
+TEST(ComputeGradient, OfLevelsByTimeEqualsPlainAutogradOfEachLevelsSamples) {
+  const TrainOptions options = tiny_finetune();
+  constexpr uint64_t kStep = 2;
+  DiT model = make_model(start_of_levels({500})), plain = make_model(start_of_levels({500}));
+  model->train();
+  plain->train();
+  Batch batch = make_batch(model->config, kStep, 0, kBatch);
+  ParameterStore store(model, 1);
+  Communicator alone;
+  const StepTerms terms = gradient_of(model, store, options, alone, 0, batch);
+
+  const StepInputs all = make_step_inputs(plain->config, options, batch, 0, 0, kBatch);
+  at::Tensor loss = at::zeros({});
+  for (const int level : {0, 1}) {
+    const at::Tensor rows = at::nonzero(level == 1 ? all.t >= 500 : all.t < 500).flatten();
+    ASSERT_EQ(rows.numel(), kBatch / 2);
+    const StepInputs in = all.select(rows, level);
+    const at::Tensor t_emb = plain->embed_timestep(in.t, level);
+    const TrainingGates gates(plain, t_emb, in.gate_noise, GateKind::Hard, {}, level);
+    const auto loss_of = [&](const at::Tensor& out) {
+      const DiffusionLoss parts = diffusion_loss(out, in.x0, in.x_t, in.t, in.noise);
+      return (parts.mse + parts.vb).sum() / kBatch;
+    };
+    loss = loss + loss_of(plain->forward(in.x_t, t_emb, in.y, gates.gates(), level)) +
+           loss_of(plain->forward(in.x_t, t_emb, in.y_complete, {}, level)) +
+           flops_loss(gates.ratio().mean(), options.router.lambda) / 2;
+  }
+  loss.backward();
+  EXPECT_NEAR(terms.loss(), loss.item<double>(), 1e-5 * loss.item<double>());
+  const auto parameters = plain->named_parameters();
+  for (const auto& parameter : model->named_parameters()) {
+    const at::Tensor &got = parameter.value().grad(), &wanted = parameters[parameter.key()].grad();
+    if (!wanted.defined()) continue;  // positions
+    EXPECT_LT((got - wanted).norm().item<double>(), 1e-4 * wanted.norm().item<double>() + 1e-6)
+        << parameter.key();
+  }
+}
+
+TEST(ComputeGradient, OfLevelsByTimeDoesNotDependOnMicroBatches) {
+  TrainOptions options = tiny_finetune();
+  Batch batch = make_batch(test::tiny_config(), 2, 0, kBatch);
+  at::Tensor whole, cut;
+  DiT first = make_model(start_of_levels({500})), second = make_model(start_of_levels({500}));
+  const StepTerms want = terms_of_levels(first, options, batch, whole);
+  options.accumulate = 2;
+  const StepTerms got = terms_of_levels(second, options, batch, cut);
+  EXPECT_LT(test::relative_difference(cut, whole), 1e-4);
+  EXPECT_NEAR(got.flops_loss, want.flops_loss, 1e-6);
+  EXPECT_GT(want.flops_loss, 0);
+}
+
+TEST(ComputeGradient, OfLevelsByStepReachesTheStepsLevelAlone) {
+  const TrainOptions options = tiny_finetune();
+  for (const int level : {0, 1}) {
+    uint64_t step = 0;
+    Batch batch;
+    DiT model = make_model(start_of_levels({0}));
+    do {
+      batch = make_batch(model->config, ++step, 0, kBatch);
+    } while (make_step_inputs(model->config, options, batch, 0, 0, kBatch).level != level);
+    at::Tensor gradient;
+    terms_of_levels(model, options, batch, gradient);
+    const auto touched = [&](const at::Tensor& weight) { return weight.grad().norm().item<double>() > 0; };
+    EXPECT_EQ(touched(model->patch_weight), level == 0);
+    EXPECT_EQ(touched(model->larger[0]->patch_weight), level == 1);
+    EXPECT_EQ(touched(model->larger[0]->embedding), level == 1);
+  }
+}
+
+TEST(MakeStepInputs, DrawEachLevelEquallyOften) {
+  const DiTConfig config = test::levels_config();
+  const TrainOptions options = tiny_finetune();
+  std::array<int, 3> steps{};
+  for (uint64_t step = 0; step < 600; ++step) {
+    Batch batch = make_batch(config, step, 5, 1);
+    const int level = make_step_inputs(config, options, batch, 5, 0, 1).level;
+    ++steps[level];
+    Batch other = make_batch(config, step, 0, 1);
+    EXPECT_EQ(make_step_inputs(config, options, other, 0, 0, 1).level, level) << "of all samples alike";
+  }
+  for (const int count : steps) EXPECT_NEAR(count, 200, 45);
+}
+
 StepInputs inputs_of(const TrainOptions& options, uint64_t step, int first, int count) {
   const DiTConfig config = test::tiny_config();
   Batch batch = make_batch(config, step, first, count);

@@ -13,6 +13,7 @@
 #include <torch/torch.h>
 
 #include "dydit/io/safetensors.h"
+#include "dydit/model/edit.h"
 #include "tests/support/files.h"
 #include "tests/support/noise_images.h"
 #include "tests/support/random_model.h"
@@ -227,6 +228,51 @@ TEST(Train, CancelSavesAndTheResumedRunEqualsAnUnbrokenOne) {
     EXPECT_TRUE(at::equal(buffer, resumed.buffers.at(name))) << name;
   }
   EXPECT_EQ(whole.counters, resumed.counters);
+}
+
+// Both ways to draw the level, with routers by either rule.
+TEST(Train, ARunOfLevelsThatIsResumedEqualsAnUnbrokenOne) {
+  for (const int from : {0, 500}) {
+    for (const GateRule rule : {GateRule::Threshold, GateRule::Capacity}) {
+      const TemporaryFolder folder;
+      const Checkpoint start =
+          add_levels(add_routers(test::random_checkpoint(tiny_pixels()), {.width_bias = 0, .token_bias = 0}, 5), {from});
+      TrainOptions options = tiny_training(6);
+      options.dynamic = true;
+      options.router = {.lambda = 0.5, .anneal_start = 0, .anneal_steps = 1, .gate_rule = rule};
+      EXPECT_EQ(run_training(folder / "whole", start, options).error, "");
+      options.total_steps = 3;
+      EXPECT_EQ(run_training(folder / "cut", start, options).error, "");
+      options.total_steps = 6;
+      EXPECT_EQ(run_training(folder / "cut", start, options, /*resume=*/true).error, "");
+      const Saved whole = saved_state(folder / "whole", 6), cut = saved_state(folder / "cut", 6);
+      for (const auto& [name, buffer] : whole.buffers) EXPECT_TRUE(at::equal(cut.buffers.at(name), buffer)) << name;
+      const Checkpoint trained = load_checkpoint(model_path(folder / "whole", 6));
+      EXPECT_EQ(trained.config.level_from, std::vector<int>{from});
+      EXPECT_FALSE(at::equal(trained.weights.at("levels.1.embedding"), start.weights.at("levels.1.embedding")));
+      if (rule == GateRule::Capacity) {
+        EXPECT_EQ(trained.keep_counts->tokens.size(), 2u * start.config.depth);
+      }
+    }
+  }
+}
+
+TEST(Train, LevelsThatSeeSomeOfTNeedItStratified) {
+  const TemporaryFolder folder;
+  const Checkpoint start = add_levels(test::random_checkpoint(tiny_pixels()), {500});
+  TrainOptions options = tiny_training(1);
+  options.timesteps.draw = TimestepDraw::Uniform;
+  EXPECT_NE(run_training(folder / "run", start, options).error.find("needs --timesteps stratified, got uniform"),
+            std::string::npos);
+}
+
+TEST(Train, LevelsOfTheCapacityRuleBeginAtAQuarter) {
+  const TemporaryFolder folder;
+  const Checkpoint start = add_levels(add_routers(test::random_checkpoint(tiny_pixels()), {}, 5), {600});
+  TrainOptions options = tiny_training(1);
+  options.dynamic = true;
+  options.router.gate_rule = GateRule::Capacity;
+  EXPECT_NE(run_training(folder / "run", start, options).error.find("take a multiple of 250"), std::string::npos);
 }
 
 TEST(Train, ARunMayBeProlongedButNotChanged) {

@@ -41,10 +41,10 @@ void BranchCache::add(const PassRows& pass, float* x, int64_t stride, Team& team
     }
   }
   const auto& kernel = bf16_ ? kernels().forecast_bf16 : kernels().forecast_float;
-  const int parts = ceil_div(T_, kTaskRows);
+  const int parts = ceil_div(pass.T, kTaskRows);
   team.run(pass.samples() * parts, [&](int task, int) {
     const int b = task / parts, first = task % parts * kTaskRows;
-    kernel(x + (int64_t{b} * T_ + first) * stride, stride, first, std::min(kTaskRows, T_ - first), C_,
+    kernel(x + (int64_t{b} * pass.T + first) * stride, stride, first, std::min(kTaskRows, pass.T - first), C_,
            terms_.data() + int64_t{b} * count, count);
   });
   forecasted_.clear();
@@ -58,7 +58,7 @@ bool BranchCache::keeps_at(const StepPlan& plan, int block) {
 
 void BranchCache::keep_ranges(const PassRows& pass, int block, const float* x, int64_t stride, Team& team) {
   const std::vector<RangePlan>& ranges = pass.plan.ranges;
-  const int rows = pass.samples() * T_;
+  const int rows = pass.samples() * pass.T;
   for (size_t r = 0; r < ranges.size(); ++r) {
     const bool begins = ranges[r].from == block;
     if (ranges[r].skipped() || (!begins && ranges[r].to != block)) continue;
@@ -73,9 +73,9 @@ void BranchCache::keep_ranges(const PassRows& pass, int block, const float* x, i
           continue;
         }
         const float* then = ranges[r].absolute ? zeros_.data() : of_row;
-        const Row& of_batch = pass.row(row / T_);
+        const Row& of_batch = pass.row(row / pass.T);
         std::byte* const to = slot(of_batch, of_batch.step->ranges[r].store);
-        std::byte* const kept = to + int64_t{row % T_} * C_ * (bf16_ ? 2 : 4);
+        std::byte* const kept = to + int64_t{row % pass.T} * C_ * (bf16_ ? 2 : 4);
         if (bf16_) {
           kernels().subtract_bf16(reinterpret_cast<Bf16*>(kept), now, then, C_);
         } else {
@@ -94,7 +94,7 @@ void* const* BranchCache::features(const PassRows& pass, int block, Branch which
     std::byte* const to = slot(row, row.step->branch(block, which).store);
     features_[b] = to;
     any = any || to != nullptr;
-    if (to != nullptr && clear) std::fill_n(to, int64_t{T_} * C_ * (bf16_ ? 2 : 4), std::byte{});
+    if (to != nullptr && clear) std::fill_n(to, int64_t{pass.T} * C_ * (bf16_ ? 2 : 4), std::byte{});
   }
   return any ? features_.data() : nullptr;
 }

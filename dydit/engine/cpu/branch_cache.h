@@ -19,6 +19,7 @@ struct PassRows {
   const float* const* modulation;  // of each row of the batch
   const float* const* times;       // the embeddings of their timesteps
   const StepPlan& plan;            // of the first row
+  int N, T;  // tokens of a sample at the plan's level: patches, and those in front of them, too
 
   int samples() const { return static_cast<int>(rows.size()); }
   const Row& row(int sample) const { return batch[rows[sample]]; }
@@ -56,7 +57,7 @@ class BranchCache {
   };
   std::byte* slot(const Row& row, int slot) const;
 
-  const int T_, C_;
+  const int T_, C_;  // of level 0, for which a history has room
   const bool bf16_;
   const std::vector<float> zeros_ = std::vector<float>(C_);
   std::vector<Forecasted> forecasted_;

@@ -76,7 +76,8 @@ void CpuEngine::compute(const at::Tensor& x, std::span<const Row> rows, Workspac
   const auto forward_rows = [&](const Piece& piece, PassMemory& w) {
     const std::span<const int> of_batch = run.groups.rows(piece);
     const StepPlan& plan = *rows[of_batch[0]].step;
-    const Pass pass = {{of_batch, rows, modulation, run.modulation.times().data(), plan},
+    const Pass pass = {{of_batch, rows, modulation, run.modulation.times().data(), plan,
+                        config_.num_tokens(plan.level), config_.sequence(plan.level)},
                        plan.routes_tokens(config_),
                        outputs.trace,
                        run,
@@ -89,26 +90,29 @@ void CpuEngine::compute(const at::Tensor& x, std::span<const Row> rows, Workspac
       done.executed += model_.executed_macs(plan, kept);
     }
   };
-  int ranges = 0;
-  for (const Row& row : rows) ranges = std::max(ranges, static_cast<int>(row.step->ranges.size()));
-  const Division division = divide(B, T_, run.crew().threads());
+  int ranges = 0, level = config_.levels() - 1;  // the level of the most tokens
+  for (const Row& row : rows) {
+    ranges = std::max(ranges, static_cast<int>(row.step->ranges.size()));
+    level = std::min(level, row.step->level);
+  }
+  const Division division = divide(B, config_.sequence(level), run.crew().threads());
   if (division.alone > 0) {
-    for (PassMemory& w : run.own) reserve(w, division.samples_alone(), ranges);
+    for (PassMemory& w : run.own) reserve(w, division.samples_alone(), ranges, level);
     const std::vector<Piece> pieces = run.groups.pieces_alone(division);
     run.crew().run_apart(static_cast<int>(pieces.size()),
                          [&](int task, int thread) { forward_rows(pieces[task], run.own[thread]); });
     for (PassMemory& w : run.own) read_measured(run, w);
   }
   if (division.together > 0) {
-    reserve(run.shared, division.samples, ranges);
+    reserve(run.shared, division.samples, ranges, level);
     for (const Piece& piece : run.groups.pieces_together(division)) forward_rows(piece, run.shared);
   }
   read_measured(run, run.shared);
 }
 
 // All memory of a pass with everything on, so that no later step needs more.
-void CpuEngine::reserve(PassMemory& w, int samples, int ranges) const {
-  const PassBytes bytes = pass_bytes(config_, bf16_, samples, ranges);
+void CpuEngine::reserve(PassMemory& w, int samples, int ranges, int level) const {
+  const PassBytes bytes = pass_bytes(config_, bf16_, samples, ranges, level);
   w.x.reserve(bytes.x);
   w.rows.reserve(bytes.rows);
   w.qkv.reserve(bytes.qkv);
@@ -122,13 +126,13 @@ void CpuEngine::reserve(PassMemory& w, int samples, int ranges) const {
   for (int row = 0; X_ > 0 && row < samples * N_; ++row)
     w.patch_rows.push_back(row / N_ * T_ + X_ + row % N_);
   if (int8()) {
-    const size_t rows = static_cast<size_t>(samples) * T_;
+    const size_t rows = static_cast<size_t>(samples) * config_.sequence(level);
     w.row_scales.reserve(rows * sizeof(float));
     w.part_scales.reserve(rows * H_ * sizeof(float));
   }
   if (!config_.token_routers) return;
   w.logits.reserve(bytes.logits);
-  w.gathered.reserve(static_cast<size_t>(samples) * T_);
+  w.gathered.reserve(static_cast<size_t>(samples) * config_.sequence(level));
 }
 
 }  // namespace cpu

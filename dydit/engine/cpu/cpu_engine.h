@@ -98,7 +98,7 @@ class CpuEngine final : public Engine {
   void compute(const at::Tensor& x, std::span<const Row> rows, Workspace& workspace,
                const ForwardOutputs& outputs) const override;
 
-  void reserve(PassMemory& w, int samples, int ranges) const;
+  void reserve(PassMemory& w, int samples, int ranges, int level) const;
   void forward_pass(const Pass& pass, const float* x, float* out) const;
   void embed(const Pass& pass, const float* x) const;
   void join(const Pass& pass, int index) const;
@@ -128,7 +128,7 @@ class CpuEngine final : public Engine {
   const bool bf16_;  // the activations
   const Kernels& kernels_;
   const Int8Kernels* const int8_;        // null: products of the activations' type
-  const int N_, X_, T_, C_, L_, H_, D_;  // N patches, X tokens in front of them, T of both
+  const int N_, X_, T_, C_, L_, H_, D_;  // N patches, X tokens in front of them, T of both: of level 0
   const int row_;                        // elements of a token's row: C padded to a pair
   const Epilogue gelu_;
   const PackedModel model_;

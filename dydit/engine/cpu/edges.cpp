@@ -16,12 +16,13 @@ constexpr int kJoinRows = 16;  // of a task
 // x <- [label, time,] patches through the patch embedding, + pos_embed
 void CpuEngine::embed(const Pass& pass, const float* x) const {
   PassMemory& w = pass.w;
-  const int g = config_.grid(), p = config_.patch_size, channels = config_.in_channels,
-            side = config_.input_size;
-  const int values = even(config_.patch_values());
+  const int level = pass.plan.level, g = config_.grid(level), p = config_.patch(level),
+            channels = config_.in_channels, side = config_.input_size;
+  const int of_patch = config_.patch_values(level), values = even(of_patch);
+  const PackedLevel& own = model_.levels[level];
   auto* patches = w.patches.as<float>();
   auto* tokens = w.x.as<float>();
-  const float* positions = model_.pos_embed.data_ptr<float>();
+  const float* positions = own.pos_embed.data_ptr<float>();
   w.team.run(pass.samples() * g, [&](int task, int) {
     for (int column = 0; column < g; ++column) {
       const int64_t token = int64_t{task} * g + column;
@@ -33,29 +34,29 @@ void CpuEngine::embed(const Pass& pass, const float* x) const {
           for (int j = 0; j < p; ++j) patch[(c * p + i) * p + j] = from[i * side + j];
         }
       }
-      if (values != config_.patch_values()) patch[values - 1] = 0;  // the final layer's rows lay here
-      const int64_t sample = token / N_, position = X_ + token % N_;
-      std::copy_n(positions + position * C_, C_, tokens + (sample * T_ + position) * row_);
+      if (values != of_patch) patch[values - 1] = 0;  // the final layer's rows lay here
+      const int64_t sample = token / pass.N, position = X_ + token % pass.N;
+      std::copy_n(positions + position * C_, C_, tokens + (sample * pass.T + position) * row_);
     }
   });
   for (int b = 0; X_ > 0 && b < pass.samples(); ++b) {
     const auto add = [&](int token, const float* value) {
-      float* const row = tokens + (int64_t{b} * T_ + token) * row_;
+      float* const row = tokens + (int64_t{b} * pass.T + token) * row_;
       for (int c = 0; c < C_; ++c) row[c] = value[c] + positions[int64_t{token} * C_ + c];
     };
     if (X_ > 1) add(0, model_.labels.data_ptr<float>() + pass.row(b).label * C_);
     add(X_ - 1, pass.times[pass.rows[b]]);
   }
   w.panels.clear();
-  model_.patch.add_panels(0, 0, w.panels);
-  multiply(w, model_.patch,
+  own.patch.add_panels(0, 0, w.panels);
+  multiply(w, own.patch,
            {.a = patches,
             .lda = values,
             .epilogue = Epilogue::Residual,
             .out = tokens,
             .ldo = row_,
             .rows = X_ > 0 ? w.patch_rows.data() : nullptr},
-           pass.samples() * N_);
+           pass.samples() * pass.N);
 }
 
 // x <- the layer that joins it with the output of an earlier block: of [x, that], normed or as they are
@@ -63,7 +64,7 @@ void CpuEngine::join(const Pass& pass, int index) const {
   add_forecasts(pass, index);
   PassMemory& w = pass.w;
   const PackedBlock& block = model_.blocks[index];
-  const int rows = pass.samples() * T_, source = config_.join_source(index);
+  const int rows = pass.samples() * pass.T, source = config_.join_source(index);
   const int64_t joined_row = 2 * row_;
   const auto epsilon = static_cast<float>(config_.block(index).attn_norm_eps);
   const float* const outputs = w.outputs.as<float>() + int64_t{source} * rows * C_;
@@ -89,7 +90,7 @@ void CpuEngine::join(const Pass& pass, int index) const {
 void CpuEngine::keep_output(const Pass& pass, int index) const {
   add_forecasts(pass, index);
   PassMemory& w = pass.w;
-  const int rows = pass.samples() * T_;
+  const int rows = pass.samples() * pass.T;
   timed(w, index, Operator::Join, [&] {
     float* const outputs = w.outputs.as<float>() + int64_t{index} * rows * C_;
     w.team.run(ceil_div(rows, kJoinRows), [&](int task, int) {
@@ -102,16 +103,17 @@ void CpuEngine::keep_output(const Pass& pass, int index) const {
 // out <- unpatchified linear(modulate(norm(x))): 'nhwpqc->nchpwq'
 void CpuEngine::final_layer(const Pass& pass, float* out) const {
   PassMemory& w = pass.w;
-  const int g = config_.grid(), p = config_.patch_size, channels = config_.out_channels(),
-            side = config_.input_size;
-  const int values = p * p * channels, rows = pass.samples() * N_;
+  const int level = pass.plan.level, g = config_.grid(level), p = config_.patch(level),
+            channels = config_.out_channels(), side = config_.input_size;
+  const PackedLinear& last = model_.levels[level].final;
+  const int values = p * p * channels, rows = pass.samples() * pass.N;
   norm(pass, rows, X_ > 0 ? w.patch_rows.data() : nullptr, int64_t{L_} * 6 * C_, config_.final_norm_eps,
-       model_.final);
+       last);
   float* const image = config_.output_conv ? w.joined.as<float>() : out;
   auto* patches = w.patches.as<float>();
   w.panels.clear();
-  model_.final.add_panels(0, 0, w.panels);
-  multiply(w, model_.final, {.a = w.rows.as<float>(), .lda = row_, .out = patches, .ldo = values}, rows);
+  last.add_panels(0, 0, w.panels);
+  multiply(w, last, {.a = w.rows.as<float>(), .lda = row_, .out = patches, .ldo = values}, rows);
   w.team.run(pass.samples() * g, [&](int task, int) {
     for (int column = 0; column < g; ++column) {
       const float* patch = patches + (int64_t{task} * g + column) * values;

@@ -17,7 +17,7 @@ int whole_quads(int inputs) { return ceil_div(inputs, kQuad) * kQuad; }
 
 // One screen: some samples through all blocks.
 void CpuEngine::forward_pass(const Pass& pass, const float* x, float* out) const {
-  pass.w.kept.assign(static_cast<size_t>(pass.samples()) * L_, N_);
+  pass.w.kept.assign(static_cast<size_t>(pass.samples()) * L_, pass.N);
   pass.w.cache.begin();
   timed(pass.w, L_, Operator::Embed, [&] { embed(pass, x); });
   for (int l = 0; l < L_; ++l) {
@@ -25,7 +25,7 @@ void CpuEngine::forward_pass(const Pass& pass, const float* x, float* out) const
     if (const RangePlan* range = pass.plan.skipped_from(l)) {
       if (range->absolute) {  // it is all that the stream will be
         add_forecasts(pass, l);
-        std::fill_n(pass.w.x.as<float>(), int64_t{pass.samples()} * T_ * row_, 0.0f);
+        std::fill_n(pass.w.x.as<float>(), int64_t{pass.samples()} * pass.T * row_, 0.0f);
       }
       pass.w.cache.forecast_range(static_cast<int>(range - pass.plan.ranges.data()));
       l = range->to - 1;
@@ -57,7 +57,7 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
   PassMemory& w = pass.w;
   const PackedBlock& block = model_.blocks[index];
   const BlockWidth& width = pass.plan.blocks[index];
-  const int rows = pass.samples() * T_, heads = width.active_heads();
+  const int rows = pass.samples() * pass.T, heads = width.active_heads();
   const int64_t modulation = int64_t{index} * 6 * C_;
   timed(w, index, Operator::Norm, [&] { norm_of_branch(pass, rows, nullptr, index, Branch::Attention); });
 
@@ -82,9 +82,9 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
   timed(w, index, Operator::Attention, [&] {
     auto* scratch = pass.run.scratch.as<std::byte>();
     const int tasks = pass.samples() * heads;
-    const auto q_of = [&](int task) { return int64_t{task} / heads * T_ * qkv_row + task % heads * 3 * D_; };
+    const auto q_of = [&](int task) { return int64_t{task} / heads * pass.T * qkv_row + task % heads * 3 * D_; };
     w.team.run(tasks, [&](int task, int thread) {
-      const int64_t row = int64_t{task} / heads * T_, slot = task % heads;
+      const int64_t row = int64_t{task} / heads * pass.T, slot = task % heads;
       const int next = task + w.team.threads();
       const std::byte* q = qkv + q_of(task) * element;
       std::byte* const out =
@@ -96,7 +96,7 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
                                    .stride = qkv_row,
                                    .out = int8_ ? static_cast<void*>(unrounded) : out,
                                    .out_stride = int8_ ? even(D_) : heads_row,
-                                   .N = T_,
+                                   .N = pass.T,
                                    .D = D_,
                                    .scale = 1.0f / std::sqrt(static_cast<float>(D_)),
                                    .scratch = scratch + thread * scratch_bytes(),
@@ -105,7 +105,7 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
       if (!int8_) return;
       quantize({.x = unrounded,
                 .ldx = even(D_),
-                .rows = T_,
+                .rows = pass.T,
                 .size = D_,
                 .factors = nullptr,
                 .bytes = reinterpret_cast<uint8_t*>(out),
@@ -129,7 +129,7 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
               .epilogue = Epilogue::Residual,
               .out = w.x.as<float>(),
               .ldo = row_,
-              .sample_rows = T_,
+              .sample_rows = pass.T,
               .gates = gates_at(pass, modulation + 2 * C_),
               .features = w.cache.features(pass, index, Branch::Attention, false),
               .feature_stride = C_,
@@ -157,18 +157,18 @@ void CpuEngine::keep_ranges(const Pass& pass, int index) const {
 
 // Decides which tokens enter the MLP: fills gathered and kept; returns how many there are.
 int CpuEngine::route(const Pass& pass, int index) const {
-  if (!pass.routes_tokens) return pass.samples() * T_;
+  if (!pass.routes_tokens) return pass.samples() * pass.T;
   PassMemory& w = pass.w;
   timed(w, index, Operator::Router, [&] {
     token_logits(pass, model_.blocks[index]);
     w.gathered.clear();
     for (int b = 0; b < pass.samples(); ++b) {
-      const std::span<const float> logits(w.logits.as<float>() + int64_t{b} * T_ + X_, N_);
+      const std::span<const float> logits(w.logits.as<float>() + int64_t{b} * pass.T + X_, pass.N);
       const std::vector<uint8_t> on = select_tokens(logits, pass.plan.blocks[index].keep_tokens);
-      for (int n = 0; n < X_; ++n) w.gathered.push_back(b * T_ + n);  // always on
+      for (int n = 0; n < X_; ++n) w.gathered.push_back(b * pass.T + n);  // always on
       const size_t before = w.gathered.size();
-      for (int n = 0; n < N_; ++n) {
-        if (on[n]) w.gathered.push_back(b * T_ + X_ + n);
+      for (int n = 0; n < pass.N; ++n) {
+        if (on[n]) w.gathered.push_back(b * pass.T + X_ + n);
       }
       w.kept[static_cast<size_t>(b) * L_ + index] = static_cast<int>(w.gathered.size() - before);
       if (pass.trace) {
@@ -185,7 +185,7 @@ int CpuEngine::route(const Pass& pass, int index) const {
 // front of the patches
 void CpuEngine::token_logits(const Pass& pass, const PackedBlock& block) const {
   PassMemory& w = pass.w;
-  const int R = block.token_in.out_size(), rows = pass.samples() * T_, all = 0;
+  const int R = block.token_in.out_size(), rows = pass.samples() * pass.T, all = 0;
   const auto* x = w.x.as<float>();
   auto* logits = w.logits.as<float>();
   w.panels.clear();
@@ -218,7 +218,7 @@ void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) const {
   PassMemory& w = pass.w;
   const PackedBlock& block = model_.blocks[index];
   const BlockWidth& width = pass.plan.blocks[index];
-  const int* gathered = tokens == pass.samples() * T_ ? nullptr : w.gathered.data();
+  const int* gathered = tokens == pass.samples() * pass.T ? nullptr : w.gathered.data();
   void* const* const features = w.cache.features(pass, index, Branch::Mlp, gathered != nullptr);
   if (tokens == 0) return;
   const int groups = width.active_groups(), group = block.fc2.padded_in_size();
@@ -251,7 +251,7 @@ void CpuEngine::mlp_half(const Pass& pass, int index, int tokens) const {
               .out = w.x.as<float>(),
               .ldo = row_,
               .rows = gathered,
-              .sample_rows = T_,
+              .sample_rows = pass.T,
               .gates = gates_at(pass, modulation + 2 * C_),
               .features = features,
               .feature_stride = C_,
@@ -308,7 +308,7 @@ void CpuEngine::norm(const Pass& pass, int rows, const int* gathered, int64_t sh
   pass.w.team.run(ceil_div(rows, kNormRows), [&](int task, int thread) {
     for (int64_t i = task * kNormRows; i < std::min(rows, (task + 1) * kNormRows); ++i) {
       const int64_t row = gathered ? gathered[i] : i;
-      const float *from = x + row * row_, *modulation = pass.modulation[pass.rows[row / T_]] + shift;
+      const float *from = x + row * row_, *modulation = pass.modulation[pass.rows[row / pass.T]] + shift;
       if (next.int8()) {
         auto* const unrounded = pass.run.unrounded.as<float>() + thread * unrounded_floats();
         kernels_.norm_float(unrounded, from, modulation, modulation + C_, C_, epsilon);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <utility>
 
 #include <ATen/ops/tensor.h>
@@ -124,6 +125,11 @@ void Modulation::embed(std::span<const Visit> visits, Team& team) {
   panels_.clear();
   model_.t_out.add_panels(0, 0, panels_);
   multiply(model_.t_out, {.a = hidden_.data(), .lda = row, .out = t_emb_.data(), .ldo = C_}, T, team);
+  for (int i = 0; i < T; ++i) {
+    const std::vector<float>& of_level = model_.levels[visits[i].level].embedding;
+    std::transform(of_level.begin(), of_level.end(), t_emb_.begin() + int64_t{i} * C_,
+                   t_emb_.begin() + int64_t{i} * C_, std::plus<>());
+  }
 }
 
 void Modulation::multiply(const PackedLinear& weights, const Gemm& gemm, int rows, Team& team) {

@@ -43,9 +43,13 @@ PackedModel::PackedModel(const Checkpoint& checkpoint, const Level& level, int t
     return copy;
   };
   if (config_.num_classes > 0) labels = floats("y_embedder.embedding_table.weight");
-  pos_embed = floats("pos_embed");
-  patch = pack_exact(checkpoint, "x_embedder.proj", team);
-  final = pack_exact(checkpoint, "final_layer.linear", team);
+  for (int level = 0; level < config_.levels(); ++level) {
+    const std::string prefix = level > 0 ? fmt::format("levels.{}.", level) : "";
+    levels.push_back({pack_exact(checkpoint, prefix + "x_embedder.proj", team),
+                      pack_exact(checkpoint, prefix + "final_layer.linear", team),
+                      floats(prefix + "pos_embed"),
+                      level > 0 ? float_values(checkpoint, prefix + "embedding") : std::vector<float>()});
+  }
   if (config_.time_mlp) {
     t_in = pack_exact(checkpoint, "t_embedder.mlp.0", team);
     t_out = pack_exact(checkpoint, "t_embedder.mlp.2", team);
@@ -160,13 +164,15 @@ int64_t PackedModel::executed_macs(const StepPlan& step, std::span<const int> to
   const auto layer = [](const PackedLinear& weights) {
     return int64_t{weights.out_segments()} * weights.padded_out_size() * weights.padded_in_size();
   };
-  int64_t macs = config_.num_tokens() * (layer(patch) + layer(final)) + layer(t_in) + layer(t_out);
+  const PackedLevel& own = levels[step.level];
+  int64_t macs =
+      config_.num_tokens(step.level) * (layer(own.patch) + layer(own.final)) + layer(t_in) + layer(t_out);
   macs += static_cast<int64_t>(conv_weight.size()) * config_.input_size * config_.input_size;
   for (const PackedLinear& weights : ada) macs += layer(weights);
   const int64_t width_router = step.mode == Mode::Dynamic ? width_router_macs(config_) : 0;
   for (int l = 0; l < config_.depth; ++l) {
     if (step.branch(l, Branch::Attention).action != kSkipped)
-      macs += config_.sequence() * layer(blocks[l].join);
+      macs += config_.sequence(step.level) * layer(blocks[l].join);
     if (step.computes(l, Branch::Attention)) macs += attention_macs(l, step) + width_router;
     if (step.computes(l, Branch::Mlp)) macs += mlp_macs(l, step, tokens[l]) + width_router;
   }
@@ -175,7 +181,7 @@ int64_t PackedModel::executed_macs(const StepPlan& step, std::span<const int> to
 
 int64_t PackedModel::attention_macs(int index, const StepPlan& step) const {
   const PackedBlock& block = blocks[index];
-  const int N = config_.sequence(), D = config_.head_size();
+  const int N = config_.sequence(step.level), D = config_.head_size();
   const int64_t heads = step.blocks[index].active_heads();
   const int64_t keys = ceil_div(N, kPanel) * kPanel,
                 channels =
@@ -194,7 +200,7 @@ int64_t PackedModel::mlp_macs(int index, const StepPlan& step, int tokens) const
   const int64_t fc2 = groups * rows * block.fc2.padded_out_size() * block.fc2.padded_in_size();
   const int64_t R = block.token_in.out_size();
   const int64_t router = step.routes_tokens(config_)
-                             ? config_.sequence() * (int64_t{block.token_in.padded_out_size()} * row + R)
+                             ? config_.sequence(step.level) * (int64_t{block.token_in.padded_out_size()} * row + R)
                              : 0;
   return fc1 + fc2 + router;
 }

@@ -23,6 +23,13 @@ struct PackedBlock {
   std::vector<float> token_out;  // its second: weights, then the bias; empty without token routers
 };
 
+/// What belongs to a size of patches.
+struct PackedLevel {
+  PackedLinear patch, final;
+  at::Tensor pos_embed;          // (T, C) float32
+  std::vector<float> embedding;  // (C), added to the timestep's; empty of level 0
+};
+
 class PackedModel {
  public:
   /// Blocks in the level's weights, those of float32, and all that is float32 by rule, in bfloat16 where the
@@ -40,12 +47,13 @@ class PackedModel {
   size_t expanded_floats() const { return expanded_floats_; }
 
   std::vector<PackedBlock> blocks;
-  PackedLinear patch, final, t_in, t_out;
+  std::vector<PackedLevel> levels;
+  PackedLinear t_in, t_out;
   std::vector<PackedLinear> ada;  // of the blocks, then the final layer's; empty where constant is not
   Panels ada_panels;              // of all of them: one product
   // A modulation (modulation.h) that does not depend on timestep and label: of plain LayerNorms.
   std::vector<float> constant;
-  at::Tensor labels, pos_embed;               // (label rows, C) or undefined, (T, C) float32
+  at::Tensor labels;                          // (label rows, C) float32, or undefined
   std::vector<float> conv_weight, conv_bias;  // (out, in, 3, 3), (out); empty without
 
  private:

@@ -48,7 +48,7 @@ struct PassBytes {
   size_t x, rows, qkv, heads, hidden, patches, logits, before, joined, outputs;
   double sum() const;
 };
-PassBytes pass_bytes(const DiTConfig& config, bool bf16, int samples, int ranges);
+PassBytes pass_bytes(const DiTConfig& config, bool bf16, int samples, int ranges, int level = 0);
 
 /// Bytes that the passes of `rows` samples take at least, attention's scratch memory included; bf16: of the
 /// activations.
