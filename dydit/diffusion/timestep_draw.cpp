@@ -13,8 +13,8 @@
 namespace dydit {
 namespace {
 
-constexpr int kStrata = 4;
-constexpr int kSteps = kNumTrainTimesteps, kStratum = kSteps / kStrata;
+constexpr int kUsualStrata = 4;
+constexpr int kSteps = kNumTrainTimesteps;
 
 // Central differences, one-sided at both ends.
 std::vector<double> gradient(const std::vector<double>& f) {
@@ -103,9 +103,12 @@ double TimestepSampler::time(uint64_t seed, uint64_t step, int sample) const {
     }
     default: {
       const float u = uniform(sample);
-      const int stratum = sample % kStrata;
-      if (objective_.continuous()) return at_share((stratum + double{u}) / kStrata);
-      return stratum * kStratum + static_cast<int>(u * kStratum);
+      const int strata = options_.strata, length = kSteps / strata;
+      // Four always divide a batch that is trained with; of others no stratum shall be the one that is left out.
+      const auto turn = static_cast<int>(strata == kUsualStrata ? 0 : step % strata);
+      const int stratum = (sample + turn) % strata;
+      if (objective_.continuous()) return at_share((stratum + double{u}) / strata);
+      return stratum * length + static_cast<int>(u * static_cast<float>(length));
     }
   }
 }

@@ -26,6 +26,7 @@ inline constexpr EnumNames<TimestepDraw, 4> kTimestepDrawNames = {
 /// Defaults: those of the papers' configurations.
 struct TimestepOptions {
   TimestepDraw draw = TimestepDraw::Stratified;
+  int strata = 4;  // Stratified: equal parts of t that samples are drawn from in turn
   // Speed: timesteps below tau are drawn k times as often; whether, and how far, the mse of these is weighted
   // by how fast the process changes there.
   double k = 5, lambda = 0.6;

@@ -114,7 +114,7 @@ void make_trace(std::span<const Row> rows, const DiTConfig& config, TokenTrace& 
     const StepPlan& step = *rows[b].step;
     for (int l = 0; l < config.depth; ++l) {
       const bool computes = step.computes(l, Branch::Mlp);
-      if (computes && routes(rows[b]) && step.level == 0) continue;
+      if (step.routes_at(config, l) && step.level == 0) continue;
       trace.masks[b][l].zero_();  // beyond the tokens of the level, too
       trace.masks[b][l].slice(0, 0, config.num_tokens(step.level)).fill_(computes);
       trace.logits[b][l].zero_();

@@ -103,8 +103,8 @@ class ReferenceEngine final : public Engine {
       if (step.computes(l, Branch::Attention)) macs += attention_macs(config_, H, step.level) + width_router;
       if (step.computes(l, Branch::Mlp)) {
         macs += mlp_macs(config_, H, config_.num_tokens(step.level)) + width_router;
-        if (dynamic) macs += token_router_macs(config_, step.level);
       }
+      if (step.routes_at(config_, l)) macs += token_router_macs(config_, step.level);
       const bool skipped = step.branch(l, Branch::Mlp).action == kSkipped;
       macs += skipped ? -2 * adaLN_macs(config_) : join_macs(config_, l);
     }

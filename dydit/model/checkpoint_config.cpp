@@ -439,6 +439,12 @@ DiTConfig infer_config(const RawCheckpoint& raw, WeightSet& set, const Checkpoin
   if (config.objective.continuous()) config.drops_variance = config.learn_sigma;
   config.width_routers = shapes.has("blocks.0.attn_rate.router.weight");
   config.token_routers = shapes.has("blocks.0.token_selection.mlp_head.0.weight");
+  if (const auto scope = raw.stated.config.find("token_scope"); scope != raw.stated.config.end() && is_ours(raw)) {
+    const auto known = kTokenScopeNames.find(scope->is_string() ? scope->get<std::string>() : "");
+    DYDIT_CHECK(known && config.token_routers, "{}: token_scope is {}; mlp or block is wanted, of token routers", name,
+                printable(json_text(*scope), 40));
+    config.token_scope = *known;
+  }
   config.num_heads = infer_num_heads(raw, shapes, config, options.num_heads);
   DYDIT_CHECK(config.mlp_hidden % config.num_heads == 0,
               "{}: {} MLP channels cannot be cut into {} equal groups", name, config.mlp_hidden,

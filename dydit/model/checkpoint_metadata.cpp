@@ -24,39 +24,41 @@ json parse_or_throw(const std::string& where, const std::string& key, const std:
   return *std::move(value);
 }
 
-// One kind of part: a list of `blocks` lists of four counts within 1..largest(block).
+// One kind of part: a list of `blocks` lists of counts within 1..largest(block), one a region of t.
 template <typename Largest>
-std::vector<KeepCounts::PerQuarter> parse_counts(const json& counts, const char* kind, size_t blocks,
-                                                 const Largest& largest_of, const std::string& name) {
+std::vector<KeepCounts::PerRegion> parse_counts(const json& counts, const char* kind, size_t blocks,
+                                                const Largest& largest_of, int regions,
+                                                const std::string& name) {
   const auto found = counts.is_object() ? counts.find(kind) : counts.end();
   DYDIT_CHECK(found != counts.end() && found->is_array() && found->size() == blocks,
               "{}: metadata 'keep_counts' must hold {} lists of '{}'", name, blocks, kind);
-  std::vector<KeepCounts::PerQuarter> result;
+  std::vector<KeepCounts::PerRegion> result;
   for (const json& block : *found) {
-    DYDIT_CHECK(block.is_array() && block.size() == kQuarters,
-                "{}: 'keep_counts' of '{}' must be lists of {}", name, kind, kQuarters);
-    KeepCounts::PerQuarter quarters{};
+    DYDIT_CHECK(block.is_array() && block.size() == static_cast<size_t>(regions),
+                "{}: 'keep_counts' of '{}' must be lists of {}", name, kind, regions);
+    KeepCounts::PerRegion kept(regions);
     const int largest = largest_of(result.size());
-    for (int q = 0; q < kQuarters; ++q) {
+    for (int q = 0; q < regions; ++q) {
       DYDIT_CHECK(block[q].is_number_integer() && block[q] >= 1 && block[q] <= largest,
                   "{}: 'keep_counts' of '{}' holds {}, expected 1 to {}", name, kind,
                   printable(json_text(block[q]), 40), largest);
-      quarters[q] = block[q].get<int>();
+      kept[q] = block[q].get<int>();
     }
-    result.push_back(quarters);
+    result.push_back(kept);
   }
   return result;
 }
 
-KeepCounts parse_keep_counts(const json& counts, const DiTConfig& config, const std::string& name) {
+KeepCounts parse_keep_counts(const json& counts, int regions, const DiTConfig& config,
+                             const std::string& name) {
   const size_t blocks = size_t{1} * config.depth * config.levels(),
                width_blocks = config.width_routers ? blocks : 0,
                token_blocks = config.token_routers ? blocks : 0;
   const auto heads = [&](size_t) { return config.num_heads; };
   const auto tokens = [&](size_t block) { return config.num_tokens(static_cast<int>(block) / config.depth); };
-  return {parse_counts(counts, "heads", width_blocks, heads, name),
-          parse_counts(counts, "groups", width_blocks, heads, name),
-          parse_counts(counts, "tokens", token_blocks, tokens, name)};
+  return {parse_counts(counts, "heads", width_blocks, heads, regions, name),
+          parse_counts(counts, "groups", width_blocks, heads, regions, name),
+          parse_counts(counts, "tokens", token_blocks, tokens, regions, name)};
 }
 
 // A name becomes a line of a log, a file's text and a word of a command.
@@ -97,8 +99,16 @@ void read_gate_rule(const RawCheckpoint& raw, const std::string& rule, Checkpoin
   const auto counts = raw.metadata.find("keep_counts");
   DYDIT_CHECK(counts != raw.metadata.end(), "{}: gate rule 'capacity' without metadata 'keep_counts'",
               raw.name);
-  checkpoint.keep_counts =
-      parse_keep_counts(parse_or_throw(raw.name, "keep_counts", counts->second), checkpoint.config, raw.name);
+  int regions = kQuarters;
+  if (const auto stated = raw.metadata.find("regions"); stated != raw.metadata.end()) {
+    const auto number = parse_number<int>(stated->second);
+    DYDIT_CHECK(number && is_regions(*number),
+                "{}: metadata 'regions' is {}; a number from 1 to {} that divides {} is wanted", raw.name,
+                printable(stated->second, 40), kMostRegions, kNumTrainTimesteps);
+    regions = *number;
+  }
+  checkpoint.keep_counts = parse_keep_counts(parse_or_throw(raw.name, "keep_counts", counts->second), regions,
+                                             checkpoint.config, raw.name);
 }
 
 Quantization parse_quantization(const std::string& text, const std::string& name) {
@@ -125,10 +135,15 @@ Quantization parse_quantization(const std::string& text, const std::string& name
 
 // Keys that metadata_of writes; others are notes.
 constexpr std::array kOwnKeys = {"format",      "dydit_format", "config",      "parent_sha256", "gate_rule",
-                                 "keep_counts", "lambda",       "class_names", "quantization"};
+                                 "keep_counts", "regions",      "lambda",      "class_names",   "quantization"};
 
 // The oldest that says all there is: readers of an older one would sample nonsense.
-int format_of(const Checkpoint& checkpoint) { return checkpoint.config.levels() > 1 ? kDyditFormat : 1; }
+int format_of(const Checkpoint& checkpoint) {
+  const bool regions = checkpoint.keep_counts && checkpoint.keep_counts->regions() != kQuarters;
+  return checkpoint.config.levels() > 1 || checkpoint.config.token_scope != TokenScope::Mlp || regions
+             ? kDyditFormat
+             : 1;
+}
 
 }  // namespace
 
@@ -182,6 +197,8 @@ std::map<std::string, std::string> metadata_of(const Checkpoint& checkpoint) {
                                     {"groups", checkpoint.keep_counts->groups},
                                     {"tokens", checkpoint.keep_counts->tokens}})
                                   .dump();
+    const int regions = checkpoint.keep_counts->regions();
+    if (regions != kQuarters) metadata["regions"] = std::to_string(regions);
   }
   if (const auto& how = checkpoint.quantization) {
     metadata["quantization"] = json({{"scheme", kQuantizationScheme},

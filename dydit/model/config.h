@@ -33,6 +33,12 @@ enum class GeluForm { Tanh, Erf };
 /// replaces x (U-ViT); after a LayerNorm over both (Skip-DiT).
 enum class Join { None, Plain, Normed };
 
+/// What a token that its router leaves out skips: the MLP (SDT, DyDiT section 3.3), or the block, whose attention
+/// then goes among the others (DiffCR).
+enum class TokenScope { Mlp, Block };
+inline constexpr EnumNames<TokenScope, 2> kTokenScopeNames = {
+    "token scope", {{"mlp", TokenScope::Mlp}, {"block", TokenScope::Block}}};
+
 /// Low-rank updates beside the blocks' linears: LoRA's W + s B A, or several A (or B) mixed by weights of the
 /// timestep (TD-LoRA of DyDiT++, whose form is inferred).
 enum class AdapterKind { None, Lora, TdLora };
@@ -66,6 +72,7 @@ struct DiTConfig {
   bool learn_sigma = true;
   bool width_routers = false;  // TDW: attn_rate and mlp_rate
   bool token_routers = false;  // SDT: token_selection
+  TokenScope token_scope = TokenScope::Mlp;
   BlockConfig all_blocks = {};
   double final_norm_eps = kLayerNormEps;
   Modulation modulation = Modulation::AdaLN;

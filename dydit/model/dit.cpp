@@ -123,25 +123,30 @@ at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const
   const auto branch = [&](Branch which, const auto& compute) {
     return gates.branch ? gates.branch(index, which, compute) : compute();
   };
-  const at::Tensor a = branch(Branch::Attention, [&] {
-    return attention(
-        layer_norm_modulate(x, of_attention.shift, of_attention.scale, dtype, computed.attn_norm_eps),
-        head_gate, dtype);
-  });
-  const at::Tensor h = gated_residual(x, of_attention.gate, a);
-
-  at::Tensor tokens;
-  const at::Tensor m = branch(Branch::Mlp, [&] {
-    // The token router reads h, before norm and modulation; a token that is off keeps h untouched. The tokens
-    // in front of the patches are always on.
-    if (gates.tokens) {
-      tokens = gates.tokens(index, token_logits(h));
-      if (config.extras() > 0)
-        tokens = at::cat({at::ones({x.size(0), config.extras()}, tokens.options()), tokens}, 1);
-    }
-    const at::Tensor all = mlp(
-        layer_norm_modulate(h, of_mlp.shift, of_mlp.scale, dtype, computed.mlp_norm_eps), group_gate, dtype);
+  // The token router reads h, before norm and modulation, or the block's input; a token that is off stays
+  // untouched. The tokens in front of the patches are always on.
+  const bool whole_block = config.token_scope == TokenScope::Block;
+  at::Tensor tokens;  // (B, T)
+  const auto route = [&](const at::Tensor& read) {
+    if (!gates.tokens || tokens.defined()) return;
+    tokens = gates.tokens(index, token_logits(read));
+    if (config.extras() > 0)
+      tokens = at::cat({at::ones({x.size(0), config.extras()}, tokens.options()), tokens}, 1);
+  };
+  const auto of_tokens = [&](const at::Tensor& all) {
     return gates.branch && tokens.defined() ? all * tokens.unsqueeze(2).to(dtype) : all;
+  };
+  const at::Tensor a = branch(Branch::Attention, [&] {
+    if (whole_block) route(x);
+    return of_tokens(attention(
+        layer_norm_modulate(x, of_attention.shift, of_attention.scale, dtype, computed.attn_norm_eps),
+        head_gate, dtype, tokens));
+  });
+  const at::Tensor h = gated_residual(x, of_attention.gate, a, tokens);
+  const at::Tensor m = branch(Branch::Mlp, [&] {
+    route(whole_block ? x : h);
+    return of_tokens(mlp(
+        layer_norm_modulate(h, of_mlp.shift, of_mlp.scale, dtype, computed.mlp_norm_eps), group_gate, dtype));
   });
   return gated_residual(h, of_mlp.gate, m, tokens);
 }
@@ -154,11 +159,14 @@ at::Tensor DiTBlockImpl::join(const at::Tensor& x, const at::Tensor& skip) {
   return skip_linear->forward(both);
 }
 
-at::Tensor DiTBlockImpl::attention(const at::Tensor& x, const at::Tensor& head_gate, at::ScalarType dtype) {
+at::Tensor DiTBlockImpl::attention(const at::Tensor& x, const at::Tensor& head_gate, at::ScalarType dtype,
+                                   const at::Tensor& tokens) {
   const int64_t B = x.size(0), N = x.size(1), C = x.size(2), H = config.num_heads;
   // Unbound, not indexed: the gradients of q, k and v are then stacked once instead of padded and added.
   const auto parts = qkv->forward(x, dtype).view({B, N, 3, H, C / H}).permute({2, 0, 3, 1, 4}).unbind(0);
-  at::Tensor heads = dydit::attention(parts[0], parts[1], parts[2]);  // (B, H, N, D)
+  at::Tensor heads = tokens.defined()  // (B, H, N, D)
+                         ? attention_among(parts[0], parts[1], parts[2], tokens.detach() != 0)
+                         : dydit::attention(parts[0], parts[1], parts[2]);
   if (head_gate.defined()) heads = heads * head_gate.to(dtype).view({B, H, 1, 1});
   return proj->forward(heads.transpose(1, 2).reshape({B, N, C}), dtype);
 }

@@ -42,11 +42,13 @@ struct DiTBlockImpl : torch::nn::Module {
   DiTBlockImpl(const DiTConfig& config, int index);
   /// x (B, T, C) float32, c (B, C), unused where the modulation is affine -> (B, T, C) float32.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& c, const Gates& gates, at::ScalarType dtype);
-  at::Tensor attention(const at::Tensor& x, const at::Tensor& head_gate, at::ScalarType dtype);
+  /// Among the tokens of which `tokens` (B, T) is not 0; undefined: all. Rows of others hold anything finite.
+  at::Tensor attention(const at::Tensor& x, const at::Tensor& head_gate, at::ScalarType dtype,
+                       const at::Tensor& tokens = {});
   at::Tensor mlp(const at::Tensor& x, const at::Tensor& group_gate, at::ScalarType dtype);
   /// x, skip (B, T, C) -> what goes into the block where it is joined.
   at::Tensor join(const at::Tensor& x, const at::Tensor& skip);
-  /// x (B, T, C) after the attention residual -> (B, N), of the patches.
+  /// x (B, T, C) after the attention residual, or with TokenScope::Block before the block -> (B, N), of the patches.
   at::Tensor token_logits(const at::Tensor& x);
   WidthLogits width_logits(const at::Tensor& t_emb);
 

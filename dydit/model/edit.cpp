@@ -65,10 +65,10 @@ KeepCounts with_levels(const KeepCounts& counts, const DiTConfig& config) {
   for (int level = 1; level < config.levels(); ++level) {
     all.heads.insert(all.heads.end(), counts.heads.begin(), counts.heads.end());
     all.groups.insert(all.groups.end(), counts.groups.begin(), counts.groups.end());
-    for (KeepCounts::PerQuarter quarters : counts.tokens) {
-      for (int& count : quarters)
+    for (KeepCounts::PerRegion regions : counts.tokens) {
+      for (int& count : regions)
         count = std::max(1, count * config.num_tokens(level) / config.num_tokens());
-      all.tokens.push_back(quarters);
+      all.tokens.push_back(regions);
     }
   }
   return all;
@@ -125,6 +125,7 @@ Checkpoint add_routers(const Checkpoint& checkpoint, const RouterInit& init, uin
   Checkpoint dynamic = checkpoint;
   dynamic.config.width_routers = init.width;
   dynamic.config.token_routers = init.tokens;
+  dynamic.config.token_scope = init.tokens ? init.scope : TokenScope::Mlp;
   DiT model(dynamic.config);
   uint64_t index = 0;
   for (const auto& parameter : model->named_parameters()) {
@@ -144,6 +145,7 @@ Checkpoint drop_routers(Checkpoint checkpoint) {
   DYDIT_CHECK(checkpoint.config.is_dynamic(), "{}: has no routers to drop", checkpoint.path.string());
   std::erase_if(checkpoint.weights, [](const auto& entry) { return is_router_parameter(entry.first); });
   checkpoint.config.width_routers = checkpoint.config.token_routers = false;
+  checkpoint.config.token_scope = TokenScope::Mlp;
   checkpoint.keep_counts.reset();
   checkpoint.lambda.reset();  // of work that the routers saved
   return checkpoint;
@@ -153,9 +155,8 @@ Checkpoint keep_shares(Checkpoint checkpoint, const KeepShares& shares) {
   if (!checkpoint.config.is_dynamic()) checkpoint = add_routers(checkpoint, {}, 0);
   const DiTConfig& config = checkpoint.config;
   const auto same = [&](bool routed, double share, int of) {
-    KeepCounts::PerQuarter counts;
-    counts.fill(std::max(1, static_cast<int>(std::lround(share * of))));
-    return std::vector<KeepCounts::PerQuarter>(routed ? config.depth : 0, counts);
+    const KeepCounts::PerRegion counts(kQuarters, std::max(1, static_cast<int>(std::lround(share * of))));
+    return std::vector<KeepCounts::PerRegion>(routed ? config.depth : 0, counts);
   };
   checkpoint.keep_counts = with_levels({same(config.width_routers, shares.heads, config.num_heads),
                                         same(config.width_routers, shares.groups, config.num_heads),

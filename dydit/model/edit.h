@@ -26,6 +26,7 @@ struct RouterInit {
   bool tokens = true;  // SDT
   double width_bias = kWidthRouterBias;
   double token_bias = kTokenRouterBias;  // of the last layer
+  TokenScope scope = TokenScope::Mlp;    // of tokens
 };
 
 /// The checkpoint with routers added: weights xavier-uniform, biases as stated. Throws Error when it has

@@ -1,7 +1,6 @@
 // The rule by which routers decide what is on at inference, and the counts that the capacity rule keeps.
 #pragma once
 
-#include <array>
 #include <vector>
 
 #include "dydit/base/enum_names.h"
@@ -16,16 +15,25 @@ enum class GateRule {
 inline constexpr EnumNames<GateRule, 2> kGateRuleNames = {
     "gate rule", {{"threshold", GateRule::Threshold}, {"capacity", GateRule::Capacity}}};
 
-inline constexpr int kQuarters = 4;  // of the timesteps
-inline constexpr int kQuarterLength = kNumTrainTimesteps / kQuarters;
+inline constexpr int kQuarters = 4;  // of the timesteps; the capacity rule's regions, where nobody chooses others
+inline constexpr int kMostRegions = 50;
 
-/// The capacity rule's k: how many heads, channel groups and tokens are on in each block and quarter of t.
-/// The always-on head and group are counted.
+/// Whether t may be cut into so many equal regions.
+constexpr bool is_regions(int regions) {
+  return regions >= 1 && regions <= kMostRegions && kNumTrainTimesteps % regions == 0;
+}
+
+/// The capacity rule's k: how many heads, channel groups and tokens are on in each block and region of t, of
+/// which there are as many as a list is long, all equal. The always-on head and group are counted.
 struct KeepCounts {
-  using PerQuarter = std::array<int, kQuarters>;
-  std::vector<PerQuarter> heads, groups,
+  using PerRegion = std::vector<int>;
+  std::vector<PerRegion> heads, groups,
       tokens;  // L of each level in turn; heads and groups empty without TDW, tokens without SDT
 
+  int regions() const {
+    const auto& kept = heads.empty() ? tokens : heads;
+    return kept.empty() ? kQuarters : static_cast<int>(kept[0].size());
+  }
   bool operator==(const KeepCounts&) const = default;
 };
 

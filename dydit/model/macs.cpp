@@ -4,8 +4,18 @@
 namespace dydit {
 
 int64_t attention_macs(const DiTConfig& config, int heads, int level) {
-  const int64_t T = config.sequence(level), C = config.hidden_size, width = int64_t{heads} * config.head_size();
+  return attention_macs_among(config, heads, config.num_tokens(level));
+}
+
+int64_t attention_macs_among(const DiTConfig& config, int heads, int64_t tokens) {
+  const int64_t T = config.extras() + tokens, C = config.hidden_size,
+                width = int64_t{heads} * config.head_size();
   return 4 * T * C * width + 2 * T * T * width;
+}
+
+AttentionWork attention_work(const DiTConfig& config) {
+  const double T = config.sequence(), C = config.hidden_size;
+  return {4 * T * C * C, 2 * T * T * C};
 }
 
 int64_t mlp_macs(const DiTConfig& config, int groups, int64_t tokens) {

@@ -11,6 +11,14 @@ namespace dydit {
 
 /// qkv, scores, weighted sum and proj over `heads` active heads. All H heads: 4TC^2 + 2T^2C, T = sequence().
 int64_t attention_macs(const DiTConfig& config, int heads, int level = 0);
+/// The same among `tokens` patches and the tokens in front of them.
+int64_t attention_macs_among(const DiTConfig& config, int heads, int64_t tokens);
+/// Attention of all heads among a share e of the sequence: linear e + quadratic e^2.
+struct AttentionWork {
+  double linear, quadratic;
+  double of(double share) const { return linear * share + quadratic * share * share; }
+};
+AttentionWork attention_work(const DiTConfig& config);
 /// fc1 and fc2 over `groups` active channel groups for `tokens` patches and the tokens in front of them. All:
 /// 2TCF = 8TC^2.
 int64_t mlp_macs(const DiTConfig& config, int groups, int64_t tokens);

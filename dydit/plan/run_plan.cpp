@@ -205,6 +205,9 @@ int64_t required_macs(const DiTConfig& config, const StepPlan& step, std::span<c
   for (int b = 0; b < config.depth; ++b) {
     const BlockWidth& width = step.blocks[b];
     if (step.branch(b, Branch::Attention).action != kSkipped) macs += join_macs(config, b);
+    if (step.routes_at(config, b)) macs += token_router_macs(config, step.level);
+    const int64_t kept = tokens.empty() ? (width.keep_tokens >= 0 ? width.keep_tokens : N) : tokens[b];
+    const bool whole_block = config.token_scope == TokenScope::Block && step.routes_tokens(config);
     for (const Branch which : {Branch::Attention, Branch::Mlp}) {
       const Action action = step.branch(b, which).action;
       if (action == kSkipped) continue;
@@ -214,12 +217,10 @@ int64_t required_macs(const DiTConfig& config, const StepPlan& step, std::span<c
       }
       macs += ada + width_router;
       if (which == Branch::Attention) {
-        macs += attention_macs(config, width.active_heads(), step.level);
+        macs += attention_macs_among(config, width.active_heads(), whole_block ? kept : N);
         continue;
       }
-      const int64_t kept = tokens.empty() ? (width.keep_tokens >= 0 ? width.keep_tokens : N) : tokens[b];
       macs += mlp_macs(config, width.active_groups(), kept);
-      if (dynamic) macs += token_router_macs(config, step.level);
     }
   }
   return macs;

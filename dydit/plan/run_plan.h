@@ -80,8 +80,14 @@ struct StepPlan {
   std::vector<RangePlan> ranges = {};  // by `from`, the longer first
   GuidePlan guide = {};
 
-  /// Whether the token routers decide who enters the MLP.
+  /// Whether the token routers decide who enters the MLP, or the block.
   bool routes_tokens(const DiTConfig& config) const { return mode == Mode::Dynamic && config.token_routers; }
+  /// Whether they are asked in this block: where something is computed that they decide about.
+  bool routes_at(const DiTConfig& config, int block) const {
+    return routes_tokens(config) &&
+           (computes(block, Branch::Mlp) ||
+            (config.token_scope == TokenScope::Block && computes(block, Branch::Attention)));
+  }
   const BranchPlan& branch(int block, Branch which) const {
     static const BranchPlan computed;
     return branches.empty() ? computed : branches[2 * block + static_cast<int>(which)];
@@ -122,8 +128,9 @@ RunPlan make_width_plan(const Checkpoint& checkpoint, std::span<const double> ti
 /// The same of a table's timesteps.
 RunPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> timesteps, Mode mode);
 
-/// The quarter of the noise share, 0 nearest to the image, by whose counts the capacity rule decides.
-int quarter_of(const Objective& objective, double timestep);
+/// Which of so many equal regions of the noise share it is, 0 nearest to the image: by its counts the capacity
+/// rule decides.
+int region_of(const Objective& objective, double timestep, int regions = kQuarters);
 
 /// Makes `spec`, which fits it (check_spec), part of a plan of its timesteps, which ascend: levels, widths by
 /// hand (the second row of weak guidance keeps its routers'), actions, and the weights and slots that follow

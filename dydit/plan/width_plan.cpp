@@ -66,15 +66,16 @@ void decide_rows(const Checkpoint& checkpoint, std::span<const double> timesteps
       const auto logits_of = [&](const at::Tensor& all) {
         return std::span<const float>(all.data_ptr<float>() + row * (H - 1), H - 1);
       };
-      const int quarter = quarter_of(config.objective, timesteps[first + row]), of_level = level * config.depth + b;
       const auto& counts = checkpoint.keep_counts;
+      const int region = counts ? region_of(config.objective, timesteps[first + row], counts->regions()) : 0,
+                of_level = level * config.depth + b;
       const auto decide = [&](const at::Tensor& all, int keep) {
         float& margin = steps[first + row].margin;
         margin = std::min(margin, decision_margin(logits_of(all), keep < 0 ? keep : keep - 1));
         return open_parts(logits_of(all), keep);
       };
-      width.heads = decide(heads, counts ? counts->heads[of_level][quarter] : -1);
-      width.groups = decide(groups, counts ? counts->groups[of_level][quarter] : -1);
+      width.heads = decide(heads, counts ? counts->heads[of_level][region] : -1);
+      width.groups = decide(groups, counts ? counts->groups[of_level][region] : -1);
     }
   }
 }
@@ -89,9 +90,10 @@ std::vector<StepPlan> steps_of_level(const Checkpoint& checkpoint, std::span<con
                   .mode = mode,
                   .level = level,
                   .blocks = std::vector<BlockWidth>(config.depth, BlockWidth{all, all})};
-    for (int b = 0; step.routes_tokens(config) && checkpoint.keep_counts && b < config.depth; ++b) {
-      const int quarter = quarter_of(config.objective, t);
-      step.blocks[b].keep_tokens = checkpoint.keep_counts->tokens[level * config.depth + b][quarter];
+    const auto& counts = checkpoint.keep_counts;
+    for (int b = 0; step.routes_tokens(config) && counts && b < config.depth; ++b) {
+      const int region = region_of(config.objective, t, counts->regions());
+      step.blocks[b].keep_tokens = counts->tokens[level * config.depth + b][region];
     }
     steps.push_back(std::move(step));
   }
@@ -124,9 +126,9 @@ void count_prefixes(const RunPlan& plan, int block, std::vector<uint8_t> BlockWi
 
 }  // namespace
 
-int quarter_of(const Objective& objective, double timestep) {
-  if (!objective.continuous()) return static_cast<int>(timestep) / kQuarterLength;
-  return std::min(static_cast<int>(noise_share(objective, timestep) * kQuarters), kQuarters - 1);
+int region_of(const Objective& objective, double timestep, int regions) {
+  if (!objective.continuous()) return static_cast<int>(timestep) * regions / kNumTrainTimesteps;
+  return std::min(static_cast<int>(noise_share(objective, timestep) * regions), regions - 1);
 }
 
 RunPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> timesteps, Mode mode) {

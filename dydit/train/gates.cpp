@@ -60,11 +60,12 @@ TrainingGates::TrainingGates(DiT& model, const at::Tensor& t_emb, GateNoise nois
   // Each sample's share or count of one router, (B).
   const int first_block = level * config_.depth;
   const auto of_samples = [capacity, first_block](const at::Tensor& values, int part, int block) {
-    return values[part][first_block + block].index_select(0, capacity.quarters);
+    return values[part][first_block + block].index_select(0, capacity.regions);
   };
   const auto by_rank = [=](int part, int block, const at::Tensor& logits, const at::Tensor& gate_noise) {
     return capacity_gate(logits, gate_noise, of_samples(capacity.share, part, block),
-                         of_samples(capacity.counts, part, block), part != PartKind::Tokens);
+                         of_samples(capacity.counts, part, block), part != PartKind::Tokens,
+                         capacity.gradient);
   };
   // Training's gate of one router's logits, and what inference would open.
   const auto gate_of = [=](int part, int block, const at::Tensor& logits, const at::Tensor& gate_noise) {
@@ -97,6 +98,8 @@ at::Tensor TrainingGates::work_ratio(const std::vector<at::Tensor>& heads,
                                      const std::vector<at::Tensor>& groups,
                                      const std::vector<at::Tensor>& tokens) const {
   const auto attn_macs = static_cast<double>(attention_macs(config_, config_.num_heads));
+  const AttentionWork attn = attention_work(config_);
+  const bool whole_block = config_.token_scope == TokenScope::Block;
   const auto mlp = static_cast<double>(mlp_macs(config_, config_.num_heads, config_.num_tokens()));
   at::Tensor work = at::zeros_like(all_);
   for (int l = 0; l < config_.depth; ++l) {
@@ -105,7 +108,10 @@ at::Tensor TrainingGates::work_ratio(const std::vector<at::Tensor>& heads,
     at::Tensor token_share = tokens.empty() ? all_ : tokens[l].mean(1);
     if (config_.extras() > 0)
       token_share = (token_share * config_.num_tokens() + config_.extras()) / config_.sequence();
-    work = work + attn_macs * head_share + mlp * group_share * token_share;
+    const at::Tensor of_attention =
+        whole_block ? (attn.linear * token_share + attn.quadratic * token_share.square()) * head_share
+                    : attn_macs * head_share;
+    work = work + of_attention + mlp * group_share * token_share;
   }
   return work / (config_.depth * (attn_macs + mlp));
 }

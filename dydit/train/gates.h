@@ -30,9 +30,10 @@ at::Tensor gumbel_gate(const at::Tensor& logits, const at::Tensor& noise, GateKi
 
 /// The capacity rule for one batch (capacity.h); without `share` the threshold rule decides.
 struct CapacityInputs {
-  at::Tensor share;     // (3, levels L, 4)
+  at::Tensor share;     // (3, levels L, R)
   at::Tensor counts;    // likewise, int64, of choose_counts
-  at::Tensor quarters;  // (B) int64, the quarter of each sample's noise share
+  at::Tensor regions;   // (B) int64, that of each sample's noise share
+  ShareGradient gradient = ShareGradient::Boundary;
 };
 
 /// Builds the gates of one forward, of rows at one level of patch sizes, and keeps what they opened.

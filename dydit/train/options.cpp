@@ -40,6 +40,9 @@ nlohmann::json options_to_json(const TrainOptions& options) {
     json["gates"] = kGateNames[options.router.gates];
     json["gate-rule"] = kGateRuleNames[options.router.gate_rule];
     json["router-lr-scale"] = options.router_lr_scale;
+    if (options.router.share_gradient != ShareGradient::Boundary)
+      json["share-gradient"] = kShareGradientNames[options.router.share_gradient];
+    if (options.router.regions != kQuarters) json["regions"] = options.router.regions;
   }
   // Written where it is not what it always was, so that runs from before go on.
   const TimestepOptions& timesteps = options.timesteps;

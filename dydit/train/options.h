@@ -21,6 +21,14 @@ enum class GateKind {
 inline constexpr EnumNames<GateKind, 2> kGateNames = {"gates",
                                                       {{"hard", GateKind::Hard}, {"soft", GateKind::Soft}}};
 
+/// What tells the capacity rule's shares whether they should grow.
+enum class ShareGradient {
+  Boundary,  // the first part that is closed
+  Interval,  // the parts between the counts of half a tenth less and more (DiffCR)
+};
+inline constexpr EnumNames<ShareGradient, 2> kShareGradientNames = {
+    "share gradient", {{"boundary", ShareGradient::Boundary}, {"interval", ShareGradient::Interval}}};
+
 struct DynamicOptions {
   double lambda = 0.5;      // work ratio to reach
   int anneal_start = 100;   // steps before the target leaves 1
@@ -28,6 +36,9 @@ struct DynamicOptions {
   int complete_steps = 0;   // steps with the complete-model term
   GateKind gates = GateKind::Hard;
   GateRule gate_rule = GateRule::Threshold;
+  // Of the capacity rule.
+  ShareGradient share_gradient = ShareGradient::Boundary;
+  int regions = kQuarters;  // of t, each with shares of its own
 };
 
 struct TrainOptions {

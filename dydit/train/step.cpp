@@ -40,13 +40,13 @@ at::Tensor drop_labels(const at::Tensor& labels, const DiTConfig& config, const 
 
 double sum_of(const at::Tensor& values) { return values.detach().sum(at::kDouble).item<double>(); }
 
-// As quarter_of has them, (B) int64.
-at::Tensor quarters_of(const Objective& objective, const at::Tensor& t) {
-  if (!objective.continuous()) return at::div(t, kQuarterLength, "floor");
-  const at::Tensor times = t.cpu(), quarters = at::empty(t.sizes(), at::kLong);
+// As region_of has them, (B) int64.
+at::Tensor regions_of(const Objective& objective, const at::Tensor& t, int regions = kQuarters) {
+  if (!objective.continuous()) return at::div(t, kNumTrainTimesteps / regions, "floor");
+  const at::Tensor times = t.cpu(), of_samples = at::empty(t.sizes(), at::kLong);
   for (int64_t b = 0; b < t.numel(); ++b)
-    quarters.data_ptr<int64_t>()[b] = quarter_of(objective, times.data_ptr<double>()[b]);
-  return quarters.to(t.device());
+    of_samples.data_ptr<int64_t>()[b] = region_of(objective, times.data_ptr<double>()[b], regions);
+  return of_samples.to(t.device());
 }
 
 void add_kept(StepTerms& terms, const TrainingGates::Kept& kept, const at::Tensor& quarters_of_samples) {
@@ -168,8 +168,9 @@ void draw_times(const DiTConfig& config, const TrainOptions& options, uint64_t s
   if (!options.dynamic || sampler.evenly()) return;
   inputs.visits = of_each([&](double t) {
     if (options.router.gate_rule == GateRule::Threshold) return sampler.visits(t);
-    const int quarter = quarter_of(config.objective, t);  // which alone its counts depend on
-    return 1 / (kQuarters * sampler.share_of(quarter, kQuarters));
+    const int regions = options.router.regions,
+              region = region_of(config.objective, t, regions);  // which alone its counts depend on
+    return 1 / (regions * sampler.share_of(region, regions));
   });
 }
 
@@ -179,7 +180,10 @@ DynamicForward forward_dynamic(DiT& model, const TrainOptions& options, const St
   DynamicForward forward;
   const at::Tensor t_emb = model->embed_timestep(inputs.t, inputs.level);
   CapacityInputs capacity;
-  if (keep.defined()) capacity = {keep_share(model), keep, quarters_of(model->config.objective, inputs.t)};
+  if (keep.defined())
+    capacity = {keep_share(model), keep,
+                regions_of(model->config.objective, inputs.t, options.router.regions),
+                options.router.share_gradient};
   forward.gates = std::make_unique<TrainingGates>(model, t_emb, inputs.gate_noise, options.router.gates,
                                                   capacity, inputs.level);
   const at::Tensor output = model->forward(inputs.x_t, t_emb, inputs.y, forward.gates->gates(), inputs.level);
@@ -319,7 +323,7 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
         terms.ratio += static_cast<double>(count);
         terms.inference_ratio += static_cast<double>(count);
         const at::Tensor all = at::ones({count}, at::kFloat);
-        add_kept(terms, {all, all, all}, quarters_of(config.objective, inputs.t));
+        add_kept(terms, {all, all, all}, regions_of(config.objective, inputs.t));
       }
       continue;
     }
@@ -342,7 +346,7 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
       forward.loss.add_to(terms.mse, terms.weighted_mse, terms.vb);
       terms.ratio += sum_of(forward.ratio);
       terms.inference_ratio += sum_of(visited(forward.gates->inference_ratio(), inputs));
-      add_kept(terms, forward.gates->kept(), quarters_of(config.objective, inputs.t));
+      add_kept(terms, forward.gates->kept(), regions_of(config.objective, inputs.t));
       if (static_cast<int64_t>(step) < options.router.complete_steps) {
         backward_complete(model, inputs, inputs.y_complete, scale)
             .add_to(terms.complete_mse, terms.complete_weighted_mse, terms.complete_vb);

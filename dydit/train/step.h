@@ -46,7 +46,7 @@ struct StepInputs {
   at::Tensor x0, noise, x_t;  // (B, C, side, side)
   at::Tensor t;               // (B) int64 of a table, else double
   // (B) float32; undefined: 1. Factors of the mse, and of a sample's work ratio where times are not drawn as
-  // evenly as a sampler visits them: under the capacity rule of its quarter.
+  // evenly as a sampler visits them: under the capacity rule of its region.
   at::Tensor loss_weight, visits;
   at::Tensor y, y_complete;  // (B) labels, each with its own dropout
   GateNoise gate_noise;

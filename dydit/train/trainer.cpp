@@ -25,7 +25,7 @@ DiT make_training_model(const Checkpoint& start, const TrainOptions& options) {
   DiT model = make_model(start);
   model->train();
   if (options.dynamic && options.router.gate_rule == GateRule::Capacity) {
-    model->register_parameter(kKeepShareName, at::ones({3, start.config.levels() * start.config.depth, kQuarters}, at::kFloat));
+    model->register_parameter(kKeepShareName, at::ones({3, start.config.levels() * start.config.depth, options.router.regions}, at::kFloat));
   }
   model->compute_dtype =
       options.dtype;  // weights are converted where they are used, gradients on the way back
@@ -335,9 +335,9 @@ void check_training(const Dataset& data, const DiTConfig& config, const TrainOpt
                       kTimestepDrawNames[options.timesteps.draw]);
     for (const int from : config.level_from)
       DYDIT_USAGE_CHECK(!options.dynamic || options.router.gate_rule == GateRule::Threshold ||
-                            from % kQuarterLength == 0,
-                        "--level-from {}: the capacity rule counts by quarters of t; take a multiple of {}", from,
-                        kQuarterLength);
+                            from * options.router.regions % kNumTrainTimesteps == 0,
+                        "--level-from {}: the capacity rule counts by {} regions of t; take a multiple of {}", from,
+                        options.router.regions, kNumTrainTimesteps / options.router.regions);
   }
   if (options.device.is_cpu()) {
     const int micro = options.global_batch / (processes * options.accumulate);

@@ -279,7 +279,8 @@ int run_finetune(const Args& args, Isa isa) {
   flags.options.skip_norm = 200;
   DynamicOptions& router = flags.options.router;
   router.complete_steps = 0;
-  std::string gates = "hard", tdw = "on", sdt = "on", importance = "magnitude", rule = "threshold";
+  std::string gates = "hard", tdw = "on", sdt = "on", importance = "magnitude", rule = "threshold",
+              share_gradient = "boundary", scope = "mlp";
   std::vector<double> biases = {kWidthRouterBias, kTokenRouterBias};
   bool control = false;
   flags.add(cli);
@@ -301,16 +302,29 @@ int run_finetune(const Args& args, Isa isa) {
   cli.add_choice("--tdw", tdw, {"on", "off"}, "Timestep-wise dynamic width");
   cli.add_choice("--sdt", sdt, {"on", "off"}, "Spatial-wise dynamic tokens");
   cli.add_choice("--gate-rule", rule, kGateRuleNames.names(), "How a gate decides at inference");
+  cli.add_choice("--share-gradient", share_gradient, kShareGradientNames.names(),
+                 "What tells the capacity rule's shares to grow: the first part that is closed, or those of an "
+                 "interval around the count");
+  cli.add_number("--regions", router.regions, 1, kMostRegions,
+                 "Equal regions of t with shares of their own, of the capacity rule; t is drawn in turn from each");
+  cli.add_choice("--token-scope", scope, kTokenScopeNames.names(),
+                 "What a token that is off skips: the MLP, or the whole block");
   cli.add_switch("--static", control, "Same data and steps, no routers: the control");
   cli.parse(args);
   flags.check_needs(cli);
   for (const char* flag : {"--lambda", "--router-bias", "--router-lr-scale", "--anneal-start",
-                           "--anneal-steps", "--complete-steps", "--gates", "--tdw", "--sdt", "--gate-rule"})
+                           "--anneal-steps", "--complete-steps", "--gates", "--tdw", "--sdt", "--gate-rule", "--share-gradient",
+                           "--regions", "--token-scope"})
     cli.needs(flag, !control, "routers, which --static leaves out");
   DYDIT_USAGE_CHECK(router.lambda > 0 && router.lambda < 1,
                     "--lambda {}: expected a work ratio above 0 and below 1", router.lambda);
   DYDIT_USAGE_CHECK(control || tdw == "on" || sdt == "on",
                     "--tdw off --sdt off: nothing is left to route; use --static");
+  for (const char* flag : {"--share-gradient", "--regions"})
+    cli.needs(flag, rule == "capacity", "--gate-rule capacity");
+  cli.needs("--token-scope", sdt == "on", "--sdt on");
+  DYDIT_USAGE_CHECK(is_regions(router.regions), "{} {}: a number that divides {} is wanted", cli.named("--regions"),
+                    router.regions, kNumTrainTimesteps);
   DYDIT_USAGE_CHECK(rule == "threshold" || gates == "hard",
                     "--gates soft: the capacity rule has hard gates only");
   return run_from(
@@ -321,11 +335,13 @@ int run_finetune(const Args& args, Isa isa) {
         flags.options.preparation["importance"] = importance;
         flags.options.dynamic = !control;
         if (control) return start;
-        start = add_routers(start, {tdw == "on", sdt == "on", biases[0], biases[1]}, flags.options.seed);
+        start = add_routers(start, {tdw == "on", sdt == "on", biases[0], biases[1], kTokenScopeNames.at(scope)}, flags.options.seed);
         start.lambda = router.lambda;
         flags.options.preparation["router-bias"] = biases;
         router.gate_rule = kGateRuleNames.at(rule);
         router.gates = kGateNames.at(gates);
+        router.share_gradient = kShareGradientNames.at(share_gradient);
+        if (router.regions != kQuarters) flags.options.timesteps.strata = router.regions;
         return start;
       });
 }

@@ -40,7 +40,8 @@ using test::xl_heads_config;
 constexpr double kFloatTolerance = 1e-4;  // of the largest value
 
 std::vector<DiTConfig> configs() {
-  return {tiny_config(), odd_config(), one_head_config(), xl_heads_config(20), odd_hidden_config()};
+  return {tiny_config(), odd_config(), one_head_config(), xl_heads_config(20), odd_hidden_config(),
+          test::block_scope_config()};
 }
 
 // Weights of `dtype` as load_checkpoint gives them.
@@ -377,7 +378,7 @@ Checkpoint xl_block() {
   for (const auto& parameter : DiT(config)->named_parameters()) {
     checkpoint.weights[parameter.key()] = at::zeros(parameter.value().sizes());
   }
-  using Counts = std::vector<KeepCounts::PerQuarter>;
+  using Counts = std::vector<KeepCounts::PerRegion>;
   const Counts half_of_16 = {{8, 8, 8, 8}}, half_of_256 = {{128, 128, 128, 128}};
   checkpoint.keep_counts = KeepCounts{half_of_16, half_of_16, half_of_256};
   return checkpoint;

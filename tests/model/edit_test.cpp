@@ -174,7 +174,7 @@ TEST(DropRouters, AStaticModelIsRefused) {
 TEST(KeepShares, AreCountsOfEveryBlockAndQuarter) {
   const Checkpoint kept = keep_shares(ordinary_static(), {.heads = 0.5, .groups = 0, .tokens = 0.25});
   EXPECT_EQ(kept.gate_rule(), GateRule::Capacity);
-  using Blocks = std::vector<KeepCounts::PerQuarter>;
+  using Blocks = std::vector<KeepCounts::PerRegion>;
   EXPECT_EQ(kept.keep_counts->heads, Blocks(2, {2, 2, 2, 2}));
   EXPECT_EQ(kept.keep_counts->groups, Blocks(2, {1, 1, 1, 1}));  // the first is always on
   EXPECT_EQ(kept.keep_counts->tokens, Blocks(2, {4, 4, 4, 4}));

@@ -94,6 +94,26 @@ TEST(Levels, AreWrittenAndRead) {
   EXPECT_EQ(read_safetensors(folder / "b.safetensors").metadata.at("dydit_format"), "1");
 }
 
+TEST(TokenScope, OfBlocksIsWrittenAndRead) {
+  const TemporaryFolder folder;
+  const Checkpoint checkpoint = keep_shares(random_checkpoint(test::block_scope_config()), {.tokens = 0.5});
+  save_checkpoint(folder / "a.safetensors", checkpoint, at::kFloat);
+  EXPECT_EQ(load_checkpoint(folder / "a.safetensors").config, checkpoint.config);
+  EXPECT_EQ(read_safetensors(folder / "a.safetensors").metadata.at("dydit_format"), "2");
+  EXPECT_EQ(drop_routers(checkpoint).config.token_scope, TokenScope::Mlp);
+}
+
+TEST(Regions, OfTheCapacityRuleAreWrittenAndRead) {
+  const TemporaryFolder folder;
+  Checkpoint checkpoint = keep_shares(random_checkpoint(tiny_config()), {.tokens = 0.5});
+  for (auto* kind : {&checkpoint.keep_counts->heads, &checkpoint.keep_counts->groups, &checkpoint.keep_counts->tokens}) {
+    for (auto& counts : *kind) counts = {1, 2, 1, 2, 1, 2, 1, 2, 1, 2};
+  }
+  save_checkpoint(folder / "a.safetensors", checkpoint, at::kFloat);
+  EXPECT_EQ(load_checkpoint(folder / "a.safetensors").keep_counts, checkpoint.keep_counts);
+  EXPECT_EQ(read_safetensors(folder / "a.safetensors").metadata.at("regions"), "10");
+}
+
 TEST(Levels, OfAFileThatDoesNotSayWhenAreOfAllTimes) {
   const TemporaryFolder folder;
   save_in_layout(folder / "a.pt", with_levels(), at::kFloat, Layout::DiT, /*torch=*/true);

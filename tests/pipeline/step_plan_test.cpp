@@ -105,6 +105,9 @@ TEST(SchedulerOfPlans, ImagesOfOddSizesThatShareForwardsAreWhatTheyAreAlone) {
 TEST(SchedulerOfPlans, ImagesOfSeveralPatchSizesThatShareForwardsAreWhatTheyAreAlone) {
   expect_as_alone(EngineKind::Cpu, {}, test::levels_config(), 24, {1, 2});
 }
+TEST(SchedulerOfPlans, ImagesWhoseTokensSkipBlocksAreWhatTheyAreAlone) {
+  expect_as_alone(EngineKind::Cpu, {}, test::block_scope_config(), 16, {1, 2});
+}
 TEST(SchedulerOfPlans, ImagesInBFloat16ThatShareForwardsAreWhatTheyAreAlone) {
   expect_as_alone(EngineKind::Cpu, {.dtype = at::kBFloat16}, tiny_config(), 20, {2});
 }

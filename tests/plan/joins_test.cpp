@@ -317,14 +317,14 @@ TEST(WidthPlan, TimesOfAnotherClockAreRefused) {
 
 // As t / 250 is of a table: the last quarter is nearest to noise.
 TEST(Quarters, AreOfTheNoiseShare) {
-  EXPECT_EQ(quarter_of(kLinear, 1), 0);
-  EXPECT_EQ(quarter_of(kLinear, 0.76), 0);
-  EXPECT_EQ(quarter_of(kLinear, 0.75), 1);
-  EXPECT_EQ(quarter_of(kLinear, 0.2), 3);
-  EXPECT_EQ(quarter_of(kLinear, 0), 3);
-  EXPECT_EQ(quarter_of({Path::Vp, Prediction::Noise, ModelClock::Scaled}, 999), 3);
-  EXPECT_EQ(quarter_of({}, 249), 0);
-  EXPECT_EQ(quarter_of({}, 999), 3);
+  EXPECT_EQ(region_of(kLinear, 1), 0);
+  EXPECT_EQ(region_of(kLinear, 0.76), 0);
+  EXPECT_EQ(region_of(kLinear, 0.75), 1);
+  EXPECT_EQ(region_of(kLinear, 0.2), 3);
+  EXPECT_EQ(region_of(kLinear, 0), 3);
+  EXPECT_EQ(region_of({Path::Vp, Prediction::Noise, ModelClock::Scaled}, 999), 3);
+  EXPECT_EQ(region_of({}, 249), 0);
+  EXPECT_EQ(region_of({}, 999), 3);
 }
 
 // Guidance from 600 to 200 thousandths of the noise.

@@ -37,6 +37,13 @@ inline DiTConfig levels_config() {
   return config;
 }
 
+/// Tokens that are off skip the whole block.
+inline DiTConfig block_scope_config() {
+  DiTConfig config = tiny_config();
+  config.token_scope = TokenScope::Block;
+  return config;
+}
+
 /// No size is a multiple of 8: 9 tokens, 36 channels, 3 heads of 12, an MLP of 3 x 27, no learned sigma.
 inline DiTConfig odd_config() {
   return {.input_size = 9,

@@ -57,7 +57,7 @@ at::Tensor learned_share(const DiTConfig& config, double spread, uint64_t seed) 
 // Work ratio of method section 2 at inference, mean over the quarters of t.
 double keep_ratio(const DiTConfig& config, const KeepCounts& counts) {
   const int H = config.num_heads, N = config.num_tokens(), L = config.depth;
-  const auto count = [](const std::vector<KeepCounts::PerQuarter>& kept, int l, int q, int all) {
+  const auto count = [](const std::vector<KeepCounts::PerRegion>& kept, int l, int q, int all) {
     return kept.empty() ? all : kept[l][q];
   };
   int64_t work = 0;
@@ -114,7 +114,7 @@ TEST(ChooseCounts, OfATargetThatCannotBeReachedAreTheLeast) {
   at::Tensor share = at::ones({3, config.depth, kQuarters});
   scale_shares(config, share, 0.1);
   const KeepCounts counts = keep_counts(config, choose_counts(config, share, 0.1));
-  for (const auto& quarters : counts.tokens) EXPECT_EQ(quarters, (KeepCounts::PerQuarter{1, 1, 1, 1}));
+  for (const auto& quarters : counts.tokens) EXPECT_EQ(quarters, (KeepCounts::PerRegion{1, 1, 1, 1}));
   EXPECT_TRUE(counts.heads.empty());
 }
 
@@ -150,9 +150,9 @@ TEST(ChooseCounts, OfAllAreAll) {
   scale_shares(config, share, 1);
   const KeepCounts counts = keep_counts(config, choose_counts(config, share, 1));
   for (int l = 0; l < config.depth; ++l) {
-    EXPECT_EQ(counts.heads[l], (KeepCounts::PerQuarter{4, 4, 4, 4}));
-    EXPECT_EQ(counts.groups[l], (KeepCounts::PerQuarter{4, 4, 4, 4}));
-    EXPECT_EQ(counts.tokens[l], (KeepCounts::PerQuarter{16, 16, 16, 16}));
+    EXPECT_EQ(counts.heads[l], (KeepCounts::PerRegion{4, 4, 4, 4}));
+    EXPECT_EQ(counts.groups[l], (KeepCounts::PerRegion{4, 4, 4, 4}));
+    EXPECT_EQ(counts.tokens[l], (KeepCounts::PerRegion{16, 16, 16, 16}));
   }
 }
 
@@ -266,6 +266,82 @@ TEST(CapacityGate, GivesTheShareTheFirstClosedGatesGradient) {
   EXPECT_EQ(gradient(3, false), 0.0f);  // nothing is closed
   EXPECT_EQ(gradient(1, true), 1.0f * 4);
   EXPECT_EQ(gradient(2, true), 100.0f * 4);
+}
+
+// 20 parts: a tenth is two of them, one on either side of the count.
+TEST(CapacityGate, OfAnIntervalGivesTheShareTheMeanOfItsPartsGradients) {
+  const at::Tensor logits = -at::arange(20, at::kFloat).view({1, 20}), weights = at::arange(20, at::kFloat);
+  const auto gradient = [&](float wanted, int64_t count) {
+    const at::Tensor share = at::full({1}, wanted).requires_grad_(true), none = at::zeros({1, 20});
+    (capacity_gate(logits, none, share, at::tensor({count}), false, ShareGradient::Interval) * weights).sum().backward();
+    return share.grad().item<float>();
+  };
+  EXPECT_NEAR(gradient(0.5f, 10), 20 * 9.5, 1e-3);  // parts 9 and 10, times the parts there are
+  EXPECT_NEAR(gradient(0.25f, 5), 20 * 4.5, 1e-3);
+  EXPECT_NEAR(gradient(1, 20), 20 * 19, 1e-3);  // where nothing is closed, the last that is open
+}
+
+TEST(CapacityGate, OfAnIntervalOfFewPartsLooksAtOne) {
+  const at::Tensor logits = at::tensor({3.f, -1.f, 2.f}).view({1, 3}),
+                   weights = at::tensor({1.f, 10.f, 100.f}),
+                   share = at::full({1}, 0.5).requires_grad_(true), none = at::zeros({1, 3});
+  (capacity_gate(logits, none, share, at::tensor({int64_t{2}}), true, ShareGradient::Interval) * weights).sum().backward();
+  EXPECT_EQ(share.grad().item<float>(), 100.0f * 4);  // 2 of 4 with the always-on one: the second of three
+}
+
+TEST(ChooseCounts, OfAnyNumberOfRegionsMeetTheTarget) {
+  const DiTConfig config = cifar_config();
+  for (const int regions : {1, 10}) {
+    at::Tensor share = at::exp(random_tensor({3, 8, regions}, 3, 0, 0.3)).mul(0.5).clamp(0.05, 1);
+    scale_shares(config, share, 0.5);
+    const KeepCounts counts = keep_counts(config, choose_counts(config, share, 0.5));
+    EXPECT_EQ(counts.regions(), regions);
+    double work = 0;
+    for (int l = 0; l < 8; ++l) {
+      for (int r = 0; r < regions; ++r)
+        work += static_cast<double>(attention_macs(config, counts.heads[l][r]) +
+                                    mlp_macs(config, counts.groups[l][r], counts.tokens[l][r]));
+    }
+    const auto whole = static_cast<double>(attention_macs(config, 8) + mlp_macs(config, 8, 64));
+    EXPECT_NEAR(work / (whole * 8 * regions), 0.5, 0.0025) << regions << " regions";
+  }
+}
+
+// Attention is quadratic in the tokens that are left.
+TEST(ChooseCounts, OfTokensThatSkipBlocksMeetTheTarget) {
+  DiTConfig config = cifar_config();
+  config.token_scope = TokenScope::Block;
+  for (const double target : {0.3, 0.5, 0.7, 0.9}) {
+    at::Tensor share = learned_share(config, 0.3, 5);
+    scale_shares(config, share, target);
+    const KeepCounts counts = keep_counts(config, choose_counts(config, share, target));
+    double work = 0;
+    for (int l = 0; l < 8; ++l) {
+      for (int q = 0; q < kQuarters; ++q)
+        work += static_cast<double>(attention_macs_among(config, counts.heads[l][q], counts.tokens[l][q]) +
+                                    mlp_macs(config, counts.groups[l][q], counts.tokens[l][q]));
+    }
+    const auto whole = static_cast<double>(attention_macs(config, 8) + mlp_macs(config, 8, 64));
+    EXPECT_NEAR(work / (whole * 8 * kQuarters), target, 0.005 * target);
+  }
+}
+
+TEST(ProjectShareGradient, OfTokensThatSkipBlocksLeavesNoChangeOfTheWork) {
+  DiTConfig config = tiny_config();
+  config.token_scope = TokenScope::Block;
+  const at::Tensor share = learned_share(config, 0.3, 4);
+  at::Tensor gradient = random_tensor(share.sizes(), 6, 0);
+  project_share_gradient(config, share, gradient);
+  const AttentionWork attn = attention_work(config);
+  const auto mlp = static_cast<double>(mlp_macs(config, 4, 16));
+  const auto work = [&](const at::Tensor& r) {
+    return (((attn.linear * r[2] + attn.quadratic * r[2].square()) * r[0] + mlp * r[1] * r[2]).sum() /
+            (attn.of(1) + mlp))
+        .item<double>();
+  };
+  const double h = 1e-2, along = (work(share + h * gradient) - work(share - h * gradient)) / (2 * h);
+  EXPECT_NEAR(along, 0, 1e-3);
+  EXPECT_GT(gradient.norm().item<double>(), 1);
 }
 
 // Eight steps with the capacity rule, lambda reached after four.

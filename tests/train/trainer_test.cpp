@@ -257,6 +257,35 @@ TEST(Train, ARunOfLevelsThatIsResumedEqualsAnUnbrokenOne) {
   }
 }
 
+TEST(Train, ARunOfRegionsAndBlocksThatIsResumedEqualsAnUnbrokenOne) {
+  const TemporaryFolder folder;
+  const Checkpoint start =
+      add_routers(test::random_checkpoint(tiny_pixels()),
+                  {.width_bias = 0, .token_bias = 0, .scope = TokenScope::Block}, 5);
+  TrainOptions options = tiny_training(6);
+  options.dynamic = true;
+  options.router = {.lambda = 0.5,
+                    .anneal_start = 0,
+                    .anneal_steps = 1,
+                    .gate_rule = GateRule::Capacity,
+                    .share_gradient = ShareGradient::Interval,
+                    .regions = 10};
+  options.timesteps.strata = 10;
+  EXPECT_EQ(run_training(folder / "whole", start, options).error, "");
+  options.total_steps = 3;
+  EXPECT_EQ(run_training(folder / "cut", start, options).error, "");
+  options.total_steps = 6;
+  EXPECT_EQ(run_training(folder / "cut", start, options, /*resume=*/true).error, "");
+  const Saved whole = saved_state(folder / "whole", 6), cut = saved_state(folder / "cut", 6);
+  for (const auto& [name, buffer] : whole.buffers) EXPECT_TRUE(at::equal(cut.buffers.at(name), buffer)) << name;
+  const Checkpoint trained = load_checkpoint(model_path(folder / "whole", 6));
+  EXPECT_EQ(trained.keep_counts->regions(), 10);
+  EXPECT_EQ(trained.config.token_scope, TokenScope::Block);
+  options.router.share_gradient = ShareGradient::Boundary;
+  EXPECT_NE(run_training(folder / "cut", start, options, /*resume=*/true).error.find("share-gradient"),
+            std::string::npos);
+}
+
 TEST(Train, LevelsThatSeeSomeOfTNeedItStratified) {
   const TemporaryFolder folder;
   const Checkpoint start = add_levels(test::random_checkpoint(tiny_pixels()), {500});

@@ -39,7 +39,8 @@ struct PassMemory {
   std::vector<const float*> gates;
   Panels panels;
   std::vector<int> segments;
-  std::vector<int> gathered;    // rows that enter the MLP
+  std::vector<int> gathered;    // rows that enter the MLP, or the block
+  std::vector<int> starts;      // (samples + 1) where each sample's begin among them, or among all
   std::vector<int> patch_rows;  // of all samples; empty where all rows are patches
   std::vector<int> kept;        // (samples, L) tokens that entered each MLP
   Profile profile;              // of the passes since it was last read
@@ -103,7 +104,7 @@ class CpuEngine final : public Engine {
   void embed(const Pass& pass, const float* x) const;
   void join(const Pass& pass, int index) const;
   void keep_output(const Pass& pass, int index) const;
-  void attention_half(const Pass& pass, int index) const;
+  void attention_half(const Pass& pass, int index, int tokens) const;
   int route(const Pass& pass, int index) const;
   void mlp_half(const Pass& pass, int index, int tokens) const;
   void add_forecasts(const Pass& pass, int index) const;

@@ -32,15 +32,22 @@ void CpuEngine::forward_pass(const Pass& pass, const float* x, float* out) const
       continue;
     }
     if (config_.join_source(l) >= 0) join(pass, l);
+    // Who goes through the block; or, before the MLP, who enters that.
+    const bool whole_block = config_.token_scope == TokenScope::Block && pass.plan.routes_at(config_, l);
+    int tokens = pass.samples() * pass.T;
+    if (whole_block) {
+      add_forecasts(pass, l);
+      tokens = route(pass, l);
+    }
     if (pass.plan.computes(l, Branch::Attention)) {
       add_forecasts(pass, l);
-      attention_half(pass, l);
+      attention_half(pass, l, tokens);
     } else {
       pass.w.cache.forecast(l, Branch::Attention);
     }
     if (pass.plan.computes(l, Branch::Mlp)) {
       add_forecasts(pass, l);
-      const int tokens = route(pass, l);
+      if (!whole_block) tokens = route(pass, l);
       mlp_half(pass, l, tokens);
     } else {
       pass.w.cache.forecast(l, Branch::Mlp);
@@ -52,14 +59,21 @@ void CpuEngine::forward_pass(const Pass& pass, const float* x, float* out) const
   timed(pass.w, L_, Operator::Final, [&] { final_layer(pass, out); });
 }
 
-// x += gate_msa proj(attention(modulate(norm(x)))) over the active heads
-void CpuEngine::attention_half(const Pass& pass, int index) const {
+// x += gate_msa proj(attention(modulate(norm(x)))) over the active heads, among the `rows` gathered tokens
+void CpuEngine::attention_half(const Pass& pass, int index, int rows) const {
   PassMemory& w = pass.w;
   const PackedBlock& block = model_.blocks[index];
   const BlockWidth& width = pass.plan.blocks[index];
-  const int rows = pass.samples() * pass.T, heads = width.active_heads();
+  const int* gathered = rows == pass.samples() * pass.T ? nullptr : w.gathered.data();
+  void* const* const features = w.cache.features(pass, index, Branch::Attention, gathered != nullptr);
+  if (rows == 0) return;
+  if (gathered == nullptr) {
+    w.starts.clear();
+    for (int b = 0; b <= pass.samples(); ++b) w.starts.push_back(b * pass.T);
+  }
+  const int heads = width.active_heads();
   const int64_t modulation = int64_t{index} * 6 * C_;
-  timed(w, index, Operator::Norm, [&] { norm_of_branch(pass, rows, nullptr, index, Branch::Attention); });
+  timed(w, index, Operator::Norm, [&] { norm_of_branch(pass, rows, gathered, index, Branch::Attention); });
 
   const int64_t qkv_row = even(heads * 3 * D_), heads_row = int64_t{heads} * block.proj.padded_in_size(),
                 element = bf16_ ? 2 : 4;
@@ -82,9 +96,13 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
   timed(w, index, Operator::Attention, [&] {
     auto* scratch = pass.run.scratch.as<std::byte>();
     const int tasks = pass.samples() * heads;
-    const auto q_of = [&](int task) { return int64_t{task} / heads * pass.T * qkv_row + task % heads * 3 * D_; };
+    const auto q_of = [&](int task) {
+      return int64_t{w.starts[task / heads]} * qkv_row + task % heads * 3 * D_;
+    };
     w.team.run(tasks, [&](int task, int thread) {
-      const int64_t row = int64_t{task} / heads * pass.T, slot = task % heads;
+      const int64_t row = w.starts[task / heads], slot = task % heads;
+      const int tokens = w.starts[task / heads + 1] - w.starts[task / heads];
+      if (tokens == 0) return;
       const int next = task + w.team.threads();
       const std::byte* q = qkv + q_of(task) * element;
       std::byte* const out =
@@ -96,7 +114,7 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
                                    .stride = qkv_row,
                                    .out = int8_ ? static_cast<void*>(unrounded) : out,
                                    .out_stride = int8_ ? even(D_) : heads_row,
-                                   .N = pass.T,
+                                   .N = tokens,
                                    .D = D_,
                                    .scale = 1.0f / std::sqrt(static_cast<float>(D_)),
                                    .scratch = scratch + thread * scratch_bytes(),
@@ -105,7 +123,7 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
       if (!int8_) return;
       quantize({.x = unrounded,
                 .ldx = even(D_),
-                .rows = pass.T,
+                .rows = tokens,
                 .size = D_,
                 .factors = nullptr,
                 .bytes = reinterpret_cast<uint8_t*>(out),
@@ -129,9 +147,10 @@ void CpuEngine::attention_half(const Pass& pass, int index) const {
               .epilogue = Epilogue::Residual,
               .out = w.x.as<float>(),
               .ldo = row_,
+              .rows = gathered,
               .sample_rows = pass.T,
               .gates = gates_at(pass, modulation + 2 * C_),
-              .features = w.cache.features(pass, index, Branch::Attention, false),
+              .features = features,
               .feature_stride = C_,
               .scales = w.part_scales.as<float>(),
               .scale_stride = heads},
@@ -155,13 +174,14 @@ void CpuEngine::keep_ranges(const Pass& pass, int index) const {
         [&] { w.cache.keep_ranges(pass, index, w.x.as<float>(), row_, w.team); });
 }
 
-// Decides which tokens enter the MLP: fills gathered and kept; returns how many there are.
+// Decides which tokens enter the MLP, or the block: fills gathered, starts and kept; returns how many there are.
 int CpuEngine::route(const Pass& pass, int index) const {
   if (!pass.routes_tokens) return pass.samples() * pass.T;
   PassMemory& w = pass.w;
   timed(w, index, Operator::Router, [&] {
     token_logits(pass, model_.blocks[index]);
     w.gathered.clear();
+    w.starts.assign(1, 0);
     for (int b = 0; b < pass.samples(); ++b) {
       const std::span<const float> logits(w.logits.as<float>() + int64_t{b} * pass.T + X_, pass.N);
       const std::vector<uint8_t> on = select_tokens(logits, pass.plan.blocks[index].keep_tokens);
@@ -170,6 +190,7 @@ int CpuEngine::route(const Pass& pass, int index) const {
       for (int n = 0; n < pass.N; ++n) {
         if (on[n]) w.gathered.push_back(b * pass.T + X_ + n);
       }
+      w.starts.push_back(static_cast<int>(w.gathered.size()));
       w.kept[static_cast<size_t>(b) * L_ + index] = static_cast<int>(w.gathered.size() - before);
       if (pass.trace) {
         const int64_t at = (int64_t{pass.rows[b]} * L_ + index) * N_;

@@ -173,15 +173,18 @@ int64_t PackedModel::executed_macs(const StepPlan& step, std::span<const int> to
   for (int l = 0; l < config_.depth; ++l) {
     if (step.branch(l, Branch::Attention).action != kSkipped)
       macs += config_.sequence(step.level) * layer(blocks[l].join);
-    if (step.computes(l, Branch::Attention)) macs += attention_macs(l, step) + width_router;
+    const bool whole_block = config_.token_scope == TokenScope::Block && step.routes_tokens(config_);
+    if (step.routes_at(config_, l)) macs += router_macs(l, step);
+    if (step.computes(l, Branch::Attention))
+      macs += attention_macs(l, step, whole_block ? tokens[l] : config_.num_tokens(step.level)) + width_router;
     if (step.computes(l, Branch::Mlp)) macs += mlp_macs(l, step, tokens[l]) + width_router;
   }
   return macs;
 }
 
-int64_t PackedModel::attention_macs(int index, const StepPlan& step) const {
+int64_t PackedModel::attention_macs(int index, const StepPlan& step, int tokens) const {
   const PackedBlock& block = blocks[index];
-  const int N = config_.sequence(step.level), D = config_.head_size();
+  const int N = config_.extras() + tokens, D = config_.head_size();
   const int64_t heads = step.blocks[index].active_heads();
   const int64_t keys = ceil_div(N, kPanel) * kPanel,
                 channels =
@@ -194,15 +197,17 @@ int64_t PackedModel::attention_macs(int index, const StepPlan& step) const {
 
 int64_t PackedModel::mlp_macs(int index, const StepPlan& step, int tokens) const {
   const PackedBlock& block = blocks[index];
-  const int rows = config_.extras() + tokens, row = even(config_.hidden_size);
+  const int rows = config_.extras() + tokens;
   const int64_t groups = step.blocks[index].active_groups();
   const int64_t fc1 = groups * rows * block.fc1.padded_out_size() * block.fc1.padded_in_size();
   const int64_t fc2 = groups * rows * block.fc2.padded_out_size() * block.fc2.padded_in_size();
-  const int64_t R = block.token_in.out_size();
-  const int64_t router = step.routes_tokens(config_)
-                             ? config_.sequence(step.level) * (int64_t{block.token_in.padded_out_size()} * row + R)
-                             : 0;
-  return fc1 + fc2 + router;
+  return fc1 + fc2;
+}
+
+int64_t PackedModel::router_macs(int index, const StepPlan& step) const {
+  const PackedLinear& in = blocks[index].token_in;
+  const int64_t row = even(config_.hidden_size);
+  return config_.sequence(step.level) * (in.padded_out_size() * row + in.out_size());
 }
 
 }  // namespace dydit::cpu

@@ -63,7 +63,8 @@ class PackedModel {
   PackedBlock pack_block(const Checkpoint& checkpoint, int index, const Level& level, Team& team);
   void pack_modulation(const Checkpoint& checkpoint, Team& team);
   void take_constant(const Checkpoint& checkpoint);
-  int64_t attention_macs(int index, const StepPlan& step) const;
+  int64_t attention_macs(int index, const StepPlan& step, int tokens) const;
+  int64_t router_macs(int index, const StepPlan& step) const;
   int64_t mlp_macs(int index, const StepPlan& step, int tokens) const;
 
   const DiTConfig config_;
