@@ -335,6 +335,11 @@ void infer_family(const RawCheckpoint& raw, WeightSet& set, const Shapes& shapes
   };
   if (any_block_has("skip_linear.weight"))
     config.join = any_block_has("skip_norm.weight") ? Join::Normed : Join::Plain;
+  if (config.join == Join::Normed && is_ours(raw) && raw.stated.config.contains("skip")) {
+    DYDIT_CHECK(raw.stated.config["skip"] == "residual", "{}: skip is {}; residual or nothing is wanted", raw.name,
+                printable(json_text(raw.stated.config["skip"]), 40));
+    config.join = Join::Residual;
+  }
   if (set.layout != Layout::UViT && !any_block_has("norm1.weight")) return;
   DYDIT_CHECK(config.hidden_size % 2 == 0,
               "{}: a U-ViT of hidden size {}: the embedding of its time takes an even one", raw.name,

@@ -140,7 +140,8 @@ constexpr std::array kOwnKeys = {"format",      "dydit_format", "config",      "
 // The oldest that says all there is: readers of an older one would sample nonsense.
 int format_of(const Checkpoint& checkpoint) {
   const bool regions = checkpoint.keep_counts && checkpoint.keep_counts->regions() != kQuarters;
-  return checkpoint.config.levels() > 1 || checkpoint.config.token_scope != TokenScope::Mlp || regions
+  const DiTConfig& config = checkpoint.config;
+  return config.levels() > 1 || config.token_scope != TokenScope::Mlp || config.join == Join::Residual || regions
              ? kDyditFormat
              : 1;
 }

@@ -54,6 +54,10 @@ void save_in_layout(const std::filesystem::path& path, const Checkpoint& checkpo
   const DiTConfig& config = checkpoint.config;
   DYDIT_USAGE_CHECK(layout_of(config) == layout, "{}: is a {}, which files of the layout {} cannot hold",
                     checkpoint.path.string(), model_name(config), kLayoutNames[layout]);
+  DYDIT_USAGE_CHECK(config.join != Join::Residual,
+                    "{}: adds its long skips to the stream, which files in the authors' names cannot say; --to "
+                    "safetensors or torch can",
+                    checkpoint.path.string());
   const LayoutNames names(layout, config.depth);
   Weights stored;
   for (auto& [name, tensor] : stored_weights(checkpoint, dtype)) stored[names.theirs(name)] = tensor;

@@ -125,6 +125,7 @@ nlohmann::json config_to_json(const DiTConfig& config) {
     json["prediction"] = kPredictionNames[config.objective.prediction];
   }
   if (config.num_classes > 0 && config.time_token) json["null_class"] = config.has_null_class;
+  if (config.join == Join::Residual) json["skip"] = "residual";
   if (config.token_scope != TokenScope::Mlp) json["token_scope"] = kTokenScopeNames[config.token_scope];
   if (config.levels() > 1) json["level_from"] = config.level_from;
   return json;

@@ -30,8 +30,8 @@ enum class Modulation { AdaLN, Affine };
 /// The tanh approximation, or the exact form.
 enum class GeluForm { Tanh, Erf };
 /// How the second half of the blocks takes the outputs of the first: [x, skip] through a linear layer, which
-/// replaces x (U-ViT); after a LayerNorm over both (Skip-DiT).
-enum class Join { None, Plain, Normed };
+/// replaces x (U-ViT); after a LayerNorm over both (Skip-DiT); that added to x, which a DiT can begin with (ours).
+enum class Join { None, Plain, Normed, Residual };
 
 /// What a token that its router leaves out skips: the MLP (SDT, DyDiT section 3.3), or the block, whose attention
 /// then goes among the others (DiffCR).
@@ -114,6 +114,7 @@ struct DiTConfig {
   int join_source(int index) const {
     return join != Join::None && 2 * index > depth - 1 ? depth - 1 - index : -1;
   }
+  bool norms_joins() const { return join == Join::Normed || join == Join::Residual; }
   int num_joins() const { return join != Join::None ? depth / 2 : 0; }
   int head_size() const { return hidden_size / num_heads; }
   int group_size() const { return mlp_hidden / num_heads; }

@@ -82,7 +82,7 @@ PatchLevelImpl::PatchLevelImpl(const DiTConfig& config, int level) {
 DiTBlockImpl::DiTBlockImpl(const DiTConfig& config, int index) : config(config), index(index) {
   const int C = config.hidden_size, H = config.num_heads, F = config.mlp_hidden;
   if (config.join_source(index) >= 0) {
-    if (config.join == Join::Normed) skip_norm = add_layer(*this, "skip_norm", Affine(2 * C));
+    if (config.norms_joins()) skip_norm = add_layer(*this, "skip_norm", Affine(2 * C));
     skip_linear = add_linear(*this, "skip_linear", 2 * C, C);
   }
   if (config.modulation == Modulation::Affine) {
@@ -156,7 +156,8 @@ at::Tensor DiTBlockImpl::join(const at::Tensor& x, const at::Tensor& skip) {
   if (skip_norm)
     both = at::layer_norm(both, {both.size(2)}, skip_norm->weight, skip_norm->bias,
                           config.block(index).attn_norm_eps);
-  return skip_linear->forward(both);
+  const at::Tensor joined = skip_linear->forward(both);
+  return config.join == Join::Residual ? x + joined : joined;
 }
 
 at::Tensor DiTBlockImpl::attention(const at::Tensor& x, const at::Tensor& head_gate, at::ScalarType dtype,

@@ -57,7 +57,7 @@ struct DiTBlockImpl : torch::nn::Module {
   Linear qkv{nullptr}, proj{nullptr}, fc1{nullptr}, fc2{nullptr};
   Linear adaLN{nullptr};                                       // of Modulation::AdaLN
   Affine norm1{nullptr}, norm2{nullptr};                       // of Modulation::Affine
-  Affine skip_norm{nullptr};                                   // of Join::Normed, 2C
+  Affine skip_norm{nullptr};                                   // of joins that norm, 2C
   Linear skip_linear{nullptr};                                 // of a block that is joined
   Linear attn_router{nullptr}, mlp_router{nullptr};            // TDW; null without width routers
   Linear token_router_in{nullptr}, token_router_out{nullptr};  // SDT; null without token routers

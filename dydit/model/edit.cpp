@@ -165,6 +165,21 @@ Checkpoint keep_shares(Checkpoint checkpoint, const KeepShares& shares) {
   return checkpoint;
 }
 
+Checkpoint add_long_skips(Checkpoint checkpoint) {
+  at::NoGradGuard no_grad;
+  DiTConfig& config = checkpoint.config;
+  DYDIT_CHECK(config.join == Join::None, "{}: already has long skips", checkpoint.path.string());
+  DYDIT_CHECK(config.depth % 2 == 0, "{}: has {} blocks; long skips join an even number", checkpoint.path.string(),
+              config.depth);
+  config.join = Join::Residual;
+  for (const auto& parameter : DiT(config)->named_parameters()) {
+    const std::string& name = parameter.key();
+    if (name.find("skip_") == std::string::npos) continue;
+    checkpoint.weights[name] = at::full_like(parameter.value(), name.ends_with("skip_norm.weight") ? 1 : 0);
+  }
+  return checkpoint;
+}
+
 Checkpoint add_levels(Checkpoint checkpoint, const std::vector<int>& level_from) {
   at::NoGradGuard no_grad;
   DiTConfig& config = checkpoint.config;

@@ -70,7 +70,7 @@ int64_t num_parameters(const DiTConfig& config) {
   for (int level = 1; level < config.levels(); ++level)
     of_levels += linear(config.patch_values(level), C) + C +
                  linear(C, config.patch(level) * config.patch(level) * channels);
-  const int64_t join = linear(2 * C, C) + (config.join == Join::Normed ? 4 * C : 0);
+  const int64_t join = linear(2 * C, C) + (config.norms_joins() ? 4 * C : 0);
   return linear(config.patch_values(), C) + config.label_rows() * C +
          (config.time_mlp ? linear(config.time_frequencies, T) + linear(T, C) : 0) + config.depth * block +
          config.num_joins() * join + linear(C, p * p * channels) + (ada ? linear(C, 2 * C) : 2 * C) +

@@ -159,7 +159,7 @@ int run_from(Cli& cli, TrainFlags& flags, std::string_view why_no_routers,
   }
   const auto dataset = flags.data.load(flags.threads);
   cli.needs("--skip-broken", dataset->latents() == nullptr, "images; these are latents");
-  Checkpoint start = flags.with_levels(cli, prepare(given, *dataset));
+  Checkpoint start = flags.with_parts(cli, prepare(given, *dataset));
   note_latents(*dataset, start, cli.console);
   cli.needs("--sample-every", makes_pixels(start.config),
             "a model of pixels; make images of its checkpoints with dydit generate --vae");

@@ -65,6 +65,9 @@ void TrainFlags::add(Cli& cli) {
                  "SpeeD: the weight where it changes fastest; 1 less this where slowest");
   cli.add_number("--logit-mean", draw.logit_mean, -20, 20, "logit-normal: mean of the noise share's logit");
   cli.add_number("--logit-std", draw.logit_std, 1e-3, 20, "logit-normal: its standard deviation");
+  cli.add_switch("--long-skips", long_skips,
+                 "Add Skip-DiT's long skips to a DiT, in a form that changes nothing until it is trained; for --cache "
+                 "skip");
   cli.add_number("--levels", levels, 2, kMostLevels,
                  "Patch sizes p, 2p, ... of one model, each trained in its share of the steps at all t (FlexiDiT)");
   cli.add_text("--level-from", level_from,
@@ -120,7 +123,8 @@ void TrainFlags::fit_data_to(const Checkpoint& start) {
   data.fit_to(start);
 }
 
-Checkpoint TrainFlags::with_levels(Cli& cli, Checkpoint start) const {
+Checkpoint TrainFlags::with_parts(Cli& cli, Checkpoint start) const {
+  if (long_skips) cli.within("--long-skips", [&] { start = add_long_skips(std::move(start)); });
   if (levels == 0 && level_from.empty()) return start;
   const char* const flag = levels > 0 ? "--levels" : "--level-from";
   DYDIT_USAGE_CHECK(start.config.levels() == 1, "{}: {} has patch sizes already ({}); leave it out", cli.named(flag),

@@ -22,6 +22,7 @@ struct TrainFlags {
   int threads = 1;
   int levels = 0;  // of patch sizes; 0: as the model has them
   std::string level_from;
+  bool long_skips = false;
   int sample_steps = 50;
   float sample_cfg_scale = 4.0f;
   std::string sample_cache = "none";
@@ -31,8 +32,9 @@ struct TrainFlags {
   void check_needs(Cli& cli);
   /// Reads the images as `start` takes them. Throws UsageError when --image-size says otherwise.
   void fit_data_to(const Checkpoint& start);
-  /// The model with the levels of patch sizes that are asked for. Throws UsageError where it cannot have them.
-  Checkpoint with_levels(Cli& cli, Checkpoint start) const;
+  /// The model with the long skips and the levels of patch sizes that are asked for. Throws where it cannot have
+  /// them.
+  Checkpoint with_parts(Cli& cli, Checkpoint start) const;
   /// What a sample grid shows. Throws UsageError for a --sample-cache that does not fit.
   Request sample_request(const DiTConfig& config) const;
   /// Turns device and dtype into options. Throws where there is no such device.

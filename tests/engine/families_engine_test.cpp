@@ -249,7 +249,8 @@ std::vector<DiTConfig> configs() {
           published_uvit(odd_config(), 7),
           joined(odd_config(), Join::Normed),
           joined(odd_hidden_config(), Join::Normed),
-          joined(odd_hidden_config(), Join::Plain)};
+          joined(odd_hidden_config(), Join::Plain),
+          joined(odd_hidden_config(), Join::Residual)};
 }
 
 TEST(EnginesOfFamilies, AgreeOnOddSizes) {

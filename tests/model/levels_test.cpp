@@ -9,6 +9,7 @@
 #include "dydit/engine/engine.h"
 #include "dydit/io/safetensors.h"
 #include "dydit/model/edit.h"
+#include "dydit/model/layouts.h"
 #include "dydit/model/macs.h"
 #include "tests/support/engines.h"
 #include "tests/support/files.h"
@@ -92,6 +93,30 @@ TEST(Levels, AreWrittenAndRead) {
   EXPECT_EQ(read_safetensors(folder / "a.safetensors").metadata.at("dydit_format"), "2");
   save_checkpoint(folder / "b.safetensors", random_checkpoint(tiny_config()), at::kFloat);
   EXPECT_EQ(read_safetensors(folder / "b.safetensors").metadata.at("dydit_format"), "1");
+}
+
+TEST(LongSkips, ChangeNoBitUntilTheyAreTrained) {
+  const at::Tensor x = random_inputs(tiny_config(), 2).x;
+  for (const EngineKind kind : {EngineKind::Reference, EngineKind::Cpu}) {
+    const EngineOf plain(kind, random_checkpoint(tiny_config())),
+        skips(kind, add_long_skips(random_checkpoint(tiny_config())));
+    EXPECT_TRUE(at::equal(skips.forward(x, 1, {0, 3}).out, plain.forward(x, 1, {0, 3}).out));
+  }
+}
+
+TEST(LongSkips, AreAddedOnceToAnEvenNumberOfBlocks) {
+  expect_error([] { add_long_skips(add_long_skips(random_checkpoint(tiny_config()))); }, "already has long skips");
+  expect_error([] { add_long_skips(random_checkpoint(test::odd_config())); }, "has 3 blocks; long skips join an even number");
+}
+
+TEST(LongSkips, ThatAreAddedAreNotWrittenInTheAuthorsNames) {
+  const TemporaryFolder folder;
+  expect_error(
+      [&] {
+        save_in_layout(folder / "a.pt", add_long_skips(random_checkpoint(test::static_config())), at::kFloat,
+                       Layout::SkipDiT, /*torch=*/true);
+      },
+      "adds its long skips to the stream, which files in the authors' names cannot say");
 }
 
 TEST(TokenScope, OfBlocksIsWrittenAndRead) {

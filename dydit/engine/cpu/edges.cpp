@@ -82,7 +82,12 @@ void CpuEngine::join(const Pass& pass, int index) const {
     w.panels.clear();
     block.join.add_panels(0, 0, w.panels);
     multiply(w, block.join,
-             {.a = w.joined.as<float>(), .lda = joined_row, .out = w.x.as<float>(), .ldo = row_}, rows);
+             {.a = w.joined.as<float>(),
+              .lda = joined_row,
+              .epilogue = config_.join == Join::Residual ? Epilogue::Residual : Epilogue::Store,
+              .out = w.x.as<float>(),
+              .ldo = row_},
+             rows);
   });
 }
 

@@ -110,7 +110,7 @@ PackedBlock PackedModel::pack_block(const Checkpoint& checkpoint, int index, con
   block.fc2 = pack_layer("mlp.fc2", 1);
   if (config_.join_source(index) >= 0) {
     block.join = pack_exact(checkpoint, prefix + "skip_linear", team);
-    if (config_.join == Join::Normed) {
+    if (config_.norms_joins()) {
       block.join_shift = float_values(checkpoint, prefix + "skip_norm.bias");
       block.join_scale = float_values(checkpoint, prefix + "skip_norm.weight");
       for (float& scale : block.join_scale) scale -= 1.0f;
