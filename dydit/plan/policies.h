@@ -28,8 +28,8 @@ struct GuideOptions {
 
 /// Which steps have larger patches: the first, noisiest ones. One of the two is empty.
 struct LevelSchedule {
-  std::vector<int> steps;  // how many steps are at level 1 or above, at level 2 or above, ...
-  std::vector<int> from;   // from which t on they are, in continuous time in thousandths of the noise share
+  std::vector<int> steps = {};  // how many steps are at level 1 or above, at level 2 or above, ...
+  std::vector<int> from = {};   // from which t on they are, in continuous time in thousandths of the noise share
 
   bool is_default() const { return steps.empty() && from.empty(); }
 };
