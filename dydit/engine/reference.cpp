@@ -96,12 +96,15 @@ class ReferenceEngine final : public Engine {
     const int64_t width_router = dynamic ? width_router_macs(config_) : 0;
     int64_t macs = fixed_macs(config_);
     for (int l = 0; l < L; ++l) {
-      if (step.computes(l, Branch::Attention)) macs += attention_macs(config_, H) + width_router;
+      if (step.computes(l, Branch::Attention))
+        macs += attention_macs(config_, H) + adapter_attention_macs(config_, H) + width_router;
       if (step.computes(l, Branch::Mlp)) {
-        macs += mlp_macs(config_, H, config_.num_tokens()) + width_router;
+        macs += mlp_macs(config_, H, config_.num_tokens()) + width_router +
+                adapter_mlp_macs(config_, H, config_.num_tokens());
         if (dynamic) macs += token_router_macs(config_);
       }
       const bool skipped = step.branch(l, Branch::Mlp).action == kSkipped;
+      if (!skipped) macs += adapter_router_macs(config_);
       macs += skipped ? -2 * adaLN_macs(config_) : join_macs(config_, l);
     }
     return macs;

@@ -44,6 +44,15 @@ struct KeepShares {
 /// every timestep; kinds without routers are left out. A static DiT gets routers first.
 Checkpoint keep_shares(Checkpoint checkpoint, const KeepShares& shares);
 
+/// The checkpoint with adapters of this configuration, whose output is the same: A Kaiming-uniform (a = sqrt
+/// 5), each expert a draw of its own, B zero, weights of the mixing router xavier-uniform, its biases 0.
+/// Throws Error when it has adapters, UsageError where the rank is larger than the hidden size.
+Checkpoint add_adapters(const Checkpoint& checkpoint, const AdapterConfig& adapter, uint64_t seed);
+
+/// The same model without adapters: those of a LoRA added to the weights in float32. Throws Error where there
+/// are none, or where they are TD-LoRA's, which are another weight at every timestep.
+Checkpoint merge_adapters(Checkpoint checkpoint);
+
 /// Every tensor in `dtype`, pos_embed as it is.
 Checkpoint in_dtype(Checkpoint checkpoint, at::ScalarType dtype);
 
@@ -54,6 +63,7 @@ Checkpoint random_model(const std::string& size, int input_size);
 /// Reorders heads and MLP channels by importance, the most important first, since the first head and the
 /// first channel group are always on. Importance of a head is the sum of |weights| of its q, k, v rows and
 /// proj columns, of a channel that of its fc1 row and fc2 column. The static model's output does not change.
+/// Throws Error where there are adapters.
 Checkpoint reorder_by_importance(const Checkpoint& checkpoint);
 
 }  // namespace dydit

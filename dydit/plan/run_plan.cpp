@@ -191,6 +191,8 @@ int64_t required_macs(const DiTConfig& config, const StepPlan& step, std::span<c
   int64_t macs = fixed_macs(config) - config.depth * 2 * ada;
   for (int b = 0; b < config.depth; ++b) {
     const BlockWidth& width = step.blocks[b];
+    if (step.computes(b, Branch::Attention) || step.computes(b, Branch::Mlp))
+      macs += adapter_router_macs(config);
     if (step.branch(b, Branch::Attention).action != kSkipped) macs += join_macs(config, b);
     for (const Branch which : {Branch::Attention, Branch::Mlp}) {
       const Action action = step.branch(b, which).action;
@@ -201,11 +203,13 @@ int64_t required_macs(const DiTConfig& config, const StepPlan& step, std::span<c
       }
       macs += ada + width_router;
       if (which == Branch::Attention) {
-        macs += attention_macs(config, width.active_heads());
+        macs += attention_macs(config, width.active_heads()) +
+                adapter_attention_macs(config, width.active_heads(), step.level);
         continue;
       }
       const int64_t kept = tokens.empty() ? (width.keep_tokens >= 0 ? width.keep_tokens : N) : tokens[b];
-      macs += mlp_macs(config, width.active_groups(), kept);
+      macs += mlp_macs(config, width.active_groups(), kept) +
+              adapter_mlp_macs(config, width.active_groups(), kept);
       if (dynamic) macs += token_router_macs(config);
     }
   }
