@@ -1,6 +1,7 @@
 // What stands beside the weights: ours is checked, what other programs put there is noted and kept.
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include <nlohmann/json.hpp>
 
@@ -119,7 +120,12 @@ Quantization parse_quantization(const std::string& text, const std::string& name
 
 // Keys that metadata_of writes; others are notes.
 constexpr std::array kOwnKeys = {"format",      "dydit_format", "config",      "parent_sha256", "gate_rule",
-                                 "keep_counts", "lambda",       "class_names", "quantization"};
+                                 "keep_counts", "lambda",       "class_names", "quantization",  "adapter"};
+
+// The oldest program that understands such a file: one that does not know adapters would leave them out.
+int format_of(const Checkpoint& checkpoint) {
+  return checkpoint.config.adapter.kind != AdapterKind::None ? kNewestFormat : kDyditFormat;
+}
 
 }  // namespace
 
@@ -129,9 +135,39 @@ bool is_ours(const RawCheckpoint& raw) { return raw.metadata.contains("dydit_for
 
 void check_format(const RawCheckpoint& raw) {
   const auto found = raw.metadata.find("dydit_format");
-  DYDIT_CHECK(found == raw.metadata.end() || found->second == std::to_string(kDyditFormat),
-              "{}: dydit_format {}, but this program reads {}; use a newer dydit", raw.name,
-              printable(found->second, 60), kDyditFormat);
+  const auto is = [&](int format) { return found->second == std::to_string(format); };
+  DYDIT_CHECK(found == raw.metadata.end() || is(kDyditFormat) || is(kNewestFormat),
+              "{}: dydit_format {}, but this program reads {} and {}; use a newer dydit", raw.name,
+              printable(found->second, 60), kDyditFormat, kNewestFormat);
+}
+
+std::optional<StatedAdapter> stated_adapter(const RawCheckpoint& raw) {
+  const auto found = raw.metadata.find("adapter");
+  if (found == raw.metadata.end()) return std::nullopt;
+  const json stated = parse_or_throw(raw.name, "adapter", found->second);
+  static const std::vector<std::string> kKeys = {"kind", "rank", "experts", "scale", "mix", "base_sha256"};
+  const JsonObject in(stated, raw.name + ": metadata 'adapter'", kKeys);
+  const auto word = [&](const char* key, const auto& names) {
+    const auto value = names.find(in.text(in.get(key), key));
+    DYDIT_CHECK(value, "{}: {} is {}; {} is wanted", in.at(), key, shown(in.get(key)),
+                fmt::join(names.names(), " or "));
+    return *value;
+  };
+  constexpr int kMost = 1 << 16;
+  StatedAdapter result;
+  result.config = {word("kind", kAdapterNames), in.whole("rank", 1, kMost), in.whole("experts", 1, kMost), 1,
+                   word("mix", kAdapterMixNames)};
+  const AdapterConfig& sizes = result.config;
+  DYDIT_CHECK(sizes.kind == AdapterKind::TdLora ? sizes.experts > 1
+                                                : sizes.experts == 1 && sizes.mix == AdapterMix::A,
+              "{}: {} of {} experts on {}; TD-LoRA (our form) has two or more, LoRA one, on A", in.at(),
+              kAdapterNames[sizes.kind], sizes.experts, kAdapterMixNames[sizes.mix]);
+  const json& scale = in.get("scale");
+  DYDIT_CHECK(scale.is_number() && std::isfinite(scale.get<double>()), "{}: scale is {}; a number is wanted",
+              in.at(), shown(scale));
+  result.config.scale = scale.get<double>();
+  result.base = in.text(in.get("base_sha256"), "base_sha256");
+  return result;
 }
 
 void read_metadata(const RawCheckpoint& raw, Checkpoint& checkpoint) {
@@ -144,8 +180,11 @@ void read_metadata(const RawCheckpoint& raw, Checkpoint& checkpoint) {
     if (key == "lambda") checkpoint.lambda = parse_lambda(value, raw.name);
     if (key == "class_names") checkpoint.class_names = parse_class_names(value, config.num_classes, raw.name);
   };
+  const bool adapted = config.adapter.kind != AdapterKind::None;
+  if (adapted) checkpoint.adapter_base = stated_adapter(raw)->base;
   for (const auto& [key, value] : raw.metadata) {
-    if (std::find(kOwnKeys.begin(), kOwnKeys.end(), key) == kOwnKeys.end()) {
+    const bool own = std::find(kOwnKeys.begin(), kOwnKeys.end(), key) != kOwnKeys.end();
+    if (!own || (key == "adapter" && !adapted)) {
       checkpoint.notes[key] = value;
       continue;
     }
@@ -162,7 +201,7 @@ void read_metadata(const RawCheckpoint& raw, Checkpoint& checkpoint) {
 std::map<std::string, std::string> metadata_of(const Checkpoint& checkpoint) {
   std::map<std::string, std::string> metadata = checkpoint.notes;
   metadata["format"] = "pt";
-  metadata["dydit_format"] = std::to_string(kDyditFormat);
+  metadata["dydit_format"] = std::to_string(format_of(checkpoint));
   metadata["config"] = config_to_json(checkpoint.config).dump();
   metadata["parent_sha256"] = checkpoint.sha256;
   if (checkpoint.config.is_dynamic()) metadata["gate_rule"] = kGateRuleNames[checkpoint.gate_rule()];
@@ -171,6 +210,15 @@ std::map<std::string, std::string> metadata_of(const Checkpoint& checkpoint) {
                                     {"groups", checkpoint.keep_counts->groups},
                                     {"tokens", checkpoint.keep_counts->tokens}})
                                   .dump();
+  }
+  if (const AdapterConfig& adapter = checkpoint.config.adapter; adapter.kind != AdapterKind::None) {
+    metadata["adapter"] = json({{"kind", kAdapterNames[adapter.kind]},
+                                {"rank", adapter.rank},
+                                {"experts", adapter.experts},
+                                {"scale", adapter.scale},
+                                {"mix", kAdapterMixNames[adapter.mix]},
+                                {"base_sha256", checkpoint.adapter_base}})
+                              .dump();
   }
   if (const auto& how = checkpoint.quantization) {
     metadata["quantization"] = json({{"scheme", kQuantizationScheme},
