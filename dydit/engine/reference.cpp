@@ -100,12 +100,15 @@ class ReferenceEngine final : public Engine {
     const int64_t width_router = dynamic ? width_router_macs(config_) : 0;
     int64_t macs = fixed_macs(config_, step.level);
     for (int l = 0; l < L; ++l) {
-      if (step.computes(l, Branch::Attention)) macs += attention_macs(config_, H, step.level) + width_router;
+      const int64_t N = config_.num_tokens(step.level);
+      if (step.computes(l, Branch::Attention))
+        macs += attention_macs(config_, H, step.level) + adapter_attention_macs(config_, H, N) + width_router;
       if (step.computes(l, Branch::Mlp)) {
-        macs += mlp_macs(config_, H, config_.num_tokens(step.level)) + width_router;
+        macs += mlp_macs(config_, H, N) + adapter_mlp_macs(config_, H, N) + width_router;
       }
       if (step.routes_at(config_, l)) macs += token_router_macs(config_, step.level);
       const bool skipped = step.branch(l, Branch::Mlp).action == kSkipped;
+      if (!skipped) macs += adapter_router_macs(config_);
       macs += skipped ? -2 * adaLN_macs(config_) : join_macs(config_, l);
     }
     return macs;

@@ -81,6 +81,8 @@ Checkpoint take_preferred(RawCheckpoint& raw, const CheckpointOptions& options) 
   throw Error(first_fault);
 }
 
+}  // namespace
+
 Checkpoint understand(RawCheckpoint raw, const CheckpointOptions& options) {
   check_format(raw);
   Checkpoint checkpoint = options.weights.empty() ? take_preferred(raw, options) : take_asked(raw, options);
@@ -96,8 +98,6 @@ Checkpoint understand(RawCheckpoint raw, const CheckpointOptions& options) {
   checkpoint.files = raw.files;
   return checkpoint;
 }
-
-}  // namespace
 
 void Checkpoint::check_unchanged() const {
   for (const auto& file : files) file->check_unchanged();

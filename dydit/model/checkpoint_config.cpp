@@ -12,6 +12,7 @@
 #include "dydit/base/timesteps.h"
 #include "dydit/io/json.h"
 #include "dydit/io/text.h"
+#include "dydit/model/adapters.h"
 #include "dydit/model/checkpoint_parts.h"
 #include "dydit/model/dit.h"
 #include "dydit/model/embeddings.h"
@@ -176,8 +177,11 @@ void check_plausible_size(const RawCheckpoint& raw, const WeightSet& set, const 
   const double stored = static_cast<double>(elements_of(set));
   const double C = config.hidden_size, F = config.mlp_hidden;
   const double modulation = config.modulation == Modulation::AdaLN ? 6 * C * C : 0;
+  const AdapterConfig& adapter = config.adapter;
+  const double adapters =
+      adapter.kind == AdapterKind::None ? 0 : config.depth * (3 * C + F) * adapter.rank * adapter.experts;
   const double expected = config.depth * (4 * C * C + 2 * C * F + modulation) + C * config.num_tokens() +
-                          C * config.label_rows() + 2.0 * C * config.patch_values();
+                          C * config.label_rows() + 2.0 * C * config.patch_values() + adapters;
   DYDIT_CHECK(expected <= stored,
               "{}: its shapes speak of {} with at least {:.0f} parameters, but it holds {:.0f}", raw.name,
               model_name(config), expected, stored);
@@ -395,6 +399,32 @@ void infer_levels(const RawCheckpoint& raw, const Shapes& shapes, DiTConfig& con
   config.level_from = level_from;
 }
 
+// Kind and sizes by names and shapes; the scale, which no tensor tells, by the metadata 'adapter'.
+AdapterConfig infer_adapter(const RawCheckpoint& raw, const WeightSet& set, const Shapes& shapes) {
+  const std::string A = "blocks.0.attn.qkv.lora.A", B = "blocks.0.attn.qkv.lora.B";
+  if (!shapes.has(A)) {
+    DYDIT_CHECK(!is_ours(raw) || !raw.metadata.contains("adapter"),
+                "{}: metadata 'adapter' speaks of adapters, but tensor {} is missing", raw.name, A);
+    return {};
+  }
+  const std::optional<StatedAdapter> stated = stated_adapter(raw);
+  DYDIT_CHECK(
+      stated,
+      "{}: holds {}, but no metadata 'adapter' says how adapters are scaled; dydit finetune --adapter "
+      "writes such files",
+      raw.name, A);
+  const bool on_A = set.tensors.at(A).shape.size() == 3;
+  const auto& of_A = shapes.of(A, on_A ? 3 : 2);
+  AdapterConfig found = stated->config;
+  found.kind = shapes.has("blocks.0.lora_alpha.weight") ? AdapterKind::TdLora : AdapterKind::Lora;
+  found.mix = on_A ? AdapterMix::A : AdapterMix::B;
+  found.rank = static_cast<int>(of_A[on_A ? 1 : 0]);
+  found.experts = static_cast<int>(on_A ? of_A[0] : shapes.of(B, 3)[0]);
+  DYDIT_CHECK(found == stated->config, "{}: metadata 'adapter' says {}, but its tensors are those of {}",
+              raw.name, adapter_text(stated->config), adapter_text(found));
+  return found;
+}
+
 }  // namespace
 
 DiTConfig infer_config(const RawCheckpoint& raw, WeightSet& set, const CheckpointOptions& options) {
@@ -417,6 +447,7 @@ DiTConfig infer_config(const RawCheckpoint& raw, WeightSet& set, const Checkpoin
             : " It is the sin-cos table of the patches, which is computed where args, cfg or config "
               "say image_size or input_size");
   infer_family(raw, set, shapes, config);
+  config.adapter = infer_adapter(raw, set, shapes);
   const int64_t tokens = shapes.of("pos_embed", 3)[1] - config.extras();
   constexpr int64_t kMaxPatchSide = 1 << 10;
   DYDIT_CHECK(patch[2] <= kMaxPatchSide && patch[1] <= kMaxPatchSide,

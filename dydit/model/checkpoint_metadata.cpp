@@ -1,6 +1,7 @@
 // What stands beside the weights: ours is checked, what other programs put there is noted and kept.
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include <nlohmann/json.hpp>
 
@@ -135,13 +136,15 @@ Quantization parse_quantization(const std::string& text, const std::string& name
 
 // Keys that metadata_of writes; others are notes.
 constexpr std::array kOwnKeys = {"format",      "dydit_format", "config",      "parent_sha256", "gate_rule",
-                                 "keep_counts", "regions",      "lambda",      "class_names",   "quantization"};
+                                 "keep_counts", "regions",      "lambda",      "class_names",   "quantization",
+                                 "adapter"};
 
 // The oldest that says all there is: readers of an older one would sample nonsense.
 int format_of(const Checkpoint& checkpoint) {
   const bool regions = checkpoint.keep_counts && checkpoint.keep_counts->regions() != kQuarters;
   const DiTConfig& config = checkpoint.config;
-  return config.levels() > 1 || config.token_scope != TokenScope::Mlp || config.join == Join::Residual || regions
+  return config.levels() > 1 || config.token_scope != TokenScope::Mlp || config.join == Join::Residual ||
+                 config.adapter.kind != AdapterKind::None || regions
              ? kDyditFormat
              : 1;
 }
@@ -161,6 +164,35 @@ void check_format(const RawCheckpoint& raw) {
               printable(found->second, 60), kDyditFormat);
 }
 
+std::optional<StatedAdapter> stated_adapter(const RawCheckpoint& raw) {
+  const auto found = raw.metadata.find("adapter");
+  if (found == raw.metadata.end()) return std::nullopt;
+  const json stated = parse_or_throw(raw.name, "adapter", found->second);
+  static const std::vector<std::string> kKeys = {"kind", "rank", "experts", "scale", "mix", "base_sha256"};
+  const JsonObject in(stated, raw.name + ": metadata 'adapter'", kKeys);
+  const auto word = [&](const char* key, const auto& names) {
+    const auto value = names.find(in.text(in.get(key), key));
+    DYDIT_CHECK(value, "{}: {} is {}; {} is wanted", in.at(), key, shown(in.get(key)),
+                fmt::join(names.names(), " or "));
+    return *value;
+  };
+  constexpr int kMost = 1 << 16;
+  StatedAdapter result;
+  result.config = {word("kind", kAdapterNames), in.whole("rank", 1, kMost), in.whole("experts", 1, kMost), 1,
+                   word("mix", kAdapterMixNames)};
+  const AdapterConfig& sizes = result.config;
+  DYDIT_CHECK(sizes.kind == AdapterKind::TdLora ? sizes.experts > 1
+                                                : sizes.experts == 1 && sizes.mix == AdapterMix::A,
+              "{}: {} of {} experts on {}; TD-LoRA (our form) has two or more, LoRA one, on A", in.at(),
+              kAdapterNames[sizes.kind], sizes.experts, kAdapterMixNames[sizes.mix]);
+  const json& scale = in.get("scale");
+  DYDIT_CHECK(scale.is_number() && std::isfinite(scale.get<double>()), "{}: scale is {}; a number is wanted",
+              in.at(), shown(scale));
+  result.config.scale = scale.get<double>();
+  result.base = in.text(in.get("base_sha256"), "base_sha256");
+  return result;
+}
+
 void read_metadata(const RawCheckpoint& raw, Checkpoint& checkpoint) {
   const DiTConfig& config = checkpoint.config;
   check_class_names(raw.class_names, raw.name);
@@ -171,8 +203,11 @@ void read_metadata(const RawCheckpoint& raw, Checkpoint& checkpoint) {
     if (key == "lambda") checkpoint.lambda = parse_lambda(value, raw.name);
     if (key == "class_names") checkpoint.class_names = parse_class_names(value, config.num_classes, raw.name);
   };
+  const bool adapted = config.adapter.kind != AdapterKind::None;
+  if (adapted) checkpoint.adapter_base = stated_adapter(raw)->base;
   for (const auto& [key, value] : raw.metadata) {
-    if (std::find(kOwnKeys.begin(), kOwnKeys.end(), key) == kOwnKeys.end()) {
+    const bool own = std::find(kOwnKeys.begin(), kOwnKeys.end(), key) != kOwnKeys.end();
+    if (!own || (key == "adapter" && !adapted)) {
       checkpoint.notes[key] = value;
       continue;
     }
@@ -200,6 +235,15 @@ std::map<std::string, std::string> metadata_of(const Checkpoint& checkpoint) {
                                   .dump();
     const int regions = checkpoint.keep_counts->regions();
     if (regions != kQuarters) metadata["regions"] = std::to_string(regions);
+  }
+  if (const AdapterConfig& adapter = checkpoint.config.adapter; adapter.kind != AdapterKind::None) {
+    metadata["adapter"] = json({{"kind", kAdapterNames[adapter.kind]},
+                                {"rank", adapter.rank},
+                                {"experts", adapter.experts},
+                                {"scale", adapter.scale},
+                                {"mix", kAdapterMixNames[adapter.mix]},
+                                {"base_sha256", checkpoint.adapter_base}})
+                              .dump();
   }
   if (const auto& how = checkpoint.quantization) {
     metadata["quantization"] = json({{"scheme", kQuantizationScheme},

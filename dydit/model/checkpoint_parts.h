@@ -5,6 +5,7 @@
 #include <future>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -57,6 +58,10 @@ class NotWhole : public Error {
   using Error::Error;
 };
 
+// checkpoint.cpp
+/// The checkpoint of what was read; its path is the name that messages have.
+Checkpoint understand(RawCheckpoint raw, const CheckpointOptions& options);
+
 // checkpoint_read.cpp
 RawCheckpoint read_raw(const std::filesystem::path& path);
 RawCheckpoint parse_raw(std::span<const std::byte> bytes, const std::string& name);
@@ -101,9 +106,16 @@ void check_stated(const RawCheckpoint& raw, const WeightSet& set, const DiTConfi
 Weights check_weights(const RawCheckpoint& raw, const WeightSet& set, const DiTConfig& config);
 
 // checkpoint_metadata.cpp
-/// Gate rule, keep counts, lambda, class names, notes. What is not ours becomes a line of `read_notes`.
+/// Gate rule, keep counts, adapters' base, lambda, class names, notes. What is not ours becomes a line of
+/// `read_notes`.
 void read_metadata(const RawCheckpoint& raw, Checkpoint& checkpoint);
 std::map<std::string, std::string> metadata_of(const Checkpoint& checkpoint);
+/// What the metadata say of adapters; nothing where they do not. Throws Error.
+struct StatedAdapter {
+  AdapterConfig config;
+  std::string base;  // its identity (adapters.h)
+};
+std::optional<StatedAdapter> stated_adapter(const RawCheckpoint& raw);
 /// The JSON of a metadata value within bounds; nothing when it is none.
 std::optional<nlohmann::json> parse_metadata(const std::string& text);
 inline constexpr int kMetadataDepth = 8;  // ours nests three deep; what nests deeper would take the stack

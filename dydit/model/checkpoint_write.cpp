@@ -23,6 +23,15 @@ Weights stored_weights(const Checkpoint& checkpoint, at::ScalarType dtype) {
   return stored;
 }
 
+// Other programs' files have no place for them.
+void refuse_adapters(const Checkpoint& checkpoint) {
+  DYDIT_USAGE_CHECK(
+      checkpoint.config.adapter.kind == AdapterKind::None,
+      "{}: has adapters, which files of other programs have no place for; --merge makes weights of "
+      "a LoRA's",
+      checkpoint.path.string());
+}
+
 TensorViews views_of(const Weights& weights) {
   TensorViews views;
   for (const auto& [name, tensor] : weights) views[name] = to_view(tensor);
@@ -58,6 +67,7 @@ void save_in_layout(const std::filesystem::path& path, const Checkpoint& checkpo
                     "{}: adds its long skips to the stream, which files in the authors' names cannot say; --to "
                     "safetensors or torch can",
                     checkpoint.path.string());
+  refuse_adapters(checkpoint);
   const LayoutNames names(layout, config.depth);
   Weights stored;
   for (auto& [name, tensor] : stored_weights(checkpoint, dtype)) stored[names.theirs(name)] = tensor;
@@ -81,6 +91,7 @@ void save_diffusers_folder(const std::filesystem::path& path, const Checkpoint& 
   DYDIT_USAGE_CHECK(config.levels() == 1,
                     "{}: has {} patch sizes, and a diffusers folder has a place for one", from,
                     config.levels());
+  refuse_adapters(checkpoint);
   constexpr double kRounding = 5e-3;  // of a table stored in bfloat16
   const at::Tensor formula = sincos_pos_embed(config.hidden_size, config.grid());
   DYDIT_CHECK(

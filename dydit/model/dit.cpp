@@ -1,6 +1,7 @@
 // The forward of method.md sections 1 and 2, in the paper's order.
 #include "dydit/model/dit.h"
 
+#include "dydit/model/adapters.h"
 #include "dydit/model/embeddings.h"
 #include "dydit/model/ops.h"
 
@@ -56,13 +57,29 @@ Linear add_final_linear(Module& root, const DiTConfig& config, int level) {
 
 }  // namespace
 
+LoraImpl::LoraImpl(const AdapterConfig& adapter, int64_t in_features, int64_t out_features)
+    : scale(adapter.scale) {
+  const int64_t r = adapter.rank, E = adapter.experts;
+  const bool on_A = adapter.mix == AdapterMix::A;
+  using Shape = std::vector<int64_t>;
+  const Shape of_A = on_A ? Shape{E, r, in_features} : Shape{r, in_features},
+              of_B = on_A ? Shape{out_features, r} : Shape{E, out_features, r};
+  A = register_parameter("A", at::empty(of_A, at::kFloat));
+  B = register_parameter("B", at::empty(of_B, at::kFloat));
+}
+
 LinearImpl::LinearImpl(int in_features, int out_features, bool has_bias) {
   weight = register_parameter("weight", at::empty({out_features, in_features}, at::kFloat));
   if (has_bias) bias = register_parameter("bias", at::empty({out_features}, at::kFloat));
 }
 
-at::Tensor LinearImpl::forward(const at::Tensor& x, at::ScalarType dtype) {
-  return at::linear(x.to(dtype), weight.to(dtype), bias.defined() ? bias.to(dtype) : bias);
+void LinearImpl::add_adapter(const AdapterConfig& adapter) {
+  lora = register_module("lora", Lora(adapter, weight.size(1), weight.size(0)));
+}
+
+at::Tensor LinearImpl::forward(const at::Tensor& x, at::ScalarType dtype, const at::Tensor& shares) {
+  const at::Tensor y = at::linear(x.to(dtype), weight.to(dtype), bias.defined() ? bias.to(dtype) : bias);
+  return lora ? y + low_rank_output(x.to(dtype), lora->A, lora->B, shares, lora->scale) : y;
 }
 
 AffineImpl::AffineImpl(int size) {
@@ -103,10 +120,15 @@ DiTBlockImpl::DiTBlockImpl(const DiTConfig& config, int index) : config(config),
     token_router_in = add_linear(*this, "token_selection.mlp_head.0", C, R);
     token_router_out = add_linear(*this, "token_selection.mlp_head.2", R, 1);
   }
+  if (config.adapter.kind == AdapterKind::None) return;
+  for (Linear& layer : {std::ref(qkv), std::ref(proj), std::ref(fc1), std::ref(fc2)})
+    layer->add_adapter(config.adapter);
+  if (config.adapter.kind == AdapterKind::TdLora)
+    lora_alpha = add_linear(*this, "lora_alpha", C, config.adapter.experts);
 }
 
 at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const Gates& gates,
-                                 at::ScalarType dtype) {
+                                 at::ScalarType dtype, const at::Tensor& shares) {
   const BlockConfig& computed = config.block(index);
   Modulated of_attention, of_mlp;
   if (adaLN) {
@@ -140,13 +162,14 @@ at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const
     if (whole_block) route(x);
     return of_tokens(attention(
         layer_norm_modulate(x, of_attention.shift, of_attention.scale, dtype, computed.attn_norm_eps),
-        head_gate, dtype, tokens));
+        head_gate, dtype, shares, tokens));
   });
   const at::Tensor h = gated_residual(x, of_attention.gate, a, tokens);
   const at::Tensor m = branch(Branch::Mlp, [&] {
     route(whole_block ? x : h);
     return of_tokens(mlp(
-        layer_norm_modulate(h, of_mlp.shift, of_mlp.scale, dtype, computed.mlp_norm_eps), group_gate, dtype));
+        layer_norm_modulate(h, of_mlp.shift, of_mlp.scale, dtype, computed.mlp_norm_eps), group_gate, dtype,
+        shares));
   });
   return gated_residual(h, of_mlp.gate, m, tokens);
 }
@@ -161,19 +184,21 @@ at::Tensor DiTBlockImpl::join(const at::Tensor& x, const at::Tensor& skip) {
 }
 
 at::Tensor DiTBlockImpl::attention(const at::Tensor& x, const at::Tensor& head_gate, at::ScalarType dtype,
-                                   const at::Tensor& tokens) {
+                                   const at::Tensor& shares, const at::Tensor& tokens) {
   const int64_t B = x.size(0), N = x.size(1), C = x.size(2), H = config.num_heads;
   // Unbound, not indexed: the gradients of q, k and v are then stacked once instead of padded and added.
-  const auto parts = qkv->forward(x, dtype).view({B, N, 3, H, C / H}).permute({2, 0, 3, 1, 4}).unbind(0);
+  const auto parts =
+      qkv->forward(x, dtype, shares).view({B, N, 3, H, C / H}).permute({2, 0, 3, 1, 4}).unbind(0);
   at::Tensor heads = tokens.defined()  // (B, H, N, D)
                          ? attention_among(parts[0], parts[1], parts[2], tokens.detach() != 0)
                          : dydit::attention(parts[0], parts[1], parts[2]);
   if (head_gate.defined()) heads = heads * head_gate.to(dtype).view({B, H, 1, 1});
-  return proj->forward(heads.transpose(1, 2).reshape({B, N, C}), dtype);
+  return proj->forward(heads.transpose(1, 2).reshape({B, N, C}), dtype, shares);
 }
 
-at::Tensor DiTBlockImpl::mlp(const at::Tensor& x, const at::Tensor& group_gate, at::ScalarType dtype) {
-  return fc2->forward(gated_gelu(fc1->forward(x, dtype), group_gate, config.gelu), dtype);
+at::Tensor DiTBlockImpl::mlp(const at::Tensor& x, const at::Tensor& group_gate, at::ScalarType dtype,
+                             const at::Tensor& shares) {
+  return fc2->forward(gated_gelu(fc1->forward(x, dtype, shares), group_gate, config.gelu), dtype, shares);
 }
 
 at::Tensor DiTBlockImpl::token_logits(const at::Tensor& x) {
@@ -183,6 +208,10 @@ at::Tensor DiTBlockImpl::token_logits(const at::Tensor& x) {
 
 WidthLogits DiTBlockImpl::width_logits(const at::Tensor& t_emb) {
   return {attn_router->forward(t_emb), mlp_router->forward(t_emb)};
+}
+
+at::Tensor DiTBlockImpl::expert_shares(const at::Tensor& t_emb) {
+  return lora_alpha ? at::softmax(lora_alpha->forward(t_emb), 1) : at::Tensor();
 }
 
 DiTImpl::DiTImpl(const DiTConfig& config) : config(config) {
@@ -247,7 +276,7 @@ at::Tensor DiTImpl::forward(const at::Tensor& x, const at::Tensor& t_emb, const 
     if (next != l) continue;
     DiTBlock& block = blocks[next++];
     if (const int source = config.join_source(l); source >= 0) h = block->join(h, outputs[source]);
-    h = block->forward(h, c, gates, compute_dtype);
+    h = block->forward(h, c, gates, compute_dtype, block->expert_shares(t_emb));
     if (config.join_source(config.depth - 1 - l) == l) outputs[l] = h;
   }
   if (config.extras() > 0) h = h.slice(1, config.extras());

@@ -13,14 +13,27 @@
 
 namespace dydit {
 
+/// The low-rank update of a linear layer (adapters.h).
+struct LoraImpl : torch::nn::Module {
+  LoraImpl(const AdapterConfig& adapter, int64_t in_features, int64_t out_features);
+
+  at::Tensor A;  // (E, r, in); of AdapterMix::B (r, in)
+  at::Tensor B;  // (out, r); of AdapterMix::B (E, out, r)
+  double scale;
+};
+TORCH_MODULE(Lora);
+
 /// Linear layer whose weights start uninitialised: they come from a checkpoint or from init.
 struct LinearImpl : torch::nn::Module {
   LinearImpl(int in_features, int out_features, bool has_bias = true);
-  /// x (..., in) -> (..., out), computed in `dtype`.
-  at::Tensor forward(const at::Tensor& x, at::ScalarType dtype = at::kFloat);
+  /// Once, where the configuration has adapters.
+  void add_adapter(const AdapterConfig& adapter);
+  /// x (..., in) -> (..., out), computed in `dtype`. With experts, x (B, T, in) and their `shares` (B, E).
+  at::Tensor forward(const at::Tensor& x, at::ScalarType dtype = at::kFloat, const at::Tensor& shares = {});
 
   at::Tensor weight;  // (out, in)
   at::Tensor bias;    // (out); undefined without
+  Lora lora{nullptr};
 };
 TORCH_MODULE(Linear);
 
@@ -41,16 +54,21 @@ struct WidthLogits {
 struct DiTBlockImpl : torch::nn::Module {
   DiTBlockImpl(const DiTConfig& config, int index);
   /// x (B, T, C) float32, c (B, C), unused where the modulation is affine -> (B, T, C) float32.
-  at::Tensor forward(const at::Tensor& x, const at::Tensor& c, const Gates& gates, at::ScalarType dtype);
+  /// `shares` are expert_shares' of the same samples.
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& c, const Gates& gates, at::ScalarType dtype,
+                     const at::Tensor& shares = {});
   /// Among the tokens of which `tokens` (B, T) is not 0; undefined: all. Rows of others hold anything finite.
   at::Tensor attention(const at::Tensor& x, const at::Tensor& head_gate, at::ScalarType dtype,
-                       const at::Tensor& tokens = {});
-  at::Tensor mlp(const at::Tensor& x, const at::Tensor& group_gate, at::ScalarType dtype);
+                       const at::Tensor& shares = {}, const at::Tensor& tokens = {});
+  at::Tensor mlp(const at::Tensor& x, const at::Tensor& group_gate, at::ScalarType dtype,
+                 const at::Tensor& shares = {});
   /// x, skip (B, T, C) -> what goes into the block where it is joined.
   at::Tensor join(const at::Tensor& x, const at::Tensor& skip);
   /// x (B, T, C) after the attention residual, or with TokenScope::Block before the block -> (B, N), of the patches.
   at::Tensor token_logits(const at::Tensor& x);
   WidthLogits width_logits(const at::Tensor& t_emb);
+  /// Shares of TD-LoRA's experts: t_emb (B, C) -> (B, E); undefined where there are none.
+  at::Tensor expert_shares(const at::Tensor& t_emb);
 
   DiTConfig config;
   int index;
@@ -61,6 +79,7 @@ struct DiTBlockImpl : torch::nn::Module {
   Linear skip_linear{nullptr};                                 // of a block that is joined
   Linear attn_router{nullptr}, mlp_router{nullptr};            // TDW; null without width routers
   Linear token_router_in{nullptr}, token_router_out{nullptr};  // SDT; null without token routers
+  Linear lora_alpha{nullptr};                                  // TD-LoRA's mixing
 };
 TORCH_MODULE(DiTBlock);
 

@@ -9,9 +9,11 @@
 
 #include "dydit/base/error.h"
 #include "dydit/base/machine.h"
+#include "dydit/model/adapters.h"
 #include "dydit/model/dit.h"
 #include "dydit/model/embeddings.h"
 #include "dydit/model/macs.h"
+#include "dydit/model/quantization.h"
 
 namespace dydit {
 namespace {
@@ -213,6 +215,63 @@ Checkpoint add_levels(Checkpoint checkpoint, const std::vector<int>& level_from)
   return checkpoint;
 }
 
+Checkpoint add_adapters(const Checkpoint& checkpoint, const AdapterConfig& adapter, uint64_t seed) {
+  at::NoGradGuard no_grad;
+  const std::string at = checkpoint.path.string();
+  const int C = checkpoint.config.hidden_size;
+  DYDIT_CHECK(checkpoint.config.adapter.kind == AdapterKind::None, "{}: already has adapters ({})", at,
+              adapter_text(checkpoint.config.adapter));
+  DYDIT_USAGE_CHECK(adapter.rank <= C,
+                    "adapters of rank {}: the hidden size of {} is {}; a lower rank is wanted", adapter.rank,
+                    at, C);
+  Checkpoint adapted = checkpoint;
+  adapted.config.adapter = adapter;
+  uint64_t index = uint64_t{1} << 19;  // draws beside those of the routers
+  for (const auto& parameter : DiT(adapted.config)->named_parameters()) {
+    const std::string& name = parameter.key();
+    if (!is_adapter_parameter(name)) continue;
+    at::Tensor tensor = at::zeros_like(parameter.value());
+    if (name.ends_with(".lora.A")) {
+      const double bound = 1 / std::sqrt(static_cast<double>(tensor.size(-1)));
+      for (const at::Tensor& expert : tensor.view({-1, adapter.rank, tensor.size(-1)}).unbind(0))
+        expert.uniform_(-bound, bound, generator_for(seed, index++));
+    } else if (name.ends_with("lora_alpha.weight")) {
+      at::Generator generator = generator_for(seed, index++);
+      xavier_uniform(tensor, generator);
+    }
+    adapted.weights[name] = tensor;
+  }
+  return adapted;
+}
+
+Checkpoint merge_adapters(Checkpoint checkpoint) {
+  at::NoGradGuard no_grad;
+  const std::string at = checkpoint.path.string();
+  const AdapterConfig adapter = checkpoint.config.adapter;
+  DYDIT_CHECK(adapter.kind != AdapterKind::None, "{}: has no adapters to merge", at);
+  DYDIT_CHECK(
+      adapter.kind == AdapterKind::Lora,
+      "{}: its adapters are {}, which make other weights at every timestep; only those of a LoRA can be "
+      "merged",
+      at, adapter_text(adapter));
+  refuse_quantized(checkpoint, "merging");
+  Weights& weights = checkpoint.weights;
+  for (int l = 0; l < checkpoint.config.depth; ++l) {
+    for (const std::string_view layer : kBlockLayers) {
+      const std::string name = fmt::format("blocks.{}.{}", l, layer);
+      at::Tensor& weight = weights.at(name + ".weight");
+      const auto matrix = [&](const char* which) { return weights.at(name + which).to(at::kFloat); };
+      weight =
+          weight.to(at::kFloat) + low_rank_update(matrix(".lora.A"), matrix(".lora.B"), {}, adapter.scale);
+    }
+  }
+  std::erase_if(weights, [](const auto& entry) { return is_adapter_parameter(entry.first); });
+  checkpoint.config.adapter = {};
+  checkpoint.adapter_base.clear();
+  checkpoint.notes.erase(kOrderNote);
+  return checkpoint;
+}
+
 Checkpoint in_dtype(Checkpoint checkpoint, at::ScalarType dtype) {
   for (auto& [name, tensor] : checkpoint.weights) {
     if (!name.ends_with("pos_embed")) tensor = tensor.to(dtype);
@@ -236,6 +295,10 @@ Checkpoint random_model(const std::string& size, int input_size) {
 }
 
 Checkpoint reorder_by_importance(const Checkpoint& checkpoint) {
+  DYDIT_CHECK(checkpoint.config.adapter.kind == AdapterKind::None,
+              "{}: has adapters, which do not fit another order of heads and channels; dydit convert --merge "
+              "makes weights of a LoRA's",
+              checkpoint.path.string());
   Checkpoint reordered = checkpoint;
   for (int b = 0; b < checkpoint.config.depth; ++b) {
     reorder_block(reordered.weights, checkpoint.config, fmt::format("blocks.{}.", b));

@@ -57,6 +57,15 @@ Checkpoint add_long_skips(Checkpoint checkpoint);
 /// is of a family or size that can have none.
 Checkpoint add_levels(Checkpoint checkpoint, const std::vector<int>& level_from);
 
+/// The checkpoint with adapters of this configuration, whose output is the same: A Kaiming-uniform (a = sqrt
+/// 5), each expert a draw of its own, B zero, weights of the mixing router xavier-uniform, its biases 0.
+/// Throws Error when it has adapters, UsageError where the rank is larger than the hidden size.
+Checkpoint add_adapters(const Checkpoint& checkpoint, const AdapterConfig& adapter, uint64_t seed);
+
+/// The same model without adapters: those of a LoRA added to the weights in float32. Throws Error where there
+/// are none, or where they are TD-LoRA's, which are another weight at every timestep.
+Checkpoint merge_adapters(Checkpoint checkpoint);
+
 /// Every tensor in `dtype`, pos_embed as it is.
 Checkpoint in_dtype(Checkpoint checkpoint, at::ScalarType dtype);
 
@@ -67,6 +76,7 @@ Checkpoint random_model(const std::string& size, int input_size);
 /// Reorders heads and MLP channels by importance, the most important first, since the first head and the
 /// first channel group are always on. Importance of a head is the sum of |weights| of its q, k, v rows and
 /// proj columns, of a channel that of its fc1 row and fc2 column. The static model's output does not change.
+/// Throws Error where there are adapters.
 Checkpoint reorder_by_importance(const Checkpoint& checkpoint);
 
 }  // namespace dydit

@@ -32,11 +32,20 @@ int64_t fixed_macs(const DiTConfig& config, int level = 0);
 int64_t width_router_macs(const DiTConfig& config);
 /// The token router of a block; 0 without token routers.
 int64_t token_router_macs(const DiTConfig& config, int level = 0);
+/// What unmerged adapters add to attention over `heads` active heads, and to an MLP: the side paths s B (A x)
+/// and, of TD-LoRA, the mixing of their matrices; 0 without adapters.
+int64_t adapter_attention_macs(const DiTConfig& config, int heads, int64_t tokens);
+int64_t adapter_mlp_macs(const DiTConfig& config, int groups, int64_t tokens);
+/// The router of a block that mixes TD-LoRA's matrices; 0 without.
+int64_t adapter_router_macs(const DiTConfig& config);
 /// Width and token routers of all blocks; 0 for a static DiT.
 int64_t router_macs(const DiTConfig& config);
-/// Parameters, those of routers included; a pos_embed that is not learned left out as Checkpoint does.
+/// Parameters of the routers, and of the adapters with what mixes them; 0 without.
+int64_t router_parameters(const DiTConfig& config);
+int64_t adapter_parameters(const DiTConfig& config);
+/// All parameters, those included; a pos_embed that is not learned left out as Checkpoint does.
 int64_t num_parameters(const DiTConfig& config);
-/// The complete model without routers: the "static" that shares of work refer to.
+/// The complete model without routers and adapters: the "static" that shares of work refer to.
 int64_t static_macs(const DiTConfig& config, int level = 0);
 
 }  // namespace dydit

@@ -66,6 +66,9 @@ at::Tensor float_weight(const Weights& weights, const std::string& name) {
 Checkpoint quantize_checkpoint(const Checkpoint& checkpoint, const at::Tensor& smooth,
                                const Quantization& how) {
   refuse_quantized(checkpoint, "quantize");
+  DYDIT_CHECK(checkpoint.config.adapter.kind == AdapterKind::None,
+              "{}: has adapters, for which there are no 8 bits; merge them first (dydit convert --merge)",
+              checkpoint.path.string());
   Checkpoint result = checkpoint;
   result.quantization = how;
   for (int l = 0; l < checkpoint.config.depth; ++l) {

@@ -197,6 +197,11 @@ std::string guess_model(const TensorViews& tensors) {
       Mark{"transformer_blocks.", "a transformer of diffusers; name its folder, which holds config.json"},
       Mark{"cls_token", "an image classifier (ViT)"},
       Mark{"layer1.0.", "an image classifier (ResNet)"}};
+  const bool whole = tensors.contains(std::string(kPatchWeights[0]));
+  for (const auto& [name, view] : tensors) {
+    if (!whole && name.ends_with(".lora.B"))
+      return " It seems to be adapters without their model; dydit convert --base puts them onto it.";
+  }
   for (const Mark& mark : kMarks) {
     for (const auto& [name, view] : tensors) {
       if (name.find(mark.part) != name.npos) return fmt::format(" It seems to be {}.", mark.what);

@@ -204,6 +204,8 @@ int64_t required_macs(const DiTConfig& config, const StepPlan& step, std::span<c
   int64_t macs = fixed_macs(config, step.level) - config.depth * 2 * ada;
   for (int b = 0; b < config.depth; ++b) {
     const BlockWidth& width = step.blocks[b];
+    if (step.computes(b, Branch::Attention) || step.computes(b, Branch::Mlp))
+      macs += adapter_router_macs(config);
     if (step.branch(b, Branch::Attention).action != kSkipped) macs += join_macs(config, b);
     if (step.routes_at(config, b)) macs += token_router_macs(config, step.level);
     const int64_t kept = tokens.empty() ? (width.keep_tokens >= 0 ? width.keep_tokens : N) : tokens[b];
@@ -217,10 +219,13 @@ int64_t required_macs(const DiTConfig& config, const StepPlan& step, std::span<c
       }
       macs += ada + width_router;
       if (which == Branch::Attention) {
-        macs += attention_macs_among(config, width.active_heads(), whole_block ? kept : N);
+        const int64_t among = whole_block ? kept : N;
+        macs += attention_macs_among(config, width.active_heads(), among) +
+                adapter_attention_macs(config, width.active_heads(), among);
         continue;
       }
-      macs += mlp_macs(config, width.active_groups(), kept);
+      macs += mlp_macs(config, width.active_groups(), kept) +
+              adapter_mlp_macs(config, width.active_groups(), kept);
     }
   }
   return macs;

@@ -4,6 +4,10 @@
 #include <algorithm>
 
 #include "dydit/base/dtype.h"
+#include "dydit/model/adapters.h"
+#include "dydit/model/edit.h"
+#include "dydit/train/capacity.h"
+#include "dydit/train/parameters.h"
 
 namespace dydit {
 
@@ -16,6 +20,23 @@ double target_ratio(const DynamicOptions& options, int64_t step) {
 double learning_rate(const TrainOptions& options, int64_t step) {
   if (step >= options.warmup_steps) return options.lr;
   return options.lr * static_cast<double>(step + 1) / options.warmup_steps;
+}
+
+namespace {
+
+bool is_router(const std::string& name) { return is_router_parameter(name) || name == kKeepShareName; }
+
+}  // namespace
+
+bool is_trained(const std::string& name, const TrainOptions& options) {
+  if (is_router(name) || is_training_only(name)) return true;
+  if (options.adapter.kind != AdapterKind::None) return is_adapter_parameter(name);
+  return options.trained == TrainedPart::All;
+}
+
+double lr_scale(const std::string& name, const TrainOptions& options) {
+  if (is_router(name)) return options.router_lr_scale;
+  return is_adapter_parameter(name) ? options.adapter_lr_scale : 1;
 }
 
 nlohmann::json options_to_json(const TrainOptions& options) {
@@ -57,6 +78,17 @@ nlohmann::json options_to_json(const TrainOptions& options) {
     json["logit-mean"] = timesteps.logit_mean;
     json["logit-std"] = timesteps.logit_std;
   }
+  if (const AdapterConfig& adapter = options.adapter; adapter.kind != AdapterKind::None) {
+    json["adapter"] = kAdapterNames[adapter.kind];
+    json["lora-rank"] = adapter.rank;
+    json["lora-scale"] = adapter.scale;
+    json["adapter-lr-scale"] = options.adapter_lr_scale;
+    if (adapter.kind == AdapterKind::TdLora) {
+      json["lora-experts"] = adapter.experts;
+      json["lora-mix"] = kAdapterMixNames[adapter.mix];
+    }
+  }
+  if (options.trained != TrainedPart::All) json["train"] = kTrainedPartNames[options.trained];
   json.update(options.preparation);
   return json;
 }

@@ -10,6 +10,7 @@
 
 #include "dydit/base/enum_names.h"
 #include "dydit/diffusion/timestep_draw.h"
+#include "dydit/model/config.h"
 #include "dydit/model/gate_rule.h"
 
 namespace dydit {
@@ -41,6 +42,11 @@ struct DynamicOptions {
   int regions = kQuarters;  // of t, each with shares of its own
 };
 
+/// What is trained of a model without adapters; of one that has some, they and the routers are.
+enum class TrainedPart { All, Routers };
+inline constexpr EnumNames<TrainedPart, 2> kTrainedPartNames = {
+    "trained part", {{"all", TrainedPart::All}, {"routers", TrainedPart::Routers}}};
+
 struct TrainOptions {
   bool dynamic = false;
   DynamicOptions router;  // read when dynamic
@@ -58,6 +64,9 @@ struct TrainOptions {
   double label_dropout = 0.1;
   bool flip = true;
   TimestepOptions timesteps;
+  AdapterConfig adapter;  // as the model's
+  double adapter_lr_scale = 10;
+  TrainedPart trained = TrainedPart::All;
   at::ScalarType dtype = at::kFloat;
   at::Device device = at::kCPU;  // where the model and its buffers lie; batches and noise are made on the CPU
   uint64_t seed = 0;
@@ -71,6 +80,13 @@ double target_ratio(const DynamicOptions& options, int64_t step);
 
 /// Learning rate of step `step`: linear warm-up, then constant.
 double learning_rate(const TrainOptions& options, int64_t step);
+
+/// Whether a parameter is trained, by its name; all others rest. (A pos_embed that is no parameter rests
+/// anyway.)
+bool is_trained(const std::string& name, const TrainOptions& options);
+
+/// Factor on the learning rate of a parameter, by its name.
+double lr_scale(const std::string& name, const TrainOptions& options);
 
 /// What must agree between a run and its resumption. total_steps and device are not part of it: a run
 /// may be prolonged, and go on elsewhere.

@@ -14,7 +14,13 @@ bool is_training_only(const std::string& name) {
   return name == kKeepShareName || name.starts_with("hooks.");
 }
 
-ParameterStore::ParameterStore(DiT& model, double router_lr_scale) {
+ParameterStore::ParameterStore(DiT& model, double router_lr_scale)
+    : ParameterStore(model, [router_lr_scale](const std::string& name) {
+        return is_router_parameter(name) || name == kKeepShareName ? router_lr_scale : 1.0;
+      }) {}
+
+ParameterStore::ParameterStore(DiT& model,
+                               const std::function<double(const std::string& name)>& lr_scale_of) {
   at::NoGradGuard no_grad;
   int64_t total = 0;
   for (const auto& parameter : model->named_parameters()) {
@@ -23,8 +29,7 @@ ParameterStore::ParameterStore(DiT& model, double router_lr_scale) {
       frozen_[name] = parameter.value();
       continue;
     }
-    const bool router = is_router_parameter(name) || name == kKeepShareName;
-    const float lr_scale = router ? static_cast<float>(router_lr_scale) : 1.0f;
+    const auto lr_scale = static_cast<float>(lr_scale_of(name));
     slots_.push_back({name, total, parameter.value().numel(), parameter.value().sizes().vec()});
     if (spans_.empty() || spans_.back().lr_scale != lr_scale) spans_.push_back({total, total, lr_scale});
     total = spans_.back().end += parameter.value().numel();

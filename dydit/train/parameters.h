@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -24,7 +25,10 @@ bool is_training_only(const std::string& name);
 class ParameterStore {
  public:
   /// Moves the model's trainable parameters (those that require a gradient) and their gradients into the
-  /// buffers (the model keeps views). EMA starts as a copy. Routers learn with `router_lr_scale` times the learning rate.
+  /// buffers (the model keeps views). EMA starts as a copy. A parameter learns with lr_scale(its name) times
+  /// the learning rate.
+  ParameterStore(DiT& model, const std::function<double(const std::string& name)>& lr_scale);
+  /// The same of routers alone.
   ParameterStore(DiT& model, double router_lr_scale);
 
   /// L2 norm of the gradient over all parameters; summed in double, independent of the number of threads.

@@ -360,7 +360,11 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
 }
 
 double least_training_bytes(const DiTConfig& config, const TrainOptions& options, int processes) {
-  constexpr double kBuffers = 5;  // those of ParameterStore
+  constexpr double kBuffers = 5;  // those of ParameterStore, in which what rests has its weights alone
+  const bool part = options.adapter.kind != AdapterKind::None || options.trained != TrainedPart::All;
+  const auto all = static_cast<double>(num_parameters(config));
+  const double trained =
+      part ? static_cast<double>(router_parameters(config) + adapter_parameters(config)) : all;
   const double micro =
       static_cast<double>(options.global_batch) / (static_cast<double>(processes) * options.accumulate);
   const double C = config.hidden_size, F = config.mlp_hidden,
@@ -368,7 +372,7 @@ double least_training_bytes(const DiTConfig& config, const TrainOptions& options
   // A token in a block: its two residuals in float32; the inputs and outputs of the four linears, and the
   // GELU's.
   const double token = 2 * C * sizeof(float) + element * (8 * C + 2 * F);
-  return static_cast<double>(num_parameters(config)) * kBuffers * sizeof(float) +
+  return (trained * kBuffers + (all - trained)) * sizeof(float) +
          micro * config.sequence() * config.depth * token;
 }
 

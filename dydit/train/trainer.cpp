@@ -13,6 +13,7 @@
 #include "dydit/base/machine.h"
 #include "dydit/base/timer.h"
 #include "dydit/io/file.h"
+#include "dydit/model/adapters.h"
 #include "dydit/model/dit.h"
 #include "dydit/train/capacity.h"
 #include "dydit/train/state.h"
@@ -26,6 +27,9 @@ DiT make_training_model(const Checkpoint& start, const TrainOptions& options) {
   model->train();
   if (options.dynamic && options.router.gate_rule == GateRule::Capacity) {
     model->register_parameter(kKeepShareName, at::ones({3, start.config.levels() * start.config.depth, options.router.regions}, at::kFloat));
+  }
+  for (auto& parameter : model->named_parameters()) {
+    if (!is_trained(parameter.key(), options)) parameter.value().set_requires_grad(false);
   }
   model->compute_dtype =
       options.dtype;  // weights are converted where they are used, gradients on the way back
@@ -131,7 +135,7 @@ class Training {
         root_(processes.rank() == 0) {
     if (root_) alone_.emplace(run.run);
     model_ = make_training_model(start, options);
-    store_.emplace(model_, options.router_lr_scale);
+    store_.emplace(model_, [&](const std::string& name) { return lr_scale(name, options); });
     state_.options = run.identity;
     state_.surroundings = run.surroundings;
     if (run_.resume) resume();
@@ -315,6 +319,17 @@ void check_training(const Dataset& data, const DiTConfig& config, const TrainOpt
   DYDIT_USAGE_CHECK(options.dynamic == config.is_dynamic(), "{}",
                     options.dynamic ? "a model with routers is needed to fine-tune dynamically"
                                     : "a static model is needed here, this one has routers");
+  DYDIT_USAGE_CHECK(options.adapter == config.adapter,
+                    "the model's adapters are {}, and {} are to be trained; both must be the same",
+                    adapter_text(config.adapter), adapter_text(options.adapter));
+  DYDIT_USAGE_CHECK(options.trained == TrainedPart::All || options.adapter.kind == AdapterKind::None,
+                    "--train routers: adapters are trained beside the routers; leave one of the two out");
+  DYDIT_USAGE_CHECK(options.trained == TrainedPart::All || options.dynamic,
+                    "--train routers: a static model has no routers, so nothing would be trained");
+  DYDIT_USAGE_CHECK(
+      options.trained == TrainedPart::All || options.router.complete_steps == 0,
+      "--complete-steps {}: the complete model has no routers, and --train routers rests all else",
+      options.router.complete_steps);
   (void)TimestepSampler(options.timesteps, config.objective);  // throws where they do not fit
   DYDIT_USAGE_CHECK(
       options.timesteps.draw != TimestepDraw::LogitNormal || !options.dynamic ||

@@ -9,6 +9,7 @@
 #include "dydit/base/dtype.h"
 #include "dydit/base/error.h"
 #include "dydit/io/diffusers.h"
+#include "dydit/model/adapters.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/edit.h"
 #include "dydit/model/layouts.h"
@@ -52,7 +53,8 @@ int run_convert(const Args& args, Isa isa) {
   Cli cli("convert",
           "Write a checkpoint (its EMA weights, where it has them) as safetensors, a torch file or a folder "
           "of diffusers.");
-  std::string in, out, dtype = "f32", class_names, to = "same", semantics = "same";
+  std::string in, out, dtype = "f32", class_names, to = "same", semantics = "same", base;
+  bool merge = false, adapters_only = false;
   CheckpointOptions options;
   uint64_t seed = 0;
   cli.app.add_option("in", in, kCheckpointHelp)->required();
@@ -70,6 +72,13 @@ int run_convert(const Args& args, Isa isa) {
       "How the weights are to be computed, stored with them; a folder of diffusers: as diffusers does");
   cli.add_seed("--seed", seed, "Of the added routers' weights");
   add_checkpoint_options(cli, options);
+  cli.add_switch("--merge", merge, "Add a LoRA's updates to the weights: an ordinary checkpoint");
+  cli.add_switch("--adapters-only", adapters_only,
+                 "Write the adapters and routers alone, for --base to put onto the same base");
+  cli.add_text(
+      "--base", base,
+      "IN is a file of adapters alone: the checkpoint that they were trained on; --num-heads, --weights, "
+      "--path and --prediction are about it");
   cli.add_text("--class-names", class_names, "File with one class name a line, stored with the weights");
   cli.parse(args);
   const Save save = writer_of(out);
@@ -83,9 +92,15 @@ int run_convert(const Args& args, Isa isa) {
   cli.needs("--semantics", !folder || semantics != "original",
             "a target that ends in .safetensors or .pt: a folder of diffusers is computed as diffusers does");
 
-  Checkpoint checkpoint = load_model(cli, in, options);
+  cli.one_of("--merge", "--adapters-only");
+  cli.needs("--adapters-only", out.ends_with(".safetensors") && !layout,
+            "a target that ends in .safetensors, under the names of a DiT");
+
+  Checkpoint checkpoint = load_model(cli, base.empty() ? in : base, options);
+  if (!base.empty()) checkpoint = put_adapters(checkpoint, in);
   refuse_quantized(checkpoint, "convert");
-  check_targets(cli, targets_of(out), inputs_of(checkpoint, {class_names}));
+  check_targets(cli, targets_of(out), inputs_of(checkpoint, {class_names, base}));
+  if (merge) checkpoint = merge_adapters(std::move(checkpoint));
   if (!class_names.empty())
     checkpoint.class_names = read_class_names(cli, class_names, checkpoint.config.num_classes);
   const bool dynamic = checkpoint.config.is_dynamic();
@@ -104,6 +119,8 @@ int run_convert(const Args& args, Isa isa) {
   if (before != after) checkpoint.config = with_semantics(checkpoint.config, after);
   if (layout) {
     save_in_layout(out, checkpoint, kDtypeNames.at(dtype), *layout, save == save_torch_checkpoint);
+  } else if (adapters_only) {
+    save_adapters(out, checkpoint, kDtypeNames.at(dtype));
   } else {
     save(out, checkpoint, kDtypeNames.at(dtype));
   }

@@ -11,6 +11,7 @@
 #include "dydit/diffusion/schedule.h"
 #include "dydit/io/file.h"
 #include "dydit/io/json.h"
+#include "dydit/model/adapters.h"
 #include "dydit/model/checkpoint.h"
 #include "dydit/model/macs.h"
 #include "dydit/model/quantization.h"
@@ -89,6 +90,18 @@ json checkpoint_json(const Checkpoint& checkpoint, const std::optional<RunPlan>&
                               {"images", how->images},
                               {"seed", how->seed},
                               {"parent_sha256", how->parent_sha256}};
+  if (const AdapterConfig& adapter = config.adapter; adapter.kind != AdapterKind::None)
+    result["adapter"] = {{"kind", kAdapterNames[adapter.kind]},
+                         {"rank", adapter.rank},
+                         {"experts", adapter.experts},
+                         {"scale", adapter.scale},
+                         {"mix", kAdapterMixNames[adapter.mix]},
+                         {"parameters", adapter_parameters(config)},
+                         {"base_sha256", checkpoint.adapter_base}};
+  if (config.adapter.kind == AdapterKind::TdLora) {
+    const Mixing mixing = mixing_of(checkpoint);
+    result["adapter"]["mixing"] = {{"entropy", mixing.entropy}, {"range", mixing.range}};
+  }
   if (checkpoint.lambda) result["lambda"] = *checkpoint.lambda;
   if (checkpoint.choices.size() > 1) {
     result["choices"] = json::array();
@@ -161,6 +174,16 @@ void print_checkpoint(const json& result, const Checkpoint& checkpoint) {
             checkpoint.lambda ? fmt::format(", lambda {}", *checkpoint.lambda) : "");
   print_out("parameters  {:.2f} M, {}\n", static_cast<double>(checkpoint.num_parameters()) / 1e6,
             result["dtype"].get<std::string>());
+  if (config.adapter.kind == AdapterKind::TdLora) {
+    const json& mixing = result["adapter"]["mixing"];
+    print_out(
+        "mixing      entropy of the experts' shares {:.3f} of the largest, by quarter of t; a share moves by "
+        "{:.3f} over t\n",
+        fmt::join(mixing["entropy"].get<std::vector<double>>(), " "), mixing["range"].get<double>());
+  }
+  if (config.adapter.kind != AdapterKind::None)
+    print_out("adapters    {}, {:.4g} M parameters; base sha256 {}\n", adapter_text(config.adapter),
+              static_cast<double>(adapter_parameters(config)) / 1e6, checkpoint.adapter_base);
   if (const auto& how = checkpoint.quantization) {
     print_out("quantised   {}, version {}, {}; of sha256 {}\n", kQuantizationScheme, kQuantizationVersion,
               how->images > 0 ? fmt::format("smoothed by {} of its images, exponent {}, seed {}", how->images,

@@ -12,6 +12,7 @@
 #include "dydit/base/version.h"
 #include "dydit/io/file.h"
 #include "dydit/io/png.h"
+#include "dydit/model/adapters.h"
 #include "dydit/model/edit.h"
 #include "dydit/model/macs.h"
 #include "dydit/model/quantization.h"
@@ -30,7 +31,10 @@ namespace {
 // A grid of the EMA's samples, the same seeds every time, as RUN/samples/STEP.png and in the events.
 void write_sample_grid(const Checkpoint& ema, int64_t step, const TrainFlags& flags, Watch& watch) {
   const GenerateOptions options{
-      flags.sample_request(ema.config), {.threads = flags.threads}, flags.options.dtype};
+      flags.sample_request(ema.config),
+      {.threads = flags.threads},
+      flags.options.dtype,
+      ema.config.adapter.kind == AdapterKind::TdLora ? EngineKind::Reference : EngineKind::Cpu};
   std::vector<Image> images;
   GenerateCallbacks callbacks;
   callbacks.on_sample = [&](GeneratedSample&& sample) { images.push_back(to_image(sample.sample)); };
@@ -93,6 +97,22 @@ std::string timesteps_text(const TrainOptions& options, const Objective& objecti
                      options.dynamic && !sampler.evenly() ? "; work is counted as over even times" : "");
 }
 
+// What is trained where not all of the model is.
+std::string trained_text(const Checkpoint& start) {
+  const DiTConfig& config = start.config;
+  const auto millions = [](int64_t count) { return static_cast<double>(count) / 1e6; };
+  const int64_t adapters = adapter_parameters(config), routers = router_parameters(config),
+                all = start.num_parameters();
+  std::vector<std::string> parts;
+  if (adapters > 0)
+    parts.push_back(fmt::format("adapters {:.4g} M ({})", millions(adapters), adapter_text(config.adapter)));
+  if (routers > 0) parts.push_back(fmt::format("routers {:.4g} M", millions(routers)));
+  return fmt::format("trains   {:.4g} M of {:.4g} M parameters ({:.1f} %): {}; all else rests",
+                     millions(adapters + routers), millions(all),
+                     100.0 * static_cast<double>(adapters + routers) / static_cast<double>(all),
+                     fmt::join(parts, ", "));
+}
+
 void run_training(Cli& cli, TrainFlags& flags, const Checkpoint& start, const Dataset& dataset,
                   Communicator& processes) {
   check_training(dataset, start.config, flags.options, processes.size());  // before there is a folder
@@ -128,6 +148,8 @@ void run_training(Cli& cli, TrainFlags& flags, const Checkpoint& start, const Da
                              flags.threads, flags.device, kDtypeNames[flags.options.dtype],
                              flags.options.seed));
     if (start.config.levels() > 1) console.info(fmt::format("patches  {}", levels_text(start.config)));
+    if (start.config.adapter.kind != AdapterKind::None || flags.options.trained != TrainedPart::All)
+      console.info(trained_text(start));
     if (flags.options.timesteps.draw != TimestepDraw::Stratified)
       console.info(timesteps_text(flags.options, start.config.objective));
   }
@@ -268,7 +290,7 @@ int run_train(const Args& args, Isa isa) {
                     const auto& names = dataset.class_names();  // the model's own where it has some
                     if (static_cast<int>(names.size()) == start.config.num_classes) start.class_names = names;
                     cli.within("--sample-cache", [&] { flags.sample_request(start.config); });
-                    return start;
+                    return flags.with_adapters(start, given, "none");
                   });
 }
 
@@ -280,7 +302,7 @@ int run_finetune(const Args& args, Isa isa) {
   DynamicOptions& router = flags.options.router;
   router.complete_steps = 0;
   std::string gates = "hard", tdw = "on", sdt = "on", importance = "magnitude", rule = "threshold",
-              share_gradient = "boundary", scope = "mlp";
+              share_gradient = "boundary", scope = "mlp", trained = "all";
   std::vector<double> biases = {kWidthRouterBias, kTokenRouterBias};
   bool control = false;
   flags.add(cli);
@@ -309,13 +331,22 @@ int run_finetune(const Args& args, Isa isa) {
                  "Equal regions of t with shares of their own, of the capacity rule; t is drawn in turn from each");
   cli.add_choice("--token-scope", scope, kTokenScopeNames.names(),
                  "What a token that is off skips: the MLP, or the whole block");
+  cli.add_choice("--train", trained, kTrainedPartNames.names(),
+                 "What is trained: all, or the routers alone while the model rests");
   cli.add_switch("--static", control, "Same data and steps, no routers: the control");
   cli.parse(args);
   flags.check_needs(cli);
-  for (const char* flag : {"--lambda", "--router-bias", "--router-lr-scale", "--anneal-start",
-                           "--anneal-steps", "--complete-steps", "--gates", "--tdw", "--sdt", "--gate-rule", "--share-gradient",
-                           "--regions", "--token-scope"})
+  for (const char* flag :
+       {"--lambda", "--router-bias", "--router-lr-scale", "--anneal-start", "--anneal-steps",
+        "--complete-steps", "--gates", "--tdw", "--sdt", "--gate-rule", "--share-gradient", "--regions",
+        "--token-scope", "--train"})
     cli.needs(flag, !control, "routers, which --static leaves out");
+  cli.needs("--train", trained == "all" || flags.adapter == "none",
+            "no --adapter, which is trained beside the routers");
+  cli.needs("--complete-steps", trained == "all", "--train all: the complete model has no routers");
+  flags.options.trained = kTrainedPartNames.at(trained);
+  for (const char* flag : {"--levels", "--level-from", "--long-skips"})
+    cli.needs(flag, trained == "all", "--train all: the new parts would rest");
   DYDIT_USAGE_CHECK(router.lambda > 0 && router.lambda < 1,
                     "--lambda {}: expected a work ratio above 0 and below 1", router.lambda);
   DYDIT_USAGE_CHECK(control || tdw == "on" || sdt == "on",
@@ -334,6 +365,8 @@ int run_finetune(const Args& args, Isa isa) {
         Checkpoint start = importance == "magnitude" ? reorder_by_importance(given) : given;
         flags.options.preparation["importance"] = importance;
         flags.options.dynamic = !control;
+        // After the new order, which adapters would not fit.
+        start = flags.with_adapters(start, given, importance);
         if (control) return start;
         start = add_routers(start, {tdw == "on", sdt == "on", biases[0], biases[1], kTokenScopeNames.at(scope)}, flags.options.seed);
         start.lambda = router.lambda;

@@ -9,6 +9,8 @@
 
 #include "dydit/base/dtype.h"
 #include "dydit/base/error.h"
+#include "dydit/model/adapters.h"
+#include "dydit/model/edit.h"
 
 namespace dydit {
 namespace {
@@ -72,6 +74,18 @@ void TrainFlags::add(Cli& cli) {
                  "Patch sizes p, 2p, ... of one model, each trained in its share of the steps at all t (FlexiDiT)");
   cli.add_text("--level-from", level_from,
                "Instead: 2p from this t on and p below it, as PPFlow trains; of more sizes a list, e.g. 500,750");
+  cli.add_choice(
+      "--adapter", adapter, kAdapterNames.names(),
+      "Train low-rank updates of the blocks' layers (and routers) and let all else rest: plain LoRA, "
+      "or TD-LoRA (our form), whose matrices follow the timestep");
+  cli.add_number("--lora-rank", lora.rank, 1, 1 << 16, "Rank r of an adapter's matrices");
+  cli.add_number("--lora-experts", lora.experts, 1, 1 << 10,
+                 "TD-LoRA (our form): matrices that the timestep mixes");
+  cli.add_choice("--lora-mix", lora_mix, kAdapterMixNames.names(),
+                 "TD-LoRA (our form): of B A, which one there are several of");
+  cli.add_number("--lora-scale", lora.scale, 1e-6, 1e6, "Factor s on B A");
+  cli.add_number("--adapter-lr-scale", options.adapter_lr_scale, 0, 1e6,
+                 "Learning rate of adapters, as a factor");
   cli.add_choice("--dtype", dtype, kDtypeNames.names({"auto"}),
                  "Arithmetic of the blocks; master weights are float32");
   if (kBuiltWithCuda) {
@@ -98,6 +112,8 @@ void TrainFlags::add(Cli& cli) {
 void TrainFlags::check_needs(Cli& cli) {
   cli.one_of("--total-train-steps", "--epochs");
   cli.one_of("--levels", "--level-from");
+  for (const char* flag : {"--levels", "--level-from", "--long-skips"})
+    cli.needs(flag, adapter == "none", "no --adapter, beside which all else rests: train the new parts first");
   cli.needs("--sample-steps", run.sample_every > 0, "--sample-every above 0");
   cli.needs("--sample-cfg-scale", run.sample_every > 0, "--sample-every above 0");
   cli.needs("--sample-cache", run.sample_every > 0, "--sample-every above 0");
@@ -106,6 +122,18 @@ void TrainFlags::check_needs(Cli& cli) {
   cli.needs("--speed-lambda", loss_weights == "on", "--loss-weights on");
   for (const char* flag : {"--logit-mean", "--logit-std"})
     cli.needs(flag, timesteps == "logit-normal", "--timesteps logit-normal");
+  cli.needs("--adapter", adapter == "none" || !model.empty(), "--model, whose weights rest beside it");
+  for (const char* flag : {"--lora-rank", "--lora-scale", "--adapter-lr-scale"})
+    cli.needs(flag, adapter != "none", "--adapter lora or td-lora");
+  for (const char* flag : {"--lora-experts", "--lora-mix"})
+    cli.needs(flag, adapter == "td-lora", "--adapter td-lora");
+  DYDIT_USAGE_CHECK(adapter != "td-lora" || lora.experts > 1,
+                    "{} 1: TD-LoRA (our form) mixes two matrices or more; with one it is --adapter lora",
+                    cli.named("--lora-experts"));
+  if (adapter != "none") options.adapter = lora;
+  options.adapter.kind = kAdapterNames.at(adapter);
+  if (adapter == "lora") options.adapter.experts = 1;
+  if (adapter == "td-lora") options.adapter.mix = kAdapterMixNames.at(lora_mix);
   options.timesteps.draw = kTimestepDrawNames.at(timesteps);
   options.timesteps.weights = loss_weights == "on";
   const auto is_one_of = [&](std::initializer_list<std::string_view> words) {
@@ -114,6 +142,21 @@ void TrainFlags::check_needs(Cli& cli) {
   // Without a name it is a switch, which a file or a variable sets in words.
   run.resume = cli.app.count("--resume") > 0 && !is_one_of({"false", "off", "no"});
   if (!run.resume || is_one_of({"true", "on", "yes"})) resume.clear();
+}
+
+Checkpoint TrainFlags::with_adapters(const Checkpoint& start, const Checkpoint& given,
+                                     const std::string& order) const {
+  const AdapterConfig &has = start.config.adapter, &wanted = options.adapter;
+  if (has == wanted) return start;
+  DYDIT_USAGE_CHECK(
+      has.kind == AdapterKind::None,
+      "{}: its adapters are {}, and {} is asked for; train on the same ones, or merge them first "
+      "(dydit convert --merge)",
+      model, adapter_text(has), adapter_text(wanted));
+  Checkpoint adapted = add_adapters(start, wanted, options.seed);
+  adapted.adapter_base = base_identity(given);
+  adapted.notes[kOrderNote] = order;
+  return adapted;
 }
 
 void TrainFlags::fit_data_to(const Checkpoint& start) {

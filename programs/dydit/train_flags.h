@@ -14,7 +14,8 @@ struct TrainFlags {
   CheckpointOptions checkpoint;
   DataFlags data;
   std::string results_dir = "results", flip = "on", timesteps = "stratified", loss_weights = "on",
-              dtype = "auto", device = "cpu";
+              adapter = "none", lora_mix = "A", dtype = "auto", device = "cpu";
+  AdapterConfig lora = {.experts = 4};  // as the flags say, read with an adapter
   TrainOptions options;
   RunOptions run;
   std::string resume;  // the run that --resume names, empty for the newest
@@ -30,6 +31,10 @@ struct TrainFlags {
   void add(Cli& cli);
   /// After parsing: flags that need others, and what --resume says.
   void check_needs(Cli& cli);
+  /// The start with the adapters that are asked for, new ones where it has none: then what it was made of,
+  /// `given`, is their base, its heads and channels in the order that --importance calls so. Throws
+  /// UsageError where it has others.
+  Checkpoint with_adapters(const Checkpoint& start, const Checkpoint& given, const std::string& order) const;
   /// Reads the images as `start` takes them. Throws UsageError when --image-size says otherwise.
   void fit_data_to(const Checkpoint& start);
   /// The model with the long skips and the levels of patch sizes that are asked for. Throws where it cannot have

@@ -129,6 +129,9 @@ void verify_metrics(const Reference& reference, int threads, VerifyReport& repor
 /// Recorded tables and draws of timesteps (SpeeD), with the loss and the work that they weigh.
 void verify_timesteps(const Reference& reference, int threads, VerifyReport& report);
 
+/// Recorded outputs and gradients of one linear with a low-rank update, TD-LoRA's (our form) and plain.
+void verify_adapters(const Reference& reference, int threads, VerifyReport& report);
+
 /// Forwards of an engine, and the decisions behind them.
 class Replay {
  public:

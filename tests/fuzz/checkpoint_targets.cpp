@@ -100,6 +100,16 @@ std::string safetensors(const DiTConfig& config, const Metadata& metadata,
   return out + text + std::string(end, '\0');
 }
 
+// With adapters and what mixes them.
+std::string adapted(DiTConfig config) {
+  config.adapter = {AdapterKind::TdLora, 2, 3};
+  return safetensors(
+      config,
+      {{"dydit_format", "2"},
+       {"adapter", R"({"kind":"td-lora","rank":2,"experts":3,"scale":1,"mix":"A","base_sha256":"a"})"}},
+      {""});
+}
+
 // The same with blocks of 8 bits, scales of 0 as of zeros.
 std::string quantized(const DiTConfig& config) {
   json header = {
@@ -317,6 +327,10 @@ std::vector<Target> all_targets() {
                                                 "quantization",
                                                 ".scale",
                                                 ".smooth",
+                                                ".lora.A",
+                                                ".lora_alpha.",
+                                                "td-lora",
+                                                "adapter",
                                                 "I8"};
   const std::vector<std::string> torch_tokens = {
       "}",          "u",      "]",         "e",    "N",    "\x88",     "K\1",
@@ -327,7 +341,7 @@ std::vector<Target> all_targets() {
       R"({"_class_name":"DiTPipeline","id2label":{"0":"a","1":"b, c","2":"c","3":"d","4":"e"}})";
   std::vector<Target> targets = {
       {.name = "checkpoint",
-       .seeds = {safetensors(dynamic, own_metadata(), {""}),
+       .seeds = {safetensors(dynamic, own_metadata(), {""}), adapted(plain),
                  safetensors(plain, {{"config", "{\"num_heads\": 2}"}, {"class_names", "a,b"}}, {"module."}),
                  safetensors(plain, {{"model", "DiT-tiny"}}, {"ema_model.", "online_model."}),
                  quantized(plain), safetensors(small_uvit(0), {{"config", "{\"num_heads\": 2}"}}, {""}),

@@ -186,9 +186,9 @@ TEST(CheckpointTensors, OtherOutputChannelsAreRefused) {
 TEST(CheckpointMetadata, NewerFormatIsRefused) {
   expect_error(
       [] {
-        load(random_checkpoint(tiny_config()).weights, {{"dydit_format", "2"}});
+        load(random_checkpoint(tiny_config()).weights, {{"dydit_format", "3"}});
       },
-      "dydit_format 2, but this program reads 1");
+      "dydit_format 3, but this program reads 1 and 2");
 }
 
 TEST(CheckpointMetadata, OtherGateRuleIsRefused) {

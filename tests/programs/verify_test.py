@@ -13,6 +13,7 @@ FAILED, USAGE = 1, 2
 FORWARD, DIFFUSION = GOLDEN / "forward.safetensors", GOLDEN / "diffusion.safetensors"
 METRICS = support.SHARED / "golden/eval/metrics.safetensors"
 SPEED = support.SHARED / "golden/speed/speed.safetensors"
+TD_LORA = support.SHARED / "golden/td_lora/td_lora.safetensors"
 PLANS = GOLDEN / "step_plan" / "runs.safetensors"
 FORWARD_CHECKS = {"pos_embed_formula", "attn_mask", "mlp_mask", "token_mask", "out", "out_static", "cfg_out"}
 
@@ -140,6 +141,40 @@ class TimestepsTest(ProgramTest):
         tensors, stated = support.load(SPEED)
         path = self.save("speed.safetensors", tensors, {**stated, "tau": "late"})
         self.expect_error(["verify", "--reference", path], FAILED, "speed.safetensors: metadata 'tau' is \"late\", expected a number")
+
+
+@unittest.skipUnless(TD_LORA.exists(), f"{TD_LORA} is not there; set DYDIT_SHARED")
+class AdaptersTest(ProgramTest):
+    """A linear with low-rank updates, TD-LoRA's (our form) and plain: golden/td_lora of the shared folder."""
+
+    def replay(self, **changed):
+        tensors, stated = support.load(TD_LORA)
+        path = self.save("td_lora.safetensors", {**tensors, **changed}, stated)
+        result = self.run_program("verify", "--reference", path, "-q", "--json")
+        self.assertEqual(result.stderr, "")
+        return result.returncode, {check["name"]: check["ok"] for check in self.one_object(result.stdout)["checks"]}
+
+    def test_agree(self):
+        code, checks = self.replay()
+        self.assertEqual(code, 0, checks)
+        self.assertEqual(len(checks), 21)
+
+    def test_every_part_is_compared(self):
+        """What belongs to another reference fails, and nothing else does."""
+        tensors, _ = support.load(TD_LORA)
+        for changed, failed in ({"out": {"out", "out, merged"}, "mixb.B": {"mixb.out"}, "plain.A": {"plain.out"},
+                                 "grad.lora.A": {"grad.lora.A"}, "weight_merged": {"weight_merged"}}).items():
+            code, checks = self.replay(**{changed: tensors[changed] * 1.5})
+            self.assertEqual(code, FAILED)
+            self.assertEqual({name for name, ok in checks.items() if not ok}, failed)
+
+    def test_shapes_that_do_not_belong_together(self):
+        tensors, stated = support.load(TD_LORA)
+        path = self.save("td_lora.safetensors", {**tensors, "plain.B": tensors["plain.B"][:, :2]}, stated)
+        self.expect_error(["verify", "--reference", path], FAILED, "a matrix of an adapter has shape (18, 2), expected (18, 6)")
+        path = self.save("td_lora.safetensors", {**tensors, "lora.B": tensors["lora.B"][None]}, stated)
+        self.expect_error(["verify", "--reference", path], FAILED,
+                          "lora.A and lora.B are not (experts, rank, inputs) and (outputs, rank)")
 
 
 class DisagreesTest(ProgramTest):

@@ -4,6 +4,8 @@
 #include <ATen/ATen.h>
 
 #include "dydit/base/error.h"
+#include "dydit/model/adapters.h"
+#include "dydit/model/edit.h"
 #include "dydit/model/macs.h"
 
 namespace dydit {
@@ -138,6 +140,13 @@ void CpuEngine::reserve(PassMemory& w, int samples, int ranges, int level) const
 }  // namespace cpu
 
 std::unique_ptr<Engine> make_cpu_engine(const Checkpoint& checkpoint, const EngineOptions& options) {
+  const AdapterConfig& adapter = checkpoint.config.adapter;
+  DYDIT_USAGE_CHECK(adapter.kind != AdapterKind::TdLora,
+                    "{}: has {}, whose weights are others at every step; the cpu engine packs weights once: "
+                    "take --engine reference",
+                    checkpoint.path.string(), adapter_text(adapter));
+  if (adapter.kind == AdapterKind::Lora)
+    return std::make_unique<cpu::CpuEngine>(merge_adapters(checkpoint), options);
   return std::make_unique<cpu::CpuEngine>(checkpoint, options);
 }
 
