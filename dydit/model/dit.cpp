@@ -82,7 +82,7 @@ DiTBlockImpl::DiTBlockImpl(const DiTConfig& config, int index) : config(config),
 }
 
 at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const Gates& gates,
-                                 at::ScalarType dtype) {
+                                 at::ScalarType dtype, at::Tensor* mlp_input) {
   const BlockConfig& computed = config.block(index);
   Modulated of_attention, of_mlp;
   if (adaLN) {
@@ -115,8 +115,9 @@ at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const
       if (config.extras() > 0)
         tokens = at::cat({at::ones({x.size(0), config.extras()}, tokens.options()), tokens}, 1);
     }
-    const at::Tensor all = mlp(
-        layer_norm_modulate(h, of_mlp.shift, of_mlp.scale, dtype, computed.mlp_norm_eps), group_gate, dtype);
+    const at::Tensor input = layer_norm_modulate(h, of_mlp.shift, of_mlp.scale, dtype, computed.mlp_norm_eps);
+    if (mlp_input) *mlp_input = input;
+    const at::Tensor all = mlp(input, group_gate, dtype);
     return gates.branch && tokens.defined() ? all * tokens.unsqueeze(2).to(dtype) : all;
   });
   return gated_residual(h, of_mlp.gate, m, tokens);
@@ -193,7 +194,7 @@ at::Tensor DiTImpl::embed_timestep(const at::Tensor& t) {
 }
 
 at::Tensor DiTImpl::forward(const at::Tensor& x, const at::Tensor& t_emb, const at::Tensor& y,
-                            const Gates& gates) {
+                            const Gates& gates, Taps* taps) {
   const at::Tensor label = label_table.defined() ? at::embedding(label_table, y) : at::Tensor();
   at::Tensor h = at::linear(patchify(x), patch_weight.flatten(1), patch_bias), c;
   if (config.time_token) {
@@ -208,7 +209,12 @@ at::Tensor DiTImpl::forward(const at::Tensor& x, const at::Tensor& t_emb, const 
     if (next != l) continue;
     DiTBlock& block = blocks[next++];
     if (const int source = config.join_source(l); source >= 0) h = block->join(h, outputs[source]);
-    h = block->forward(h, c, gates, compute_dtype);
+    h = block->forward(h, c, gates, compute_dtype,
+                       taps && taps->asks_mlp_inputs ? &taps->mlp_inputs.emplace_back() : nullptr);
+    if (taps && taps->blocks.contains(l)) {
+      taps->outputs[l] = h;
+      if (taps->ends_there && l == *taps->blocks.rbegin()) return {};
+    }
     if (config.join_source(config.depth - 1 - l) == l) outputs[l] = h;
   }
   if (config.extras() > 0) h = h.slice(1, config.extras());

@@ -4,6 +4,8 @@
 // as in config.h, T the sequence(); B is the batch after guidance has doubled it.
 #pragma once
 
+#include <map>
+#include <set>
 #include <vector>
 
 #include <torch/torch.h>
@@ -38,10 +40,21 @@ struct WidthLogits {
   at::Tensor groups;  // (B, H-1)
 };
 
+/// What a forward shows of itself beside its output; tokens in front of the patches are included.
+struct Taps {
+  std::set<int> blocks = {};     // whose outputs are asked for
+  bool asks_mlp_inputs = false;  // of every block
+  bool ends_there = false;       // the forward ends with the last of `blocks` and returns an undefined tensor
+  std::map<int, at::Tensor> outputs = {};   // of `blocks`, (B, T, C) float32
+  std::vector<at::Tensor> mlp_inputs = {};  // L of (B, T, C): normed and modulated, in the compute dtype
+};
+
 struct DiTBlockImpl : torch::nn::Module {
   DiTBlockImpl(const DiTConfig& config, int index);
-  /// x (B, T, C) float32, c (B, C), unused where the modulation is affine -> (B, T, C) float32.
-  at::Tensor forward(const at::Tensor& x, const at::Tensor& c, const Gates& gates, at::ScalarType dtype);
+  /// x (B, T, C) float32, c (B, C), unused where the modulation is affine -> (B, T, C) float32. `mlp_input`,
+  /// where given, receives what goes into the MLP.
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& c, const Gates& gates, at::ScalarType dtype,
+                     at::Tensor* mlp_input = nullptr);
   at::Tensor attention(const at::Tensor& x, const at::Tensor& head_gate, at::ScalarType dtype);
   at::Tensor mlp(const at::Tensor& x, const at::Tensor& group_gate, at::ScalarType dtype);
   /// x, skip (B, T, C) -> what goes into the block where it is joined.
@@ -69,9 +82,9 @@ struct DiTImpl : torch::nn::Module {
   at::Tensor embed_timestep(const at::Tensor& t);
   /// x (B, in_channels, side, side) float32, t_emb (B, C), y (B) labels, null class included (unread without
   /// classes) -> (B, out_channels, side, side) float32: noise or velocity, then the variance values when
-  /// sigma is learned.
+  /// sigma is learned. `taps`, where given, is filled.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& t_emb, const at::Tensor& y,
-                     const Gates& gates = {});
+                     const Gates& gates = {}, Taps* taps = nullptr);
   /// Converts the weights of qkv, proj, fc1 and fc2 and computes them and attention's products in `dtype`.
   /// All else stays float32: embeddings, adaLN (in bfloat16 it moves router logits enough to flip tokens),
   /// routers, LayerNorms, the final layer and the residual stream.

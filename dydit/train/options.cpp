@@ -54,6 +54,7 @@ nlohmann::json options_to_json(const TrainOptions& options) {
     json["logit-mean"] = timesteps.logit_mean;
     json["logit-std"] = timesteps.logit_std;
   }
+  json.update(hooks_to_json(options.hooks));
   json.update(options.preparation);
   return json;
 }

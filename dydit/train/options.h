@@ -11,6 +11,7 @@
 #include "dydit/base/enum_names.h"
 #include "dydit/diffusion/timestep_draw.h"
 #include "dydit/model/gate_rule.h"
+#include "dydit/train/hook_options.h"
 
 namespace dydit {
 
@@ -47,6 +48,7 @@ struct TrainOptions {
   double label_dropout = 0.1;
   bool flip = true;
   TimestepOptions timesteps;
+  HookOptions hooks;
   at::ScalarType dtype = at::kFloat;
   at::Device device = at::kCPU;  // where the model and its buffers lie; batches and noise are made on the CPU
   uint64_t seed = 0;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include <ATen/Parallel.h>
@@ -15,6 +16,7 @@
 #include "dydit/model/macs.h"
 #include "dydit/plan/run_plan.h"
 #include "dydit/train/capacity.h"
+#include "dydit/train/hooks.h"
 #include "dydit/train/state.h"
 
 namespace dydit {
@@ -140,12 +142,29 @@ DynamicForward forward_dynamic(DiT& model, const TrainOptions& options, const St
   return forward;
 }
 
-// The complete model, no gates.
-SampleLoss backward_complete(DiT& model, const StepInputs& inputs, const at::Tensor& y, double scale) {
-  const at::Tensor output = model->forward(inputs.x_t, model->embed_timestep(inputs.t), y);
+// The complete model, no gates; `hooks` add what they ask of it in this step.
+SampleLoss backward_complete(DiT& model, const StepInputs& inputs, const at::Tensor& y, double scale,
+                             Hooks* hooks, uint64_t step, StepTerms& terms) {
+  std::optional<Taps> taps = hooks ? hooks->taps(step) : std::nullopt;
+  const at::Tensor output =
+      model->forward(inputs.x_t, model->embed_timestep(inputs.t), y, {}, taps ? &*taps : nullptr);
   const SampleLoss loss = loss_of(model, output, inputs);
-  (loss.total().sum() * scale).backward();
+  at::Tensor total = loss.total();
+  if (taps) total = total + hooks->loss(inputs, y, *taps, step, terms.hooks);
+  (total.sum() * scale).backward();
   return loss;
+}
+
+// As draw_times, of the teacher of self-alignment.
+at::Tensor draw_teacher_times(const DiTConfig& config, const TrainOptions& options, uint64_t step, int first,
+                              const at::Tensor& t) {
+  const at::Tensor from = t.to(at::kDouble), times = at::empty_like(from);
+  for (int b = 0; b < t.numel(); ++b) {
+    const double lag =
+        options.hooks.interval * double{uniform(options.seed, step, first + b, TrainingDraw::TeacherLag)};
+    times.data_ptr<double>()[b] = teacher_time(config.objective, from.data_ptr<double>()[b], lag);
+  }
+  return times.to(t.scalar_type());
 }
 
 }  // namespace
@@ -156,6 +175,7 @@ std::vector<double*> StepTerms::values() {
                               &weighted_mse, &complete_weighted_mse,
                               &ratio,        &inference_ratio,
                               &flops_loss};
+  for (double& hook : hooks) all.push_back(&hook);
   for (auto* kept : {&heads, &groups, &tokens, &drawn}) {
     for (double& value : *kept) all.push_back(&value);
   }
@@ -204,6 +224,8 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
     }
   });
   draw_times(config, options, step, first, inputs);
+  if (options.hooks.align == Align::Self)
+    inputs.t_teacher = draw_teacher_times(config, options, step, first, inputs.t);
   inputs.x_t = q_sample(images, inputs.t, inputs.noise, config.objective);
   inputs.y = drop_labels(labels, config, options, step, first, TrainingDraw::LabelDropout);
   inputs.y_complete = drop_labels(labels, config, options, step, first, TrainingDraw::CompleteLabelDropout);
@@ -215,7 +237,7 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
 StepInputs StepInputs::to(at::Device device) const {
   StepInputs moved = *this;
   for (at::Tensor* tensor : {&moved.x0, &moved.noise, &moved.x_t, &moved.t, &moved.loss_weight, &moved.visits,
-                             &moved.y, &moved.y_complete}) {
+                             &moved.y, &moved.y_complete, &moved.t_teacher}) {
     if (tensor->defined()) *tensor = tensor->to(device);
   }
   for (auto* gates : {&moved.gate_noise.heads, &moved.gate_noise.groups, &moved.gate_noise.tokens}) {
@@ -226,7 +248,8 @@ StepInputs StepInputs::to(at::Device device) const {
 
 StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,
                            Communicator& processes, uint64_t step, int first,
-                           const std::function<StepInputs(int m)>& inputs_of) {
+                           const std::function<StepInputs(int m)>& inputs_of, Hooks* hooks) {
+  TORCH_INTERNAL_ASSERT(options.hooks.any() == (hooks != nullptr));
   const int64_t micro = options.global_batch / (processes.size() * options.accumulate);
   const double scale = 1.0 / options.global_batch;
   const double target = options.dynamic ? target_ratio(options.router, static_cast<int64_t>(step)) : 1.0;
@@ -255,7 +278,8 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
     const StepInputs inputs = inputs_of(m);
     const at::Tensor quarters = quarters_of(model->config.objective, inputs.t);
     if (!options.dynamic) {
-      backward_complete(model, inputs, inputs.y, scale).add_to(terms.mse, terms.weighted_mse, terms.vb);
+      backward_complete(model, inputs, inputs.y, scale, hooks, step, terms)
+          .add_to(terms.mse, terms.weighted_mse, terms.vb);
       terms.ratio += static_cast<double>(micro);
       terms.inference_ratio += static_cast<double>(micro);
       const at::Tensor all = at::ones({micro}, at::kFloat);
@@ -274,7 +298,7 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
     terms.inference_ratio += sum_of(visited(forward.gates->inference_ratio(), inputs));
     add_kept(terms, forward.gates->kept(), quarters);
     if (static_cast<int64_t>(step) < options.router.complete_steps) {
-      backward_complete(model, inputs, inputs.y_complete, scale)
+      backward_complete(model, inputs, inputs.y_complete, scale, hooks, step, terms)
           .add_to(terms.complete_mse, terms.complete_weighted_mse, terms.complete_vb);
     }
   }

@@ -14,7 +14,7 @@ struct TrainFlags {
   CheckpointOptions checkpoint;
   DataFlags data;
   std::string results_dir = "results", flip = "on", timesteps = "stratified", loss_weights = "on",
-              dtype = "auto", device = "cpu";
+              align = "none", align_encoder, dtype = "auto", device = "cpu";
   TrainOptions options;
   RunOptions run;
   std::string resume;  // the run that --resume names, empty for the newest
@@ -31,6 +31,8 @@ struct TrainFlags {
   void fit_data_to(const Checkpoint& start);
   /// What a sample grid shows. Throws UsageError for a --sample-cache that does not fit.
   Request sample_request(const DiTConfig& config) const;
+  /// Reads what --align encoder aligns to.
+  void load_encoder(Cli& cli);
   /// Turns device and dtype into options. Throws where there is no such device.
   void choose_device(int processes);
   /// Turns epochs and flip into options once the data is known.

@@ -125,6 +125,9 @@ void verify_metrics(const Reference& reference, int threads, VerifyReport& repor
 /// Recorded tables and draws of timesteps (SpeeD), with the loss and the work that they weigh.
 void verify_timesteps(const Reference& reference, int threads, VerifyReport& report);
 
+/// Recorded losses on features, their heads and their gradients.
+void verify_alignment(const Reference& reference, int threads, VerifyReport& report);
+
 /// Forwards of an engine, and the decisions behind them.
 class Replay {
  public:
