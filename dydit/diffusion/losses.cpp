@@ -111,13 +111,18 @@ at::Tensor q_sample(const at::Tensor& x0, const at::Tensor& t, const at::Tensor&
   return at_timesteps(s.sqrt_a, t) * x0 + at_timesteps(s.sqrt_one_minus_a, t) * noise;
 }
 
+at::Tensor loss_target(const at::Tensor& x0, const at::Tensor& t, const at::Tensor& noise,
+                       const Objective& objective) {
+  if (objective.prediction == Prediction::Noise) return noise;
+  const OnPath here = on_path(objective, t);
+  return here.d_alpha * x0 + here.d_sigma * noise;
+}
+
 DiffusionLoss diffusion_loss(const at::Tensor& output, const at::Tensor& x0, const at::Tensor& x_t,
                              const at::Tensor& t, const at::Tensor& noise, const Objective& objective) {
   const int64_t channels = x0.size(1);
   if (objective.continuous()) {
-    const bool velocity = objective.prediction == Prediction::Velocity;
-    const OnPath here = velocity ? on_path(objective, t) : OnPath();
-    const at::Tensor target = velocity ? here.d_alpha * x0 + here.d_sigma * noise : noise;
+    const at::Tensor target = loss_target(x0, t, noise, objective);
     const at::Tensor mse = mean_flat((target - output.slice(1, 0, channels)).square());
     return {mse, at::zeros_like(mse)};
   }

@@ -19,6 +19,10 @@ struct DiffusionLoss {
 at::Tensor q_sample(const at::Tensor& x0, const at::Tensor& t, const at::Tensor& noise,
                     const Objective& objective = {});
 
+/// What the mse is the distance from: `noise`, or the velocity. (B, C, H, W)
+at::Tensor loss_target(const at::Tensor& x0, const at::Tensor& t, const at::Tensor& noise,
+                       const Objective& objective = {});
+
 /// `output` (B, C or 2C, H, W) is the model's for x_t. vb sees the mean detached: t > 0 the KL divergence
 /// from the true posterior, t = 0 the negative log-likelihood of x0 under a discretised Gaussian. The
 /// schedule is the 1000-step one. In continuous time the first C channels alone are looked at. (SiT, eq. 5)

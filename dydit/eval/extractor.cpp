@@ -1,5 +1,6 @@
 #include "dydit/eval/extractor.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -108,6 +109,29 @@ std::unique_ptr<FeatureNetwork> make_network(ExtractorKind kind, NetworkWeights 
   return nullptr;
 }
 
+// (3, side, side) in [-1, 1] -> pixels.
+Image image_of(const at::Tensor& values) {
+  const at::Tensor planar = values.contiguous();
+  const int side = static_cast<int>(planar.size(1)), plane = side * side;
+  Image image{side, side, 3, std::vector<uint8_t>(static_cast<size_t>(planar.numel()))};
+  const float* from = planar.data_ptr<float>();
+  for (int i = 0; i < plane; ++i) {
+    for (int c = 0; c < 3; ++c)
+      image.pixels[3 * i + c] =
+          static_cast<uint8_t>(std::lround(std::clamp(127.5f * (from[c * plane + i] + 1), 0.0f, 255.0f)));
+  }
+  return image;
+}
+
+// (H W, C)
+at::Tensor positions_of(const Map& map) {
+  const at::Tensor positions = at::empty({int64_t{map.H} * map.W, map.C});
+  float* to = positions.data_ptr<float>();
+  for (int i = 0; i < map.H * map.W; ++i, to += map.C)
+    std::copy_n(map.as<const float>() + map.at(0, i), map.C, to);
+  return positions;
+}
+
 }  // namespace
 
 Extractor::Extractor(ExtractorKind kind, const std::filesystem::path& weights, ResizeRule rule, bool bf16,
@@ -152,6 +176,21 @@ ImageFeatures Extractor::extract(int count, const std::function<Image(int)>& ima
   team_.run(count,
             [&](int i, int thread) { run(image(i), all, i, *workspaces_[static_cast<size_t>(thread)], {}); });
   return all;
+}
+
+at::Tensor Extractor::stage(std::string_view name, const at::Tensor& images) {
+  DYDIT_CHECK(images.dim() == 4 && images.size(1) == 3 && images.size(2) == sizes_.side &&
+                  images.size(3) == sizes_.side,
+              "{} takes RGB images of {}x{} pixels", what_of(kind_), sizes_.side, sizes_.side);
+  const ImageFeatures unused = make_room(images.size(0));
+  std::vector<at::Tensor> maps(static_cast<size_t>(images.size(0)));
+  team_.run(static_cast<int>(images.size(0)), [&](int i, int thread) {
+    run(image_of(images[i]), unused, i, *workspaces_[static_cast<size_t>(thread)],
+        [&](const std::string& stage, const Map& map) {
+          if (stage == name) maps[static_cast<size_t>(i)] = positions_of(map);
+        });
+  });
+  return at::stack(maps);
 }
 
 ImageFeatures Extractor::extract(const Image& image, const StageObserver& observe) {

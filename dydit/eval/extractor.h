@@ -50,6 +50,9 @@ class Extractor {
   /// The same of images that its threads fetch themselves: image(i) for i = 0..count-1, of each once. Throws
   /// what that throws.
   ImageFeatures extract(int count, const std::function<Image(int)>& image);
+  /// What RGB images of the network's own side, (B, 3, side, side) float32 in [-1, 1] on the CPU, are at the
+  /// stage of this published name: (B, H W, C), row by row. A value counts as the pixel nearest to it.
+  at::Tensor stage(std::string_view name, const at::Tensor& images);
   /// Of one image, telling its stages.
   ImageFeatures extract(const Image& image, const eval::StageObserver& observe);
 

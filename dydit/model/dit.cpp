@@ -128,7 +128,7 @@ DiTBlockImpl::DiTBlockImpl(const DiTConfig& config, int index) : config(config),
 }
 
 at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const Gates& gates,
-                                 at::ScalarType dtype, const at::Tensor& shares) {
+                                 at::ScalarType dtype, const at::Tensor& shares, at::Tensor* mlp_input) {
   const BlockConfig& computed = config.block(index);
   Modulated of_attention, of_mlp;
   if (adaLN) {
@@ -167,9 +167,9 @@ at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const
   const at::Tensor h = gated_residual(x, of_attention.gate, a, tokens);
   const at::Tensor m = branch(Branch::Mlp, [&] {
     route(whole_block ? x : h);
-    return of_tokens(mlp(
-        layer_norm_modulate(h, of_mlp.shift, of_mlp.scale, dtype, computed.mlp_norm_eps), group_gate, dtype,
-        shares));
+    const at::Tensor input = layer_norm_modulate(h, of_mlp.shift, of_mlp.scale, dtype, computed.mlp_norm_eps);
+    if (mlp_input) *mlp_input = input;
+    return of_tokens(mlp(input, group_gate, dtype, shares));
   });
   return gated_residual(h, of_mlp.gate, m, tokens);
 }
@@ -258,7 +258,7 @@ at::Tensor DiTImpl::embed_timestep(const at::Tensor& t, int level) {
 }
 
 at::Tensor DiTImpl::forward(const at::Tensor& x, const at::Tensor& t_emb, const at::Tensor& y,
-                            const Gates& gates, int level) {
+                            const Gates& gates, int level, Taps* taps) {
   const PatchLevel* const own = level > 0 ? &larger[level - 1] : nullptr;
   const at::Tensor label = label_table.defined() ? at::embedding(label_table, y) : at::Tensor();
   at::Tensor h = at::linear(patchify(x, level), (own ? (*own)->patch_weight : patch_weight).flatten(1),
@@ -276,7 +276,12 @@ at::Tensor DiTImpl::forward(const at::Tensor& x, const at::Tensor& t_emb, const 
     if (next != l) continue;
     DiTBlock& block = blocks[next++];
     if (const int source = config.join_source(l); source >= 0) h = block->join(h, outputs[source]);
-    h = block->forward(h, c, gates, compute_dtype, block->expert_shares(t_emb));
+    h = block->forward(h, c, gates, compute_dtype, block->expert_shares(t_emb),
+                       taps && taps->asks_mlp_inputs ? &taps->mlp_inputs.emplace_back() : nullptr);
+    if (taps && taps->blocks.contains(l)) {
+      taps->outputs[l] = h;
+      if (taps->ends_there && l == *taps->blocks.rbegin()) return {};
+    }
     if (config.join_source(config.depth - 1 - l) == l) outputs[l] = h;
   }
   if (config.extras() > 0) h = h.slice(1, config.extras());

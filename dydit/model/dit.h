@@ -4,6 +4,8 @@
 // as in config.h, T the sequence(); B is the batch after guidance has doubled it.
 #pragma once
 
+#include <map>
+#include <set>
 #include <vector>
 
 #include <torch/torch.h>
@@ -51,12 +53,21 @@ struct WidthLogits {
   at::Tensor groups;  // (B, H-1)
 };
 
+/// What a forward shows of itself beside its output; tokens in front of the patches are included.
+struct Taps {
+  std::set<int> blocks = {};     // whose outputs are asked for
+  bool asks_mlp_inputs = false;  // of every block
+  bool ends_there = false;       // the forward ends with the last of `blocks` and returns an undefined tensor
+  std::map<int, at::Tensor> outputs = {};   // of `blocks`, (B, T, C) float32
+  std::vector<at::Tensor> mlp_inputs = {};  // L of (B, T, C): normed and modulated, in the compute dtype
+};
+
 struct DiTBlockImpl : torch::nn::Module {
   DiTBlockImpl(const DiTConfig& config, int index);
-  /// x (B, T, C) float32, c (B, C), unused where the modulation is affine -> (B, T, C) float32.
-  /// `shares` are expert_shares' of the same samples.
+  /// x (B, T, C) float32, c (B, C), unused where the modulation is affine -> (B, T, C) float32. `shares` are
+  /// expert_shares' of the same samples; `mlp_input`, where given, receives what goes into the MLP.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& c, const Gates& gates, at::ScalarType dtype,
-                     const at::Tensor& shares = {});
+                     const at::Tensor& shares = {}, at::Tensor* mlp_input = nullptr);
   /// Among the tokens of which `tokens` (B, T) is not 0; undefined: all. Rows of others hold anything finite.
   at::Tensor attention(const at::Tensor& x, const at::Tensor& head_gate, at::ScalarType dtype,
                        const at::Tensor& shares = {}, const at::Tensor& tokens = {});
@@ -102,9 +113,9 @@ struct DiTImpl : torch::nn::Module {
   at::Tensor embed_timestep(const at::Tensor& t, int level = 0);
   /// x (B, in_channels, side, side) float32, t_emb (B, C), y (B) labels, null class included (unread without
   /// classes) -> (B, out_channels, side, side) float32: noise or velocity, then the variance values when
-  /// sigma is learned. t_emb is the level's, and gates are of its tokens.
+  /// sigma is learned. t_emb is the level's, and gates are of its tokens; `taps`, where given, is filled.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& t_emb, const at::Tensor& y,
-                     const Gates& gates = {}, int level = 0);
+                     const Gates& gates = {}, int level = 0, Taps* taps = nullptr);
   /// Converts the weights of qkv, proj, fc1 and fc2 and computes them and attention's products in `dtype`.
   /// All else stays float32: embeddings, adaLN (in bfloat16 it moves router logits enough to flip tokens),
   /// routers, LayerNorms, the final layer and the residual stream.

@@ -89,6 +89,7 @@ nlohmann::json options_to_json(const TrainOptions& options) {
     }
   }
   if (options.trained != TrainedPart::All) json["train"] = kTrainedPartNames[options.trained];
+  json.update(hooks_to_json(options.hooks));
   json.update(options.preparation);
   return json;
 }

@@ -12,6 +12,7 @@
 #include "dydit/diffusion/timestep_draw.h"
 #include "dydit/model/config.h"
 #include "dydit/model/gate_rule.h"
+#include "dydit/train/hook_options.h"
 
 namespace dydit {
 
@@ -67,6 +68,7 @@ struct TrainOptions {
   AdapterConfig adapter;  // as the model's
   double adapter_lr_scale = 10;
   TrainedPart trained = TrainedPart::All;
+  HookOptions hooks;
   at::ScalarType dtype = at::kFloat;
   at::Device device = at::kCPU;  // where the model and its buffers lie; batches and noise are made on the CPU
   uint64_t seed = 0;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include <ATen/Parallel.h>
@@ -15,6 +16,7 @@
 #include "dydit/model/macs.h"
 #include "dydit/plan/run_plan.h"
 #include "dydit/train/capacity.h"
+#include "dydit/train/hooks.h"
 #include "dydit/train/state.h"
 
 namespace dydit {
@@ -191,13 +193,29 @@ DynamicForward forward_dynamic(DiT& model, const TrainOptions& options, const St
   return forward;
 }
 
-// The complete model, no gates.
-SampleLoss backward_complete(DiT& model, const StepInputs& inputs, const at::Tensor& y, double scale) {
-  const at::Tensor output =
-      model->forward(inputs.x_t, model->embed_timestep(inputs.t, inputs.level), y, {}, inputs.level);
+// The complete model, no gates; `hooks` add what they ask of it in this step.
+SampleLoss backward_complete(DiT& model, const StepInputs& inputs, const at::Tensor& y, double scale,
+                             Hooks* hooks, uint64_t step, StepTerms& terms) {
+  std::optional<Taps> taps = hooks ? hooks->taps(step) : std::nullopt;
+  const at::Tensor output = model->forward(inputs.x_t, model->embed_timestep(inputs.t, inputs.level), y, {},
+                                           inputs.level, taps ? &*taps : nullptr);
   const SampleLoss loss = loss_of(model, output, inputs);
-  (loss.total().sum() * scale).backward();
+  at::Tensor total = loss.total();
+  if (taps) total = total + hooks->loss(inputs, y, *taps, step, terms.hooks);
+  (total.sum() * scale).backward();
   return loss;
+}
+
+// As draw_times, of the teacher of self-alignment.
+at::Tensor draw_teacher_times(const DiTConfig& config, const TrainOptions& options, uint64_t step, int first,
+                              const at::Tensor& t) {
+  const at::Tensor from = t.to(at::kDouble), times = at::empty_like(from);
+  for (int b = 0; b < t.numel(); ++b) {
+    const double lag =
+        options.hooks.interval * double{uniform(options.seed, step, first + b, TrainingDraw::TeacherLag)};
+    times.data_ptr<double>()[b] = teacher_time(config.objective, from.data_ptr<double>()[b], lag);
+  }
+  return times.to(t.scalar_type());
 }
 
 }  // namespace
@@ -208,6 +226,7 @@ std::vector<double*> StepTerms::values() {
                               &weighted_mse, &complete_weighted_mse,
                               &ratio,        &inference_ratio,
                               &flops_loss};
+  for (double& hook : hooks) all.push_back(&hook);
   for (auto* kept : {&heads, &groups, &tokens, &drawn}) {
     for (double& value : *kept) all.push_back(&value);
   }
@@ -256,6 +275,8 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
     }
   });
   draw_times(config, options, step, first, inputs);
+  if (options.hooks.align == Align::Self)
+    inputs.t_teacher = draw_teacher_times(config, options, step, first, inputs.t);
   inputs.x_t = q_sample(images, inputs.t, inputs.noise, config.objective);
   inputs.y = drop_labels(labels, config, options, step, first, TrainingDraw::LabelDropout);
   inputs.y_complete = drop_labels(labels, config, options, step, first, TrainingDraw::CompleteLabelDropout);
@@ -269,7 +290,7 @@ StepInputs StepInputs::select(const at::Tensor& rows, int level) const {
   StepInputs selected = *this;
   const at::Tensor here = rows.to(x0.device());
   for (at::Tensor* tensor : {&selected.x0, &selected.noise, &selected.x_t, &selected.t, &selected.loss_weight,
-                             &selected.visits, &selected.y, &selected.y_complete}) {
+                             &selected.visits, &selected.t_teacher, &selected.y, &selected.y_complete}) {
     if (tensor->defined()) *tensor = tensor->index_select(0, here);
   }
   for (auto* gates : {&selected.gate_noise.heads, &selected.gate_noise.groups, &selected.gate_noise.tokens}) {
@@ -282,7 +303,7 @@ StepInputs StepInputs::select(const at::Tensor& rows, int level) const {
 StepInputs StepInputs::to(at::Device device) const {
   StepInputs moved = *this;
   for (at::Tensor* tensor : {&moved.x0, &moved.noise, &moved.x_t, &moved.t, &moved.loss_weight, &moved.visits,
-                             &moved.y, &moved.y_complete}) {
+                             &moved.y, &moved.y_complete, &moved.t_teacher}) {
     if (tensor->defined()) *tensor = tensor->to(device);
   }
   for (auto* gates : {&moved.gate_noise.heads, &moved.gate_noise.groups, &moved.gate_noise.tokens}) {
@@ -293,7 +314,8 @@ StepInputs StepInputs::to(at::Device device) const {
 
 StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,
                            Communicator& processes, uint64_t step, int first,
-                           const std::function<StepInputs(int m)>& inputs_of) {
+                           const std::function<StepInputs(int m)>& inputs_of, Hooks* hooks) {
+  TORCH_INTERNAL_ASSERT(options.hooks.any() == (hooks != nullptr));
   const DiTConfig& config = model->config;
   const double scale = 1.0 / options.global_batch;
   const double target = options.dynamic ? target_ratio(options.router, static_cast<int64_t>(step)) : 1.0;
@@ -318,7 +340,8 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
     const std::vector<StepInputs> parts = parts_of(m);
     if (!options.dynamic) {
       for (const StepInputs& inputs : parts) {
-        backward_complete(model, inputs, inputs.y, scale).add_to(terms.mse, terms.weighted_mse, terms.vb);
+        backward_complete(model, inputs, inputs.y, scale, hooks, step, terms)
+            .add_to(terms.mse, terms.weighted_mse, terms.vb);
         const int64_t count = inputs.t.numel();
         terms.ratio += static_cast<double>(count);
         terms.inference_ratio += static_cast<double>(count);
@@ -348,7 +371,7 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
       terms.inference_ratio += sum_of(visited(forward.gates->inference_ratio(), inputs));
       add_kept(terms, forward.gates->kept(), regions_of(config.objective, inputs.t));
       if (static_cast<int64_t>(step) < options.router.complete_steps) {
-        backward_complete(model, inputs, inputs.y_complete, scale)
+        backward_complete(model, inputs, inputs.y_complete, scale, hooks, step, terms)
             .add_to(terms.complete_mse, terms.complete_weighted_mse, terms.complete_vb);
       }
     }

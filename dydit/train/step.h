@@ -14,6 +14,7 @@
 namespace dydit {
 
 struct RunState;  // dydit/train/state.h
+class Hooks;      // dydit/train/hooks.h
 
 /// Means over the global batch.
 struct StepTerms {
@@ -23,10 +24,15 @@ struct StepTerms {
   double ratio = 0,
          inference_ratio = 0;  // work ratio by training's gates and by inference's, over even times
   double flops_loss = 0;
+  std::array<double, kMostHooks> hooks{};  // losses on features, in their order, weights included
   std::array<double, kQuarters> heads{}, groups{}, tokens{};  // mean share on, by quarter of t; NaN of none
   std::array<double, kQuarters> drawn{};                      // samples in each quarter
 
-  double loss() const { return weighted_mse + vb + complete_weighted_mse + complete_vb + flops_loss; }
+  double loss() const {
+    double sum = weighted_mse + vb + complete_weighted_mse + complete_vb + flops_loss;
+    for (const double hook : hooks) sum += hook;
+    return sum;
+  }
   /// All of them, as sums over samples.
   std::vector<double*> values();
   /// From sums over samples to means over them, those of a quarter over its own.
@@ -49,6 +55,7 @@ struct StepInputs {
   // evenly as a sampler visits them: under the capacity rule of its region.
   at::Tensor loss_weight, visits;
   at::Tensor y, y_complete;  // (B) labels, each with its own dropout
+  at::Tensor t_teacher;      // (B) as t, nearer to the image; undefined without self-alignment
   GateNoise gate_noise;
   int level = 0;  // of patch sizes, of all samples alike
 
@@ -64,10 +71,11 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
 
 /// Puts the gradient of step `step` into the store: of this process's share of the global batch, from sample
 /// `first` on, whose micro-batch m inputs_of(m) gives, the same each time it is asked. All processes end with
-/// the same gradient and terms.
+/// the same gradient and terms. `hooks`: those of options.hooks, where it asks for any; they see the complete
+/// model.
 StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,
                            Communicator& processes, uint64_t step, int first,
-                           const std::function<StepInputs(int m)>& inputs_of);
+                           const std::function<StepInputs(int m)>& inputs_of, Hooks* hooks = nullptr);
 
 /// Bytes that a process takes at least for its share of a step: weights, gradients, moments and average, and
 /// what a micro-batch keeps for its backward.

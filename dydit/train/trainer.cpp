@@ -16,6 +16,7 @@
 #include "dydit/model/adapters.h"
 #include "dydit/model/dit.h"
 #include "dydit/train/capacity.h"
+#include "dydit/train/hooks.h"
 #include "dydit/train/state.h"
 
 namespace dydit {
@@ -58,6 +59,7 @@ class Interval {
     row.terms = sum_;
     row.terms.divide(n);
     row.weighted = options.timesteps.weighs_loss();
+    row.hooks = hook_names(options.hooks);
     row.target = options.dynamic ? target_ratio(options.router, state.step - 1) : 1.0;
     row.grad_norm = finite_ ? grad_norm_ / finite_ : NAN;
     row.lr = learning_rate(options, state.step - 1);
@@ -135,7 +137,9 @@ class Training {
         root_(processes.rank() == 0) {
     if (root_) alone_.emplace(run.run);
     model_ = make_training_model(start, options);
+    if (options.hooks.any()) hooks_.emplace(options.hooks, model_, options.seed);
     store_.emplace(model_, [&](const std::string& name) { return lr_scale(name, options); });
+    if (options.hooks.align == Align::Self) hooks_->set_teacher(store_->average_view(model_));
     state_.options = run.identity;
     state_.surroundings = run.surroundings;
     if (run_.resume) resume();
@@ -185,7 +189,8 @@ class Training {
     const auto step_gradient = [&] {
       const int micro = share / options_.accumulate;
       const auto gradient_of = [&](const auto& inputs_of) {
-        return compute_gradient(model_, *store_, options_, processes_, state_.step, first, inputs_of);
+        return compute_gradient(model_, *store_, options_, processes_, state_.step, first, inputs_of,
+                                hooks_ ? &*hooks_ : nullptr);
       };
       // On the CPU both would share the cores; micro-batches are made one by one, to save memory.
       if (!options_.device.is_cpu() && options_.accumulate == 1)
@@ -300,6 +305,7 @@ class Training {
   const bool root_;
   std::optional<FolderLock> alone_;  // two runs in one folder would spoil each other's checkpoints
   DiT model_{nullptr};
+  std::optional<Hooks> hooks_;  // where the options have any
   std::optional<ParameterStore> store_;
   RunState state_;
   std::optional<Watch> watch_;         // of the root
@@ -331,6 +337,7 @@ void check_training(const Dataset& data, const DiTConfig& config, const TrainOpt
       "--complete-steps {}: the complete model has no routers, and --train routers rests all else",
       options.router.complete_steps);
   (void)TimestepSampler(options.timesteps, config.objective);  // throws where they do not fit
+  check_hooks(data, config, options, processes);
   DYDIT_USAGE_CHECK(
       options.timesteps.draw != TimestepDraw::LogitNormal || !options.dynamic ||
           options.router.gate_rule == GateRule::Capacity,

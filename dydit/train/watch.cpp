@@ -39,6 +39,7 @@ std::vector<std::pair<std::string, std::optional<double>>> columns(const LogRow&
       {"lr", row.lr},
       {"images_per_second", row.images_per_second}};
   if (row.weighted) result.emplace_back("weighted_mse", terms.weighted_mse);
+  for (size_t i = 0; i < row.hooks.size(); ++i) result.emplace_back(row.hooks[i], terms.hooks[i]);
   for (const auto& [name, kept] : {std::pair{"heads", &terms.heads}, std::pair{"groups", &terms.groups},
                                    std::pair{"tokens", &terms.tokens}}) {
     for (int q = 0; q < kQuarters; ++q) {
@@ -90,6 +91,8 @@ std::string log_line(const LogRow& row) {
     line += fmt::format(", Ratio: {:.4f} (training) {:.4f} (inference), Target: {:.4f}", row.terms.ratio,
                         row.terms.inference_ratio, row.target);
   }
+  for (size_t i = 0; i < row.hooks.size(); ++i)
+    line += fmt::format(", {}: {:.4f}", row.hooks[i], row.terms.hooks[i]);
   return line;
 }
 

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "dydit/io/tfevents.h"
 #include "dydit/train/step.h"
@@ -14,12 +15,13 @@ namespace dydit {
 struct LogRow {
   int64_t step = 0;  // steps done
   StepTerms terms;
-  bool weighted = false;  // whether the loss weighs the mse: then its column is there
-  double target = 1;      // of the last step
-  double grad_norm = 0;   // mean over steps whose norm was finite
-  double lr = 0;          // of the last step
-  int64_t skipped = 0;    // since the start
-  double seconds = 0;     // of the interval
+  std::vector<std::string> hooks;  // names of terms.hooks
+  bool weighted = false;           // whether the loss weighs the mse: then its column is there
+  double target = 1;               // of the last step
+  double grad_norm = 0;            // mean over steps whose norm was finite
+  double lr = 0;                   // of the last step
+  int64_t skipped = 0;             // since the start
+  double seconds = 0;              // of the interval
   double images_per_second = 0;
   double steps_per_second = 0;
 };

@@ -82,6 +82,9 @@ void print_result(const Cli& cli, const TrainFlags& flags, const Dataset& datase
       {"grad_norm", last.grad_norm}, {"ratio_inference", last.terms.inference_ratio},
       {"skipped", last.skipped},     {"images_per_second", last.images_per_second}};
   for (const auto& [name, value] : numbers.items()) result[name] = row ? value : nlohmann::json();
+  const std::vector<std::string> hooks = hook_names(flags.options.hooks);
+  for (size_t i = 0; i < hooks.size(); ++i)
+    result[hooks[i]] = row ? nlohmann::json(last.terms.hooks[i]) : nlohmann::json();
   cli.print(result, [&] {
     if (row) return print_out("wrote {}\n", model);
     print_out("already at step {}, {} asked; nothing to train: {}\n", done, flags.options.total_steps, model);
@@ -111,6 +114,17 @@ std::string trained_text(const Checkpoint& start) {
                      millions(adapters + routers), millions(all),
                      100.0 * static_cast<double>(adapters + routers) / static_cast<double>(all),
                      fmt::join(parts, ", "));
+}
+
+std::string hooks_text(const HookOptions& hooks) {
+  std::vector<std::string> parts;
+  if (hooks.align != Align::None)
+    parts.push_back(fmt::format(
+        "{} of block {}{}, weight {:g}{}", kAlignNames[hooks.align], hooks.block,
+        hooks.align == Align::Self ? fmt::format(" to block {} of the average", hooks.teacher_block) : "",
+        hooks.align_weight(), hooks.until > 0 ? fmt::format(", until step {}", hooks.until) : ""));
+  if (hooks.plr > 0) parts.push_back(fmt::format("every block predicts the target, weight {:g}", hooks.plr));
+  return fmt::format("features {}", fmt::join(parts, "; "));
 }
 
 void run_training(Cli& cli, TrainFlags& flags, const Checkpoint& start, const Dataset& dataset,
@@ -152,6 +166,7 @@ void run_training(Cli& cli, TrainFlags& flags, const Checkpoint& start, const Da
       console.info(trained_text(start));
     if (flags.options.timesteps.draw != TimestepDraw::Stratified)
       console.info(timesteps_text(flags.options, start.config.objective));
+    if (flags.options.hooks.any()) console.info(hooks_text(flags.options.hooks));
   }
   std::optional<LogRow> last;
   callbacks.on_row = [&](const LogRow& row) {
@@ -185,6 +200,7 @@ int run_from(Cli& cli, TrainFlags& flags, std::string_view why_no_routers,
   note_latents(*dataset, start, cli.console);
   cli.needs("--sample-every", makes_pixels(start.config),
             "a model of pixels; make images of its checkpoints with dydit generate --vae");
+  flags.load_encoder(cli);
   flags.resolve(*dataset);
   run_training(cli, flags, start, *dataset, *processes);
   return 0;

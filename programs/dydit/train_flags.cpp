@@ -11,6 +11,7 @@
 #include "dydit/base/error.h"
 #include "dydit/model/adapters.h"
 #include "dydit/model/edit.h"
+#include "extractor_flags.h"
 
 namespace dydit {
 namespace {
@@ -20,6 +21,16 @@ constexpr bool kBuiltWithCuda = true;
 #else
 constexpr bool kBuiltWithCuda = false;
 #endif
+
+// The map that the classifier of the published CIFAR networks averages.
+FeatureEncoder cifar_encoder(const std::shared_ptr<Extractor>& network) {
+  constexpr int kGrid = 8;
+  return {.sha256 = network->weights_sha256(),
+          .side = network->sizes().side,
+          .grid = kGrid,
+          .channels = network->sizes().features,
+          .features = [network](const at::Tensor& x0) { return network->stage("layer3", x0); }};
+}
 
 }  // namespace
 
@@ -86,6 +97,27 @@ void TrainFlags::add(Cli& cli) {
   cli.add_number("--lora-scale", lora.scale, 1e-6, 1e6, "Factor s on B A");
   cli.add_number("--adapter-lr-scale", options.adapter_lr_scale, 0, 1e6,
                  "Learning rate of adapters, as a factor");
+  HookOptions& hooks = options.hooks;
+  cli.add_choice("--align", align, kAlignNames.names(),
+                 "Loss on a block's features: as a deeper block of the average has them (self), as a frozen "
+                 "network has them of the clean image (encoder), or apart from other images (dispersive)");
+  cli.add_number("--align-block", hooks.block, 1, 1024, "Align the output of this block, counted from 1");
+  cli.add_number("--align-teacher-block", hooks.teacher_block, 1, 1024,
+                 "self: block of the average that is the target");
+  cli.add_number("--align-weight", hooks.weight, 1e-9, kLarge,
+                 "Weight of the alignment; default: .04 of self, .5 of encoder and dispersive");
+  cli.add_number("--align-manifold", hooks.manifold, 0, kLarge,
+                 "encoder: weight of the similarities of an image's tokens, beside the cosine's 1");
+  cli.add_number("--align-manifold-inter", hooks.manifold_inter, 0, kLarge,
+                 "encoder: weight of the similarities of a batch's images");
+  cli.add_number("--align-interval", hooks.interval, 1, kNumTrainTimesteps,
+                 "self: the average sees less noise by up to so many timesteps");
+  cli.add_number("--align-tau", hooks.tau, 1e-6, 1e6, "dispersive: temperature of the distances");
+  cli.add_number("--align-until", hooks.until, 0, kMost, "First step without alignment; 0: to the end");
+  cli.add_text("--align-encoder", align_encoder,
+               "encoder: weights of the CIFAR ResNet-56, or the folder that holds them");
+  cli.add_number("--plr", hooks.plr, 0, kLarge,
+                 "Weight of a prediction of the target from every block's features; 0: none");
   cli.add_choice("--dtype", dtype, kDtypeNames.names({"auto"}),
                  "Arithmetic of the blocks; master weights are float32");
   if (kBuiltWithCuda) {
@@ -134,6 +166,14 @@ void TrainFlags::check_needs(Cli& cli) {
   options.adapter.kind = kAdapterNames.at(adapter);
   if (adapter == "lora") options.adapter.experts = 1;
   if (adapter == "td-lora") options.adapter.mix = kAdapterMixNames.at(lora_mix);
+  for (const char* flag : {"--align-block", "--align-weight", "--align-until"})
+    cli.needs(flag, align != "none", "--align self, encoder or dispersive");
+  for (const char* flag : {"--align-teacher-block", "--align-interval"})
+    cli.needs(flag, align == "self", "--align self");
+  for (const char* flag : {"--align-manifold", "--align-manifold-inter", "--align-encoder"})
+    cli.needs(flag, align == "encoder", "--align encoder");
+  cli.needs("--align-tau", align == "dispersive", "--align dispersive");
+  options.hooks.align = kAlignNames.at(align);
   options.timesteps.draw = kTimestepDrawNames.at(timesteps);
   options.timesteps.weights = loss_weights == "on";
   const auto is_one_of = [&](std::initializer_list<std::string_view> words) {
@@ -192,6 +232,21 @@ Request TrainFlags::sample_request(const DiTConfig& config) const {
   std::iota(request.classes.begin(), request.classes.end(), 0);
   plan_by_policy({.cache = sample_cache}, config, request);
   return request;
+}
+
+void TrainFlags::load_encoder(Cli& cli) {
+  if (options.hooks.align != Align::Encoder) return;
+  constexpr auto kKind = ExtractorKind::Resnet56;
+  DYDIT_USAGE_CHECK(!align_encoder.empty(),
+                    "--align encoder: of which network? --align-encoder FILE names the weights of a CIFAR "
+                    "ResNet-56 ({})",
+                    extractor_file_names(kKind)[0]);
+  const std::filesystem::path path = find_extractor_weights(kKind, align_encoder);
+  DYDIT_USAGE_CHECK(!path.empty(), "--align-encoder {}: holds no {}", align_encoder,
+                    extractor_file_names(kKind)[0]);
+  const auto network = std::make_shared<Extractor>(kKind, path, ResizeRule::Resnet, /*bf16=*/false, threads);
+  options.hooks.encoder = cifar_encoder(network);
+  cli.console.info(fmt::format("encoder  {}, sha256 {:.10}", path.string(), network->weights_sha256()));
 }
 
 void TrainFlags::choose_device(int processes) {

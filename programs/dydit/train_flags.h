@@ -14,7 +14,7 @@ struct TrainFlags {
   CheckpointOptions checkpoint;
   DataFlags data;
   std::string results_dir = "results", flip = "on", timesteps = "stratified", loss_weights = "on",
-              adapter = "none", lora_mix = "A", dtype = "auto", device = "cpu";
+              adapter = "none", lora_mix = "A", align = "none", align_encoder, dtype = "auto", device = "cpu";
   AdapterConfig lora = {.experts = 4};  // as the flags say, read with an adapter
   TrainOptions options;
   RunOptions run;
@@ -42,6 +42,8 @@ struct TrainFlags {
   Checkpoint with_parts(Cli& cli, Checkpoint start) const;
   /// What a sample grid shows. Throws UsageError for a --sample-cache that does not fit.
   Request sample_request(const DiTConfig& config) const;
+  /// Reads what --align encoder aligns to.
+  void load_encoder(Cli& cli);
   /// Turns device and dtype into options. Throws where there is no such device.
   void choose_device(int processes);
   /// Turns epochs and flip into options once the data is known.

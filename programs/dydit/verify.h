@@ -132,6 +132,9 @@ void verify_timesteps(const Reference& reference, int threads, VerifyReport& rep
 /// Recorded outputs and gradients of one linear with a low-rank update, TD-LoRA's (our form) and plain.
 void verify_adapters(const Reference& reference, int threads, VerifyReport& report);
 
+/// Recorded losses on features, their heads and their gradients.
+void verify_alignment(const Reference& reference, int threads, VerifyReport& report);
+
 /// Forwards of an engine, and the decisions behind them.
 class Replay {
  public:

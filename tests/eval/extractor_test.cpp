@@ -2,6 +2,7 @@
 #include "dydit/eval/extractor.h"
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <gtest/gtest.h>
 
 #include "tests/support/archives.h"
@@ -124,6 +125,32 @@ TEST_F(ExtractorFiles, ReadsNamesBelowModule) {
   const ImageFeatures features = extractor.extract(std::span(&image, 1));
   EXPECT_EQ(features.logits[0][7].item<float>(), 7);
   EXPECT_EQ(extractor.rule(), ResizeRule::Resnet);
+}
+
+// The map that is averaged to features, of values in [-1, 1] as training has them.
+TEST_F(ExtractorFiles, AStageIsWhatTheFeaturesAreMadeOf) {
+  const std::string file = resnet([](auto& all) {
+    const auto generator = at::detail::createCPUGenerator(3);
+    for (auto& [name, tensor] : all) {
+      if (name.ends_with("conv1.weight") || name.ends_with("conv2.weight")) tensor.normal_(0, 0.1, generator);
+    }
+  });
+  Extractor one(ExtractorKind::Resnet20, file, ResizeRule::Adm, false, 1),
+      two(ExtractorKind::Resnet20, file, ResizeRule::Adm, false, 2);
+  std::vector<Image> images;
+  std::vector<at::Tensor> values;
+  for (uint32_t i = 0; i < 3; ++i) {
+    images.push_back(noise_image(32, 32, 3, i));
+    const at::Tensor pixels = at::tensor(at::ArrayRef<uint8_t>(images.back().pixels)).view({32, 32, 3});
+    values.push_back(pixels.permute({2, 0, 1}).to(at::kFloat) / 127.5 - 1);
+  }
+  const at::Tensor stage = two.stage("layer3", at::stack(values));
+  ASSERT_EQ(stage.sizes(), (std::vector<int64_t>{3, 64, 64}));
+  EXPECT_TRUE(stage.equal(one.stage("layer3", at::stack(values))));
+  const at::Tensor features = one.extract(images).features;
+  EXPECT_GT(features.std().item<double>(), 1e-3);
+  EXPECT_TRUE(at::allclose(stage.to(at::kDouble).mean(1), features.to(at::kDouble), 1e-6));
+  test::expect_error([&] { one.stage("layer3", at::zeros({1, 3, 16, 16})); }, "takes RGB images of 32x32");
 }
 
 TEST_F(ExtractorFiles, RefusesWhatIsNoSuchNetwork) {

@@ -405,6 +405,17 @@ class TrainFlagsBase(FlagsBase):
         without_steps = base[:steps] + base[steps + 2:]
         elsewhere = lambda path: [path if word == self.data else word for word in base]
         speed = [*base, "--timesteps", "speed"]
+        tuned = base[0] == "--model"
+        kept = ["--complete-steps", "9"] if tuned else []  # losses on features are of the complete model
+        aligned = lambda kind, of=base: [*of, *kept, "--align", kind, "--align-block", "1"]
+        to_self = [*aligned("self"), "--align-teacher-block", "1"]
+        wide = [self.images("wide", side=32) if word == self.data else word for word in base]
+        if tuned:
+            plain = [word for word in wide if word not in ("--model", self.model, "--router-bias", "1,1")]
+            self.run_ok("train", *plain, *self.sizes, "--results-dir", self.work / "wide")
+            wide[1] = next((self.work / "wide").glob("*/checkpoints/*.safetensors"))
+        networks = [self.save(f"shared/{seed}.safetensors", support.resnet56(seed)) for seed in (1, 2)]
+        to_network = [*aligned("encoder", wide), "--align-encoder", networks[0]]
         logit = [*base, "--timesteps", "logit-normal", *(["--gate-rule", "capacity"] if base[0] == "--model" else [])]
         return {
             **common_rows(), "--device": MODEL["--device"], "--threads": MODEL["--threads"],
@@ -422,6 +433,15 @@ class TrainFlagsBase(FlagsBase):
             "--speed-tau": row("--speed-tau", "400", base=speed), "--speed-lambda": row("--speed-lambda", "0.9", base=speed),
             "--loss-weights": row("--loss-weights", "off", base=speed),
             "--logit-mean": row("--logit-mean", "2", base=logit), "--logit-std": row("--logit-std", "0.2", base=logit),
+            "--align": row("--align", "dispersive", base=to_self[:-2]), "--plr": row("--plr", "0.1", base=[*base, *kept]),
+            "--align-block": row("--align-block", "9", base=aligned("dispersive")),
+            "--align-teacher-block": row("--align-teacher-block", "9", base=to_self),
+            "--align-weight": row("--align-weight", "2", base=to_self), "--align-until": row("--align-until", "1", base=to_self),
+            "--align-interval": row("--align-interval", "900", base=to_self),
+            "--align-tau": row("--align-tau", "2", base=aligned("dispersive")),
+            "--align-manifold": row("--align-manifold", "0", base=to_network),
+            "--align-manifold-inter": row("--align-manifold-inter", "1", base=to_network),
+            "--align-encoder": row("--align-encoder", networks[1], base=to_network),
             "--global-seed": row("--global-seed", "1"), "--log-every": row("--log-every", "1"),
             "--ckpt-every": row("--ckpt-every", "1"), "--keep-last": row("--keep-last", "1", base=[*base, "--ckpt-every", "1"]),
             "--keep-every": row("--keep-every", "1", base=[*base, "--ckpt-every", "1", "--keep-last", "1"]),
@@ -494,6 +514,13 @@ class VainTest(FlagsBase):
                 (train, "--loss-weights", "off", "--timesteps speed"), (train, "--speed-lambda", "1", "--timesteps speed"),
                 ([*train, "--timesteps", "speed", "--loss-weights", "off"], "--speed-lambda", "1", "--loss-weights on"),
                 (train, "--logit-mean", "1", "--timesteps logit-normal"), (train, "--logit-std", "2", "--timesteps logit-normal"),
+                (train, "--align-block", "2", "--align self, encoder or dispersive"), (train, "--align-weight", "2", "--align self"),
+                (train, "--align-until", "2", "--align self"), (train, "--align-teacher-block", "2", "--align self"),
+                ([*train, "--align", "dispersive"], "--align-interval", "9", "--align self"),
+                ([*train, "--align", "self"], "--align-manifold", "2", "--align encoder"),
+                ([*train, "--align", "self"], "--align-manifold-inter", "2", "--align encoder"),
+                ([*train, "--align", "self"], "--align-encoder", "x.th", "--align encoder"),
+                ([*train, "--align", "self"], "--align-tau", "2", "--align dispersive"),
                 (train, "--num-heads", "2", "--model"), ([*train, "--size", "DiT-S/2"], "--hidden", "8", "--size"),
                 ([*train, "--model", static], "--depth", "1", "--model"), (train, "--sample-steps", "2", "--sample-every"),
                 (train, "--sample-cfg-scale", "2", "--sample-every"), (train, "--sample-cache", "fora:2", "--sample-every"),

@@ -116,6 +116,28 @@ def load(path):
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
 
 
+def resnet56(seed=0):
+    """Tensors of a CIFAR ResNet-56 with random weights."""
+    random, tensors = np.random.default_rng(seed), {}
+
+    def unit(conv, norm, inputs, outputs):
+        tensors[f"{conv}.weight"] = random.normal(0, (2 / (9 * inputs)) ** 0.5, (outputs, inputs, 3, 3)).astype(np.float32)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            tensors[f"{norm}.{part}"] = np.full(outputs, part in ("weight", "running_var"), np.float32)
+
+    unit("conv1", "bn1", 3, 16)
+    inputs = 16
+    for layer in (1, 2, 3):
+        for block in range(9):
+            at = f"layer{layer}.{block}."
+            unit(at + "conv1", at + "bn1", inputs, 8 << layer)
+            unit(at + "conv2", at + "bn2", 8 << layer, 8 << layer)
+            inputs = 8 << layer
+    tensors["linear.weight"] = random.normal(0, 0.1, (10, 64)).astype(np.float32)
+    tensors["linear.bias"] = np.zeros(10, np.float32)
+    return tensors
+
+
 def header(path):
     """Header of a safetensors file as it stands there, and the data after it."""
     content = pathlib.Path(path).read_bytes()

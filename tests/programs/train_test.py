@@ -5,6 +5,7 @@ Models of a few thousand weights on 24 images of 8x8 in 4 classes, float32; a ru
 
 import csv
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -427,6 +428,30 @@ class WatchTest(TrainBase):
         self.assertIn(f"Ratio: {row['ratio_training']:.4f} (training) {row['ratio_inference']:.4f} (inference), "
                       f"Target: {row['target_ratio']:.4f}", (run / "log.txt").read_text())
 
+    def test_losses_on_features_have_columns(self):
+        flags = ["--total-train-steps", "2", "--log-every", "1", "--align-block", "1"]
+        run = self.train(*flags, "--align", "dispersive", "--plr", "0.5")
+        for row in rows_of(run):
+            self.assertLess(row["dispersive"], 0)
+            self.assertGreater(row["plr"], 0)
+            self.assertAlmostEqual(row["loss"], row["mse"] + row["vb"] + row["dispersive"] + row["plr"], places=5)
+        self.assertRegex((run / "log.txt").read_text(), r", dispersive: -\d+\.\d{4}, plr: \d+\.\d{4}\n")
+        self.assertFalse([name for name in tensors_of(run / "checkpoints/0000002.safetensors") if "hooks" in name])
+
+    def test_alignment_to_an_encoder(self):
+        shutil.rmtree(self.images)
+        write_images(self.images, side=32)
+        network, other = (self.save(f"{seed}.safetensors", support.resnet56(seed)) for seed in (1, 2))
+        flags = [*SHAPE[:-1], "8", "--align", "encoder", "--align-block", "1"]
+        for threads in ("1", "2"):
+            said = self.run_json(*self.command("train", *flags, "--align-encoder", network, "--total-train-steps", "2", "--threads",
+                                               threads, results=threads))
+            self.assertEqual(said["options"]["align-encoder"], hashlib.sha256(network.read_bytes()).hexdigest())
+            self.assertGreater(said["align_encoder"], -0.5)
+        self.same_run(self.newest("1"), self.newest("2"), 2)
+        self.expect_error(self.command("train", *flags, "--align-encoder", other, "--total-train-steps", "4", "--resume",
+                                       results="1"), FAILED, "align-encoder")
+
     def test_the_lines_are_also_said(self):
         result = self.run_program(*self.command("train", *SHAPE, "--total-train-steps", "4", "--log-every", "2"))
         self.assertEqual(result.returncode, 0, result.stderr)
@@ -524,6 +549,19 @@ class ResumeTest(TrainBase):
         for others in (["--timesteps", "uniform"], ["--timesteps", "speed", "--speed-k", "2"]):
             self.expect_error(self.command("train", *SHAPE, "--global-batch-size", "6", "--total-train-steps", "14", "--resume",
                                            *others), FAILED, "timesteps" if others[1] == "uniform" else "speed-k")
+
+    def test_losses_on_features_equal_an_unbroken_run(self):
+        flags = ["--log-every", "2", "--ckpt-every", "4", "--align", "self", "--align-block", "1", "--align-teacher-block", "2",
+                 "--align-until", "7", "--plr", "0.1"]
+        whole = self.train(*flags, "--total-train-steps", "12", results="whole")
+        self.train(*flags, "--total-train-steps", "4")
+        run = self.train(*flags, "--total-train-steps", "12", "--resume")
+        self.same_run(whole, run, 12)
+        self.same_rows(whole, run)
+        self.assertEqual([row["align_self"] > 0 for row in rows_of(run)], [True] * 4 + [False] * 2)  # until step 7
+        for others, named in ((["--align-interval", "100"], "align-interval"), (["--plr", "0.2"], "plr")):
+            self.expect_error(self.command("train", *SHAPE, *flags, "--total-train-steps", "14", "--resume", *others),
+                              FAILED, named)
 
     def test_a_run_that_another_process_continues_is_refused(self):
         run = self.train("--total-train-steps", "2")
@@ -1023,6 +1061,20 @@ class BadTrainingInputTest(TrainBase):
     def test_no_such_data(self):
         self.images = self.work / "nowhere"
         self.refused(FAILED, "nowhere", "no such file or folder")
+
+    def test_alignment_that_does_not_fit(self):
+        self.refused(USAGE, "--align-block 3: the model has 2 blocks", more=[*self.ONE, "--align", "self"])
+        align = [*self.ONE, "--align-block", "1", "--align"]
+        self.refused(USAGE, "--align dispersive: compares all images of a batch", more=[*align, "dispersive", "--accumulate", "2"])
+        self.refused(USAGE, "--align encoder: of which network?", "resnet56-4bfd9763.th", more=[*align, "encoder"])
+        network = self.save("network.safetensors", support.resnet56())
+        self.refused(USAGE, "--align-encoder: takes RGB images of 32x32 pixels, and these are images of 8x8 with 3 channels",
+                     more=[*align, "encoder", "--align-encoder", network])
+        self.refused(USAGE, "--align-encoder nowhere: holds no resnet56", more=[*align, "encoder", "--align-encoder", "nowhere"])
+        other = self.save("other.safetensors", {"weight": np.zeros(3, np.float32)})
+        self.refused(FAILED, "other.safetensors", "ResNet-56", more=[*align, "encoder", "--align-encoder", other])
+        self.refused(USAGE, "--complete-steps 0: --plr sees the complete model alone", "here 1 steps", verb="finetune",
+                     flags=self.with_model(), more=[*self.ONE, "--plr", "0.1"])
 
     def test_empty_class_folder(self):
         (self.images / "white").mkdir()

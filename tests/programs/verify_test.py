@@ -1,6 +1,7 @@
 """dydit verify: that it compares all that is recorded, and that it can fail."""
 
 import json
+import re
 import shutil
 import unittest
 
@@ -14,6 +15,7 @@ FORWARD, DIFFUSION = GOLDEN / "forward.safetensors", GOLDEN / "diffusion.safeten
 METRICS = support.SHARED / "golden/eval/metrics.safetensors"
 SPEED = support.SHARED / "golden/speed/speed.safetensors"
 TD_LORA = support.SHARED / "golden/td_lora/td_lora.safetensors"
+ALIGNMENT = support.SHARED / "golden/alignment/alignment.safetensors"
 PLANS = GOLDEN / "step_plan" / "runs.safetensors"
 FORWARD_CHECKS = {"pos_embed_formula", "attn_mask", "mlp_mask", "token_mask", "out", "out_static", "cfg_out"}
 
@@ -175,6 +177,42 @@ class AdaptersTest(ProgramTest):
         path = self.save("td_lora.safetensors", {**tensors, "lora.B": tensors["lora.B"][None]}, stated)
         self.expect_error(["verify", "--reference", path], FAILED,
                           "lora.A and lora.B are not (experts, rank, inputs) and (outputs, rank)")
+
+
+@unittest.skipUnless(ALIGNMENT.exists(), f"{ALIGNMENT} is not there; set DYDIT_SHARED")
+class AlignmentTest(ProgramTest):
+    """Losses on features with their gradients: golden/alignment of the shared folder."""
+
+    def replay(self, change=lambda tensors: None, **metadata):
+        tensors, stated = support.load(ALIGNMENT)
+        change(tensors)
+        path = self.save("alignment.safetensors", tensors, {**stated, **metadata})
+        result = self.run_program("verify", "--reference", path, "-q", "--json")
+        self.assertEqual(result.stderr, "")
+        checks = self.one_object(result.stdout)["checks"]
+        return result.returncode, {check["name"] for check in checks}, {check["name"] for check in checks if not check["ok"]}
+
+    def test_agree(self):
+        code, names, failed = self.replay()
+        self.assertEqual((code, failed), (0, set()))
+        inputs = {"z", "y", "sra_student", "sra_teacher", "sra_t", "sra_interval", "plr_noise"}
+        inputs |= {name for name in support.load(ALIGNMENT)[0] if re.match(r"head\.|plr\.\d\.(features|[02]\.)", name)}
+        self.assertEqual(names, set(support.load(ALIGNMENT)[0]) - inputs)
+
+    def test_disagree(self):
+        def add(name, value):
+            return lambda tensors: tensors[name].__iadd__(tensors[name].dtype.type(value))
+        for change, wanted in ((add("y", 0.1), {"cosine", "manifold_intra", "manifold_inter", "urepa"}),
+                               (add("head.linear2.bias", 0.1), {"sra_head_out", "sra"}), (add("sra_interval", 1), {"sra_t_teacher"}),
+                               (add("plr.1.2.bias", 0.1), {"plr.1.loss", "plr"})):
+            code, _, failed = self.replay(change)
+            self.assertEqual(code, FAILED)
+            self.assertEqual({name for name in failed if not name.startswith("grad.")}, wanted)
+
+    def test_patches_that_do_not_tile(self):
+        tensors, stated = support.load(ALIGNMENT)
+        path = self.save("alignment.safetensors", tensors, {**stated, "patch": "4"})
+        self.expect_error(["verify", "--reference", path], FAILED, "metadata 'patch' is \"4\"", "tile plr_noise")
 
 
 class DisagreesTest(ProgramTest):

@@ -167,5 +167,32 @@ TEST(Ema, WeightsAreTheAverageByNameWithThePositions) {
   }
 }
 
+// A view, so that neither an average's step nor what a resumed run loads leaves it behind.
+TEST(AverageView, IsTheAverageAsAModelAndFollowsIt) {
+  DiT model = test::random_model(test::tiny_config());
+  model->register_module("hooks", std::make_shared<torch::nn::Module>())
+      ->register_parameter("weight", at::ones({3}));
+  ParameterStore store(model, 1);
+  DiT average = store.average_view(model);
+  EXPECT_FALSE(average->is_training());
+  const auto expect_equal = [&] {
+    const Weights wanted = store.ema_weights();
+    EXPECT_EQ(average->named_parameters().size(), wanted.size());
+    for (const auto& parameter : average->named_parameters()) {
+      EXPECT_TRUE(at::equal(parameter.value(), wanted.at(parameter.key()))) << parameter.key();
+      EXPECT_FALSE(parameter.value().requires_grad()) << parameter.key();
+    }
+  };
+  expect_equal();
+  const at::Tensor before = average->blocks[1]->fc1->weight.clone();
+  store.values.add_(1);
+  store.ema_step(0.5);
+  expect_equal();
+  EXPECT_TRUE(at::allclose(average->blocks[1]->fc1->weight, before + 0.5, 1e-5, 1e-6));
+  EXPECT_TRUE(at::allclose(model->blocks[1]->fc1->weight, before + 1, 1e-5, 1e-6));
+  store.ema.copy_(gradients(store.ema.numel(), 3));  // as a state is loaded
+  expect_equal();
+}
+
 }  // namespace
 }  // namespace dydit
