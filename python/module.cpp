@@ -121,10 +121,11 @@ class Model {
                         "a plan is given, whose steps say their level; leave weak_steps and level_from out");
       request.plan = read_plan(*plan, checkpoint_.config);
     } else {
-      plan_by_policy({.cache = cache,
-                      .levels = {.steps = weak_steps, .from = level_from},
-                      .guide = {.from = guide_from, .to = guide_to, .every = guide_every, .weak = guide_weak}},
-                     checkpoint_.config, request);
+      plan_by_policy(
+          {.cache = cache,
+           .levels = {.steps = weak_steps, .from = level_from},
+           .guide = {.from = guide_from, .to = guide_to, .every = guide_every, .weak = guide_weak}},
+          checkpoint_.config, request);
     }
     const SamplingOptions options = {.batch = batch, .threads = threads_of(threads)};
     const EngineKind kind = kEngineNames.at(engine);
@@ -389,24 +390,25 @@ PYBIND11_MODULE(_dydit, m) {
       .def_property_readonly("notes", &Vae::notes);
 
   py::class_<Model>(m, "Model")
-      .def("generate", &Model::generate, py::kw_only(), "classes"_a = std::vector<int>{0},
-           "num_images"_a = py::none(), "steps"_a = 250, "sampler"_a = "auto", "eta"_a = 0.0f,
-           "cfg_scale"_a = py::none(), "seed"_a = 0, "batch"_a = 16, "dtype"_a = py::none(),
-           "threads"_a = py::none(), "engine"_a = "cpu", "mode"_a = "dynamic", "cache"_a = "none",
-           "guide_from"_a = GuideOptions().from, "guide_to"_a = GuideOptions().to,
-           "guide_every"_a = GuideOptions().every, "guide_weak"_a = false,
-           "weak_steps"_a = std::vector<int>(), "level_from"_a = std::vector<int>(), "plan"_a = py::none(), "progress"_a = py::none(),
-           "Samples (n, C, H, W) float32: latents, or pixels in about [-1, 1]; what dydit generate makes "
-           "with the\n"
-           "same options. Image i has class classes[i % len(classes)], a label or a name as --classes takes "
-           "it; a "
-           "text\n"
-           "is a list of them. dtype None: bfloat16 where the "
-           "processor\n"
-           "has it. cache, weak_steps or level_from (lists) and guide_*, or plan (a file): which branches are "
-           "computed, which steps have larger patches, and when guidance runs, "
-           "as\n"
-           "the flags of dydit generate. progress(done, total) is called after each step.")
+      .def(
+          "generate", &Model::generate, py::kw_only(), "classes"_a = std::vector<int>{0},
+          "num_images"_a = py::none(), "steps"_a = 250, "sampler"_a = "auto", "eta"_a = 0.0f,
+          "cfg_scale"_a = py::none(), "seed"_a = 0, "batch"_a = 16, "dtype"_a = py::none(),
+          "threads"_a = py::none(), "engine"_a = "cpu", "mode"_a = "dynamic", "cache"_a = "none",
+          "guide_from"_a = GuideOptions().from, "guide_to"_a = GuideOptions().to,
+          "guide_every"_a = GuideOptions().every, "guide_weak"_a = false, "weak_steps"_a = std::vector<int>(),
+          "level_from"_a = std::vector<int>(), "plan"_a = py::none(), "progress"_a = py::none(),
+          "Samples (n, C, H, W) float32: latents, or pixels in about [-1, 1]; what dydit generate makes "
+          "with the\n"
+          "same options. Image i has class classes[i % len(classes)], a label or a name as --classes takes "
+          "it; a "
+          "text\n"
+          "is a list of them. dtype None: bfloat16 where the "
+          "processor\n"
+          "has it. cache, weak_steps or level_from (lists) and guide_*, or plan (a file): which branches are "
+          "computed, which steps have larger patches, and when guidance runs, "
+          "as\n"
+          "the flags of dydit generate. progress(done, total) is called after each step.")
       .def("prepare", &Model::prepare, "timesteps"_a, py::kw_only(), "dtype"_a = py::none(),
            "threads"_a = py::none(), "engine"_a = "cpu", "mode"_a = "dynamic",
            "Plans these timesteps and packs the weights, so that forward need not, and says how forward "

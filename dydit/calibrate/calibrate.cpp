@@ -51,7 +51,8 @@ class Calibration {
     if (families_.contains(Family::Threshold)) measure_all("threshold plans", threshold_plans());
     if (families_.contains(Family::Search) && timesteps_.size() >= kLeastSearchSteps)
       measure_all("searched plans", searched_plans());
-    if (families_.contains(Family::Levels) && config_.levels() > 1) measure_all("plans of levels", level_plans());
+    if (families_.contains(Family::Levels) && config_.levels() > 1)
+      measure_all("plans of levels", level_plans());
     if (families_.contains(Family::Guide) && options_.guided()) measure_all("guided plans", guided_plans());
     return pareto_set(std::move(measured_));
   }

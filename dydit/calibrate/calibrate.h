@@ -12,9 +12,9 @@
 namespace dydit {
 
 /// What is tried. Threshold: full steps where the input has changed enough (input_change.h). Steps: fewer
-/// steps of the same sampler, which any cache has to beat. Levels: the best of the others with larger patches in
-/// the first steps, of models that have them. Search: schedules by what single forecasts do
-/// (schedule.h). Guide: the best of the others with guidance paid for now and then.
+/// steps of the same sampler, which any cache has to beat. Levels: the best of the others with larger patches
+/// in the first steps, of models that have them. Search: schedules by what single forecasts do (schedule.h).
+/// Guide: the best of the others with guidance paid for now and then.
 enum class Family { Fora, Taylor, Lagrange, Stack, Threshold, Steps, Search, Levels, Guide };
 inline constexpr EnumNames<Family, 9> kFamilyNames = {"family",
                                                       {{"fora", Family::Fora},

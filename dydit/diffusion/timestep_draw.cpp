@@ -104,7 +104,8 @@ double TimestepSampler::time(uint64_t seed, uint64_t step, int sample) const {
     default: {
       const float u = uniform(sample);
       const int strata = options_.strata, length = kSteps / strata;
-      // Four always divide a batch that is trained with; of others no stratum shall be the one that is left out.
+      // Four always divide a batch that is trained with; of others no stratum shall be the one that is left
+      // out.
       const auto turn = static_cast<int>(strata == kUsualStrata ? 0 : step % strata);
       const int stratum = (sample + turn) % strata;
       if (objective_.continuous()) return at_share((stratum + double{u}) / strata);

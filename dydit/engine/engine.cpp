@@ -29,10 +29,11 @@ void check_step(const StepPlan* step, const DiTConfig& config) {
            std::all_of(parts.begin(), parts.end(), [](uint8_t part) { return part <= 1; });
   };
   const auto fits = [&](const BlockWidth& block) {
-    return is_mask(block.heads) && is_mask(block.groups) && block.keep_tokens <= config.num_tokens(step->level);
+    return is_mask(block.heads) && is_mask(block.groups) &&
+           block.keep_tokens <= config.num_tokens(step->level);
   };
-  DYDIT_USAGE_CHECK(step->level >= 0 && step->level < config.levels(), "level {}: {} has {} of them", step->level,
-                    model_name(config), config.levels());
+  DYDIT_USAGE_CHECK(step->level >= 0 && step->level < config.levels(), "level {}: {} has {} of them",
+                    step->level, model_name(config), config.levels());
   DYDIT_USAGE_CHECK((step->mode == Mode::Static || config.is_dynamic()) &&
                         step->blocks.size() == static_cast<size_t>(config.depth) &&
                         std::all_of(step->blocks.begin(), step->blocks.end(), fits),

@@ -149,7 +149,10 @@ void add_forward(Sums& sums, const Engine& engine, Workspace& workspace, const S
     sums.heads += rows * block.active_heads() / parts;
     sums.groups += rows * block.active_groups() / parts;
   }
-  sums.tokens += trace.masks.defined() ? rows * trace.masks.slice(2, 0, engine.config().num_tokens(step.level)).mean().item<double>() : rows;
+  sums.tokens +=
+      trace.masks.defined()
+          ? rows * trace.masks.slice(2, 0, engine.config().num_tokens(step.level)).mean().item<double>()
+          : rows;
   for (const Work& w : work) {
     sums.required += static_cast<double>(w.required);
     sums.executed += static_cast<double>(w.executed);

@@ -340,8 +340,8 @@ void infer_family(const RawCheckpoint& raw, WeightSet& set, const Shapes& shapes
   if (any_block_has("skip_linear.weight"))
     config.join = any_block_has("skip_norm.weight") ? Join::Normed : Join::Plain;
   if (config.join == Join::Normed && is_ours(raw) && raw.stated.config.contains("skip")) {
-    DYDIT_CHECK(raw.stated.config["skip"] == "residual", "{}: skip is {}; residual or nothing is wanted", raw.name,
-                printable(json_text(raw.stated.config["skip"]), 40));
+    DYDIT_CHECK(raw.stated.config["skip"] == "residual", "{}: skip is {}; residual or nothing is wanted",
+                raw.name, printable(json_text(raw.stated.config["skip"]), 40));
     config.join = Join::Residual;
   }
   if (set.layout != Layout::UViT && !any_block_has("norm1.weight")) return;
@@ -382,13 +382,13 @@ void infer_levels(const RawCheckpoint& raw, const Shapes& shapes, DiTConfig& con
   const bool is_said = said != raw.stated.config.end();
   if (level_from.empty() && !(is_said && is_ours(raw))) return;
   if (is_said) {
-    DYDIT_CHECK(said->is_array() && said->size() == level_from.size() &&
-                    std::all_of(said->begin(), said->end(), [](const json& t) {
-                      return t.is_number_unsigned() && t < kNumTrainTimesteps;
-                    }),
-                "{}: level_from is {}; its tensors have {} levels beside the first, and a time from 0 to {} "
-                "of each is wanted",
-                raw.name, printable(json_text(*said), 60), level_from.size(), kNumTrainTimesteps - 1);
+    DYDIT_CHECK(
+        said->is_array() && said->size() == level_from.size() &&
+            std::all_of(said->begin(), said->end(),
+                        [](const json& t) { return t.is_number_unsigned() && t < kNumTrainTimesteps; }),
+        "{}: level_from is {}; its tensors have {} levels beside the first, and a time from 0 to {} "
+        "of each is wanted",
+        raw.name, printable(json_text(*said), 60), level_from.size(), kNumTrainTimesteps - 1);
     level_from = said->get<std::vector<int>>();
   }
   try {
@@ -475,9 +475,11 @@ DiTConfig infer_config(const RawCheckpoint& raw, WeightSet& set, const Checkpoin
   if (config.objective.continuous()) config.drops_variance = config.learn_sigma;
   config.width_routers = shapes.has("blocks.0.attn_rate.router.weight");
   config.token_routers = shapes.has("blocks.0.token_selection.mlp_head.0.weight");
-  if (const auto scope = raw.stated.config.find("token_scope"); scope != raw.stated.config.end() && is_ours(raw)) {
+  if (const auto scope = raw.stated.config.find("token_scope");
+      scope != raw.stated.config.end() && is_ours(raw)) {
     const auto known = kTokenScopeNames.find(scope->is_string() ? scope->get<std::string>() : "");
-    DYDIT_CHECK(known && config.token_routers, "{}: token_scope is {}; mlp or block is wanted, of token routers", name,
+    DYDIT_CHECK(known && config.token_routers,
+                "{}: token_scope is {}; mlp or block is wanted, of token routers", name,
                 printable(json_text(*scope), 40));
     config.token_scope = *known;
   }

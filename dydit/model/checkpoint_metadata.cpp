@@ -135,9 +135,9 @@ Quantization parse_quantization(const std::string& text, const std::string& name
 }
 
 // Keys that metadata_of writes; others are notes.
-constexpr std::array kOwnKeys = {"format",      "dydit_format", "config",      "parent_sha256", "gate_rule",
-                                 "keep_counts", "regions",      "lambda",      "class_names",   "quantization",
-                                 "adapter"};
+constexpr std::array kOwnKeys = {"format",      "dydit_format", "config",  "parent_sha256",
+                                 "gate_rule",   "keep_counts",  "regions", "lambda",
+                                 "class_names", "quantization", "adapter"};
 
 // The oldest that says all there is: readers of an older one would sample nonsense.
 int format_of(const Checkpoint& checkpoint) {

@@ -17,8 +17,8 @@ Weights stored_weights(const Checkpoint& checkpoint, at::ScalarType dtype) {
   Weights stored;
   for (const auto& [name, tensor] : checkpoint.weights) {
     const bool as_it_is = tensor.scalar_type() == at::kChar || is_quantization_part(name);
-    stored[name] =
-        as_it_is ? tensor.contiguous() : tensor.to(name.ends_with("pos_embed") ? at::kFloat : dtype).contiguous();
+    stored[name] = as_it_is ? tensor.contiguous()
+                            : tensor.to(name.ends_with("pos_embed") ? at::kFloat : dtype).contiguous();
   }
   return stored;
 }
@@ -63,10 +63,11 @@ void save_in_layout(const std::filesystem::path& path, const Checkpoint& checkpo
   const DiTConfig& config = checkpoint.config;
   DYDIT_USAGE_CHECK(layout_of(config) == layout, "{}: is a {}, which files of the layout {} cannot hold",
                     checkpoint.path.string(), model_name(config), kLayoutNames[layout]);
-  DYDIT_USAGE_CHECK(config.join != Join::Residual,
-                    "{}: adds its long skips to the stream, which files in the authors' names cannot say; --to "
-                    "safetensors or torch can",
-                    checkpoint.path.string());
+  DYDIT_USAGE_CHECK(
+      config.join != Join::Residual,
+      "{}: adds its long skips to the stream, which files in the authors' names cannot say; --to "
+      "safetensors or torch can",
+      checkpoint.path.string());
   refuse_adapters(checkpoint);
   const LayoutNames names(layout, config.depth);
   Weights stored;

@@ -81,16 +81,17 @@ void check_levels(const DiTConfig& config, const std::vector<int>& level_from) {
   DYDIT_USAGE_CHECK(!level_from.empty() && level_from.size() < kMostLevels,
                     "{} levels of patch sizes; 2 to {} can be", level_from.size() + 1, kMostLevels);
   for (size_t i = 0; i < level_from.size(); ++i) {
-    DYDIT_USAGE_CHECK(level_from[i] >= (i > 0 ? level_from[i - 1] : 0) && level_from[i] < kNumTrainTimesteps,
-                      "level {} from t = {}: 0 to {} are t, and a larger patch begins no lower than a smaller",
-                      i + 1, level_from[i], kNumTrainTimesteps - 1);
+    DYDIT_USAGE_CHECK(
+        level_from[i] >= (i > 0 ? level_from[i - 1] : 0) && level_from[i] < kNumTrainTimesteps,
+        "level {} from t = {}: 0 to {} are t, and a larger patch begins no lower than a smaller", i + 1,
+        level_from[i], kNumTrainTimesteps - 1);
     DYDIT_USAGE_CHECK((level_from[i] > 0) == (level_from[0] > 0),
                       "level {} from t = {} and level 1 from {}: all begin above 0, or all at 0", i + 1,
                       level_from[i], level_from[0]);
     const int patch = config.patch(static_cast<int>(i) + 1);
     DYDIT_USAGE_CHECK(config.input_size % patch == 0,
-                      "level {} has patches of {}x{}, which do not fill {}x{}; take fewer levels", i + 1, patch,
-                      patch, config.input_size, config.input_size);
+                      "level {} has patches of {}x{}, which do not fill {}x{}; take fewer levels", i + 1,
+                      patch, patch, config.input_size, config.input_size);
   }
 }
 

@@ -30,11 +30,12 @@ enum class Modulation { AdaLN, Affine };
 /// The tanh approximation, or the exact form.
 enum class GeluForm { Tanh, Erf };
 /// How the second half of the blocks takes the outputs of the first: [x, skip] through a linear layer, which
-/// replaces x (U-ViT); after a LayerNorm over both (Skip-DiT); that added to x, which a DiT can begin with (ours).
+/// replaces x (U-ViT); after a LayerNorm over both (Skip-DiT); that added to x, which a DiT can begin with
+/// (ours).
 enum class Join { None, Plain, Normed, Residual };
 
-/// What a token that its router leaves out skips: the MLP (SDT, DyDiT section 3.3), or the block, whose attention
-/// then goes among the others (DiffCR).
+/// What a token that its router leaves out skips: the MLP (SDT, DyDiT section 3.3), or the block, whose
+/// attention then goes among the others (DiffCR).
 enum class TokenScope { Mlp, Block };
 inline constexpr EnumNames<TokenScope, 2> kTokenScopeNames = {
     "token scope", {{"mlp", TokenScope::Mlp}, {"block", TokenScope::Block}}};
@@ -43,8 +44,7 @@ inline constexpr EnumNames<TokenScope, 2> kTokenScopeNames = {
 /// timestep (TD-LoRA of DyDiT++, whose form is inferred).
 enum class AdapterKind { None, Lora, TdLora };
 inline constexpr EnumNames<AdapterKind, 3> kAdapterNames = {
-    "adapter",
-    {{"none", AdapterKind::None}, {"lora", AdapterKind::Lora}, {"td-lora", AdapterKind::TdLora}}};
+    "adapter", {{"none", AdapterKind::None}, {"lora", AdapterKind::Lora}, {"td-lora", AdapterKind::TdLora}}};
 /// Of which of the two matrices there are several.
 enum class AdapterMix { A, B };
 inline constexpr EnumNames<AdapterMix, 2> kAdapterMixNames = {"adapter mix",
@@ -52,9 +52,9 @@ inline constexpr EnumNames<AdapterMix, 2> kAdapterMixNames = {"adapter mix",
 
 struct AdapterConfig {
   AdapterKind kind = AdapterKind::None;
-  int rank = 8;       // r
-  int experts = 1;    // E; 1 of a plain LoRA
-  double scale = 1;   // s
+  int rank = 8;      // r
+  int experts = 1;   // E; 1 of a plain LoRA
+  double scale = 1;  // s
   AdapterMix mix = AdapterMix::A;
 
   bool operator==(const AdapterConfig&) const = default;
@@ -136,16 +136,16 @@ struct DiTConfig {
 
 /// The configuration with the patches of a level as its only ones: what it computes there.
 DiTConfig at_level(DiTConfig config, int level);
-/// The level whose patches a model of levels was trained with at this time: the largest that begins at or below
-/// it. In continuous time `level_from` counts thousandths of the noise share.
+/// The level whose patches a model of levels was trained with at this time: the largest that begins at or
+/// below it. In continuous time `level_from` counts thousandths of the noise share.
 int level_at(const DiTConfig& config, double timestep);
 /// The same at a thousandth of the noise, 0..999.
 int level_at_thousandth(const DiTConfig& config, double t);
 /// Whether each level was, or is, trained at times of its own alone; else each at all times.
 bool levels_share_time(const DiTConfig& config);
 inline constexpr int kMostLevels = 4;
-/// Throws UsageError where such levels cannot be: of this family, of patches that do not fill the image, or of
-/// times that are none or fall.
+/// Throws UsageError where such levels cannot be: of this family, of patches that do not fill the image, or
+/// of times that are none or fall.
 void check_levels(const DiTConfig& config, const std::vector<int>& level_from);
 
 /// The two ways to compute with the same weights that files name: the published code's, and diffusers', whose

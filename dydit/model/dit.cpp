@@ -293,10 +293,9 @@ at::Tensor DiTImpl::forward(const at::Tensor& x, const at::Tensor& t_emb, const 
     of_final = of_affine(final_norm, h.size(0));
   }
   Linear last = own ? (*own)->final_linear : final_linear;
-  const at::Tensor out = unpatchify(
-      last->forward(
-          layer_norm_modulate(h, of_final.shift, of_final.scale, at::kFloat, config.final_norm_eps)),
-      level);
+  const at::Tensor out = unpatchify(last->forward(layer_norm_modulate(h, of_final.shift, of_final.scale,
+                                                                      at::kFloat, config.final_norm_eps)),
+                                    level);
   return config.output_conv ? at::conv2d(out, conv_weight, conv_bias, 1, 1) : out;
 }
 

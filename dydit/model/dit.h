@@ -75,7 +75,8 @@ struct DiTBlockImpl : torch::nn::Module {
                  const at::Tensor& shares = {});
   /// x, skip (B, T, C) -> what goes into the block where it is joined.
   at::Tensor join(const at::Tensor& x, const at::Tensor& skip);
-  /// x (B, T, C) after the attention residual, or with TokenScope::Block before the block -> (B, N), of the patches.
+  /// x (B, T, C) after the attention residual, or with TokenScope::Block before the block -> (B, N), of the
+  /// patches.
   at::Tensor token_logits(const at::Tensor& x);
   WidthLogits width_logits(const at::Tensor& t_emb);
   /// Shares of TD-LoRA's experts: t_emb (B, C) -> (B, E); undefined where there are none.

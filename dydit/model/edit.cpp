@@ -68,8 +68,7 @@ KeepCounts with_levels(const KeepCounts& counts, const DiTConfig& config) {
     all.heads.insert(all.heads.end(), counts.heads.begin(), counts.heads.end());
     all.groups.insert(all.groups.end(), counts.groups.begin(), counts.groups.end());
     for (KeepCounts::PerRegion regions : counts.tokens) {
-      for (int& count : regions)
-        count = std::max(1, count * config.num_tokens(level) / config.num_tokens());
+      for (int& count : regions) count = std::max(1, count * config.num_tokens(level) / config.num_tokens());
       all.tokens.push_back(regions);
     }
   }
@@ -171,8 +170,8 @@ Checkpoint add_long_skips(Checkpoint checkpoint) {
   at::NoGradGuard no_grad;
   DiTConfig& config = checkpoint.config;
   DYDIT_CHECK(config.join == Join::None, "{}: already has long skips", checkpoint.path.string());
-  DYDIT_CHECK(config.depth % 2 == 0, "{}: has {} blocks; long skips join an even number", checkpoint.path.string(),
-              config.depth);
+  DYDIT_CHECK(config.depth % 2 == 0, "{}: has {} blocks; long skips join an even number",
+              checkpoint.path.string(), config.depth);
   config.join = Join::Residual;
   for (const auto& parameter : DiT(config)->named_parameters()) {
     const std::string& name = parameter.key();

@@ -45,8 +45,8 @@ struct KeepShares {
 /// every timestep; kinds without routers are left out. A static DiT gets routers first.
 Checkpoint keep_shares(Checkpoint checkpoint, const KeepShares& shares);
 
-/// The DiT with long skips whose linear layers are zero, added to the stream (Join::Residual): nothing changes until
-/// it is trained. Throws Error where it has skips or an odd number of blocks.
+/// The DiT with long skips whose linear layers are zero, added to the stream (Join::Residual): nothing
+/// changes until it is trained. Throws Error where it has skips or an odd number of blocks.
 Checkpoint add_long_skips(Checkpoint checkpoint);
 
 /// The checkpoint with levels of patches of 2p, 4p, ... pixels beside its own (FlexiDiT, Anagnostidis et al.

@@ -30,8 +30,8 @@ at::Tensor sincos_pos_embed(int hidden_size, int grid, double spacing) {
   const auto omega =
       at::pow(10000.0, -at::arange(quarter, at::kDouble) / static_cast<double>(quarter)).unsqueeze(0);
   const auto places = at::arange(grid, at::kDouble) * spacing + (spacing - 1) / 2;
-  const auto angles = places.unsqueeze(1) * omega;                         // (grid, C/4)
-  const auto axis = at::cat({at::sin(angles), at::cos(angles)}, 1);        // (grid, C/2)
+  const auto angles = places.unsqueeze(1) * omega;                   // (grid, C/4)
+  const auto axis = at::cat({at::sin(angles), at::cos(angles)}, 1);  // (grid, C/2)
   const auto w = axis.unsqueeze(0).expand({grid, grid, 2 * quarter});
   const auto h = axis.unsqueeze(1).expand({grid, grid, 2 * quarter});
   return at::cat({w, h}, 2).reshape({1, grid * grid, 4 * quarter}).to(at::kFloat);

@@ -15,7 +15,8 @@ enum class GateRule {
 inline constexpr EnumNames<GateRule, 2> kGateRuleNames = {
     "gate rule", {{"threshold", GateRule::Threshold}, {"capacity", GateRule::Capacity}}};
 
-inline constexpr int kQuarters = 4;  // of the timesteps; the capacity rule's regions, where nobody chooses others
+inline constexpr int kQuarters =
+    4;  // of the timesteps; the capacity rule's regions, where nobody chooses others
 inline constexpr int kMostRegions = 50;
 
 /// Whether t may be cut into so many equal regions.

@@ -207,7 +207,8 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   return at::matmul(ScaledSoftmax::apply(scores.flatten(0, 1), factor).view(scores.sizes()), v);
 }
 
-at::Tensor attention_among(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& on) {
+at::Tensor attention_among(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           const at::Tensor& on) {
   constexpr double kNever = -1e30;  // finite, so that no row is NaN
   const double scale = 1 / std::sqrt(static_cast<double>(q.size(3)));
   const at::Tensor scores = at::matmul(q, k.transpose(2, 3)).to(at::kFloat) * scale;

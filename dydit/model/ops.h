@@ -26,6 +26,7 @@ at::Tensor gated_gelu(const at::Tensor& h, const at::Tensor& gate = {}, GeluForm
 /// softmax(q k^T / sqrt(D)) v: q, k, v (B, H, N, D) -> (B, H, N, D), the same type.
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v);
 /// The same to keys of which `on` (B, N) is true alone; where none is, the result is finite.
-at::Tensor attention_among(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& on);
+at::Tensor attention_among(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           const at::Tensor& on);
 
 }  // namespace dydit

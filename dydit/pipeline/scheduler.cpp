@@ -30,7 +30,8 @@ std::vector<double> timesteps_of(const RunPlan& plan) {
   return timesteps;
 }
 
-// entries (N) += mask (N), whose first values are of the level's patches, each as many of `entries`' as it covers.
+// entries (N) += mask (N), whose first values are of the level's patches, each as many of `entries`' as it
+// covers.
 void add_entries(const DiTConfig& config, int level, const at::Tensor& mask, at::Tensor& entries) {
   if (level == 0) {
     entries += mask;
@@ -236,7 +237,8 @@ void Scheduler::fill_inputs(const Part& part) const {
   const float* x = values_of(samples_[part.sample].x) + part.first;
   float* input = values_of(input_) + part.first;
   std::copy_n(x, part.size, input + part.sample * values_);
-  if (const size_t guide_row = guide_rows_[part.sample]) std::copy_n(x, part.size, input + guide_row * values_);
+  if (const size_t guide_row = guide_rows_[part.sample])
+    std::copy_n(x, part.size, input + guide_row * values_);
 }
 
 History Scheduler::take_history(int slots) {

@@ -45,7 +45,8 @@ struct Sample {
   at::Tensor x0;                // likewise: predicted in the last step; undefined where nobody asks
   at::Tensor held_x, held_eps;  // likewise: an evaluation that others look back to; undefined where none do
   at::Tensor entries;  // (N) float32: how often each token entered an MLP; undefined unless asked for
-  // Of the plan's slots: the conditional row's and the one's that guides it, and (slots, guided values) of guidance.
+  // Of the plan's slots: the conditional row's and the one's that guides it, and (slots, guided values) of
+  // guidance.
   std::array<History, 2> histories = {};
   at::Tensor differences = {};
   Work work = {};      // summed over steps and guidance halves
@@ -101,9 +102,9 @@ class Scheduler {
   std::vector<Sample> samples_;
   std::vector<Row> rows_;           // of the samples, then of the guided ones the second
   std::vector<size_t> guide_rows_;  // the second of each sample, 0: not guided
-  std::vector<Work> work_;         // of the rows
-  std::vector<History> spare_;     // of samples that left
-  at::Tensor input_, output_;      // of as many rows as there have been
+  std::vector<Work> work_;          // of the rows
+  std::vector<History> spare_;      // of samples that left
+  at::Tensor input_, output_;       // of as many rows as there have been
   TokenTrace trace_;
 };
 

@@ -30,8 +30,8 @@ constexpr char kComputeSign = 'c', kSkippedSign = '-';
 constexpr std::string_view kReuse = "reuse:";
 
 const std::array<std::string, 15> kTopKeys = {
-    "levels", "path",  "dydit_plan", "name", "depth",     "num_heads", "num_tokens",   "forecast",
-    "steps", "sampler",    "eta",  "cfg_scale", "mode",      "model_sha256", "note"};
+    "levels", "path",    "dydit_plan", "name",      "depth", "num_heads",    "num_tokens", "forecast",
+    "steps",  "sampler", "eta",        "cfg_scale", "mode",  "model_sha256", "note"};
 const std::array<std::string, 11> kStepKeys = {"t",       "attn",  "mlp",    "ranges", "guide", "scale",
                                                "restart", "heads", "groups", "tokens", "level"};
 const std::array<std::string, 4> kRangeKeys = {"from", "to", "order", "absolute"};
@@ -75,7 +75,8 @@ void parse_guide(const JsonObject& in, StepSpec& step) {
                          ? parse_number<int>(std::string_view(word).substr(kReuse.size()))
                          : std::nullopt;
   DYDIT_CHECK(order && *order >= 0 && *order <= kMaxOrder,
-              "{}: guide is {}; full, off, weak or reuse:0 to reuse:{} are known", in.at(), quote(word), kMaxOrder);
+              "{}: guide is {}; full, off, weak or reuse:0 to reuse:{} are known", in.at(), quote(word),
+              kMaxOrder);
   step.guide = GuideKind::Forecast;
   step.guide_order = *order;
 }
@@ -283,8 +284,8 @@ StatedPlan parse_stated_plan(const Json& json, const std::string& name) {
   if (top.find("levels")) {
     plan.config.level_from.resize(top.whole("levels", 1, kMostLevels) - 1);
     const int side = plan.config.input_size, largest = plan.config.patch(plan.config.levels() - 1);
-    DYDIT_CHECK(side % largest == 0, "{}: levels is {}, but {} tokens a side cannot be joined by {}", top.at(),
-                plan.config.levels(), side, largest);
+    DYDIT_CHECK(side % largest == 0, "{}: levels is {}, but {} tokens a side cannot be joined by {}",
+                top.at(), plan.config.levels(), side, largest);
   }
   const std::string path = top.text("path").value_or("table");
   const auto known = kPathNames.find(path);

@@ -107,14 +107,15 @@ void check_tokens(const std::vector<int>& tokens, const DiTConfig& config, int l
 void check_step(const StepSpec& step, const DiTConfig& config, const std::string& at) {
   DYDIT_CHECK(is_time(config.objective, step.timestep), "{}: t is outside 0 to {}", at,
               last_time(config.objective));
-  DYDIT_CHECK(step.level >= 0 && step.level < config.levels(),
-              "{}: level is {}; the model has {}", at, step.level,
-              config.levels() > 1 ? fmt::format("levels 0 to {}", config.levels() - 1) : "one patch size, level 0");
+  DYDIT_CHECK(step.level >= 0 && step.level<config.levels(), "{}: level is {}; the model has {}", at,
+                                            step.level, config.levels()> 1
+                  ? fmt::format("levels 0 to {}", config.levels() - 1)
+                  : "one patch size, level 0");
   DYDIT_CHECK(step.guide != GuideKind::Weak || config.levels() > 1,
               "{}: guide is weak, but the model has one patch size; take full", at);
   DYDIT_CHECK(step.guide != GuideKind::Weak || step.level < config.levels() - 1,
-              "{}: guide is weak, but the step itself is at the level of the largest patches, {}; take full", at,
-              step.level);
+              "{}: guide is weak, but the step itself is at the level of the largest patches, {}; take full",
+              at, step.level);
   check_ranges(step, config, at);
   check_actions(step.attn, "attn", step, config, at);
   check_actions(step.mlp, "mlp", step, config, at);

@@ -59,7 +59,8 @@ struct StepSpec {
 
 /// Whether a step with such guidance runs two rows of a sample.
 bool pays_both_rows(GuideKind kind);
-/// Whether a row of the next step has other patches than in the one before, so that what was kept is forgotten.
+/// Whether a row of the next step has other patches than in the one before, so that what was kept is
+/// forgotten.
 bool changes_level(const StepSpec& before, const StepSpec& step, bool guided);
 
 struct PlanSpec {

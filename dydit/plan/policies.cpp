@@ -255,7 +255,8 @@ void apply_levels(const LevelSchedule& levels, const DiTConfig& config, PlanSpec
   const std::vector<int>& said = levels.from.empty() ? levels.steps : levels.from;
   const bool by_steps = levels.from.empty();
   const int S = static_cast<int>(spec.steps.size()), most = by_steps ? S : kNumTrainTimesteps - 1;
-  DYDIT_USAGE_CHECK(config.levels() > 1, "levels of patch sizes: the model has one; train adds more (--level-from)");
+  DYDIT_USAGE_CHECK(config.levels() > 1,
+                    "levels of patch sizes: the model has one; train adds more (--level-from)");
   DYDIT_USAGE_CHECK(static_cast<int>(said.size()) < config.levels(),
                     "{} levels of larger patches: the model has {}", said.size(), config.levels() - 1);
   for (size_t i = 0; i < said.size(); ++i) {
@@ -268,9 +269,8 @@ void apply_levels(const LevelSchedule& levels, const DiTConfig& config, PlanSpec
   for (int s = 0; s < S; ++s) {
     StepSpec& step = spec.steps[s];
     const double t = timestep_of(config.objective, step.timestep);
-    step.level = static_cast<int>(std::count_if(said.begin(), said.end(), [&](int value) {
-      return by_steps ? s >= S - value : t >= value;
-    }));
+    step.level = static_cast<int>(std::count_if(
+        said.begin(), said.end(), [&](int value) { return by_steps ? s >= S - value : t >= value; }));
   }
   for (int s = 0; s + 1 < S; ++s) {
     if (spec.steps[s].level != spec.steps[s + 1].level) compute_all(spec.steps[s]);

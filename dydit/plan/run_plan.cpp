@@ -102,7 +102,8 @@ bool StepPlan::same_work(const StepPlan& other) const {
   const auto same_range = [](const RangePlan& a, const RangePlan& b) {
     return a.from == b.from && a.to == b.to && a.skipped() == b.skipped() && a.absolute == b.absolute;
   };
-  if (mode != other.mode || level != other.level || blocks != other.blocks || ranges.size() != other.ranges.size() ||
+  if (mode != other.mode || level != other.level || blocks != other.blocks ||
+      ranges.size() != other.ranges.size() ||
       !std::equal(ranges.begin(), ranges.end(), other.ranges.begin(), same_range))
     return false;
   if (branches.empty() && other.branches.empty()) return true;

@@ -106,10 +106,10 @@ struct RunPlan {
   std::vector<std::vector<StepPlan>> larger = {};
   // Of the steps whose guide is weak: what the second row does there; empty where no step's is.
   std::vector<StepPlan> weak = {};
-  std::string name = {};        // of the spec; empty: everything is computed
-  int slots = 0;                // features (N, C) that each row keeps at a time
-  int ranges = 0;               // the most that a step keeps or skips
-  int guide_slots = 0;          // differences (guided channels, side, side) that each sample keeps
+  std::string name = {};  // of the spec; empty: everything is computed
+  int slots = 0;          // features (N, C) that each row keeps at a time
+  int ranges = 0;         // the most that a step keeps or skips
+  int guide_slots = 0;    // differences (guided channels, side, side) that each sample keeps
 
   /// Rows of a sample at a step: 2 where guidance is paid for.
   int rows(size_t step, bool guided) const {
@@ -128,8 +128,8 @@ RunPlan make_width_plan(const Checkpoint& checkpoint, std::span<const double> ti
 /// The same of a table's timesteps.
 RunPlan make_width_plan(const Checkpoint& checkpoint, std::span<const int> timesteps, Mode mode);
 
-/// Which of so many equal regions of the noise share it is, 0 nearest to the image: by its counts the capacity
-/// rule decides.
+/// Which of so many equal regions of the noise share it is, 0 nearest to the image: by its counts the
+/// capacity rule decides.
 int region_of(const Objective& objective, double timestep, int regions = kQuarters);
 
 /// Makes `spec`, which fits it (check_spec), part of a plan of its timesteps, which ascend: levels, widths by

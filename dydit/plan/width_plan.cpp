@@ -48,7 +48,8 @@ std::vector<uint8_t> open_parts(std::span<const float> logits, int keep) {
   return parts;
 }
 
-// Decides timesteps[first, first + kRowsPerBlock) of a level, the last block padded with its own last timestep.
+// Decides timesteps[first, first + kRowsPerBlock) of a level, the last block padded with its own last
+// timestep.
 void decide_rows(const Checkpoint& checkpoint, std::span<const double> timesteps, int first, int level,
                  std::vector<StepPlan>& steps) {
   c10::InferenceMode guard;
@@ -100,9 +101,8 @@ std::vector<StepPlan> steps_of_level(const Checkpoint& checkpoint, std::span<con
   if (mode == Mode::Dynamic && config.width_routers) {
     RowPool one_thread(1);
     const int blocks = (static_cast<int>(timesteps.size()) + kRowsPerBlock - 1) / kRowsPerBlock;
-    one_thread.run(blocks, [&](int i) {
-      decide_rows(checkpoint, timesteps, i * kRowsPerBlock, level, steps);
-    });
+    one_thread.run(blocks,
+                   [&](int i) { decide_rows(checkpoint, timesteps, i * kRowsPerBlock, level, steps); });
   }
   return steps;
 }

@@ -63,7 +63,8 @@ bool has_guides(const RunPlan& plan) {
 }
 
 bool has_levels(const RunPlan& plan) {
-  return std::any_of(plan.steps.begin(), plan.steps.end(), [](const StepPlan& step) { return step.level > 0; });
+  return std::any_of(plan.steps.begin(), plan.steps.end(),
+                     [](const StepPlan& step) { return step.level > 0; });
 }
 
 class Picture {
@@ -132,7 +133,8 @@ class Picture {
   }
 
   void draw_guides(double top) {
-    body_ += text(kLeft, top - 6, "start", "guidance (blue: both rows, paler where the second is weak; orange: forecast; white: off)");
+    body_ += text(kLeft, top - 6, "start",
+                  "guidance (blue: both rows, paler where the second is weak; orange: forecast; white: off)");
     const auto kind = [&](int s) { return plan_.steps[s].guide.kind; };
     row_name_.clear();
     draw_row(
@@ -232,7 +234,8 @@ double step_work_share(const RunPlan& plan, int step) {
   const int rows = has_guides(plan) ? plan.rows(step, /*guided=*/true) : 1;
   int64_t macs = 0;
   for (int row = 0; row < rows; ++row) macs += required_macs(plan.config, plan.of_row(step, row));
-  return static_cast<double>(macs) / static_cast<double>((has_guides(plan) ? 2 : 1) * static_macs(plan.config));
+  return static_cast<double>(macs) /
+         static_cast<double>((has_guides(plan) ? 2 : 1) * static_macs(plan.config));
 }
 
 std::string plan_svg(const RunPlan& plan, std::string_view title) {

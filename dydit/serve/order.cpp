@@ -247,10 +247,11 @@ void read_plan_fields(const Body& body, const ModelTerms& model, const char* ste
                   .every = body.whole("guide_every", 1, kNumTrainTimesteps, 1),
                   .weak = body.truth("guide_weak")};
   if (!policy.guide.is_default() && (!request.guided() || body.has("plan") || body.has("budget")))
-    throw Refusal(400,
-                  "request: guide_from, guide_to, guide_every and guide_weak need guidance_scale above 1, and "
-                  "neither plan nor budget, which say when guidance runs",
-                  "guide_from");
+    throw Refusal(
+        400,
+        "request: guide_from, guide_to, guide_every and guide_weak need guidance_scale above 1, and "
+        "neither plan nor budget, which say when guidance runs",
+        "guide_from");
   if (body.has("weak_steps")) policy.levels.steps = body.whole_numbers("weak_steps", kNumTrainTimesteps);
   if (body.has("level_from")) policy.levels.from = body.whole_numbers("level_from", kLast);
   if (body.has("weak_steps") + body.has("level_from") + body.has("plan") + (order.budget > 0) > 1)
@@ -415,10 +416,29 @@ Order read_txt2img(std::string_view text, std::span<const ModelTerms> models, co
                                                 {"alwayson_scripts", {json::object()}},
                                                 {"override_settings_restore_afterwards", {true, false}}};
   static const std::vector<std::string> kKnown = [] {
-    std::vector<std::string> known = {
-        "prompt", "seed",       "steps",    "cfg_scale",   "sampler_name", "sampler_index",    "batch_size",
-        "n_iter", "width",      "height",   "eta",         "mode",         "budget",           "cache",
-        "plan",   "guide_from", "guide_to", "guide_every", "guide_weak", "weak_steps", "level_from", "timesteps",    "override_settings"};
+    std::vector<std::string> known = {"prompt",
+                                      "seed",
+                                      "steps",
+                                      "cfg_scale",
+                                      "sampler_name",
+                                      "sampler_index",
+                                      "batch_size",
+                                      "n_iter",
+                                      "width",
+                                      "height",
+                                      "eta",
+                                      "mode",
+                                      "budget",
+                                      "cache",
+                                      "plan",
+                                      "guide_from",
+                                      "guide_to",
+                                      "guide_every",
+                                      "guide_weak",
+                                      "weak_steps",
+                                      "level_from",
+                                      "timesteps",
+                                      "override_settings"};
     for (const Neutral& neutral : kNeutral) known.emplace_back(neutral.field);
     return known;
   }();

@@ -70,7 +70,9 @@ double work_ratio(const LevelOf& level, const Fn& share_of) {
 class CountSearch {
  public:
   CountSearch(const LevelOf& level, const at::Tensor& share, double target)
-      : level_(level), tolerance_(kCountTolerance * target), regions_(level.regions()),
+      : level_(level),
+        tolerance_(kCountTolerance * target),
+        regions_(level.regions()),
         stride_(level.config.depth * regions_) {
     const DiTConfig& config = config_;
     const at::Tensor values = share.detach().cpu().contiguous();
@@ -97,7 +99,8 @@ class CountSearch {
 
   bool can_move(int i, int by) const {
     const int kind = i / stride_;
-    return level_.trained[i % regions_] && is_routed(config_, kind) && counts_[i] + by >= 1 && counts_[i] + by <= part_count(config_, kind);
+    return level_.trained[i % regions_] && is_routed(config_, kind) && counts_[i] + by >= 1 &&
+           counts_[i] + by <= part_count(config_, kind);
   }
 
   // Change of the work ratio by so many more of part i.
@@ -217,7 +220,8 @@ at::Tensor work_slope(const LevelOf& level, const at::Tensor& share) {
       slope[0].copy_((entering * work.linear + entering.square() * work.quadratic) * scale);
       slope[1].copy_(entering * (mlp * scale));
     }
-    slope[2].copy_((heads * (entering * (2 * work.quadratic) + work.linear) + groups * mlp) * (of_patches * scale));
+    slope[2].copy_((heads * (entering * (2 * work.quadratic) + work.linear) + groups * mlp) *
+                   (of_patches * scale));
   } else if (config.width_routers) {
     slope[0].fill_(attn * scale);
     const double in_front = config.entering_share(0), of_patches = config.entering_share(1) - in_front;
@@ -258,14 +262,15 @@ void scale_level(const LevelOf& level, const at::Tensor& share, double target) {
   }
   for (int kind = 0; kind < kKinds; ++kind) {
     for (int l = 0; l < config.depth; ++l) {
-      for (int q = 0; q < level.regions(); ++q) value[kind][l][q] = static_cast<float>(scaled(kind, l, q, high));
+      for (int q = 0; q < level.regions(); ++q)
+        value[kind][l][q] = static_cast<float>(scaled(kind, l, q, high));
     }
   }
 }
 
-// What one more part is worth, by the parts whose rank lies between the counts of half a bin less and more, in
-// equal weights (DiffCR's finite difference: its bins are a tenth apart). Of few parts the interval is one wide.
-// rank (B, M) of the M that are not `forced`; wanted (B) parts, those included -> (B, M)
+// What one more part is worth, by the parts whose rank lies between the counts of half a bin less and more,
+// in equal weights (DiffCR's finite difference: its bins are a tenth apart). Of few parts the interval is one
+// wide. rank (B, M) of the M that are not `forced`; wanted (B) parts, those included -> (B, M)
 at::Tensor interval_weights(const at::Tensor& rank, const at::Tensor& wanted, int64_t forced) {
   constexpr double kHalfBin = 0.05;
   const int64_t M = rank.size(1);
@@ -286,7 +291,8 @@ at::Tensor keep_share(DiT& model) {
 at::Tensor choose_counts(const DiTConfig& config, const at::Tensor& share, double target) {
   std::vector<at::Tensor> counts;
   for (int level = 0; level < config.levels(); ++level)
-    counts.push_back(CountSearch(LevelOf(config, level, share.size(2)), of_level(config, share, level), target).run());
+    counts.push_back(
+        CountSearch(LevelOf(config, level, share.size(2)), of_level(config, share, level), target).run());
   return at::cat(counts, 1);
 }
 
@@ -306,7 +312,8 @@ KeepCounts keep_counts(const DiTConfig& config, const at::Tensor& counts) {
 void project_share_gradient(const DiTConfig& config, const at::Tensor& share, at::Tensor& gradient) {
   at::NoGradGuard no_grad;
   for (int level = 0; level < config.levels(); ++level) {
-    const at::Tensor slope = work_slope(LevelOf(config, level, share.size(2)), of_level(config, share.detach(), level)),
+    const at::Tensor slope = work_slope(LevelOf(config, level, share.size(2)),
+                                        of_level(config, share.detach(), level)),
                      own = of_level(config, gradient, level);
     const double length = slope.square().sum().item<double>();
     if (length > 0) own.sub_(slope * ((own * slope).sum().item<double>() / length));

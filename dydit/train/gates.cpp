@@ -55,7 +55,9 @@ at::Tensor gumbel_gate(const at::Tensor& logits, const at::Tensor& noise, GateKi
 
 TrainingGates::TrainingGates(DiT& model, const at::Tensor& t_emb, GateNoise noise, GateKind kind,
                              const CapacityInputs& capacity, int level)
-    : config_(at_level(model->config, level)), noise_(std::move(noise)), all_(at::ones({t_emb.size(0)}, t_emb.options())) {
+    : config_(at_level(model->config, level)),
+      noise_(std::move(noise)),
+      all_(at::ones({t_emb.size(0)}, t_emb.options())) {
   const bool by_capacity = capacity.share.defined();
   // Each sample's share or count of one router, (B).
   const int first_block = level * config_.depth;

@@ -19,7 +19,8 @@ inline constexpr double kGumbelTau = 5.0;
 struct GateNoise {
   std::vector<at::Tensor> heads;   // L of (B, H-1); empty without width routers
   std::vector<at::Tensor> groups;  // L of (B, H-1)
-  std::vector<at::Tensor> tokens;  // L of (B, N) of level 0, others take the first; empty without token routers
+  std::vector<at::Tensor>
+      tokens;  // L of (B, N) of level 0, others take the first; empty without token routers
 };
 
 /// Noise of samples [first, first + count) of step `step`'s global batch: a function of (seed, step, sample).
@@ -30,9 +31,9 @@ at::Tensor gumbel_gate(const at::Tensor& logits, const at::Tensor& noise, GateKi
 
 /// The capacity rule for one batch (capacity.h); without `share` the threshold rule decides.
 struct CapacityInputs {
-  at::Tensor share;     // (3, levels L, R)
-  at::Tensor counts;    // likewise, int64, of choose_counts
-  at::Tensor regions;   // (B) int64, that of each sample's noise share
+  at::Tensor share;    // (3, levels L, R)
+  at::Tensor counts;   // likewise, int64, of choose_counts
+  at::Tensor regions;  // (B) int64, that of each sample's noise share
   ShareGradient gradient = ShareGradient::Boundary;
 };
 

@@ -332,7 +332,8 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
     at::NoGradGuard no_grad;
     for (int m = 0; m < options.accumulate; ++m) {
       for (const StepInputs& inputs : parts_of(m))
-        ratios.add(inputs.level, visited(forward_dynamic(model, options, inputs, keep).gates->ratio(), inputs));
+        ratios.add(inputs.level,
+                   visited(forward_dynamic(model, options, inputs, keep).gates->ratio(), inputs));
     }
     ratios.reduce(processes);
   }

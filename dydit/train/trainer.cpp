@@ -27,7 +27,9 @@ DiT make_training_model(const Checkpoint& start, const TrainOptions& options) {
   DiT model = make_model(start);
   model->train();
   if (options.dynamic && options.router.gate_rule == GateRule::Capacity) {
-    model->register_parameter(kKeepShareName, at::ones({3, start.config.levels() * start.config.depth, options.router.regions}, at::kFloat));
+    model->register_parameter(
+        kKeepShareName,
+        at::ones({3, start.config.levels() * start.config.depth, options.router.regions}, at::kFloat));
   }
   for (auto& parameter : model->named_parameters()) {
     if (!is_trained(parameter.key(), options)) parameter.value().set_requires_grad(false);
@@ -358,8 +360,8 @@ void check_training(const Dataset& data, const DiTConfig& config, const TrainOpt
     for (const int from : config.level_from)
       DYDIT_USAGE_CHECK(!options.dynamic || options.router.gate_rule == GateRule::Threshold ||
                             from * options.router.regions % kNumTrainTimesteps == 0,
-                        "--level-from {}: the capacity rule counts by {} regions of t; take a multiple of {}", from,
-                        options.router.regions, kNumTrainTimesteps / options.router.regions);
+                        "--level-from {}: the capacity rule counts by {} regions of t; take a multiple of {}",
+                        from, options.router.regions, kNumTrainTimesteps / options.router.regions);
   }
   if (options.device.is_cpu()) {
     const int micro = options.global_batch / (processes * options.accumulate);

@@ -47,7 +47,8 @@ void add_flags(Cli& cli, CalibrateFlags& flags) {
   cli.add_text(
       "--families", flags.families,
       "What is tried, comma-separated, of fora, taylor, lagrange, stack, threshold, steps (fewer of the same "
-      "sampler), search, levels (the best of these with larger patches in the first steps) and guide (the best "
+      "sampler), search, levels (the best of these with larger patches in the first steps) and guide (the "
+      "best "
       "of the others with less guidance) (default: all)");
   cli.add_text("-o,--out", flags.out, "The file of the plans (default: MODEL.plans.json beside the model)");
   cli.add_text("--csv", flags.csv, "Also write all that was measured");

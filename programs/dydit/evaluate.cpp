@@ -35,7 +35,8 @@ struct EvaluateFlags {
 };
 
 // Flags that have an effect with --loss alone, and without it alone.
-constexpr const char* kOfLoss[] = {"--data-path", "--split", "--match-classes", "--seeds", "--csv", "--level"};
+constexpr const char* kOfLoss[] = {"--data-path", "--split", "--match-classes",
+                                   "--seeds",     "--csv",   "--level"};
 constexpr const char* kOfImages[] = {"--images-split",
                                      "--reference",
                                      "--reference-split",
@@ -139,7 +140,8 @@ void add_flags(Cli& cli, EvaluateFlags& flags) {
   flags.data.add(cli, "With --loss the held-out images: ", "test");
   cli.app.get_option("--data-path")->required(false);
   cli.add_number("--seeds", flags.num_seeds, 1, 1000, "Seeds: the table shows the mean and half the range");
-  cli.add_number("--level", flags.level, 0, kMostLevels - 1, "The level of patch sizes, of a model that has several");
+  cli.add_number("--level", flags.level, 0, kMostLevels - 1,
+                 "The level of patch sizes, of a model that has several");
   cli.add_text("--csv", flags.csv, "Also write the table here");
 }
 
@@ -172,8 +174,8 @@ int evaluate_loss(Cli& cli, EvaluateFlags& flags) {
   options.engine = flags.model.resolve_engine();
   options.mode = kModeNames.at(mode);
   options.level = flags.level;
-  DYDIT_USAGE_CHECK(flags.level < checkpoint.config.levels(), "{} {}: {} has levels 0 to {}", cli.named("--level"),
-                    flags.level, flags.model.path, checkpoint.config.levels() - 1);
+  DYDIT_USAGE_CHECK(flags.level < checkpoint.config.levels(), "{} {}: {} has levels 0 to {}",
+                    cli.named("--level"), flags.level, flags.model.path, checkpoint.config.levels() - 1);
   options.seeds.clear();
   for (int s = 0; s < flags.num_seeds; ++s) options.seeds.push_back(flags.images.options.seed + s);
   const int64_t images = std::min(options.num_images, dataset->size());

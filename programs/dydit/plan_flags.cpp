@@ -28,12 +28,14 @@ void PlanFlags::add(Cli& cli) {
   cli.add_number("--guide-to", guide.to, 0, kNumTrainTimesteps - 1, "Guidance down to this timestep");
   cli.add_number("--guide-every", guide.every, 1, 1000,
                  "Guidance at every so many full steps; between them its difference is forecast");
-  cli.add_switch("--guide-weak", guide.weak,
-                 "Guide by the model's own prediction at its largest patches, for the same label, in place of the "
-                 "null class's; of --cfg-scale s, 1 + (s - 1) / 2.5 then");
-  cli.add_text("--weak-steps", weak_steps_,
-               "So many of the first steps with the larger patches of a model that has levels; of several levels "
-               "a list, e.g. 20,10: the first 10 with the largest");
+  cli.add_switch(
+      "--guide-weak", guide.weak,
+      "Guide by the model's own prediction at its largest patches, for the same label, in place of the "
+      "null class's; of --cfg-scale s, 1 + (s - 1) / 2.5 then");
+  cli.add_text(
+      "--weak-steps", weak_steps_,
+      "So many of the first steps with the larger patches of a model that has levels; of several levels "
+      "a list, e.g. 20,10: the first 10 with the largest");
   cli.add_text("--level-from", level_from_, "Instead: from which timestep on; of several levels a list");
   cli.add_number("--cache-memory", cache_memory_gb, 0, kMostGigabytes,
                  "GB that a batch may keep of branches and guidance (default: a quarter of the memory)");

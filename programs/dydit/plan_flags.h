@@ -36,8 +36,8 @@ struct PlanFlags {
   void take_budget(Cli& cli, const Checkpoint& checkpoint, GenerateOptions& options);
 
   std::string weak_steps_, level_from_;  // comma-separated
-  bool has_budget_ = false;  // the verb takes one
-  MeasuredPlan chosen_;      // by the budget
+  bool has_budget_ = false;              // the verb takes one
+  MeasuredPlan chosen_;                  // by the budget
 };
 
 }  // namespace dydit

@@ -79,7 +79,8 @@ void resolve(Cli& cli, ReportFlags& flags, const Checkpoint& checkpoint) {
   options.classes.clear();
   for (int label = 0; label < std::max(checkpoint.config.num_classes, 1); ++label)
     options.classes.push_back(label);
-  const bool makes = options.num_images > 0, planned = !flags.plan.file.empty() || !flags.plan.policy.is_default();
+  const bool makes = options.num_images > 0,
+             planned = !flags.plan.file.empty() || !flags.plan.policy.is_default();
   for (const char* flag :
        {"--seed", "--dtype", "--engine", "--batch", "--eta", "--cfg-channels", "--cache-memory"})
     cli.needs(flag, makes, "images: --images above 0");

@@ -340,11 +340,13 @@ int run_finetune(const Args& args, Isa isa) {
   cli.add_choice("--tdw", tdw, {"on", "off"}, "Timestep-wise dynamic width");
   cli.add_choice("--sdt", sdt, {"on", "off"}, "Spatial-wise dynamic tokens");
   cli.add_choice("--gate-rule", rule, kGateRuleNames.names(), "How a gate decides at inference");
-  cli.add_choice("--share-gradient", share_gradient, kShareGradientNames.names(),
-                 "What tells the capacity rule's shares to grow: the first part that is closed, or those of an "
-                 "interval around the count");
-  cli.add_number("--regions", router.regions, 1, kMostRegions,
-                 "Equal regions of t with shares of their own, of the capacity rule; t is drawn in turn from each");
+  cli.add_choice(
+      "--share-gradient", share_gradient, kShareGradientNames.names(),
+      "What tells the capacity rule's shares to grow: the first part that is closed, or those of an "
+      "interval around the count");
+  cli.add_number(
+      "--regions", router.regions, 1, kMostRegions,
+      "Equal regions of t with shares of their own, of the capacity rule; t is drawn in turn from each");
   cli.add_choice("--token-scope", scope, kTokenScopeNames.names(),
                  "What a token that is off skips: the MLP, or the whole block");
   cli.add_choice("--train", trained, kTrainedPartNames.names(),
@@ -352,10 +354,9 @@ int run_finetune(const Args& args, Isa isa) {
   cli.add_switch("--static", control, "Same data and steps, no routers: the control");
   cli.parse(args);
   flags.check_needs(cli);
-  for (const char* flag :
-       {"--lambda", "--router-bias", "--router-lr-scale", "--anneal-start", "--anneal-steps",
-        "--complete-steps", "--gates", "--tdw", "--sdt", "--gate-rule", "--share-gradient", "--regions",
-        "--token-scope", "--train"})
+  for (const char* flag : {"--lambda", "--router-bias", "--router-lr-scale", "--anneal-start",
+                           "--anneal-steps", "--complete-steps", "--gates", "--tdw", "--sdt", "--gate-rule",
+                           "--share-gradient", "--regions", "--token-scope", "--train"})
     cli.needs(flag, !control, "routers, which --static leaves out");
   cli.needs("--train", trained == "all" || flags.adapter == "none",
             "no --adapter, which is trained beside the routers");
@@ -370,29 +371,30 @@ int run_finetune(const Args& args, Isa isa) {
   for (const char* flag : {"--share-gradient", "--regions"})
     cli.needs(flag, rule == "capacity", "--gate-rule capacity");
   cli.needs("--token-scope", sdt == "on", "--sdt on");
-  DYDIT_USAGE_CHECK(is_regions(router.regions), "{} {}: a number that divides {} is wanted", cli.named("--regions"),
-                    router.regions, kNumTrainTimesteps);
+  DYDIT_USAGE_CHECK(is_regions(router.regions), "{} {}: a number that divides {} is wanted",
+                    cli.named("--regions"), router.regions, kNumTrainTimesteps);
   DYDIT_USAGE_CHECK(rule == "threshold" || gates == "hard",
                     "--gates soft: the capacity rule has hard gates only");
-  return run_from(
-      cli, flags, " already; finetune starts from a static DiT",
-      [&](const Checkpoint& given, const Dataset&) {
-        cli.within("--sample-cache", [&] { flags.sample_request(given.config); });
-        Checkpoint start = importance == "magnitude" ? reorder_by_importance(given) : given;
-        flags.options.preparation["importance"] = importance;
-        flags.options.dynamic = !control;
-        // After the new order, which adapters would not fit.
-        start = flags.with_adapters(start, given, importance);
-        if (control) return start;
-        start = add_routers(start, {tdw == "on", sdt == "on", biases[0], biases[1], kTokenScopeNames.at(scope)}, flags.options.seed);
-        start.lambda = router.lambda;
-        flags.options.preparation["router-bias"] = biases;
-        router.gate_rule = kGateRuleNames.at(rule);
-        router.gates = kGateNames.at(gates);
-        router.share_gradient = kShareGradientNames.at(share_gradient);
-        if (router.regions != kQuarters) flags.options.timesteps.strata = router.regions;
-        return start;
-      });
+  return run_from(cli, flags, " already; finetune starts from a static DiT",
+                  [&](const Checkpoint& given, const Dataset&) {
+                    cli.within("--sample-cache", [&] { flags.sample_request(given.config); });
+                    Checkpoint start = importance == "magnitude" ? reorder_by_importance(given) : given;
+                    flags.options.preparation["importance"] = importance;
+                    flags.options.dynamic = !control;
+                    // After the new order, which adapters would not fit.
+                    start = flags.with_adapters(start, given, importance);
+                    if (control) return start;
+                    start = add_routers(
+                        start, {tdw == "on", sdt == "on", biases[0], biases[1], kTokenScopeNames.at(scope)},
+                        flags.options.seed);
+                    start.lambda = router.lambda;
+                    flags.options.preparation["router-bias"] = biases;
+                    router.gate_rule = kGateRuleNames.at(rule);
+                    router.gates = kGateNames.at(gates);
+                    router.share_gradient = kShareGradientNames.at(share_gradient);
+                    if (router.regions != kQuarters) flags.options.timesteps.strata = router.regions;
+                    return start;
+                  });
 }
 
 }  // namespace dydit

@@ -78,13 +78,16 @@ void TrainFlags::add(Cli& cli) {
                  "SpeeD: the weight where it changes fastest; 1 less this where slowest");
   cli.add_number("--logit-mean", draw.logit_mean, -20, 20, "logit-normal: mean of the noise share's logit");
   cli.add_number("--logit-std", draw.logit_std, 1e-3, 20, "logit-normal: its standard deviation");
-  cli.add_switch("--long-skips", long_skips,
-                 "Add Skip-DiT's long skips to a DiT, in a form that changes nothing until it is trained; for --cache "
-                 "skip");
-  cli.add_number("--levels", levels, 2, kMostLevels,
-                 "Patch sizes p, 2p, ... of one model, each trained in its share of the steps at all t (FlexiDiT)");
-  cli.add_text("--level-from", level_from,
-               "Instead: 2p from this t on and p below it, as PPFlow trains; of more sizes a list, e.g. 500,750");
+  cli.add_switch(
+      "--long-skips", long_skips,
+      "Add Skip-DiT's long skips to a DiT, in a form that changes nothing until it is trained; for --cache "
+      "skip");
+  cli.add_number(
+      "--levels", levels, 2, kMostLevels,
+      "Patch sizes p, 2p, ... of one model, each trained in its share of the steps at all t (FlexiDiT)");
+  cli.add_text(
+      "--level-from", level_from,
+      "Instead: 2p from this t on and p below it, as PPFlow trains; of more sizes a list, e.g. 500,750");
   cli.add_choice(
       "--adapter", adapter, kAdapterNames.names(),
       "Train low-rank updates of the blocks' layers (and routers) and let all else rest: plain LoRA, "
@@ -145,7 +148,8 @@ void TrainFlags::check_needs(Cli& cli) {
   cli.one_of("--total-train-steps", "--epochs");
   cli.one_of("--levels", "--level-from");
   for (const char* flag : {"--levels", "--level-from", "--long-skips"})
-    cli.needs(flag, adapter == "none", "no --adapter, beside which all else rests: train the new parts first");
+    cli.needs(flag, adapter == "none",
+              "no --adapter, beside which all else rests: train the new parts first");
   cli.needs("--sample-steps", run.sample_every > 0, "--sample-every above 0");
   cli.needs("--sample-cfg-scale", run.sample_every > 0, "--sample-every above 0");
   cli.needs("--sample-cache", run.sample_every > 0, "--sample-every above 0");
@@ -210,8 +214,8 @@ Checkpoint TrainFlags::with_parts(Cli& cli, Checkpoint start) const {
   if (long_skips) cli.within("--long-skips", [&] { start = add_long_skips(std::move(start)); });
   if (levels == 0 && level_from.empty()) return start;
   const char* const flag = levels > 0 ? "--levels" : "--level-from";
-  DYDIT_USAGE_CHECK(start.config.levels() == 1, "{}: {} has patch sizes already ({}); leave it out", cli.named(flag),
-                    model, levels_text(start.config));
+  DYDIT_USAGE_CHECK(start.config.levels() == 1, "{}: {} has patch sizes already ({}); leave it out",
+                    cli.named(flag), model, levels_text(start.config));
   std::vector<int> from(levels > 0 ? levels - 1 : 0, 0);
   cli.within(flag, [&] {
     if (levels == 0) from = whole_numbers(level_from);

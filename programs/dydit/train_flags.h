@@ -37,8 +37,8 @@ struct TrainFlags {
   Checkpoint with_adapters(const Checkpoint& start, const Checkpoint& given, const std::string& order) const;
   /// Reads the images as `start` takes them. Throws UsageError when --image-size says otherwise.
   void fit_data_to(const Checkpoint& start);
-  /// The model with the long skips and the levels of patch sizes that are asked for. Throws where it cannot have
-  /// them.
+  /// The model with the long skips and the levels of patch sizes that are asked for. Throws where it cannot
+  /// have them.
   Checkpoint with_parts(Cli& cli, Checkpoint start) const;
   /// What a sample grid shows. Throws UsageError for a --sample-cache that does not fit.
   Request sample_request(const DiTConfig& config) const;

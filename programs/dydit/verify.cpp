@@ -250,15 +250,16 @@ struct FreeVectors {
 constexpr std::array kFreeVectors = {
     FreeVectors{"radii_ref", verify_metrics}, FreeVectors{"lite0_features", verify_extractors},
     FreeVectors{"a.f2048", verify_inception}, FreeVectors{"mirror_at", verify_timesteps},
-    FreeVectors{"A_mixed", verify_adapters}, FreeVectors{"sra_student", verify_alignment}};
+    FreeVectors{"A_mixed", verify_adapters},  FreeVectors{"sra_student", verify_alignment}};
 
 void verify_free(Cli& cli, const Reference& reference, int threads, Isa isa, VerifyReport& report) {
   const auto* vectors = std::find_if(kFreeVectors.begin(), kFreeVectors.end(),
                                      [&](const FreeVectors& kind) { return reference.has(kind.tensor); });
-  DYDIT_USAGE_CHECK(vectors != kFreeVectors.end(),
-                    "nothing to verify: give --model FILE, or --vae FILE, an autoencoder; only vectors of "
-                    "evaluation, of timesteps, of adapters and of losses on features go without, and {} holds none",
-                    reference.path());
+  DYDIT_USAGE_CHECK(
+      vectors != kFreeVectors.end(),
+      "nothing to verify: give --model FILE, or --vae FILE, an autoencoder; only vectors of "
+      "evaluation, of timesteps, of adapters and of losses on features go without, and {} holds none",
+      reference.path());
   cli.console.info(
       fmt::format("reference {}, cpu ({}), {} threads", reference.path(), isa_name(isa), threads));
   vectors->verify(reference, threads, report);

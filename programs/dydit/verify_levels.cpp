@@ -44,8 +44,8 @@ Outcome forward_at(const Checkpoint& checkpoint, const VerifyContext& context, E
 // (B, L, H)
 at::Tensor masks_of(const Outcome& outcome, const DiTConfig& config,
                     std::vector<uint8_t> BlockWidth::*parts) {
-  const at::Tensor masks = at::empty(
-      {static_cast<int64_t>(outcome.steps.size()), config.depth, config.num_heads}, at::kFloat);
+  const at::Tensor masks =
+      at::empty({static_cast<int64_t>(outcome.steps.size()), config.depth, config.num_heads}, at::kFloat);
   float* mask = masks.data_ptr<float>();
   for (const StepPlan& step : outcome.steps) {
     for (const BlockWidth& width : step.blocks)
@@ -96,7 +96,8 @@ void verify_step(const Checkpoint& leveled, const VerifyContext& context, Verify
   const Reference& reference = context.reference;
   DiT model = make_model(leveled);
   model->train();
-  const at::Tensor x = checked_input(context, "x"), t = reference.at("t"), y = reference.at("y").to(at::kLong);
+  const at::Tensor x = checked_input(context, "x"), t = reference.at("t"),
+                   y = reference.at("y").to(at::kLong);
   const auto eps = [&](int level) {
     return eps_of(model->forward(x, model->embed_timestep(t, level), y, {}, level), leveled.config);
   };
@@ -114,8 +115,8 @@ void verify_step(const Checkpoint& leveled, const VerifyContext& context, Verify
     report.error(name, ((parameter->grad() - want).norm() / want.norm()).item<double>(), kTrainingTolerance);
   }
   at::NoGradGuard no_grad;
-  report.compare("distill_mse", (eps(0) - weak.detach()).square().mean({1, 2, 3}), reference.at("distill_mse"),
-                 kTrainingTolerance);
+  report.compare("distill_mse", (eps(0) - weak.detach()).square().mean({1, 2, 3}),
+                 reference.at("distill_mse"), kTrainingTolerance);
 }
 
 // PPFlow gives both levels a vector, and a patch the position of its corner: row 1 of the vectors, the small
@@ -169,8 +170,9 @@ void verify_levels(const VerifyContext& context, VerifyReport& report) {
   for (int level = 0; level <= kLevel; ++level) {
     const int64_t blocks = config.depth * (attention_macs(config, config.num_heads, level) +
                                            mlp_macs(config, config.num_heads, config.num_tokens(level)));
-    const int64_t ends = int64_t{config.num_tokens(level)} * config.hidden_size *
-                         (config.patch_values(level) + config.patch(level) * config.patch(level) * config.out_channels());
+    const int64_t ends =
+        int64_t{config.num_tokens(level)} * config.hidden_size *
+        (config.patch_values(level) + config.patch(level) * config.patch(level) * config.out_channels());
     block_macs[level] = blocks;
     patch_macs[level] = ends;
   }

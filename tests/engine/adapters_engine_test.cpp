@@ -42,8 +42,8 @@ TEST(AdapterEngines, TheReferenceCountsTheSidePath) {
     return test::EngineOf(EngineKind::Reference, checkpoint, {}, Mode::Static).forward(inputs, 1).work[0];
   };
   const Work with = work(lora), without = work(merge_adapters(lora));
-  const int64_t side =
-      lora.config.depth * (adapter_attention_macs(lora.config, 4, lora.config.num_tokens()) + adapter_mlp_macs(lora.config, 4, 16));
+  const int64_t side = lora.config.depth * (adapter_attention_macs(lora.config, 4, lora.config.num_tokens()) +
+                                            adapter_mlp_macs(lora.config, 4, 16));
   EXPECT_EQ(with.required - without.required, side);
   EXPECT_EQ(with.executed - without.executed, side);
 }

@@ -40,8 +40,8 @@ using test::xl_heads_config;
 constexpr double kFloatTolerance = 1e-4;  // of the largest value
 
 std::vector<DiTConfig> configs() {
-  return {tiny_config(), odd_config(), one_head_config(), xl_heads_config(20), odd_hidden_config(),
-          test::block_scope_config()};
+  return {tiny_config(),       odd_config(),        one_head_config(),
+          xl_heads_config(20), odd_hidden_config(), test::block_scope_config()};
 }
 
 // Weights of `dtype` as load_checkpoint gives them.

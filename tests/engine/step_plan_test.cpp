@@ -48,8 +48,8 @@ constexpr double kKeptTolerance =
     2e-4;  // forecasts that reach far and differences enlarge rounding: to 1.1e-4
 
 std::vector<DiTConfig> configs() {
-  return {tiny_config(), odd_config(), one_head_config(), xl_heads_config(12), odd_hidden_config(), levels_config(),
-          test::block_scope_config()};
+  return {tiny_config(),       odd_config(),    one_head_config(),         xl_heads_config(12),
+          odd_hidden_config(), levels_config(), test::block_scope_config()};
 }
 
 Checkpoint with_counts() {

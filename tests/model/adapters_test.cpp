@@ -221,7 +221,8 @@ TEST(Adapters, HaveTheParametersAndTheWorkOfTheirFormulas) {
   EXPECT_EQ(adapter_attention_macs(config, 8, config.num_tokens()) + adapter_mlp_macs(config, 8, N),
             N * 16 * r * C + E * r * 7 * C);
   EXPECT_EQ(adapter_router_macs(config), C * E);
-  EXPECT_EQ(adapter_attention_macs(config, 2, config.num_tokens()), N * r * (2 * C + 4 * C / 4) + E * r * 2 * C);
+  EXPECT_EQ(adapter_attention_macs(config, 2, config.num_tokens()),
+            N * r * (2 * C + 4 * C / 4) + E * r * 2 * C);
   EXPECT_EQ(adapter_mlp_macs(config, 2, 10), 10 * r * (2 * C + 2 * C) + E * r * 5 * C);
   config.adapter.mix = AdapterMix::B;
   EXPECT_EQ(adapter_attention_macs(config, 8, config.num_tokens()) + adapter_mlp_macs(config, 8, N),
@@ -243,8 +244,8 @@ TEST(Adapters, CountInTheRequiredWorkOfAPlan) {
   };
   const DiTConfig config = adapted_config(kTdLora, test::static_config());
   EXPECT_EQ(required(kTdLora) - required({}),
-            config.depth * (adapter_attention_macs(config, 4, config.num_tokens()) + adapter_mlp_macs(config, 4, 16) +
-                            adapter_router_macs(config)));
+            config.depth * (adapter_attention_macs(config, 4, config.num_tokens()) +
+                            adapter_mlp_macs(config, 4, 16) + adapter_router_macs(config)));
 }
 
 TEST(Adapters, AreRefusedWhereTheyDoNotFit) {

@@ -143,7 +143,8 @@ std::vector<DiTConfig> small_configs() {
           small_uvit(7, /*has_null_class=*/false),
           small_uvit_with_all(),
           small_skip_dit(),
-          small_skip_dit(Join::Plain), small_skip_dit(Join::Residual)};
+          small_skip_dit(Join::Plain),
+          small_skip_dit(Join::Residual)};
 }
 
 void expect_file_keeps(const DiTConfig& config) {

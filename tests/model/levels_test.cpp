@@ -85,7 +85,8 @@ TEST(Levels, KeepOfTheCapacityRuleTokensInProportion) {
 
 TEST(Levels, AreWrittenAndRead) {
   const TemporaryFolder folder;
-  const Checkpoint leveled = add_levels(keep_shares(random_checkpoint(tiny_config()), {.tokens = 0.5}), {500, 750});
+  const Checkpoint leveled =
+      add_levels(keep_shares(random_checkpoint(tiny_config()), {.tokens = 0.5}), {500, 750});
   save_checkpoint(folder / "a.safetensors", leveled, at::kFloat);
   const Checkpoint read = load_checkpoint(folder / "a.safetensors");
   EXPECT_EQ(read.config, leveled.config);
@@ -105,8 +106,10 @@ TEST(LongSkips, ChangeNoBitUntilTheyAreTrained) {
 }
 
 TEST(LongSkips, AreAddedOnceToAnEvenNumberOfBlocks) {
-  expect_error([] { add_long_skips(add_long_skips(random_checkpoint(tiny_config()))); }, "already has long skips");
-  expect_error([] { add_long_skips(random_checkpoint(test::odd_config())); }, "has 3 blocks; long skips join an even number");
+  expect_error([] { add_long_skips(add_long_skips(random_checkpoint(tiny_config()))); },
+               "already has long skips");
+  expect_error([] { add_long_skips(random_checkpoint(test::odd_config())); },
+               "has 3 blocks; long skips join an even number");
 }
 
 TEST(LongSkips, ThatAreAddedAreNotWrittenInTheAuthorsNames) {
@@ -131,7 +134,8 @@ TEST(TokenScope, OfBlocksIsWrittenAndRead) {
 TEST(Regions, OfTheCapacityRuleAreWrittenAndRead) {
   const TemporaryFolder folder;
   Checkpoint checkpoint = keep_shares(random_checkpoint(tiny_config()), {.tokens = 0.5});
-  for (auto* kind : {&checkpoint.keep_counts->heads, &checkpoint.keep_counts->groups, &checkpoint.keep_counts->tokens}) {
+  for (auto* kind :
+       {&checkpoint.keep_counts->heads, &checkpoint.keep_counts->groups, &checkpoint.keep_counts->tokens}) {
     for (auto& counts : *kind) counts = {1, 2, 1, 2, 1, 2, 1, 2, 1, 2};
   }
   save_checkpoint(folder / "a.safetensors", checkpoint, at::kFloat);

@@ -22,7 +22,8 @@ using test::plan_of_spec;
 using test::random_checkpoint;
 using test::spread_timesteps;
 
-PlanSpec plan_of(const std::string& cache, const LevelSchedule& levels, const GuideOptions& guide = {}, int S = 10) {
+PlanSpec plan_of(const std::string& cache, const LevelSchedule& levels, const GuideOptions& guide = {},
+                 int S = 10) {
   PlanSpec spec = policy_plan(cache, levels_config(), spread_timesteps(S));
   apply_levels(levels, levels_config(), spec);
   apply_guide(guide, levels_config(), 4, spec);
@@ -33,7 +34,8 @@ PlanSpec plan_of(const std::string& cache, const LevelSchedule& levels, const Gu
 // In the order in which they are taken.
 std::string levels_of(const PlanSpec& spec) {
   std::string text;
-  for (auto step = spec.steps.rbegin(); step != spec.steps.rend(); ++step) text += std::to_string(step->level);
+  for (auto step = spec.steps.rbegin(); step != spec.steps.rend(); ++step)
+    text += std::to_string(step->level);
   return text;
 }
 
@@ -80,8 +82,8 @@ TEST(WeakGuidance, GoesWithEverySoManiethStep) {
 }
 
 TEST(WeakGuidance, RunsItsSecondRowAtTheLargestPatches) {
-  const RunPlan plan = plan_of_spec(random_checkpoint(levels_config()), plan_of("fora:2", {.steps = {4}}, {.weak = true}),
-                                    Mode::Dynamic, true);
+  const RunPlan plan = plan_of_spec(random_checkpoint(levels_config()),
+                                    plan_of("fora:2", {.steps = {4}}, {.weak = true}), Mode::Dynamic, true);
   for (size_t s = 0; s < plan.steps.size(); ++s) {
     EXPECT_EQ(plan.of_row(s, 0).level, s >= 6 ? 1 : 0);
     EXPECT_EQ(plan.of_row(s, 1).level, 2);
@@ -103,8 +105,8 @@ TEST(PlanOfLevels, IsWrittenAndRead) {
   const PlanSpec spec = plan_of("taylor:3,1", {.steps = {5, 2}}, {.every = 2, .weak = true});
   EXPECT_EQ(parse_plan(plan_text(spec, levels_config()), levels_config(), "plan"), spec);
   for (uint32_t seed = 0; seed < 20; ++seed) {
-    const PlanSpec random =
-        test::random_spec(levels_config(), spread_timesteps(9), seed, {.guided = true, .widths = seed % 2 > 0});
+    const PlanSpec random = test::random_spec(levels_config(), spread_timesteps(9), seed,
+                                              {.guided = true, .widths = seed % 2 > 0});
     EXPECT_EQ(parse_plan(plan_text(random, levels_config()), levels_config(), "plan"), random);
   }
 }
@@ -121,12 +123,13 @@ TEST(PlanOfLevels, ThatCannotBeTakenIsRefused) {
   const std::string c = R"("attn": "cc", "mlp": "cc")", full = R"({"t": 900, )" + c + "}, ";
   refused(full + R"({"t": 800, "level": 3, )" + c + "}", "level is 3; 0 to 2 is wanted", levels_config());
   refused(full + R"({"t": 800, "level": 1, )" + c + "}", "level is 1; 0 to 0 is wanted", test::tiny_config());
-  refused(full + R"({"t": 800, "guide": "weak", )" + c + "}", "guide is weak, but the model has one patch size",
-          test::tiny_config());
+  refused(full + R"({"t": 800, "guide": "weak", )" + c + "}",
+          "guide is weak, but the model has one patch size", test::tiny_config());
   refused(full + R"({"t": 800, "level": 2, "guide": "weak", )" + c + "}",
           "the step itself is at the level of the largest patches", levels_config());
   refused(full + R"({"t": 800, "level": 1, "attn": "00", "mlp": "cc"})",
-          "attn of block 0 has nothing to forecast from since the first step, the last restart or the last change "
+          "attn of block 0 has nothing to forecast from since the first step, the last restart or the last "
+          "change "
           "of level",
           levels_config());
   refused(full + R"({"t": 800, "guide": "weak", "attn": "00", "mlp": "cc"})", "has nothing to forecast from",

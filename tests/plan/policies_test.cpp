@@ -243,7 +243,8 @@ TEST(GuidePolicy, OptionsThatCannotBeMeantAreRefused) {
   PlanSpec spec = plan_of("none", 4);
   for (const GuideOptions& guide :
        {GuideOptions{.from = 1000}, GuideOptions{.to = -1}, GuideOptions{.from = 3, .to = 4}})
-    expect_error([&] { apply_guide(guide, tiny_config(), 4, spec); }, "it begins at the larger t; both are 0 to 999");
+    expect_error([&] { apply_guide(guide, tiny_config(), 4, spec); },
+                 "it begins at the larger t; both are 0 to 999");
   expect_error([&] { apply_guide({.every = 0}, tiny_config(), 4, spec); },
                "guidance every 0 full steps: a whole number from 1 is wanted");
 }

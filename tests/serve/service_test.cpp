@@ -99,7 +99,8 @@ TEST(Service, MixedOrdersFromManyThreadsAreEachWhatTheyAreAlone) {
     order.request.cfg_scale = draw() % 3 == 0 ? 1.0f : 1.5f;
     order.request.mode = draw() % 3 == 0 ? Mode::Static : Mode::Dynamic;
     order.partial_images = static_cast<int>(draw() % 2);
-    if (draw() % 4 == 0) plan_by_policy({.cache = "fora:2"}, service->terms()[order.model].config, order.request);
+    if (draw() % 4 == 0)
+      plan_by_policy({.cache = "fora:2"}, service->terms()[order.model].config, order.request);
     orders.push_back(order);
   }
   std::vector<std::shared_ptr<Job>> jobs(orders.size());

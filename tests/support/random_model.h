@@ -106,7 +106,8 @@ inline double random_scale(const std::string& name, const at::Tensor& tensor) {
   const bool router = name.find("router") != std::string::npos || name.find("token_sel") != std::string::npos;
   if (name.ends_with("pos_embed") || name.ends_with(".embedding") || name.starts_with("y_embedder")) return 1;
   if (name.ends_with("bias")) return router ? 0.5 : 0.1;
-  if (name.ends_with("final_layer.linear.weight")) return 0.1 / std::sqrt(fan_in);  // tame: variances are exponents
+  if (name.ends_with("final_layer.linear.weight"))
+    return 0.1 / std::sqrt(fan_in);  // tame: variances are exponents
   return (router || name.starts_with("t_embedder") ? 4 : 1) / std::sqrt(fan_in);
 }
 

@@ -51,7 +51,8 @@ inline PlanSpec random_spec(const DiTConfig& config, const std::vector<double>& 
   bool difference = false;
   for (auto step = spec.steps.rbegin(); step != spec.steps.rend(); ++step) {
     const bool first = step == spec.steps.rbegin();
-    if (config.levels() > 1) step->level = first || below(3) == 0 ? below(config.levels()) : std::prev(step)->level;
+    if (config.levels() > 1)
+      step->level = first || below(3) == 0 ? below(config.levels()) : std::prev(step)->level;
     step->restart = !first && below(6) == 0;
     step->guide = std::array{GuideKind::Full, GuideKind::Full, GuideKind::Off, GuideKind::Forecast}[below(4)];
     if (step->guide == GuideKind::Full && step->level + 1 < config.levels() && below(2) == 0)

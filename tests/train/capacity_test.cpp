@@ -273,7 +273,9 @@ TEST(CapacityGate, OfAnIntervalGivesTheShareTheMeanOfItsPartsGradients) {
   const at::Tensor logits = -at::arange(20, at::kFloat).view({1, 20}), weights = at::arange(20, at::kFloat);
   const auto gradient = [&](float wanted, int64_t count) {
     const at::Tensor share = at::full({1}, wanted).requires_grad_(true), none = at::zeros({1, 20});
-    (capacity_gate(logits, none, share, at::tensor({count}), false, ShareGradient::Interval) * weights).sum().backward();
+    (capacity_gate(logits, none, share, at::tensor({count}), false, ShareGradient::Interval) * weights)
+        .sum()
+        .backward();
     return share.grad().item<float>();
   };
   EXPECT_NEAR(gradient(0.5f, 10), 20 * 9.5, 1e-3);  // parts 9 and 10, times the parts there are
@@ -283,9 +285,11 @@ TEST(CapacityGate, OfAnIntervalGivesTheShareTheMeanOfItsPartsGradients) {
 
 TEST(CapacityGate, OfAnIntervalOfFewPartsLooksAtOne) {
   const at::Tensor logits = at::tensor({3.f, -1.f, 2.f}).view({1, 3}),
-                   weights = at::tensor({1.f, 10.f, 100.f}),
-                   share = at::full({1}, 0.5).requires_grad_(true), none = at::zeros({1, 3});
-  (capacity_gate(logits, none, share, at::tensor({int64_t{2}}), true, ShareGradient::Interval) * weights).sum().backward();
+                   weights = at::tensor({1.f, 10.f, 100.f}), share = at::full({1}, 0.5).requires_grad_(true),
+                   none = at::zeros({1, 3});
+  (capacity_gate(logits, none, share, at::tensor({int64_t{2}}), true, ShareGradient::Interval) * weights)
+      .sum()
+      .backward();
   EXPECT_EQ(share.grad().item<float>(), 100.0f * 4);  // 2 of 4 with the always-on one: the second of three
 }
 

@@ -1,5 +1,5 @@
-// The block of DiffCR's published pseudo-code, replayed by the modules of a block whose tokens skip it: attention
-// among the tokens that are left, the MLP's update times the router's sigmoid.
+// The block of DiffCR's published pseudo-code, replayed by the modules of a block whose tokens skip it:
+// attention among the tokens that are left, the MLP's update times the router's sigmoid.
 #include <string>
 
 #include <ATen/ATen.h>
@@ -65,7 +65,8 @@ TEST(DiffCR, TheBlockAtEachOfTheTwoNearestRatiosIsThePublishedOne) {
   for (int bin = 0; bin < 2; ++bin) {
     const int64_t count = keep[bin].item<int64_t>();
     ASSERT_LT(count, 16);
-    EXPECT_LT(test::relative_difference(block.forward(count), block.at("out_bin" + std::to_string(bin))), 1e-5);
+    EXPECT_LT(test::relative_difference(block.forward(count), block.at("out_bin" + std::to_string(bin))),
+              1e-5);
   }
 }
 
@@ -74,7 +75,8 @@ TEST(DiffCR, TheBlockBetweenTwoRatiosIsTheirInterpolation) {
   PublishedBlock block;
   const at::Tensor keep = block.at("keep"), bins = block.at("nearest_bins"), rho = block.at("rho");
   const double a = bins[0].item<double>(), b = bins[1].item<double>(), w = (b - rho.item<double>()) / (b - a);
-  const at::Tensor mixed = w * block.forward(keep[0].item<int64_t>()) + (1 - w) * block.forward(keep[1].item<int64_t>());
+  const at::Tensor mixed =
+      w * block.forward(keep[0].item<int64_t>()) + (1 - w) * block.forward(keep[1].item<int64_t>());
   EXPECT_LT(test::relative_difference(mixed, block.at("out_train")), 1e-5);
 }
 

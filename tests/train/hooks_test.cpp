@@ -323,8 +323,8 @@ at::Tensor expected_losses(DiT& model, const Checkpoint& average, const TrainOpt
     DiT teacher = make_model(average);
     Taps deep{.blocks = {1}};
     const at::NoGradGuard no_grad;
-    teacher->forward(q_sample(in.x0, in.t_teacher, in.noise), teacher->embed_timestep(in.t_teacher), y, {}, /*level=*/0,
-                     &deep);
+    teacher->forward(q_sample(in.x0, in.t_teacher, in.noise), teacher->embed_timestep(in.t_teacher), y, {},
+                     /*level=*/0, &deep);
     const at::AutoGradMode with_gradient(true);
     sum =
         sum + 0.04 * self_loss(layer("self.linear2", at::silu(layer("self.linear1", h))), deep.outputs.at(1));

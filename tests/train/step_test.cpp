@@ -283,7 +283,9 @@ TEST(ComputeGradient, AStaticModelHasNoDynamicTerms) {
 }
 
 // Level 1 from t = 500 on: half of a stratified batch.
-Checkpoint start_of_levels(const std::vector<int>& level_from) { return add_levels(tiny_start(), level_from); }
+Checkpoint start_of_levels(const std::vector<int>& level_from) {
+  return add_levels(tiny_start(), level_from);
+}
 
 StepTerms terms_of_levels(DiT& model, const TrainOptions& options, Batch& batch, at::Tensor& gradient) {
   ParameterStore store(model, 1);

@@ -235,8 +235,8 @@ TEST(Train, ARunOfLevelsThatIsResumedEqualsAnUnbrokenOne) {
   for (const int from : {0, 500}) {
     for (const GateRule rule : {GateRule::Threshold, GateRule::Capacity}) {
       const TemporaryFolder folder;
-      const Checkpoint start =
-          add_levels(add_routers(test::random_checkpoint(tiny_pixels()), {.width_bias = 0, .token_bias = 0}, 5), {from});
+      const Checkpoint start = add_levels(
+          add_routers(test::random_checkpoint(tiny_pixels()), {.width_bias = 0, .token_bias = 0}, 5), {from});
       TrainOptions options = tiny_training(6);
       options.dynamic = true;
       options.router = {.lambda = 0.5, .anneal_start = 0, .anneal_steps = 1, .gate_rule = rule};
@@ -246,10 +246,12 @@ TEST(Train, ARunOfLevelsThatIsResumedEqualsAnUnbrokenOne) {
       options.total_steps = 6;
       EXPECT_EQ(run_training(folder / "cut", start, options, /*resume=*/true).error, "");
       const Saved whole = saved_state(folder / "whole", 6), cut = saved_state(folder / "cut", 6);
-      for (const auto& [name, buffer] : whole.buffers) EXPECT_TRUE(at::equal(cut.buffers.at(name), buffer)) << name;
+      for (const auto& [name, buffer] : whole.buffers)
+        EXPECT_TRUE(at::equal(cut.buffers.at(name), buffer)) << name;
       const Checkpoint trained = load_checkpoint(model_path(folder / "whole", 6));
       EXPECT_EQ(trained.config.level_from, std::vector<int>{from});
-      EXPECT_FALSE(at::equal(trained.weights.at("levels.1.embedding"), start.weights.at("levels.1.embedding")));
+      EXPECT_FALSE(
+          at::equal(trained.weights.at("levels.1.embedding"), start.weights.at("levels.1.embedding")));
       if (rule == GateRule::Capacity) {
         EXPECT_EQ(trained.keep_counts->tokens.size(), 2u * start.config.depth);
       }
@@ -259,9 +261,8 @@ TEST(Train, ARunOfLevelsThatIsResumedEqualsAnUnbrokenOne) {
 
 TEST(Train, ARunOfRegionsAndBlocksThatIsResumedEqualsAnUnbrokenOne) {
   const TemporaryFolder folder;
-  const Checkpoint start =
-      add_routers(test::random_checkpoint(tiny_pixels()),
-                  {.width_bias = 0, .token_bias = 0, .scope = TokenScope::Block}, 5);
+  const Checkpoint start = add_routers(test::random_checkpoint(tiny_pixels()),
+                                       {.width_bias = 0, .token_bias = 0, .scope = TokenScope::Block}, 5);
   TrainOptions options = tiny_training(6);
   options.dynamic = true;
   options.router = {.lambda = 0.5,
@@ -277,7 +278,8 @@ TEST(Train, ARunOfRegionsAndBlocksThatIsResumedEqualsAnUnbrokenOne) {
   options.total_steps = 6;
   EXPECT_EQ(run_training(folder / "cut", start, options, /*resume=*/true).error, "");
   const Saved whole = saved_state(folder / "whole", 6), cut = saved_state(folder / "cut", 6);
-  for (const auto& [name, buffer] : whole.buffers) EXPECT_TRUE(at::equal(cut.buffers.at(name), buffer)) << name;
+  for (const auto& [name, buffer] : whole.buffers)
+    EXPECT_TRUE(at::equal(cut.buffers.at(name), buffer)) << name;
   const Checkpoint trained = load_checkpoint(model_path(folder / "whole", 6));
   EXPECT_EQ(trained.keep_counts->regions(), 10);
   EXPECT_EQ(trained.config.token_scope, TokenScope::Block);
@@ -291,8 +293,9 @@ TEST(Train, LevelsThatSeeSomeOfTNeedItStratified) {
   const Checkpoint start = add_levels(test::random_checkpoint(tiny_pixels()), {500});
   TrainOptions options = tiny_training(1);
   options.timesteps.draw = TimestepDraw::Uniform;
-  EXPECT_NE(run_training(folder / "run", start, options).error.find("needs --timesteps stratified, got uniform"),
-            std::string::npos);
+  EXPECT_NE(
+      run_training(folder / "run", start, options).error.find("needs --timesteps stratified, got uniform"),
+      std::string::npos);
 }
 
 TEST(Train, LevelsOfTheCapacityRuleBeginAtAQuarter) {
@@ -301,7 +304,8 @@ TEST(Train, LevelsOfTheCapacityRuleBeginAtAQuarter) {
   TrainOptions options = tiny_training(1);
   options.dynamic = true;
   options.router.gate_rule = GateRule::Capacity;
-  EXPECT_NE(run_training(folder / "run", start, options).error.find("take a multiple of 250"), std::string::npos);
+  EXPECT_NE(run_training(folder / "run", start, options).error.find("take a multiple of 250"),
+            std::string::npos);
 }
 
 TEST(Train, ARunMayBeProlongedButNotChanged) {

@@ -174,7 +174,8 @@ void CpuEngine::keep_ranges(const Pass& pass, int index) const {
         [&] { w.cache.keep_ranges(pass, index, w.x.as<float>(), row_, w.team); });
 }
 
-// Decides which tokens enter the MLP, or the block: fills gathered, starts and kept; returns how many there are.
+// Decides which tokens enter the MLP, or the block: fills gathered, starts and kept; returns how many there
+// are.
 int CpuEngine::route(const Pass& pass, int index) const {
   if (!pass.routes_tokens) return pass.samples() * pass.T;
   PassMemory& w = pass.w;

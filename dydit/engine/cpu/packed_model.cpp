@@ -176,7 +176,8 @@ int64_t PackedModel::executed_macs(const StepPlan& step, std::span<const int> to
     const bool whole_block = config_.token_scope == TokenScope::Block && step.routes_tokens(config_);
     if (step.routes_at(config_, l)) macs += router_macs(l, step);
     if (step.computes(l, Branch::Attention))
-      macs += attention_macs(l, step, whole_block ? tokens[l] : config_.num_tokens(step.level)) + width_router;
+      macs +=
+          attention_macs(l, step, whole_block ? tokens[l] : config_.num_tokens(step.level)) + width_router;
     if (step.computes(l, Branch::Mlp)) macs += mlp_macs(l, step, tokens[l]) + width_router;
   }
   return macs;

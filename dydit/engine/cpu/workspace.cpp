@@ -79,7 +79,8 @@ double PassBytes::sum() const {
 PassBytes pass_bytes(const DiTConfig& config, bool bf16, int samples, int ranges, int level) {
   const size_t rows = static_cast<size_t>(samples) * config.sequence(level), element = bf16 ? 2 : 4,
                row = even(config.hidden_size), H = config.num_heads;
-  const int p = config.patch(level), patch = std::max(even(config.patch_values(level)), p * p * config.out_channels());
+  const int p = config.patch(level),
+            patch = std::max(even(config.patch_values(level)), p * p * config.out_channels());
   const size_t images = config.output_conv ? static_cast<size_t>(samples) * config.out_channels() *
                                                  config.input_size * config.input_size * sizeof(float)
                                            : 0;  // before their convolution
