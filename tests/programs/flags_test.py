@@ -275,13 +275,31 @@ class ModelFilesFlagsTest(FlagsBase):
         """Weights of an autoencoder without their configuration."""
         return shutil.copy(VAE / "diffusion_pytorch_model.safetensors", self.shared / "bare.safetensors")
 
+    def lora_model(self, static):
+        """The static model with a LoRA beside its layers."""
+        tensors, metadata = support.load(static)
+        random = np.random.default_rng(1)
+        for name, weight in list(tensors.items()):
+            if re.fullmatch(r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])\.weight", name):
+                layer = name.removesuffix("weight") + "lora."
+                tensors[layer + "A"] = random.standard_normal((1, 2, weight.shape[1])).astype(np.float32)
+                tensors[layer + "B"] = random.standard_normal((weight.shape[0], 2)).astype(np.float32)
+        adapter = {"kind": "lora", "rank": 2, "experts": 1, "scale": 1, "mix": "A",
+                   "base_sha256": hashlib.sha256(pathlib.Path(static).read_bytes()).hexdigest()}
+        return self.save("shared/lora.safetensors", tensors, {**metadata, "dydit_format": "2", "adapter": json.dumps(adapter)})
+
     def test_every_flag_of_convert(self):
         self.pixel_model()
         names = self.write("shared/names.txt", "".join(f"class {i}\n" for i in range(self.classes)))
         static = [self.static_model(TINY), "x.safetensors"]
+        lora = [self.lora_model(static[0]), "x.safetensors"]
+        alone = self.shared / "alone.safetensors"
+        self.run_ok("convert", lora[0], alone, "--adapters-only")
         self.check("convert", [TINY, "x.pt"], {
             **common_rows(quiet_env={"DYDIT_SEED": "3"}), **FILE, "--dtype": row("--dtype", "bf16"), "--to": row("--to", "static"), "--semantics": row("--semantics", "diffusers"),
-            "--seed": row("--seed", "1", base=[*static, "--to", "dynamic"]), "--class-names": row("--class-names", names)})
+            "--seed": row("--seed", "1", base=[*static, "--to", "dynamic"]), "--class-names": row("--class-names", names),
+            "--merge": row("--merge", base=lora), "--adapters-only": row("--adapters-only", base=lora),
+            "--base": row("--base", static[0], base=[alone, "x.safetensors"])})
 
     def test_every_flag_of_quantize(self):
         base = ["--model", TINY, "--out", "x.safetensors", "--calibrate", "2"]
@@ -416,6 +434,7 @@ class TrainFlagsBase(FlagsBase):
             wide[1] = next((self.work / "wide").glob("*/checkpoints/*.safetensors"))
         networks = [self.save(f"shared/{seed}.safetensors", support.resnet56(seed)) for seed in (1, 2)]
         to_network = [*aligned("encoder", wide), "--align-encoder", networks[0]]
+        adapted = [*self.start, "--adapter", "td-lora"]
         logit = [*base, "--timesteps", "logit-normal", *(["--gate-rule", "capacity"] if base[0] == "--model" else [])]
         return {
             **common_rows(), "--device": MODEL["--device"], "--threads": MODEL["--threads"],
@@ -442,6 +461,10 @@ class TrainFlagsBase(FlagsBase):
             "--align-manifold": row("--align-manifold", "0", base=to_network),
             "--align-manifold-inter": row("--align-manifold-inter", "1", base=to_network),
             "--align-encoder": row("--align-encoder", networks[1], base=to_network),
+            "--adapter": row("--adapter", "lora", base=self.start), "--lora-rank": row("--lora-rank", "2", base=adapted),
+            "--lora-experts": row("--lora-experts", "2", base=adapted), "--lora-mix": row("--lora-mix", "B", base=adapted),
+            "--lora-scale": row("--lora-scale", "2", base=adapted),
+            "--adapter-lr-scale": row("--adapter-lr-scale", "3", base=adapted),
             "--global-seed": row("--global-seed", "1"), "--log-every": row("--log-every", "1"),
             "--ckpt-every": row("--ckpt-every", "1"), "--keep-last": row("--keep-last", "1", base=[*base, "--ckpt-every", "1"]),
             "--keep-every": row("--keep-every", "1", base=[*base, "--ckpt-every", "1", "--keep-last", "1"]),
@@ -482,7 +505,8 @@ class FinetuneFlagsTest(TrainFlagsBase):
             "--importance": row("--importance", "none"), "--anneal-start": row("--anneal-start", "0"),
             "--anneal-steps": row("--anneal-steps", "2"), "--complete-steps": row("--complete-steps", "2"),
             "--gates": row("--gates", "soft"), "--tdw": row("--tdw", "off"), "--sdt": row("--sdt", "off"),
-            "--gate-rule": row("--gate-rule", "capacity"), "--static": row("--static", base=self.start)})
+            "--gate-rule": row("--gate-rule", "capacity"), "--static": row("--static", base=self.start),
+            "--train": row("--train", "routers")})
 
 
 class VainTest(FlagsBase):
@@ -521,6 +545,12 @@ class VainTest(FlagsBase):
                 ([*train, "--align", "self"], "--align-manifold-inter", "2", "--align encoder"),
                 ([*train, "--align", "self"], "--align-encoder", "x.th", "--align encoder"),
                 ([*train, "--align", "self"], "--align-tau", "2", "--align dispersive"),
+                (train, "--lora-rank", "2", "--adapter lora or td-lora"), (train, "--lora-scale", "2", "--adapter lora or td-lora"),
+                (train, "--adapter-lr-scale", "2", "--adapter lora or td-lora"), (train, "--adapter", "lora", "--model"),
+                ([*train, "--model", static, "--adapter", "lora"], "--lora-experts", "2", "--adapter td-lora"),
+                ([*train, "--model", static, "--adapter", "lora"], "--lora-mix", "B", "--adapter td-lora"),
+                (tune, "--train", "routers", "--static"), ([*tune[:1], *tune[2:], "--adapter", "lora"], "--train", "routers", "--adapter"),
+                ([*tune[:1], *tune[2:], "--train", "routers"], "--complete-steps", "2", "--train all"),
                 (train, "--num-heads", "2", "--model"), ([*train, "--size", "DiT-S/2"], "--hidden", "8", "--size"),
                 ([*train, "--model", static], "--depth", "1", "--model"), (train, "--sample-steps", "2", "--sample-every"),
                 (train, "--sample-cfg-scale", "2", "--sample-every"), (train, "--sample-cache", "fora:2", "--sample-every"),
@@ -549,6 +579,7 @@ class VainTest(FlagsBase):
                 (["bench", "--vae", "v"], "--cfg-scale", "2", "--model or --size"),
                 (["evaluate", "--loss", "--data-path", data, "--model", static], "--mode", "dynamic", "static DiT")):
             self.expect_error([*args, flag, value], USAGE, f"{flag} {value}: needs ", what)
+        self.expect_error(["convert", static, "y.pt", "--adapters-only"], USAGE, "--adapters-only: needs a target that ends in .safetensors")
         self.expect_error([*bench, "--model", model, "--run", "--profile"], USAGE, "--profile: needs forwards")
         self.expect_error([*bench, "--model", model, "--engine", "reference", "--profile"], USAGE, "--profile: needs")
 
