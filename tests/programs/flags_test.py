@@ -170,7 +170,8 @@ def plan_rows(base, plan):
     at = base.index("--steps")
     return {"--plan": row("--plan", plan, base=[*base[:at], *base[at + 2:]]), "--cache": row("--cache", "fora:2", base=base),
             "--guide-from": row("--guide-from", "500", base=cached), "--guide-to": row("--guide-to", "500", base=cached),
-            "--guide-every": row("--guide-every", "2", base=base),
+            "--guide-every": row("--guide-every", "2", base=base), "--guide-weak": row("--guide-weak", base=base),
+            "--weak-steps": row("--weak-steps", "2", base=base), "--level-from": row("--level-from", "500", base=base),
             "--cache-memory": row("--cache-memory", "1e-9", base=cached)}
 
 
@@ -352,7 +353,7 @@ class EvaluateFlagsTest(FlagsBase):
             "--data-path": row("--data-path", other),
             "--split": row("--split", "test", base=[*base[:3], "--data-path", split, *base[5:]]),
             "--match-classes": row("--match-classes", "position", base=[*base[:3], "--data-path", other, *base[5:]]),
-            "--images": row("--images", "2"), "--seed": row("--seed", "1"), "--seeds": row("--seeds", "2"),
+            "--images": row("--images", "2"), "--seed": row("--seed", "1"), "--seeds": row("--seeds", "2"), "--level": row("--level", "1"),
             "--batch": row("--batch", "2"), "--csv": row("--csv", "a.csv"), "--weights": row("--weights", "none"),
             "--model-weights": row("--model-weights", "none"), **self.rows_of_images(model)})
 
@@ -435,6 +436,7 @@ class TrainFlagsBase(FlagsBase):
         networks = [self.save(f"shared/{seed}.safetensors", support.resnet56(seed)) for seed in (1, 2)]
         to_network = [*aligned("encoder", wide), "--align-encoder", networks[0]]
         adapted = [*self.start, "--adapter", "td-lora"]
+        even = ["--model", self.deep, *self.options] if tuned else [*self.options, *self.deep_sizes]
         logit = [*base, "--timesteps", "logit-normal", *(["--gate-rule", "capacity"] if base[0] == "--model" else [])]
         return {
             **common_rows(), "--device": MODEL["--device"], "--threads": MODEL["--threads"],
@@ -461,6 +463,7 @@ class TrainFlagsBase(FlagsBase):
             "--align-manifold": row("--align-manifold", "0", base=to_network),
             "--align-manifold-inter": row("--align-manifold-inter", "1", base=to_network),
             "--align-encoder": row("--align-encoder", networks[1], base=to_network),
+            "--levels": row("--levels", "2"), "--level-from": row("--level-from", "500"), "--long-skips": row("--long-skips", base=even),
             "--adapter": row("--adapter", "lora", base=self.start), "--lora-rank": row("--lora-rank", "2", base=adapted),
             "--lora-experts": row("--lora-experts", "2", base=adapted), "--lora-mix": row("--lora-mix", "B", base=adapted),
             "--lora-scale": row("--lora-scale", "2", base=adapted),
@@ -479,6 +482,9 @@ class TrainFlagsBase(FlagsBase):
         self.run_ok("train", *self.options, *self.sizes, "--results-dir", self.work / "start")
         self.model = next((self.work / "start").glob("*/checkpoints/*.safetensors"))
         self.start = ["--model", self.model, *self.options]
+        self.deep_sizes = ["--hidden", "16", "--depth", "2", "--heads", "2", "--patch", "4"]
+        self.run_ok("train", *self.options, *self.deep_sizes, "--results-dir", self.work / "deep")
+        self.deep = next((self.work / "deep").glob("*/checkpoints/*.safetensors"))
 
 
 class TrainFlagsTest(TrainFlagsBase):
@@ -505,7 +511,9 @@ class FinetuneFlagsTest(TrainFlagsBase):
             "--importance": row("--importance", "none"), "--anneal-start": row("--anneal-start", "0"),
             "--anneal-steps": row("--anneal-steps", "2"), "--complete-steps": row("--complete-steps", "2"),
             "--gates": row("--gates", "soft"), "--tdw": row("--tdw", "off"), "--sdt": row("--sdt", "off"),
-            "--gate-rule": row("--gate-rule", "capacity"), "--static": row("--static", base=self.start),
+            "--gate-rule": row("--gate-rule", "capacity"), "--token-scope": row("--token-scope", "block"),
+            "--share-gradient": row("--share-gradient", "interval", base=[*base, "--gate-rule", "capacity"]),
+            "--regions": row("--regions", "10", base=[*base, "--gate-rule", "capacity"]), "--static": row("--static", base=self.start),
             "--train": row("--train", "routers")})
 
 
@@ -570,6 +578,9 @@ class VainTest(FlagsBase):
                 (["inspect", png], "--plan", "p.json", "checkpoint"), (["inspect", png], "--cache", "fora:2", "checkpoint"),
                 (["inspect", model, "--plan", self.plan_file()], "--plan-steps", "9", "no --plan"), (tune, "--lambda", "0.4", "--static"),
                 (tune, "--gates", "hard", "--static"), (tune, "--gate-rule", "capacity", "--static"),
+                (tune, "--token-scope", "block", "--static"), ([*tune[:1], *tune[2:]], "--regions", "10", "--gate-rule capacity"),
+                ([*tune[:1], *tune[2:]], "--share-gradient", "interval", "--gate-rule capacity"),
+                ([*make, "--budget", "0.5"], "--weak-steps", "2", "no --budget"),
                 (tune, "--tdw", "on", "--static"), (tune, "--sdt", "on", "--static"), (tune, "--router-bias", "1,1", "--static"),
                 (tune, "--router-lr-scale", "2", "--static"), (tune, "--anneal-start", "1", "--static"),
                 (tune, "--anneal-steps", "2", "--static"), (tune, "--complete-steps", "1", "--static"),
