@@ -22,6 +22,14 @@ void fill_uniform(std::span<float> out, uint64_t seed, uint64_t sample, uint64_t
 inline uint64_t training_sample(uint64_t step, uint64_t index) { return (step << 24) | index; }
 
 /// What a training sample draws; the `draw` of the functions above.
-enum class TrainingDraw : uint64_t { Flip, Timestep, LabelDropout, CompleteLabelDropout, Noise, Gates };
+enum class TrainingDraw : uint64_t {
+  Flip,
+  Timestep,
+  LabelDropout,
+  CompleteLabelDropout,
+  Noise,
+  Gates,
+  DistillTimestep
+};
 
 }  // namespace dydit

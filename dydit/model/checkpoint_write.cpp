@@ -54,6 +54,10 @@ void save_in_layout(const std::filesystem::path& path, const Checkpoint& checkpo
   const DiTConfig& config = checkpoint.config;
   DYDIT_USAGE_CHECK(layout_of(config) == layout, "{}: is a {}, which files of the layout {} cannot hold",
                     checkpoint.path.string(), model_name(config), kLayoutNames[layout]);
+  DYDIT_USAGE_CHECK(!torch || !checkpoint.few_step,
+                    "{}: is distilled to few steps, which a bare state dict cannot say; leave out --to, or "
+                    "take a name that ends in .safetensors",
+                    checkpoint.path.string());
   const LayoutNames names(layout, config.depth);
   Weights stored;
   for (auto& [name, tensor] : stored_weights(checkpoint, dtype)) stored[names.theirs(name)] = tensor;
@@ -74,6 +78,8 @@ void save_diffusers_folder(const std::filesystem::path& path, const Checkpoint& 
   DYDIT_USAGE_CHECK(!config.is_dynamic(),
                     "{}: has routers, which a diffusers folder has no place for; --to static drops them",
                     from);
+  DYDIT_USAGE_CHECK(!checkpoint.few_step,
+                    "{}: is distilled to few steps, which a diffusers folder has no place for", from);
   constexpr double kRounding = 5e-3;  // of a table stored in bfloat16
   const at::Tensor formula = sincos_pos_embed(config.hidden_size, config.grid());
   DYDIT_CHECK(

@@ -4,6 +4,8 @@
 #include <algorithm>
 
 #include "dydit/base/dtype.h"
+#include "dydit/diffusion/lcm.h"
+#include "dydit/model/checkpoint.h"
 
 namespace dydit {
 
@@ -16,6 +18,12 @@ double target_ratio(const DynamicOptions& options, int64_t step) {
 double learning_rate(const TrainOptions& options, int64_t step) {
   if (step >= options.warmup_steps) return options.lr;
   return options.lr * static_cast<double>(step + 1) / options.warmup_steps;
+}
+
+std::optional<FewStep> few_step_of(const DistillOptions& options) {
+  if (options.kind == DistillKind::None) return std::nullopt;
+  const std::vector<int> grid = lcm_timesteps(kLcmGrid);
+  return FewStep{"lcm", {grid.rbegin(), grid.rend()}, options.guidance};
 }
 
 nlohmann::json options_to_json(const TrainOptions& options) {
@@ -53,6 +61,12 @@ nlohmann::json options_to_json(const TrainOptions& options) {
   if (timesteps.draw == TimestepDraw::LogitNormal) {
     json["logit-mean"] = timesteps.logit_mean;
     json["logit-std"] = timesteps.logit_std;
+  }
+  if (const DistillOptions& distill = options.distill; distill.kind != DistillKind::None) {
+    json["distill"] = kDistillNames[distill.kind];
+    json["distill-guidance"] = distill.guidance;
+    json["loss"] = kConsistencyLossNames[distill.loss];
+    json["teacher"] = distill.teacher->sha256;
   }
   json.update(options.preparation);
   return json;

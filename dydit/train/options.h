@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <string>
 
 #include <ATen/core/ScalarType.h>
@@ -9,10 +11,14 @@
 #include <nlohmann/json.hpp>
 
 #include "dydit/base/enum_names.h"
+#include "dydit/diffusion/consistency.h"
 #include "dydit/diffusion/timestep_draw.h"
 #include "dydit/model/gate_rule.h"
 
 namespace dydit {
+
+struct Checkpoint;  // dydit/model/checkpoint.h
+struct FewStep;
 
 enum class GateKind {
   Hard,  // 0 or 1, straight-through
@@ -28,6 +34,18 @@ struct DynamicOptions {
   int complete_steps = 0;   // steps with the complete-model term
   GateKind gates = GateKind::Hard;
   GateRule gate_rule = GateRule::Threshold;
+};
+
+enum class DistillKind { None, Lcm };
+inline constexpr EnumNames<DistillKind, 2> kDistillNames = {
+    "distillation", {{"none", DistillKind::None}, {"lcm", DistillKind::Lcm}}};
+
+/// Consistency distillation: what is learned is not noise but where the teacher's path ends (distill.h).
+struct DistillOptions {
+  DistillKind kind = DistillKind::None;
+  std::shared_ptr<const Checkpoint> teacher;
+  double guidance = 1.5;  // of the teacher, on all channels; the student's one row learns it
+  ConsistencyLoss loss = ConsistencyLoss::L2;
 };
 
 struct TrainOptions {
@@ -47,6 +65,7 @@ struct TrainOptions {
   double label_dropout = 0.1;
   bool flip = true;
   TimestepOptions timesteps;
+  DistillOptions distill;
   at::ScalarType dtype = at::kFloat;
   at::Device device = at::kCPU;  // where the model and its buffers lie; batches and noise are made on the CPU
   uint64_t seed = 0;
@@ -60,6 +79,9 @@ double target_ratio(const DynamicOptions& options, int64_t step);
 
 /// Learning rate of step `step`: linear warm-up, then constant.
 double learning_rate(const TrainOptions& options, int64_t step);
+
+/// What the file says of a model that is distilled so; none where nothing is distilled.
+std::optional<FewStep> few_step_of(const DistillOptions& options);
 
 /// What must agree between a run and its resumption. total_steps and device are not part of it: a run
 /// may be prolonged, and go on elsewhere.

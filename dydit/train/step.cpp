@@ -10,11 +10,13 @@
 #include <torch/torch.h>
 
 #include "dydit/base/noise.h"
+#include "dydit/diffusion/consistency.h"
 #include "dydit/diffusion/losses.h"
 #include "dydit/model/dit.h"
 #include "dydit/model/macs.h"
 #include "dydit/plan/run_plan.h"
 #include "dydit/train/capacity.h"
+#include "dydit/train/distill.h"
 #include "dydit/train/state.h"
 
 namespace dydit {
@@ -85,7 +87,15 @@ struct SampleLoss {
   }
 };
 
-SampleLoss loss_of(DiT& model, const at::Tensor& output, const StepInputs& inputs) {
+// Of whatever the options' objective is.
+SampleLoss loss_of(DiT& model, const at::Tensor& output, const StepInputs& inputs,
+                   const TrainOptions& options) {
+  if (options.distill.kind == DistillKind::Lcm) {
+    const at::Tensor eps = output.slice(1, 0, inputs.x_t.size(1)),
+                     loss = consistency_loss(lcm_consistency(inputs.x_t, eps, inputs.t), inputs.target,
+                                             options.distill.loss);
+    return {{loss, at::zeros_like(loss)}, loss};
+  }
   const DiffusionLoss loss =
       diffusion_loss(output, inputs.x0, inputs.x_t, inputs.t, inputs.noise, model->config.objective);
   return {loss, inputs.loss_weight.defined() ? loss.mse * inputs.loss_weight : loss.mse};
@@ -99,14 +109,20 @@ at::Tensor visited(const at::Tensor& ratio, const StepInputs& inputs) {
 // One micro-batch of the dynamic model, kept for its backward.
 struct DynamicForward {
   std::unique_ptr<TrainingGates> gates;
-  SampleLoss loss;
+  at::Tensor output;
 };
 
 // t and what it counts for, of the samples from `first` on, as many as there is noise for.
 void draw_times(const DiTConfig& config, const TrainOptions& options, uint64_t step, int first,
                 StepInputs& inputs) {
-  const TimestepSampler sampler(options.timesteps, config.objective);
   const int64_t count = inputs.noise.size(0);
+  if (options.distill.kind != DistillKind::None) {
+    const DistillTimes drawn = draw_distill_times(options, step, first, count);
+    inputs.t = drawn.t;
+    inputs.visits = drawn.visits;
+    return;
+  }
+  const TimestepSampler sampler(options.timesteps, config.objective);
   std::vector<double> times;
   for (int b = 0; b < count; ++b) times.push_back(sampler.time(options.seed, step, first + b));
   const at::Tensor drawn = at::tensor(times, at::kDouble);
@@ -135,15 +151,15 @@ DynamicForward forward_dynamic(DiT& model, const TrainOptions& options, const St
   if (keep.defined()) capacity = {keep_share(model), keep, quarters_of(model->config.objective, inputs.t)};
   forward.gates =
       std::make_unique<TrainingGates>(model, t_emb, inputs.gate_noise, options.router.gates, capacity);
-  const at::Tensor output = model->forward(inputs.x_t, t_emb, inputs.y, forward.gates->gates());
-  forward.loss = loss_of(model, output, inputs);
+  forward.output = model->forward(inputs.x_t, t_emb, inputs.y, forward.gates->gates());
   return forward;
 }
 
 // The complete model, no gates.
-SampleLoss backward_complete(DiT& model, const StepInputs& inputs, const at::Tensor& y, double scale) {
+SampleLoss backward_complete(DiT& model, const TrainOptions& options, const StepInputs& inputs,
+                             const at::Tensor& y, double scale) {
   const at::Tensor output = model->forward(inputs.x_t, model->embed_timestep(inputs.t), y);
-  const SampleLoss loss = loss_of(model, output, inputs);
+  const SampleLoss loss = loss_of(model, output, inputs, options);
   (loss.total().sum() * scale).backward();
   return loss;
 }
@@ -214,8 +230,8 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
 
 StepInputs StepInputs::to(at::Device device) const {
   StepInputs moved = *this;
-  for (at::Tensor* tensor : {&moved.x0, &moved.noise, &moved.x_t, &moved.t, &moved.loss_weight, &moved.visits,
-                             &moved.y, &moved.y_complete}) {
+  for (at::Tensor* tensor : {&moved.x0, &moved.noise, &moved.x_t, &moved.t, &moved.target, &moved.loss_weight,
+                             &moved.visits, &moved.y, &moved.y_complete}) {
     if (tensor->defined()) *tensor = tensor->to(device);
   }
   for (auto* gates : {&moved.gate_noise.heads, &moved.gate_noise.groups, &moved.gate_noise.tokens}) {
@@ -226,7 +242,7 @@ StepInputs StepInputs::to(at::Device device) const {
 
 StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,
                            Communicator& processes, uint64_t step, int first,
-                           const std::function<StepInputs(int m)>& inputs_of) {
+                           const std::function<StepInputs(int m)>& inputs_of, Distillation* distillation) {
   const int64_t micro = options.global_batch / (processes.size() * options.accumulate);
   const double scale = 1.0 / options.global_batch;
   const double target = options.dynamic ? target_ratio(options.router, static_cast<int64_t>(step)) : 1.0;
@@ -252,10 +268,12 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
     mean_ratio = global_mean(sum);
   }
   for (int m = 0; m < options.accumulate; ++m) {
-    const StepInputs inputs = inputs_of(m);
+    StepInputs inputs = inputs_of(m);
+    if (distillation) inputs.target = distillation->target(model, inputs, keep);
     const at::Tensor quarters = quarters_of(model->config.objective, inputs.t);
     if (!options.dynamic) {
-      backward_complete(model, inputs, inputs.y, scale).add_to(terms.mse, terms.weighted_mse, terms.vb);
+      backward_complete(model, options, inputs, inputs.y, scale)
+          .add_to(terms.mse, terms.weighted_mse, terms.vb);
       terms.ratio += static_cast<double>(micro);
       terms.inference_ratio += static_cast<double>(micro);
       const at::Tensor all = at::ones({micro}, at::kFloat);
@@ -263,18 +281,19 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
       continue;
     }
     const DynamicForward forward = forward_dynamic(model, options, inputs, keep);
+    const SampleLoss loss = loss_of(model, forward.output, inputs, options);
     const at::Tensor ratio = visited(forward.gates->ratio(), inputs);
     if (options.accumulate == 1) mean_ratio = global_mean(sum_of(ratio));
     // The capacity rule meets its target by its counts.
     const double slope =
         options.router.gate_rule == GateRule::Capacity ? 0.0 : flops_term(mean_ratio, target).slope;
-    ((forward.loss.total().sum() + slope * ratio.sum()) * scale).backward();
-    forward.loss.add_to(terms.mse, terms.weighted_mse, terms.vb);
+    ((loss.total().sum() + slope * ratio.sum()) * scale).backward();
+    loss.add_to(terms.mse, terms.weighted_mse, terms.vb);
     terms.ratio += sum_of(ratio);
     terms.inference_ratio += sum_of(visited(forward.gates->inference_ratio(), inputs));
     add_kept(terms, forward.gates->kept(), quarters);
     if (static_cast<int64_t>(step) < options.router.complete_steps) {
-      backward_complete(model, inputs, inputs.y_complete, scale)
+      backward_complete(model, options, inputs, inputs.y_complete, scale)
           .add_to(terms.complete_mse, terms.complete_weighted_mse, terms.complete_vb);
     }
   }
@@ -293,7 +312,9 @@ double least_training_bytes(const DiTConfig& config, const TrainOptions& options
   // A token in a block: its two residuals in float32; the inputs and outputs of the four linears, and the
   // GELU's.
   const double token = 2 * C * sizeof(float) + element * (8 * C + 2 * F);
-  return static_cast<double>(num_parameters(config)) * kBuffers * sizeof(float) +
+  const double teacher =
+      options.distill.teacher ? static_cast<double>(num_parameters(options.distill.teacher->config)) : 0;
+  return (static_cast<double>(num_parameters(config)) * kBuffers + teacher) * sizeof(float) +
          micro * config.sequence() * config.depth * token;
 }
 

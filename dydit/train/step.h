@@ -13,12 +13,15 @@
 
 namespace dydit {
 
-struct RunState;  // dydit/train/state.h
+struct RunState;     // dydit/train/state.h
+class Distillation;  // dydit/train/distill.h
 
 /// Means over the global batch.
 struct StepTerms {
-  double mse = 0, vb = 0;                    // of the model as trained (dynamic when it has routers)
-  double complete_mse = 0, complete_vb = 0;  // of the complete model, while that term is kept
+  // Of the model as trained (dynamic when it has routers). While distilling mse is the consistency loss, vb
+  // 0.
+  double mse = 0, vb = 0;
+  double complete_mse = 0, complete_vb = 0;            // of the complete model, while that term is kept
   double weighted_mse = 0, complete_weighted_mse = 0;  // as the loss has them: times each timestep's weight
   double ratio = 0,
          inference_ratio = 0;  // work ratio by training's gates and by inference's, over even times
@@ -45,6 +48,7 @@ FlopsTerm flops_term(double mean_ratio, double target);
 struct StepInputs {
   at::Tensor x0, noise, x_t;  // (B, C, side, side)
   at::Tensor t;               // (B) int64 of a table, else double
+  at::Tensor target;          // (B, C, side, side) of a consistency student; undefined: of no distillation
   // (B) float32; undefined: 1. Factors of the mse, and of a sample's work ratio where times are not drawn as
   // evenly as a sampler visits them: under the capacity rule of its quarter.
   at::Tensor loss_weight, visits;
@@ -61,10 +65,11 @@ StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options
 
 /// Puts the gradient of step `step` into the store: of this process's share of the global batch, from sample
 /// `first` on, whose micro-batch m inputs_of(m) gives, the same each time it is asked. All processes end with
-/// the same gradient and terms.
+/// the same gradient and terms. `distillation`: of options that distil; null of others.
 StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,
                            Communicator& processes, uint64_t step, int first,
-                           const std::function<StepInputs(int m)>& inputs_of);
+                           const std::function<StepInputs(int m)>& inputs_of,
+                           Distillation* distillation = nullptr);
 
 /// Bytes that a process takes at least for its share of a step: weights, gradients, moments and average, and
 /// what a micro-batch keeps for its backward.

@@ -15,6 +15,7 @@
 #include "dydit/io/file.h"
 #include "dydit/model/dit.h"
 #include "dydit/train/capacity.h"
+#include "dydit/train/distill.h"
 #include "dydit/train/state.h"
 
 namespace dydit {
@@ -54,6 +55,7 @@ class Interval {
     row.terms = sum_;
     row.terms.divide(n);
     row.weighted = options.timesteps.weighs_loss();
+    row.distilled = options.distill.kind != DistillKind::None;
     row.target = options.dynamic ? target_ratio(options.router, state.step - 1) : 1.0;
     row.grad_norm = finite_ ? grad_norm_ / finite_ : NAN;
     row.lr = learning_rate(options, state.step - 1);
@@ -132,6 +134,7 @@ class Training {
     if (root_) alone_.emplace(run.run);
     model_ = make_training_model(start, options);
     store_.emplace(model_, options.router_lr_scale);
+    if (options.distill.kind != DistillKind::None) distillation_.emplace(options_, model_, *store_);
     state_.options = run.identity;
     state_.surroundings = run.surroundings;
     if (run_.resume) resume();
@@ -181,7 +184,8 @@ class Training {
     const auto step_gradient = [&] {
       const int micro = share / options_.accumulate;
       const auto gradient_of = [&](const auto& inputs_of) {
-        return compute_gradient(model_, *store_, options_, processes_, state_.step, first, inputs_of);
+        return compute_gradient(model_, *store_, options_, processes_, state_.step, first, inputs_of,
+                                distillation_ ? &*distillation_ : nullptr);
       };
       // On the CPU both would share the cores; micro-batches are made one by one, to save memory.
       if (!options_.device.is_cpu() && options_.accumulate == 1)
@@ -225,6 +229,7 @@ class Training {
     Checkpoint ema = start_;
     ema.weights = store_->ema_weights();
     ema.files.clear();  // these weights lie in none
+    ema.few_step = few_step_of(options_.distill);
     if (const at::Tensor share = keep_share(model_); share.defined()) {
       const double target = target_ratio(options_.router, state_.step);
       ema.keep_counts = keep_counts(start_.config, choose_counts(start_.config, share, target));
@@ -297,6 +302,7 @@ class Training {
   std::optional<FolderLock> alone_;  // two runs in one folder would spoil each other's checkpoints
   DiT model_{nullptr};
   std::optional<ParameterStore> store_;
+  std::optional<Distillation> distillation_;
   RunState state_;
   std::optional<Watch> watch_;         // of the root
   std::optional<int64_t> saved_step_;  // of the newest checkpoint
@@ -316,6 +322,7 @@ void check_training(const Dataset& data, const DiTConfig& config, const TrainOpt
                     options.dynamic ? "a model with routers is needed to fine-tune dynamically"
                                     : "a static model is needed here, this one has routers");
   (void)TimestepSampler(options.timesteps, config.objective);  // throws where they do not fit
+  check_distillation(config, options);
   DYDIT_USAGE_CHECK(
       options.timesteps.draw != TimestepDraw::LogitNormal || !options.dynamic ||
           options.router.gate_rule == GateRule::Capacity,

@@ -14,12 +14,13 @@ namespace dydit {
 struct LogRow {
   int64_t step = 0;  // steps done
   StepTerms terms;
-  bool weighted = false;  // whether the loss weighs the mse: then its column is there
-  double target = 1;      // of the last step
-  double grad_norm = 0;   // mean over steps whose norm was finite
-  double lr = 0;          // of the last step
-  int64_t skipped = 0;    // since the start
-  double seconds = 0;     // of the interval
+  bool weighted = false;   // whether the loss weighs the mse: then its column is there
+  bool distilled = false;  // whether it is a consistency loss, instead of mse and vb
+  double target = 1;       // of the last step
+  double grad_norm = 0;    // mean over steps whose norm was finite
+  double lr = 0;           // of the last step
+  int64_t skipped = 0;     // since the start
+  double seconds = 0;      // of the interval
   double images_per_second = 0;
   double steps_per_second = 0;
 };

@@ -78,6 +78,10 @@ void print_result(const Cli& cli, const TrainFlags& flags, const Dataset& datase
       {"grad_norm", last.grad_norm}, {"ratio_inference", last.terms.inference_ratio},
       {"skipped", last.skipped},     {"images_per_second", last.images_per_second}};
   for (const auto& [name, value] : numbers.items()) result[name] = row ? value : nlohmann::json();
+  if (flags.options.distill.kind != DistillKind::None) {
+    result["consistency"] = result["mse"];
+    for (const char* name : {"mse", "vb"}) result.erase(name);
+  }
   cli.print(result, [&] {
     if (row) return print_out("wrote {}\n", model);
     print_out("already at step {}, {} asked; nothing to train: {}\n", done, flags.options.total_steps, model);
@@ -127,6 +131,11 @@ void run_training(Cli& cli, TrainFlags& flags, const Checkpoint& start, const Da
                              flags.options.total_steps, flags.options.global_batch, processes.size(),
                              flags.threads, flags.device, kDtypeNames[flags.options.dtype],
                              flags.options.seed));
+    if (const DistillOptions& distill = flags.options.distill; distill.kind != DistillKind::None)
+      console.info(fmt::format("teacher  {}: {}, sha256 {:.10}; guidance {}, loss {}, average's decay {}",
+                               distill.teacher->path.string(), model_name(distill.teacher->config),
+                               distill.teacher->sha256, distill.guidance, kConsistencyLossNames[distill.loss],
+                               flags.options.ema_decay));
     if (flags.options.timesteps.draw != TimestepDraw::Stratified)
       console.info(timesteps_text(flags.options, start.config.objective));
   }
@@ -154,8 +163,14 @@ int run_from(Cli& cli, TrainFlags& flags, std::string_view why_no_routers,
     given = load_model(cli, flags.model, flags.checkpoint);
     refuse_quantized(given, "training");
     DYDIT_USAGE_CHECK(!given.config.is_dynamic(), "{}: has routers{}", flags.model, why_no_routers);
+    DYDIT_USAGE_CHECK(
+        !given.few_step || flags.options.distill.kind != DistillKind::None,
+        "{}: is distilled to few steps, which plain training would undo; give --distill lcm, or "
+        "start from its teacher",
+        flags.model);
     flags.fit_data_to(given);
   }
+  flags.load_teacher(cli);
   const auto dataset = flags.data.load(flags.threads);
   cli.needs("--skip-broken", dataset->latents() == nullptr, "images; these are latents");
   Checkpoint start = prepare(given, *dataset);

@@ -13,6 +13,7 @@ struct TrainFlags {
   std::string model;  // to start from; empty: none
   CheckpointOptions checkpoint;
   DataFlags data;
+  std::string distill = "none", teacher, loss = "l2";
   std::string results_dir = "results", flip = "on", timesteps = "stratified", loss_weights = "on",
               dtype = "auto", device = "cpu";
   TrainOptions options;
@@ -31,6 +32,8 @@ struct TrainFlags {
   void fit_data_to(const Checkpoint& start);
   /// What a sample grid shows. Throws UsageError for a --sample-cache that does not fit.
   Request sample_request(const DiTConfig& config) const;
+  /// Reads the teacher, where there is one.
+  void load_teacher(Cli& cli);
   /// Turns device and dtype into options. Throws where there is no such device.
   void choose_device(int processes);
   /// Turns epochs and flip into options once the data is known.

@@ -125,6 +125,10 @@ void verify_metrics(const Reference& reference, int threads, VerifyReport& repor
 /// Recorded tables and draws of timesteps (SpeeD), with the loss and the work that they weigh.
 void verify_timesteps(const Reference& reference, int threads, VerifyReport& report);
 
+/// Recorded consistency distillation (LCM): tables, losses with gradients, a run; which steps T-Stitch gives
+/// away.
+void verify_few_step(const Reference& reference, int threads, VerifyReport& report);
+
 /// Forwards of an engine, and the decisions behind them.
 class Replay {
  public:

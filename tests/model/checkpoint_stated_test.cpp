@@ -166,12 +166,12 @@ TEST(ForeignMetadata, IsNotedAndTheWeightsAreRead) {
 }
 
 TEST(ForeignMetadata, NextToANewerFormatTheFormatIsNamed) {
-  expect_error([] { load(tiny(), {{"config", "yaml: 1"}, {"dydit_format", "2"}}); }, "dydit_format 2");
+  expect_error([] { load(tiny(), {{"config", "yaml: 1"}, {"dydit_format", "3"}}); }, "dydit_format 3");
   expect_error(
       [] {
-        load(tiny(), {{"config", R"({"semantics": "next"})"}, {"dydit_format", "2"}});
+        load(tiny(), {{"config", R"({"semantics": "next"})"}, {"dydit_format", "3"}});
       },
-      "dydit_format 2");
+      "dydit_format 3");
 }
 
 TEST(ClassNames, WithControlCharactersAreRefused) {

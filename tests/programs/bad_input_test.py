@@ -155,7 +155,7 @@ class WeightsTest(ProgramTest):
             self.expect_refused(lambda w: w.update({name: broken}), name, "NaN")
 
     def test_newer_format(self):
-        self.expect_refused(lambda w: None, "dydit_format 2", metadata={"dydit_format": "2"})
+        self.expect_refused(lambda w: None, "dydit_format 3", metadata={"dydit_format": "3"})
 
     def test_other_gate_rule(self):
         self.expect_refused(lambda w: None, "gate rule 'topk'", metadata={"gate_rule": "topk"})

@@ -226,6 +226,7 @@ class GenerateFlagsTest(FlagsBase):
             "--latents": row("--latents", "x.safetensors"), "--preview-every": row("--preview-every", "1", base=[*base, "--out", "a.png"]),
             "--cost-map": row("--cost-map", "map.png"), **self.vae_rows(["--model", TINY, *base[2:]]),
             **plan_rows(six, self.plan_file()), **sde_rows(base),
+            "--stitch": row("--stitch", f"{self.shared / 'static.safetensors'}:0.5"),
             "--budget": row("--budget", "1", base=[*six, "--plans", plans]), "--plans": row("--plans", plans, base=[*six, "--budget", "1"]),
             "--force": row("--force", base=[*six, "--plans", plans, "--budget", "0.01"])})
 
@@ -365,7 +366,8 @@ class EvaluateFlagsTest(FlagsBase):
             "--timesteps": row("--timesteps", "9,500", base=[word for word in made if word not in ("--steps", "3")]),
             "--eta": row("--eta", "0.5", base=[*made, "--sampler", "ddim"]), "--cfg-scale": row("--cfg-scale", "2", base=made),
             "--cfg-channels": row("--cfg-channels", "1", base=made), "--mode": row("--mode", "static", base=made),
-            "--labels": row("--labels", "balanced", base=made), **plan_rows(six, self.plan_file()), **sde_rows(made),
+            "--labels": row("--labels", "balanced", base=made), "--stitch": row("--stitch", f"{self.shared / 'static.safetensors'}:0.5", base=made),
+            **plan_rows(six, self.plan_file()), **sde_rows(made),
             "--budget": row("--budget", "1", base=[*six, "--plans", plans]),
             "--plans": row("--plans", plans, base=[*six, "--budget", "1"]),
             "--force": row("--force", base=[*six, "--plans", plans, "--budget", "0.01"]), **vae_rows(self.work, latent),
@@ -405,6 +407,9 @@ class TrainFlagsBase(FlagsBase):
         without_steps = base[:steps] + base[steps + 2:]
         elsewhere = lambda path: [path if word == self.data else word for word in base]
         speed = [*base, "--timesteps", "speed"]
+        teacher = self.shared / "teacher.safetensors"
+        self.run_ok("convert", self.model, teacher, "--dtype", "bf16")
+        distil = [*self.start, "--distill", "lcm", "--teacher", self.model]
         logit = [*base, "--timesteps", "logit-normal", *(["--gate-rule", "capacity"] if base[0] == "--model" else [])]
         return {
             **common_rows(), "--device": MODEL["--device"], "--threads": MODEL["--threads"],
@@ -421,6 +426,8 @@ class TrainFlagsBase(FlagsBase):
             "--timesteps": row("--timesteps", "uniform"), "--speed-k": row("--speed-k", "2", base=speed),
             "--speed-tau": row("--speed-tau", "400", base=speed), "--speed-lambda": row("--speed-lambda", "0.9", base=speed),
             "--loss-weights": row("--loss-weights", "off", base=speed),
+            "--distill": row("--distill", "none", base=distil), "--teacher": row("--teacher", teacher, base=distil),
+            "--distill-guidance": row("--distill-guidance", "2", base=distil), "--loss": row("--loss", "huber", base=distil),
             "--logit-mean": row("--logit-mean", "2", base=logit), "--logit-std": row("--logit-std", "0.2", base=logit),
             "--global-seed": row("--global-seed", "1"), "--log-every": row("--log-every", "1"),
             "--ckpt-every": row("--ckpt-every", "1"), "--keep-last": row("--keep-last", "1", base=[*base, "--ckpt-every", "1"]),
@@ -493,6 +500,10 @@ class VainTest(FlagsBase):
                 (train, "--speed-k", "2", "--timesteps speed"), (train, "--speed-tau", "2", "--timesteps speed"),
                 (train, "--loss-weights", "off", "--timesteps speed"), (train, "--speed-lambda", "1", "--timesteps speed"),
                 ([*train, "--timesteps", "speed", "--loss-weights", "off"], "--speed-lambda", "1", "--loss-weights on"),
+                (train, "--teacher", static, "--distill lcm"), (train, "--distill-guidance", "2", "--distill lcm"),
+                (train, "--loss", "huber", "--distill lcm"),
+                ([*train, "--distill", "lcm", "--teacher", static, "--sample-every", "1"], "--sample-cfg-scale", "2", "not distilled"),
+                ([*make, "--stitch", f"{static}:0.4"], "--cost-map", "m.png", "no --stitch"),
                 (train, "--logit-mean", "1", "--timesteps logit-normal"), (train, "--logit-std", "2", "--timesteps logit-normal"),
                 (train, "--num-heads", "2", "--model"), ([*train, "--size", "DiT-S/2"], "--hidden", "8", "--size"),
                 ([*train, "--model", static], "--depth", "1", "--model"), (train, "--sample-steps", "2", "--sample-every"),
