@@ -96,7 +96,7 @@ class Model {
 
   const Checkpoint& checkpoint() const { return checkpoint_; }
 
-  at::Tensor generate(const Classes& given, std::optional<int> num_images, int steps,
+  at::Tensor generate(const Classes& given, std::optional<int> num_images, std::optional<int> steps,
                       const std::string& sampler, float eta, std::optional<float> cfg_scale, uint64_t seed,
                       int batch, std::optional<at::ScalarType> dtype, std::optional<int> threads,
                       const std::string& engine, const std::string& mode, const std::string& cache,
@@ -106,7 +106,7 @@ class Model {
     const std::vector<int> classes = labels_of(given, checkpoint_);
     Request request = {.classes = classes,
                        .num_images = num_images.value_or(static_cast<int>(classes.size())),
-                       .num_steps = steps,
+                       .num_steps = steps.value_or(250),
                        .sampler = {.kind = sampler == "auto" ? default_sampler(checkpoint_.config.objective)
                                                              : kSamplerNames.at(sampler),
                                    .eta = eta},
@@ -115,6 +115,7 @@ class Model {
                        .mode = kModeNames.at(mode)};
     DYDIT_USAGE_CHECK(weak_steps.empty() || level_from.empty(),
                       "weak_steps and level_from are both given; leave one out");
+    take_few_step(checkpoint_.few_step, {sampler == "auto", !cfg_scale, !steps}, request);
     if (plan) {
       DYDIT_USAGE_CHECK(cache == "none", "cache {}: a plan is given; leave one out", cache);
       DYDIT_USAGE_CHECK(weak_steps.empty() && level_from.empty(),
@@ -392,7 +393,7 @@ PYBIND11_MODULE(_dydit, m) {
   py::class_<Model>(m, "Model")
       .def(
           "generate", &Model::generate, py::kw_only(), "classes"_a = std::vector<int>{0},
-          "num_images"_a = py::none(), "steps"_a = 250, "sampler"_a = "auto", "eta"_a = 0.0f,
+          "num_images"_a = py::none(), "steps"_a = py::none(), "sampler"_a = "auto", "eta"_a = 0.0f,
           "cfg_scale"_a = py::none(), "seed"_a = 0, "batch"_a = 16, "dtype"_a = py::none(),
           "threads"_a = py::none(), "engine"_a = "cpu", "mode"_a = "dynamic", "cache"_a = "none",
           "guide_from"_a = GuideOptions().from, "guide_to"_a = GuideOptions().to,
@@ -403,8 +404,8 @@ PYBIND11_MODULE(_dydit, m) {
           "same options. Image i has class classes[i % len(classes)], a label or a name as --classes takes "
           "it; a "
           "text\n"
-          "is a list of them. dtype None: bfloat16 where the "
-          "processor\n"
+          "is a list of them. steps None: 250, of a model distilled to few steps 4. dtype None: bfloat16 "
+          "where the processor\n"
           "has it. cache, weak_steps or level_from (lists) and guide_*, or plan (a file): which branches are "
           "computed, which steps have larger patches, and when guidance runs, "
           "as\n"

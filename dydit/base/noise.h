@@ -32,6 +32,7 @@ enum class TrainingDraw : uint64_t {
   HookWeights,  // its sample is the parameter
   TeacherLag,
   Level,
+  DistillTimestep,
 };
 
 }  // namespace dydit

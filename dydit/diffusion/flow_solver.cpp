@@ -290,6 +290,10 @@ void check_flow_sampler(const Objective& objective, const SamplerOptions& option
   DYDIT_USAGE_CHECK(options.kind != SamplerKind::Ddpm,
                     "sampler ddpm: needs the 1000 betas of a DiT, this model was trained in continuous time; "
                     "take ddim, dpm++, euler, heun or em-sde");
+  DYDIT_USAGE_CHECK(
+      options.kind != SamplerKind::Lcm,
+      "sampler lcm: is for distilled models of the 1000 betas of a DiT, this model was trained in "
+      "continuous time; take dpm++");
   DYDIT_USAGE_CHECK(options.kind != SamplerKind::DpmFast || objective.path == Path::Vp,
                     "sampler dpm-fast: is for models of the path vp; take dpm++");
   if (!is_sde(options.kind)) {

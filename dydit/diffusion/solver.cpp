@@ -10,6 +10,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/diffusion/flow_solver.h"
+#include "dydit/diffusion/lcm.h"
 #include "dydit/diffusion/schedule.h"
 
 namespace dydit {
@@ -49,6 +50,15 @@ void make_dpm(const DiffusionTables& tables, int step, SolverStep& made) {
   made.slope = static_cast<float>(h / (2 * h_before));
 }
 
+void make_lcm(const DiffusionTables& tables, int step, SolverStep& made) {
+  const LcmBoundary boundary = lcm_boundary(tables.timesteps[step]);
+  const double a_prev = tables.alphas_cumprod_prev[step], alpha = std::sqrt(a_prev);
+  made.d_factor = static_cast<float>(alpha * boundary.out);
+  made.x_factor = static_cast<float>(alpha * boundary.skip);
+  made.noisy = step > 0;
+  made.sigma = static_cast<float>(std::sqrt(1 - a_prev));
+}
+
 }  // namespace
 
 Spacing choose_timesteps(SamplerKind kind, int steps) {
@@ -57,6 +67,8 @@ Spacing choose_timesteps(SamplerKind kind, int steps) {
   };
   if (kind == SamplerKind::Dpm) return spacing(linspace_timesteps(steps), "linspace, 0 left out");
   if (kind == SamplerKind::Ddpm) return spacing(even_timesteps(steps), "even sections");
+  if (kind == SamplerKind::Lcm)
+    return spacing(lcm_timesteps(steps), fmt::format("of the grid of {}", kLcmGrid));
   const std::vector<int> strided = strided_timesteps(steps);
   if (strided.empty())
     return spacing(even_timesteps(steps),
@@ -67,7 +79,7 @@ Spacing choose_timesteps(SamplerKind kind, int steps) {
 void check_sampler(const Objective& objective, const SamplerOptions& options) {
   if (objective.continuous()) return check_flow_sampler(objective, options);
   DYDIT_USAGE_CHECK(
-      options.kind <= SamplerKind::Dpm,
+      options.kind <= SamplerKind::Dpm || options.kind == SamplerKind::Lcm,
       "sampler {}: is for models of continuous time (SiT, U-ViT); a DiT takes ddpm, ddim or dpm++",
       kSamplerNames[options.kind]);
 }
@@ -75,6 +87,7 @@ void check_sampler(const Objective& objective, const SamplerOptions& options) {
 std::vector<std::string> samplers_of(const Objective& objective) {
   std::vector<std::string> names;
   for (const auto& entry : kSamplerNames.entries) {
+    if (entry.value == SamplerKind::Lcm) continue;
     try {
       check_sampler(objective, {.kind = entry.value});
       names.emplace_back(entry.name);
@@ -121,6 +134,7 @@ SolverStep make_solver_step(const DiffusionTables& tables, const SamplerOptions&
   if (options.kind == SamplerKind::Ddpm) make_ddpm(tables, step, made);
   if (options.kind == SamplerKind::Ddim) make_ddim(tables, options.eta, step, made);
   if (options.kind == SamplerKind::Dpm) make_dpm(tables, step, made);
+  if (options.kind == SamplerKind::Lcm) make_lcm(tables, step, made);
   return made;
 }
 

@@ -13,18 +13,20 @@
 namespace dydit {
 
 /// Dpm: DPM-Solver++(2M). DpmFast: DPM-Solver's single steps of order 3, the last ones lower. Of an ODE:
-/// Euler, Heun, Midpoint; of an SDE: EmSde (Euler-Maruyama), HeunSde.
-enum class SamplerKind { Ddpm, Ddim, Dpm, Euler, Heun, Midpoint, EmSde, HeunSde, DpmFast };
-inline constexpr EnumNames<SamplerKind, 9> kSamplerNames = {"sampler",
-                                                            {{"ddpm", SamplerKind::Ddpm},
-                                                             {"ddim", SamplerKind::Ddim},
-                                                             {"dpm++", SamplerKind::Dpm},
-                                                             {"euler", SamplerKind::Euler},
-                                                             {"heun", SamplerKind::Heun},
-                                                             {"midpoint", SamplerKind::Midpoint},
-                                                             {"em-sde", SamplerKind::EmSde},
-                                                             {"heun-sde", SamplerKind::HeunSde},
-                                                             {"dpm-fast", SamplerKind::DpmFast}}};
+/// Euler, Heun, Midpoint; of an SDE: EmSde (Euler-Maruyama), HeunSde. Lcm: of models that were distilled to a
+/// few steps, and of no others (lcm.h).
+enum class SamplerKind { Ddpm, Ddim, Dpm, Euler, Heun, Midpoint, EmSde, HeunSde, DpmFast, Lcm };
+inline constexpr EnumNames<SamplerKind, 10> kSamplerNames = {"sampler",
+                                                             {{"ddpm", SamplerKind::Ddpm},
+                                                              {"ddim", SamplerKind::Ddim},
+                                                              {"dpm++", SamplerKind::Dpm},
+                                                              {"euler", SamplerKind::Euler},
+                                                              {"heun", SamplerKind::Heun},
+                                                              {"midpoint", SamplerKind::Midpoint},
+                                                              {"em-sde", SamplerKind::EmSde},
+                                                              {"heun-sde", SamplerKind::HeunSde},
+                                                              {"dpm-fast", SamplerKind::DpmFast},
+                                                              {"lcm", SamplerKind::Lcm}}};
 
 /// How much noise an SDE sampler puts in, w of the noise share s and a norm n: n sigma, n s,
 /// (n cos(pi (1 - s)) + 1)^2 / 4, n sin^2(pi s), n, n half_squared_diffusion. (SiT, table 4 of its appendix)
@@ -63,7 +65,7 @@ struct SamplerOptions {
 inline bool is_sde(SamplerKind kind) { return kind == SamplerKind::EmSde || kind == SamplerKind::HeunSde; }
 /// Throws UsageError for options that an objective cannot be sampled with.
 void check_sampler(const Objective& objective, const SamplerOptions& options);
-/// Names of the samplers that it can be sampled with.
+/// Names of the samplers that it can be sampled with, those of distilled models left out.
 std::vector<std::string> samplers_of(const Objective& objective);
 /// The sampler of a request that names none.
 SamplerKind default_sampler(const Objective& objective);
@@ -78,9 +80,9 @@ struct Spacing {
 };
 
 /// DDPM: even sections. DDIM: the fixed stride where one gives exactly `steps`, else even sections.
-/// DPM-Solver++: linspace_timesteps. In continuous time: even in the noise share, from noise to the image or
-/// to where the last step begins; DPM-Solver fast: even in log(alpha / sigma). Throws UsageError for options
-/// that this objective cannot be sampled with.
+/// DPM-Solver++: linspace_timesteps. LCM: lcm_timesteps. In continuous time: even in the noise share, from
+/// noise to the image or to where the last step begins; DPM-Solver fast: even in log(alpha / sigma). Throws
+/// UsageError for options that this objective cannot be sampled with.
 Spacing choose_timesteps(const Objective& objective, const SamplerOptions& options, int steps);
 /// The same of the table.
 Spacing choose_timesteps(SamplerKind kind, int steps);
@@ -110,6 +112,7 @@ struct SolverStep {
 /// log(alpha / sigma) to a':
 ///   x <- (sigma'/sigma) x + alpha' (1 - e^-h) d, slope h / (2 h before); first order at the first step of a
 ///   run and at step 0, where a' = 1 makes x the image itself.
+/// LCM: x <- sqrt(a') f + sqrt(1 - a') noise, f the consistency function (lcm.h); step 0 adds none.
 SolverStep make_solver_step(const DiffusionTables& tables, const SamplerOptions& options, int step);
 
 /// A run's updates: steps[i] follows the evaluation at the i-th of its timesteps, the last of which is taken

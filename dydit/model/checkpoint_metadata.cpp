@@ -134,17 +134,47 @@ Quantization parse_quantization(const std::string& text, const std::string& name
           in.text(in.get("parent_sha256"), "parent_sha256")};
 }
 
+constexpr const char* kFewStepKind = "lcm";
+
+FewStep parse_few_step(const std::string& text, const DiTConfig& config, const std::string& name) {
+  const json stated = parse_or_throw(name, "few_step", text);
+  DYDIT_CHECK(stated.is_object(), "{}: metadata 'few_step' is {}; an object {{...}} is wanted", name,
+              printable(json_text(stated), 40));
+  // Before all else: another kind has other keys.
+  const json kind = stated.value("kind", json());
+  DYDIT_CHECK(kind == kFewStepKind, "{}: distilled to few steps as {}, but this program samples {}", name,
+              printable(json_text(kind), 40), kFewStepKind);
+  static const std::vector<std::string> kKeys = {"kind", "timesteps", "guidance"};
+  const JsonObject in(stated, name + ": metadata 'few_step'", kKeys);
+  DYDIT_CHECK(!config.objective.continuous(), "{}: is of a model of the 1000 betas, this one is a {}",
+              in.at(), model_name(config));
+  const json &timesteps = in.get("timesteps"), &guidance = in.get("guidance");
+  DYDIT_CHECK(guidance.is_number() && guidance >= 1, "{}: guidance is {}; a number from 1 on is wanted",
+              in.at(), shown(guidance));
+  DYDIT_CHECK(timesteps.is_array() && !timesteps.empty(), "{}: timesteps is {}; a list of some is wanted",
+              in.at(), shown(timesteps));
+  FewStep few_step = {kFewStepKind, {}, guidance.get<double>()};
+  for (const json& t : timesteps) {
+    const int below = few_step.timesteps.empty() ? kNumTrainTimesteps : few_step.timesteps.back();
+    DYDIT_CHECK(t.is_number_integer() && t >= 0 && t < below,
+                "{}: timesteps hold {}; whole numbers that descend, from 999 down to 0, are wanted", in.at(),
+                shown(t));
+    few_step.timesteps.push_back(t.get<int>());
+  }
+  return few_step;
+}
+
 // Keys that metadata_of writes; others are notes.
 constexpr std::array kOwnKeys = {"format",      "dydit_format", "config",  "parent_sha256",
                                  "gate_rule",   "keep_counts",  "regions", "lambda",
-                                 "class_names", "quantization", "adapter"};
+                                 "class_names", "quantization", "adapter", "few_step"};
 
 // The oldest that says all there is: readers of an older one would sample nonsense.
 int format_of(const Checkpoint& checkpoint) {
   const bool regions = checkpoint.keep_counts && checkpoint.keep_counts->regions() != kQuarters;
   const DiTConfig& config = checkpoint.config;
   return config.levels() > 1 || config.token_scope != TokenScope::Mlp || config.join == Join::Residual ||
-                 config.adapter.kind != AdapterKind::None || regions
+                 config.adapter.kind != AdapterKind::None || checkpoint.few_step || regions
              ? kDyditFormat
              : 1;
 }
@@ -200,6 +230,7 @@ void read_metadata(const RawCheckpoint& raw, Checkpoint& checkpoint) {
   const auto read = [&](const std::string& key, const std::string& value) {
     if (key == "gate_rule" && (config.is_dynamic() || is_ours(raw))) read_gate_rule(raw, value, checkpoint);
     if (key == "quantization") checkpoint.quantization = parse_quantization(value, raw.name);
+    if (key == "few_step") checkpoint.few_step = parse_few_step(value, config, raw.name);
     if (key == "lambda") checkpoint.lambda = parse_lambda(value, raw.name);
     if (key == "class_names") checkpoint.class_names = parse_class_names(value, config.num_classes, raw.name);
   };
@@ -253,6 +284,10 @@ std::map<std::string, std::string> metadata_of(const Checkpoint& checkpoint) {
                                      {"seed", how->seed},
                                      {"parent_sha256", how->parent_sha256}})
                                    .dump();
+  }
+  if (const auto& few = checkpoint.few_step) {
+    metadata["few_step"] =
+        json({{"kind", few->kind}, {"timesteps", few->timesteps}, {"guidance", few->guidance}}).dump();
   }
   if (checkpoint.lambda) metadata["lambda"] = json(*checkpoint.lambda).dump();
   if (!checkpoint.class_names.empty()) metadata["class_names"] = json(checkpoint.class_names).dump();

@@ -69,6 +69,10 @@ void save_in_layout(const std::filesystem::path& path, const Checkpoint& checkpo
       "safetensors or torch can",
       checkpoint.path.string());
   refuse_adapters(checkpoint);
+  DYDIT_USAGE_CHECK(!torch || !checkpoint.few_step,
+                    "{}: is distilled to few steps, which a bare state dict cannot say; leave out --to, or "
+                    "take a name that ends in .safetensors",
+                    checkpoint.path.string());
   const LayoutNames names(layout, config.depth);
   Weights stored;
   for (auto& [name, tensor] : stored_weights(checkpoint, dtype)) stored[names.theirs(name)] = tensor;
@@ -93,6 +97,8 @@ void save_diffusers_folder(const std::filesystem::path& path, const Checkpoint& 
                     "{}: has {} patch sizes, and a diffusers folder has a place for one", from,
                     config.levels());
   refuse_adapters(checkpoint);
+  DYDIT_USAGE_CHECK(!checkpoint.few_step,
+                    "{}: is distilled to few steps, which a diffusers folder has no place for", from);
   constexpr double kRounding = 5e-3;  // of a table stored in bfloat16
   const at::Tensor formula = sincos_pos_embed(config.hidden_size, config.grid());
   DYDIT_CHECK(

@@ -55,6 +55,7 @@ Pipeline::Pipeline(const Checkpoint& checkpoint, EngineKind kind, const EngineOp
 
 RunPlan Pipeline::plan(const Request& request) const {
   check_request(engine_->config(), request);
+  check_few_step(checkpoint_.few_step, engine_->config().objective, request);
   if (request.plan && request.plan->model_sha256) {
     DYDIT_USAGE_CHECK(*request.plan->model_sha256 == checkpoint_.sha256,
                       "plan {} is for the model of SHA-256 {:.10}, {} is of {:.10}",
@@ -83,13 +84,46 @@ RunPlan Pipeline::widths(std::span<const double> timesteps, Mode mode) const {
 
 void Pipeline::generate(const Request& request, const SamplingOptions& options,
                         const GenerateCallbacks& callbacks) const {
-  const auto course = std::make_shared<Course>(
-      request, plan(request), Extras{.x0 = options.preview_every > 0, .entries = options.token_map});
-  check_run(request, options);
-  check_run_memory(checkpoint_, {request, options, dtype_, kind_}, course->plan.ranges);
-  check_cache_memory(kept_type(kind_, {.dtype = dtype_}), *course, options);
+  const auto planned = course(request, options, nullptr, nullptr);
   c10::InferenceMode guard;
   Scheduler scheduler(*engine_, options);
+  run(planned, scheduler, options, callbacks);
+}
+
+void Pipeline::generate(const Request& request, const SamplingOptions& options,
+                        const GenerateCallbacks& callbacks, const Stitch& stitch,
+                        const Pipeline& small) const {
+  const auto planned = course(request, options, &stitch, &small);
+  c10::InferenceMode guard;
+  Scheduler scheduler(*engine_, options, small.engine_.get());
+  run(planned, scheduler, options, callbacks);
+}
+
+std::shared_ptr<Course> Pipeline::course(const Request& request, const SamplingOptions& options,
+                                         const Stitch* stitch, const Pipeline* small) const {
+  StitchedPlan planned{plan(request), {}};
+  if (stitch != nullptr) {
+    check_stitch(checkpoint_, *stitch);
+    std::vector<double> timesteps;
+    for (const StepPlan& step : planned.plan.steps) timesteps.push_back(step.timestep);
+    const Mode mode = stitch->mode(checkpoint_.config, request);
+    planned = stitched_plan(*stitch, std::move(planned.plan), small->widths(timesteps, mode));
+  }
+  const auto course = std::make_shared<Course>(
+      request, std::move(planned.plan), Extras{.x0 = options.preview_every > 0, .entries = options.token_map},
+      std::move(planned.small));
+  check_run(request, options);
+  for (const Pipeline* one : {this, small}) {
+    if (one != nullptr)
+      check_run_memory(one->checkpoint_, {request, options, one->dtype_, one->kind_}, course->plan.ranges);
+  }
+  check_cache_memory(kept_type(kind_, {.dtype = dtype_}), *course, options);
+  return course;
+}
+
+void Pipeline::run(const std::shared_ptr<Course>& course, Scheduler& scheduler,
+                   const SamplingOptions& options, const GenerateCallbacks& callbacks) const {
+  const Request& request = course->request;
   const int num_steps = request.total_steps();
   const int64_t images = int64_t{request.num_images} - options.first;
   const long batches = (images + options.batch - 1) / options.batch;
@@ -117,10 +151,16 @@ void Pipeline::generate(const Request& request, const SamplingOptions& options,
 void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
               const GenerateCallbacks& callbacks) {
   check_request(checkpoint.config, options);
+  check_few_step(checkpoint.few_step, checkpoint.config.objective, options);
   check_run(options, options);
   check_run_memory(checkpoint, options);
-  const Pipeline pipeline(checkpoint, options.engine, {.dtype = options.dtype, .threads = options.threads});
-  pipeline.generate(options, options, callbacks);
+  const EngineOptions engine = {.dtype = options.dtype, .threads = options.threads};
+  if (!options.stitch)
+    return Pipeline(checkpoint, options.engine, engine).generate(options, options, callbacks);
+  check_stitch(checkpoint, *options.stitch);
+  const Pipeline pipeline(checkpoint, options.engine, engine),
+      small(*options.stitch->small, options.engine, engine);
+  pipeline.generate(options, options, callbacks, *options.stitch, small);
 }
 
 GeneratedSample delivered(const Sample& sample) {

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "dydit/model/checkpoint.h"
 #include "dydit/pipeline/request.h"
 #include "dydit/pipeline/scheduler.h"
+#include "dydit/pipeline/stitch.h"
 #include "dydit/plan/run_plan.h"
 
 namespace dydit {
@@ -25,6 +27,7 @@ namespace dydit {
 struct GenerateOptions : Request, SamplingOptions {
   at::ScalarType dtype = at::kFloat;
   EngineKind engine = EngineKind::Cpu;
+  std::optional<Stitch> stitch = {};  // another model that takes the noisy steps
 };
 
 struct GeneratedSample {
@@ -74,8 +77,16 @@ class Pipeline {
   /// Makes the images of a request. Throws as the function below does.
   void generate(const Request& request, const SamplingOptions& options,
                 const GenerateCallbacks& callbacks) const;
+  /// The same, `small` of the stitch's model taking the noisy steps.
+  void generate(const Request& request, const SamplingOptions& options, const GenerateCallbacks& callbacks,
+                const Stitch& stitch, const Pipeline& small) const;
 
  private:
+  std::shared_ptr<Course> course(const Request& request, const SamplingOptions& options, const Stitch* stitch,
+                                 const Pipeline* small) const;
+  void run(const std::shared_ptr<Course>& course, Scheduler& scheduler, const SamplingOptions& options,
+           const GenerateCallbacks& callbacks) const;
+
   const Checkpoint& checkpoint_;
   const EngineKind kind_;
   const at::ScalarType dtype_;

@@ -111,6 +111,32 @@ struct Command {
   }
 };
 
+// Two models on one path: which, and what each of them does.
+json stitch_record(const Checkpoint& checkpoint, const GenerateOptions& options) {
+  const Stitch& stitch = *options.stitch;
+  const StitchedPlan stitched = stitched_plan(checkpoint, stitch, options);
+  const StitchedMacs macs = stitched_macs(stitched, stitch.small->config, options.guided());
+  const auto part = [&](bool small, int64_t work) {
+    json result = {{"steps", 0}, {"gmacs", static_cast<double>(work) / kGiga}};
+    for (size_t i = stitched.small.size(); i-- > 0;) {  // as they are taken
+      if ((stitched.small[i] != 0) != small) continue;
+      const double t = stitched.plan.steps[i].timestep;
+      if (result["steps"] == 0) result["first"] = json_number(t);
+      result["last"] = json_number(t);
+      result["steps"] = result["steps"].get<int>() + 1;
+    }
+    return result;
+  };
+  return {{"file", printable(stitch.small->path.filename().string(), std::string::npos)},
+          {"name", model_name(stitch.small->config)},
+          {"sha256", stitch.small->sha256},
+          {"ratio", stitch.ratio},
+          {"small", part(true, macs.small)},
+          {"large", part(false, macs.large)},
+          {"required_share", static_cast<double>(macs.small + macs.large) /
+                                 static_cast<double>(static_macs_per_sample(checkpoint.config, options))}};
+}
+
 }  // namespace
 
 json run_record(const Checkpoint& checkpoint, const GenerateOptions& options, const json& loading) {
@@ -156,6 +182,7 @@ json run_record(const Checkpoint& checkpoint, const GenerateOptions& options, co
     if (sampler.last_size) sde["last_step_size"] = *sampler.last_size;
     run["sde"] = sde;
   }
+  if (options.stitch) run["stitch"] = stitch_record(checkpoint, options);
   if (!options.timesteps.empty()) {
     for (auto t = spacing.timesteps.rbegin(); t != spacing.timesteps.rend(); ++t)
       run["timesteps"].push_back(json_number(*t));
@@ -301,6 +328,11 @@ std::string reproducing_command(const json& run) {
   const float cfg_scale = record.number<float>("cfg_scale", 0, kMost);
   command.add("--cfg-scale", cfg_scale);
   if (cfg_scale > 1) command.add("--cfg-channels", record.number<int>("cfg_channels", 1, kMost));
+  if (run.contains("stitch")) {
+    const Foreign stitch = record.at("stitch");
+    command.add_file("--stitch",
+                     fmt::format("{}:{}", stitch.text("file"), stitch.number<double>("ratio", 0, 1)));
+  }
   command.add("--mode", record.choice("mode", kModeNames));
   command.add("--dtype", record.choice("dtype", kModelDtypeNames));
   command.add("--engine", record.choice("engine", kEngineNames));

@@ -5,6 +5,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/base/machine.h"
+#include "dydit/diffusion/lcm.h"
 #include "dydit/diffusion/schedule.h"
 #include "dydit/engine/engine.h"
 #include "dydit/io/text.h"
@@ -66,6 +67,42 @@ void check_plan(const DiTConfig& config, const Request& request, const PlanSpec&
 }
 
 }  // namespace
+
+void take_few_step(const std::optional<FewStep>& few_step, const Unsaid& unsaid, Request& request) {
+  if (!few_step) return;
+  if (unsaid.sampler) request.sampler.kind = SamplerKind::Lcm;
+  if (unsaid.cfg_scale) request.cfg_scale = 1;
+  if (unsaid.steps) request.num_steps = kLcmSteps;
+}
+
+void check_few_step(const std::optional<FewStep>& few_step, const Objective& objective,
+                    const Request& request) {
+  const bool lcm = request.sampler.kind == SamplerKind::Lcm;
+  if (!few_step) {
+    DYDIT_USAGE_CHECK(!lcm,
+                      "sampler lcm: is for models that were distilled to few steps, as --distill lcm does "
+                      "in training; this one was not, take ddim");
+    return;
+  }
+  DYDIT_USAGE_CHECK(
+      lcm, "sampler {}: this model is distilled to few steps and knows nothing between them; take lcm",
+      kSamplerNames[request.sampler.kind]);
+  DYDIT_USAGE_CHECK(request.cfg_scale == 1,
+                    "guidance scale {}: this model is distilled with guidance {}, which its one row has "
+                    "learned; take 1",
+                    request.cfg_scale, few_step->guidance);
+  const std::vector<int>& known = few_step->timesteps;
+  for (const double t : run_spacing(request, objective).timesteps)
+    DYDIT_USAGE_CHECK(
+        std::find(known.begin(), known.end(), t) != known.end(),
+        "timestep {}: this model is distilled to few steps and knows {} timesteps, {} to {}, alone", t,
+        known.size(), known.front(), known.back());
+}
+
+std::vector<std::string> samplers_of(const std::optional<FewStep>& few_step, const Objective& objective) {
+  if (few_step) return {std::string(kSamplerNames[SamplerKind::Lcm])};
+  return samplers_of(objective);
+}
 
 void check_request(const DiTConfig& config, const Request& request) {
   DYDIT_USAGE_CHECK(!request.classes.empty(), "no class given; expected 0 to {}",

@@ -77,6 +77,20 @@ int64_t cache_bytes(const RunPlan& plan, const Request& request, at::ScalarType 
 /// Bytes that a run may keep: those given, else a quarter of memory_limit().
 int64_t cache_allowance(const SamplingOptions& run);
 
+/// What whoever asks left open.
+struct Unsaid {
+  bool sampler = true, cfg_scale = true, steps = true;
+};
+/// Fills that in as a model distilled to few steps must be sampled: its sampler, guidance 1, kLcmSteps.
+/// Changes nothing for others.
+void take_few_step(const std::optional<FewStep>& few_step, const Unsaid& unsaid, Request& request);
+/// Throws UsageError where a distilled model is asked for anything else than it has learned, and where
+/// another model is asked for a distilled one's sampler.
+void check_few_step(const std::optional<FewStep>& few_step, const Objective& objective,
+                    const Request& request);
+/// Names of the samplers that a model can be sampled with.
+std::vector<std::string> samplers_of(const std::optional<FewStep>& few_step, const Objective& objective);
+
 /// Throws UsageError for what this model cannot make or nobody can mean.
 void check_request(const DiTConfig& config, const Request& request);
 void check_run(const Request& request, const SamplingOptions& run);

@@ -8,8 +8,10 @@
 #include <utility>
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
+#include "dydit/base/error.h"
 #include "dydit/base/noise.h"
 #include "dydit/base/timer.h"
 #include "dydit/diffusion/guidance.h"
@@ -23,6 +25,10 @@ float* values_of(const at::Tensor& tensor) { return tensor.data_ptr<float>(); }
 
 // The number of the noise that is added to a start, which no step's is.
 constexpr uint64_t kStartNoise = uint64_t{1} << 32;
+
+bool takes_small(const Course& course, int step) {
+  return !course.small.empty() && course.small[static_cast<size_t>(step)] != 0;
+}
 
 std::vector<double> timesteps_of(const RunPlan& plan) {
   std::vector<double> timesteps;
@@ -43,19 +49,22 @@ void add_entries(const DiTConfig& config, int level, const at::Tensor& mask, at:
 
 }  // namespace
 
-Course::Course(const Request& request, RunPlan plan, Extras extras)
+Course::Course(const Request& request, RunPlan plan, Extras extras, std::vector<uint8_t> small)
     : request(request),
       plan(std::move(plan)),
       extras(extras),
+      small(std::move(small)),
       solver(make_solver(this->plan.config.objective, request.sampler, timesteps_of(this->plan))) {
   if (request.noise == NoiseKind::Torch) stream.emplace(request.seed);
 }
 
-Scheduler::Scheduler(const Engine& engine, const SamplingOptions& options)
+Scheduler::Scheduler(const Engine& engine, const SamplingOptions& options, const Engine* small)
     : engine_(engine),
       options_(options),
+      small_(small),
       workspace_(
           engine.make_workspace({.threads = options.threads, .largest_inputs = options.largest_inputs})),
+      small_workspace_(small ? small->make_workspace({.threads = options.threads}) : nullptr),
       values_(static_cast<size_t>(engine.config().in_channels) * engine.config().input_size *
               engine.config().input_size) {}
 
@@ -121,25 +130,29 @@ void Scheduler::give_memory(Sample& sample) {
     sample.differences = at::empty({plan.guide_slots, request.guided_values(engine_.config())}, at::kFloat);
 }
 
-// Tells the workspace which timesteps come next, and at which levels.
+// Tells the workspaces which timesteps come next, and at which levels.
 void Scheduler::prepare_steps() {
   std::map<const Course*, int> next;  // each course's samples in flight go these steps and those below
   for (const Sample& sample : samples_) {
     int& step = next[sample.course.get()];
     step = std::max(step, sample.step);
   }
-  std::set<Visit> visits;
+  std::array<std::set<Visit>, 2> visits;  // of the engine, of the small one
   for (const auto& [other, last] : next) {
     for (int step = 0; step <= last; ++step) {
       for (int row = 0; row < 2; ++row) {
         const StepPlan& plan = other->plan.of_row(step, row);
-        visits.insert({plan.timestep, plan.level});
+        visits[takes_small(*other, step)].insert({plan.timestep, plan.level});
       }
     }
   }
-  if (noise_share(engine_.config().objective, 0) < 0.5)
-    return workspace_->prepare({visits.rbegin(), visits.rend()});
-  workspace_->prepare({visits.begin(), visits.end()});
+  const auto prepare = [&](Workspace& workspace, const std::set<Visit>& ascending) {
+    if (noise_share(engine_.config().objective, 0) < 0.5)
+      return workspace.prepare({ascending.rbegin(), ascending.rend()});
+    workspace.prepare({ascending.begin(), ascending.end()});
+  };
+  prepare(*workspace_, visits[0]);
+  if (small_workspace_) prepare(*small_workspace_, visits[1]);
 }
 
 // Parts of all samples from `first_sample` on, on all threads.
@@ -162,11 +175,9 @@ std::vector<Sample> Scheduler::step() {
     lay_out_rows();
     draw_streams();
     for_parts(0, [&](const Part& part) { fill_inputs(part); });
-    const int64_t rows = static_cast<int64_t>(rows_.size());
     const bool traces =
         std::any_of(samples_.begin(), samples_.end(), [](const Sample& s) { return s.entries.defined(); });
-    ForwardOutputs outputs{output_.slice(0, 0, rows), work_, traces ? &trace_ : nullptr};
-    engine_.forward(input_.slice(0, 0, rows), rows_, *workspace_, outputs);
+    forward(traces ? &trace_ : nullptr);
     for_parts(0, [&](const Part& part) { advance(part); });
     add_up(timer.seconds());
   } catch (...) {
@@ -197,12 +208,48 @@ void Scheduler::take_memory(Sample& sample) {
   sample.differences = at::Tensor();
 }
 
+// All rows, each by the engine that takes its step.
+void Scheduler::forward(TokenTrace* trace) {
+  const size_t by_small = std::count(by_small_.begin(), by_small_.end(), 1);
+  DYDIT_USAGE_CHECK(by_small == 0 || trace == nullptr,
+                    "a map of tokens: two models on one path have no tokens in common");
+  if (by_small > 0 && by_small < rows_.size()) {
+    forward_rows(/*small=*/false);
+    forward_rows(/*small=*/true);
+    return;
+  }
+  const auto rows = static_cast<int64_t>(rows_.size());
+  ForwardOutputs outputs{output_.slice(0, 0, rows), work_, trace};
+  (by_small > 0 ? *small_ : engine_)
+      .forward(input_.slice(0, 0, rows), rows_, by_small > 0 ? *small_workspace_ : *workspace_, outputs);
+}
+
+// Of rows that both engines take, those of one.
+void Scheduler::forward_rows(bool small) {
+  std::vector<int64_t> which;
+  std::vector<Row> rows;
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    if ((by_small_[i] != 0) != small) continue;
+    which.push_back(static_cast<int64_t>(i));
+    rows.push_back(rows_[i]);
+  }
+  std::vector<Work> work(rows.size());
+  const at::Tensor index = at::tensor(which, at::kLong);
+  ForwardOutputs outputs{.work = work};
+  (small ? *small_ : engine_)
+      .forward(input_.index_select(0, index), rows, small ? *small_workspace_ : *workspace_, outputs);
+  output_.index_copy_(0, index, outputs.out);
+  for (size_t i = 0; i < work.size(); ++i) work_[static_cast<size_t>(which[i])] = work[i];
+}
+
 void Scheduler::lay_out_rows() {
   const DiTConfig& config = engine_.config();
   rows_.clear();
+  by_small_.clear();
   guide_rows_.assign(samples_.size(), 0);
   const auto add_row = [&](Sample& sample, int row, int64_t label) {
     History& history = sample.histories[row];
+    by_small_.push_back(takes_small(*sample.course, sample.step));
     rows_.push_back({&sample.course->plan.of_row(sample.step, row), label,
                      history.features.defined() ? &history : nullptr});
   };

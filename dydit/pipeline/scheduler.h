@@ -24,12 +24,14 @@ struct Extras {
 
 /// What the images of a request have in common: all that is known before sampling.
 struct Course {
-  /// `plan`: of the request's timesteps. Throws as make_solver does.
-  Course(const Request& request, RunPlan plan, Extras extras = {});
+  /// `plan`: of the request's timesteps; `small`: 1 for each step that the scheduler's small engine takes,
+  /// whose plan that step is; empty: none. Throws as make_solver does.
+  Course(const Request& request, RunPlan plan, Extras extras = {}, std::vector<uint8_t> small = {});
 
   const Request request;
   const RunPlan plan;
   const Extras extras;
+  const std::vector<uint8_t> small;
   Solver solver;                     // an update for each step of the plan
   std::optional<TorchNoise> stream;  // of NoiseKind::Torch
   std::vector<float> drawn;          // from it, for the step in progress: the images' values in order
@@ -59,8 +61,9 @@ struct Sample {
 /// sample's values do not depend on those that share its forwards.
 class Scheduler {
  public:
-  /// The engine outlives it. Of `options`: the threads, and where to put the largest inputs.
-  Scheduler(const Engine& engine, const SamplingOptions& options);
+  /// The engines outlive it; `small`, of a model of the same images, takes the steps that courses say. Of
+  /// `options`: the threads, and where to put the largest inputs.
+  Scheduler(const Engine& engine, const SamplingOptions& options, const Engine* small = nullptr);
 
   /// Starts images [first, first + count) of a course; those of one with a stream of noise all at once.
   void add(const std::shared_ptr<Course>& course, int first, int count);
@@ -86,6 +89,8 @@ class Scheduler {
   void prepare_steps();
   void for_parts(size_t first_sample, const std::function<void(const Part&)>& fn);
   void lay_out_rows();
+  void forward(TokenTrace* trace);
+  void forward_rows(bool small);
   void draw_streams();
   void fill_inputs(const Part& part) const;
   History take_history(int slots);
@@ -96,11 +101,13 @@ class Scheduler {
 
   const Engine& engine_;
   const SamplingOptions options_;
-  const std::unique_ptr<Workspace> workspace_;
+  const Engine* const small_;  // null: none
+  const std::unique_ptr<Workspace> workspace_, small_workspace_;
   const size_t values_;  // of a sample
 
   std::vector<Sample> samples_;
   std::vector<Row> rows_;           // of the samples, then of the guided ones the second
+  std::vector<uint8_t> by_small_;   // of the rows
   std::vector<size_t> guide_rows_;  // the second of each sample, 0: not guided
   std::vector<Work> work_;          // of the rows
   std::vector<History> spare_;      // of samples that left

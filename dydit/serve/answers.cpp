@@ -198,6 +198,10 @@ json models_answer(const Service& service) {
       classes.push_back(terms.class_names.empty() ? fmt::format("{}", label)
                                                   : terms.class_names[static_cast<size_t>(label)]);
     const OrderRules& rules = service.options().rules;
+    Request usual = {.num_steps = rules.steps,
+                     .sampler = {.kind = rules.sampler},
+                     .cfg_scale = terms.config.can_guide() ? rules.cfg_scale : 1};
+    take_few_step(terms.few_step, {}, usual);
     data.push_back({{"id", terms.name},
                     {"object", "model"},
                     {"created", 0},
@@ -215,10 +219,10 @@ json models_answer(const Service& service) {
                     {"max_images", rules.max_images},
                     {"rows", service.max_rows(i)},
                     {"defaults",
-                     {{"num_inference_steps", rules.steps},
-                      {"guidance_scale", terms.config.can_guide() ? rules.cfg_scale : 1},
-                      {"sampler", kSamplerNames[rules.sampler]}}},
-                    {"samplers", samplers_of(terms.config.objective)}});
+                     {{"num_inference_steps", usual.num_steps},
+                      {"guidance_scale", usual.cfg_scale},
+                      {"sampler", kSamplerNames[usual.sampler.kind]}}},
+                    {"samplers", samplers_of(terms.few_step, terms.config.objective)}});
   }
   return {{"object", "list"}, {"data", data}};
 }

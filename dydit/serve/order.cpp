@@ -215,12 +215,15 @@ void refuse_others(const Body& body, std::span<const Neutral> neutrals) {
   }
 }
 
-void read_sampling(const Body& body, const ModelTerms& model, const OrderRules& rules, const char* steps,
-                   const char* scale, Request& request) {
+void read_sampling(const Body& body, const ModelTerms& model, const OrderRules& rules, const char* sampler,
+                   const char* steps, const char* scale, Request& request) {
   const DiTConfig& config = model.config;
   request.num_steps = body.whole(steps, 1, kNumTrainTimesteps, rules.steps);
   request.cfg_scale = body.real(scale, 0, kMaxScale, model.config.can_guide() ? rules.cfg_scale : 1);
   request.sampler.eta = body.real("eta", 0, 1, 0);
+  take_few_step(model.few_step,
+                {.sampler = !body.has(sampler), .cfg_scale = !body.has(scale), .steps = !body.has(steps)},
+                request);
   if (request.sampler.eta != 0 && request.sampler.kind != SamplerKind::Ddim)
     throw Refusal(400, "request: eta is DDIM's; the other samplers have none", "eta");
   request.mode = config.is_dynamic() ? Mode::Dynamic : Mode::Static;
@@ -289,6 +292,7 @@ void check_order(const ModelTerms& model, Order& order) {
     of_field("cache", [&] { plan_by_policy(order.policy, model.config, request); });
     of_field("", [&] { check_request(model.config, request); });
   }
+  of_field("", [&] { check_few_step(model.few_step, model.config.objective, request); });
   order.partial_images = std::min(order.partial_images, request.total_steps() - 1);
 }
 
@@ -367,7 +371,7 @@ Order read_generation(std::string_view text, std::span<const ModelTerms> models,
   request.seed = seed_of(body);
   request.sampler.kind = body.choice("sampler", kSamplerNames, rules.sampler);
   of_field("sampler", [&] { check_sampler(model.config.objective, request.sampler); });
-  read_sampling(body, model, rules, "num_inference_steps", "guidance_scale", request);
+  read_sampling(body, model, rules, "sampler", "num_inference_steps", "guidance_scale", request);
   read_plan_fields(body, model, "num_inference_steps", order);
   const std::string format = body.text("response_format", "b64_json");
   if (format != "b64_json" && format != "url")
@@ -476,7 +480,7 @@ Order read_txt2img(std::string_view text, std::span<const ModelTerms> models, co
   const char* const sampler = body.has("sampler_name") ? "sampler_name" : "sampler_index";
   request.sampler.kind = body.choice(sampler, kWebUiSamplerNames, rules.sampler);
   of_field(sampler, [&] { check_sampler(model.config.objective, request.sampler); });
-  read_sampling(body, model, rules, "steps", "cfg_scale", request);
+  read_sampling(body, model, rules, sampler, "steps", "cfg_scale", request);
   read_plan_fields(body, model, "steps", order);
   order.seconds = rules.max_seconds;
   check_order(model, order);

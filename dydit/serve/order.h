@@ -20,6 +20,7 @@ struct ModelTerms {
   DiTConfig config;
   std::vector<std::string> class_names = {};  // empty or one a class
   int side = 0;                               // of its images, in pixels
+  std::optional<FewStep> few_step = {};
 };
 
 /// What the server allows, and what an order that says nothing gets.
@@ -57,11 +58,12 @@ Order read_generation(std::string_view body, std::span<const ModelTerms> models,
 Order read_txt2img(std::string_view body, std::span<const ModelTerms> models, const OrderRules& rules);
 
 /// How the web UI calls a sampler.
-inline constexpr EnumNames<SamplerKind, 5> kWebUiSamplerNames = {"sampler_name",
+inline constexpr EnumNames<SamplerKind, 6> kWebUiSamplerNames = {"sampler_name",
                                                                  {{"DDPM", SamplerKind::Ddpm},
                                                                   {"DDIM", SamplerKind::Ddim},
                                                                   {"DPM++ 2M", SamplerKind::Dpm},
                                                                   {"Euler", SamplerKind::Euler},
-                                                                  {"Heun", SamplerKind::Heun}}};
+                                                                  {"Heun", SamplerKind::Heun},
+                                                                  {"LCM", SamplerKind::Lcm}}};
 
 }  // namespace dydit

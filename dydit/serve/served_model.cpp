@@ -33,7 +33,7 @@ ServedModel::ServedModel(std::string name, Checkpoint checkpoint, EngineKind kin
 
 ModelTerms ServedModel::terms() const {
   return {name, checkpoint.config, checkpoint.class_names,
-          checkpoint.config.input_size * (decoder ? decoder->factor() : 1)};
+          checkpoint.config.input_size * (decoder ? decoder->factor() : 1), checkpoint.few_step};
 }
 
 GenerateOptions ServedModel::run_options(const Order& order) const {

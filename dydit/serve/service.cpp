@@ -42,6 +42,10 @@ RowRate measured_rows(const ServedModel& model, int threads) {
   request.timesteps = {time_at(model.checkpoint.config.objective, 0.5)};
   request.cfg_scale = 1;
   request.sampler.kind = SamplerKind::Ddim;
+  if (const auto& few_step = model.checkpoint.few_step) {
+    take_few_step(few_step, {}, request);
+    request.timesteps = {static_cast<double>(few_step->timesteps.front())};
+  }
   request.num_images = kMost;
   request.mode = model.checkpoint.config.is_dynamic() ? Mode::Dynamic : Mode::Static;
   const RunPlan plan = model.pipeline.plan(request);

@@ -8,6 +8,8 @@
 #include "dydit/model/edit.h"
 #include "dydit/train/capacity.h"
 #include "dydit/train/parameters.h"
+#include "dydit/diffusion/lcm.h"
+#include "dydit/model/checkpoint.h"
 
 namespace dydit {
 
@@ -37,6 +39,12 @@ bool is_trained(const std::string& name, const TrainOptions& options) {
 double lr_scale(const std::string& name, const TrainOptions& options) {
   if (is_router(name)) return options.router_lr_scale;
   return is_adapter_parameter(name) ? options.adapter_lr_scale : 1;
+}
+
+std::optional<FewStep> few_step_of(const DistillOptions& options) {
+  if (options.kind == DistillKind::None) return std::nullopt;
+  const std::vector<int> grid = lcm_timesteps(kLcmGrid);
+  return FewStep{"lcm", {grid.rbegin(), grid.rend()}, options.guidance};
 }
 
 nlohmann::json options_to_json(const TrainOptions& options) {
@@ -90,6 +98,12 @@ nlohmann::json options_to_json(const TrainOptions& options) {
   }
   if (options.trained != TrainedPart::All) json["train"] = kTrainedPartNames[options.trained];
   json.update(hooks_to_json(options.hooks));
+  if (const DistillOptions& distill = options.distill; distill.kind != DistillKind::None) {
+    json["distill"] = kDistillNames[distill.kind];
+    json["distill-guidance"] = distill.guidance;
+    json["loss"] = kConsistencyLossNames[distill.loss];
+    json["teacher"] = distill.teacher->sha256;
+  }
   json.update(options.preparation);
   return json;
 }

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <string>
 
 #include <ATen/core/ScalarType.h>
@@ -9,12 +11,16 @@
 #include <nlohmann/json.hpp>
 
 #include "dydit/base/enum_names.h"
+#include "dydit/diffusion/consistency.h"
 #include "dydit/diffusion/timestep_draw.h"
 #include "dydit/model/config.h"
 #include "dydit/model/gate_rule.h"
 #include "dydit/train/hook_options.h"
 
 namespace dydit {
+
+struct Checkpoint;  // dydit/model/checkpoint.h
+struct FewStep;
 
 enum class GateKind {
   Hard,  // 0 or 1, straight-through
@@ -48,6 +54,18 @@ enum class TrainedPart { All, Routers };
 inline constexpr EnumNames<TrainedPart, 2> kTrainedPartNames = {
     "trained part", {{"all", TrainedPart::All}, {"routers", TrainedPart::Routers}}};
 
+enum class DistillKind { None, Lcm };
+inline constexpr EnumNames<DistillKind, 2> kDistillNames = {
+    "distillation", {{"none", DistillKind::None}, {"lcm", DistillKind::Lcm}}};
+
+/// Consistency distillation: what is learned is not noise but where the teacher's path ends (distill.h).
+struct DistillOptions {
+  DistillKind kind = DistillKind::None;
+  std::shared_ptr<const Checkpoint> teacher;
+  double guidance = 1.5;  // of the teacher, on all channels; the student's one row learns it
+  ConsistencyLoss loss = ConsistencyLoss::L2;
+};
+
 struct TrainOptions {
   bool dynamic = false;
   DynamicOptions router;  // read when dynamic
@@ -69,6 +87,7 @@ struct TrainOptions {
   double adapter_lr_scale = 10;
   TrainedPart trained = TrainedPart::All;
   HookOptions hooks;
+  DistillOptions distill;
   at::ScalarType dtype = at::kFloat;
   at::Device device = at::kCPU;  // where the model and its buffers lie; batches and noise are made on the CPU
   uint64_t seed = 0;
@@ -89,6 +108,9 @@ bool is_trained(const std::string& name, const TrainOptions& options);
 
 /// Factor on the learning rate of a parameter, by its name.
 double lr_scale(const std::string& name, const TrainOptions& options);
+
+/// What the file says of a model that is distilled so; none where nothing is distilled.
+std::optional<FewStep> few_step_of(const DistillOptions& options);
 
 /// What must agree between a run and its resumption. total_steps and device are not part of it: a run
 /// may be prolonged, and go on elsewhere.

@@ -11,12 +11,14 @@
 #include <torch/torch.h>
 
 #include "dydit/base/noise.h"
+#include "dydit/diffusion/consistency.h"
 #include "dydit/diffusion/losses.h"
 #include "dydit/model/dit.h"
 #include "dydit/model/macs.h"
 #include "dydit/plan/run_plan.h"
 #include "dydit/train/capacity.h"
 #include "dydit/train/hooks.h"
+#include "dydit/train/distill.h"
 #include "dydit/train/state.h"
 
 namespace dydit {
@@ -87,7 +89,15 @@ struct SampleLoss {
   }
 };
 
-SampleLoss loss_of(DiT& model, const at::Tensor& output, const StepInputs& inputs) {
+// Of whatever the options' objective is.
+SampleLoss loss_of(DiT& model, const at::Tensor& output, const StepInputs& inputs,
+                   const TrainOptions& options) {
+  if (options.distill.kind == DistillKind::Lcm) {
+    const at::Tensor eps = output.slice(1, 0, inputs.x_t.size(1)),
+                     loss = consistency_loss(lcm_consistency(inputs.x_t, eps, inputs.t), inputs.target,
+                                             options.distill.loss);
+    return {{loss, at::zeros_like(loss)}, loss};
+  }
   const DiffusionLoss loss =
       diffusion_loss(output, inputs.x0, inputs.x_t, inputs.t, inputs.noise, model->config.objective);
   return {loss, inputs.loss_weight.defined() ? loss.mse * inputs.loss_weight : loss.mse};
@@ -101,7 +111,7 @@ at::Tensor visited(const at::Tensor& ratio, const StepInputs& inputs) {
 // One micro-batch of the dynamic model, kept for its backward.
 struct DynamicForward {
   std::unique_ptr<TrainingGates> gates;
-  SampleLoss loss;
+  at::Tensor output;
   at::Tensor ratio = {};  // of each sample
 };
 
@@ -154,8 +164,14 @@ std::vector<StepInputs> parts_by_level(const DiTConfig& config, StepInputs input
 // t and what it counts for, of the samples from `first` on, as many as there is noise for.
 void draw_times(const DiTConfig& config, const TrainOptions& options, uint64_t step, int first,
                 StepInputs& inputs) {
-  const TimestepSampler sampler(options.timesteps, config.objective);
   const int64_t count = inputs.noise.size(0);
+  if (options.distill.kind != DistillKind::None) {
+    const DistillTimes drawn = draw_distill_times(options, step, first, count);
+    inputs.t = drawn.t;
+    inputs.visits = drawn.visits;
+    return;
+  }
+  const TimestepSampler sampler(options.timesteps, config.objective);
   std::vector<double> times;
   for (int b = 0; b < count; ++b) times.push_back(sampler.time(options.seed, step, first + b));
   const at::Tensor drawn = at::tensor(times, at::kDouble);
@@ -188,18 +204,18 @@ DynamicForward forward_dynamic(DiT& model, const TrainOptions& options, const St
                 options.router.share_gradient};
   forward.gates = std::make_unique<TrainingGates>(model, t_emb, inputs.gate_noise, options.router.gates,
                                                   capacity, inputs.level);
-  const at::Tensor output = model->forward(inputs.x_t, t_emb, inputs.y, forward.gates->gates(), inputs.level);
-  forward.loss = loss_of(model, output, inputs);
+  forward.output = model->forward(inputs.x_t, t_emb, inputs.y, forward.gates->gates(), inputs.level);
   return forward;
 }
 
 // The complete model, no gates; `hooks` add what they ask of it in this step.
-SampleLoss backward_complete(DiT& model, const StepInputs& inputs, const at::Tensor& y, double scale,
-                             Hooks* hooks, uint64_t step, StepTerms& terms) {
+SampleLoss backward_complete(DiT& model, const TrainOptions& options, const StepInputs& inputs,
+                             const at::Tensor& y, double scale, Hooks* hooks, uint64_t step,
+                             StepTerms& terms) {
   std::optional<Taps> taps = hooks ? hooks->taps(step) : std::nullopt;
   const at::Tensor output = model->forward(inputs.x_t, model->embed_timestep(inputs.t, inputs.level), y, {},
                                            inputs.level, taps ? &*taps : nullptr);
-  const SampleLoss loss = loss_of(model, output, inputs);
+  const SampleLoss loss = loss_of(model, output, inputs, options);
   at::Tensor total = loss.total();
   if (taps) total = total + hooks->loss(inputs, y, *taps, step, terms.hooks);
   (total.sum() * scale).backward();
@@ -302,8 +318,8 @@ StepInputs StepInputs::select(const at::Tensor& rows, int level) const {
 
 StepInputs StepInputs::to(at::Device device) const {
   StepInputs moved = *this;
-  for (at::Tensor* tensor : {&moved.x0, &moved.noise, &moved.x_t, &moved.t, &moved.loss_weight, &moved.visits,
-                             &moved.y, &moved.y_complete, &moved.t_teacher}) {
+  for (at::Tensor* tensor : {&moved.x0, &moved.noise, &moved.x_t, &moved.t, &moved.target, &moved.loss_weight,
+                             &moved.visits, &moved.y, &moved.y_complete, &moved.t_teacher}) {
     if (tensor->defined()) *tensor = tensor->to(device);
   }
   for (auto* gates : {&moved.gate_noise.heads, &moved.gate_noise.groups, &moved.gate_noise.tokens}) {
@@ -314,8 +330,8 @@ StepInputs StepInputs::to(at::Device device) const {
 
 StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,
                            Communicator& processes, uint64_t step, int first,
-                           const std::function<StepInputs(int m)>& inputs_of, Hooks* hooks) {
-  TORCH_INTERNAL_ASSERT(options.hooks.any() == (hooks != nullptr));
+                           const std::function<StepInputs(int m)>& inputs_of, const StepHelpers& helpers) {
+  TORCH_INTERNAL_ASSERT(options.hooks.any() == (helpers.hooks != nullptr));
   const DiTConfig& config = model->config;
   const double scale = 1.0 / options.global_batch;
   const double target = options.dynamic ? target_ratio(options.router, static_cast<int64_t>(step)) : 1.0;
@@ -338,10 +354,13 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
     ratios.reduce(processes);
   }
   for (int m = 0; m < options.accumulate; ++m) {
-    const std::vector<StepInputs> parts = parts_of(m);
+    std::vector<StepInputs> parts = parts_of(m);
+    for (StepInputs& inputs : parts) {
+      if (helpers.distillation) inputs.target = helpers.distillation->target(model, inputs, keep);
+    }
     if (!options.dynamic) {
       for (const StepInputs& inputs : parts) {
-        backward_complete(model, inputs, inputs.y, scale, hooks, step, terms)
+        backward_complete(model, options, inputs, inputs.y, scale, helpers.hooks, step, terms)
             .add_to(terms.mse, terms.weighted_mse, terms.vb);
         const int64_t count = inputs.t.numel();
         terms.ratio += static_cast<double>(count);
@@ -362,17 +381,18 @@ StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions
     for (size_t i = 0; i < parts.size(); ++i) {
       const StepInputs& inputs = parts[i];
       const DynamicForward forward = std::move(forwards[i]);
+      const SampleLoss loss = loss_of(model, forward.output, inputs, options);
       // The capacity rule meets its target by its counts.
       const double slope = options.router.gate_rule == GateRule::Capacity
                                ? 0.0
                                : flops_term(ratios.mean(inputs.level), target).slope;
-      ((forward.loss.total().sum() + slope * forward.ratio.sum()) * scale).backward();
-      forward.loss.add_to(terms.mse, terms.weighted_mse, terms.vb);
+      ((loss.total().sum() + slope * forward.ratio.sum()) * scale).backward();
+      loss.add_to(terms.mse, terms.weighted_mse, terms.vb);
       terms.ratio += sum_of(forward.ratio);
       terms.inference_ratio += sum_of(visited(forward.gates->inference_ratio(), inputs));
       add_kept(terms, forward.gates->kept(), regions_of(config.objective, inputs.t));
       if (static_cast<int64_t>(step) < options.router.complete_steps) {
-        backward_complete(model, inputs, inputs.y_complete, scale, hooks, step, terms)
+        backward_complete(model, options, inputs, inputs.y_complete, scale, helpers.hooks, step, terms)
             .add_to(terms.complete_mse, terms.complete_weighted_mse, terms.complete_vb);
       }
     }
@@ -396,7 +416,9 @@ double least_training_bytes(const DiTConfig& config, const TrainOptions& options
   // A token in a block: its two residuals in float32; the inputs and outputs of the four linears, and the
   // GELU's.
   const double token = 2 * C * sizeof(float) + element * (8 * C + 2 * F);
-  return (trained * kBuffers + (all - trained)) * sizeof(float) +
+  const double teacher =
+      options.distill.teacher ? static_cast<double>(num_parameters(options.distill.teacher->config)) : 0;
+  return (trained * kBuffers + (all - trained) + teacher) * sizeof(float) +
          micro * config.sequence() * config.depth * token;
 }
 

@@ -13,13 +13,16 @@
 
 namespace dydit {
 
-struct RunState;  // dydit/train/state.h
-class Hooks;      // dydit/train/hooks.h
+struct RunState;     // dydit/train/state.h
+class Hooks;         // dydit/train/hooks.h
+class Distillation;  // dydit/train/distill.h
 
 /// Means over the global batch.
 struct StepTerms {
-  double mse = 0, vb = 0;                    // of the model as trained (dynamic when it has routers)
-  double complete_mse = 0, complete_vb = 0;  // of the complete model, while that term is kept
+  // Of the model as trained (dynamic when it has routers). While distilling mse is the consistency loss, vb
+  // 0.
+  double mse = 0, vb = 0;
+  double complete_mse = 0, complete_vb = 0;            // of the complete model, while that term is kept
   double weighted_mse = 0, complete_weighted_mse = 0;  // as the loss has them: times each timestep's weight
   double ratio = 0,
          inference_ratio = 0;  // work ratio by training's gates and by inference's, over even times
@@ -51,6 +54,7 @@ FlopsTerm flops_term(double mean_ratio, double target);
 struct StepInputs {
   at::Tensor x0, noise, x_t;  // (B, C, side, side)
   at::Tensor t;               // (B) int64 of a table, else double
+  at::Tensor target;          // (B, C, side, side) of a consistency student; undefined: of no distillation
   // (B) float32; undefined: 1. Factors of the mse, and of a sample's work ratio where times are not drawn as
   // evenly as a sampler visits them: under the capacity rule of its region.
   at::Tensor loss_weight, visits;
@@ -69,13 +73,19 @@ struct StepInputs {
 StepInputs make_step_inputs(const DiTConfig& config, const TrainOptions& options, Batch& batch, int first,
                             int64_t begin, int64_t count);
 
+/// What a step's loss asks beside the model: null where the options have neither.
+struct StepHelpers {
+  Hooks* hooks = nullptr;
+  Distillation* distillation = nullptr;
+};
+
 /// Puts the gradient of step `step` into the store: of this process's share of the global batch, from sample
 /// `first` on, whose micro-batch m inputs_of(m) gives, the same each time it is asked. All processes end with
-/// the same gradient and terms. `hooks`: those of options.hooks, where it asks for any; they see the complete
-/// model.
+/// the same gradient and terms. `helpers`: those of the options; hooks see the complete model.
 StepTerms compute_gradient(DiT& model, ParameterStore& store, const TrainOptions& options,
                            Communicator& processes, uint64_t step, int first,
-                           const std::function<StepInputs(int m)>& inputs_of, Hooks* hooks = nullptr);
+                           const std::function<StepInputs(int m)>& inputs_of,
+                           const StepHelpers& helpers = {});
 
 /// Bytes that a process takes at least for its share of a step: weights, gradients, moments and average, and
 /// what a micro-batch keeps for its backward.

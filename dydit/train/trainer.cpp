@@ -17,6 +17,7 @@
 #include "dydit/model/dit.h"
 #include "dydit/train/capacity.h"
 #include "dydit/train/hooks.h"
+#include "dydit/train/distill.h"
 #include "dydit/train/state.h"
 
 namespace dydit {
@@ -62,6 +63,7 @@ class Interval {
     row.terms.divide(n);
     row.weighted = options.timesteps.weighs_loss();
     row.hooks = hook_names(options.hooks);
+    row.distilled = options.distill.kind != DistillKind::None;
     row.target = options.dynamic ? target_ratio(options.router, state.step - 1) : 1.0;
     row.grad_norm = finite_ ? grad_norm_ / finite_ : NAN;
     row.lr = learning_rate(options, state.step - 1);
@@ -142,6 +144,7 @@ class Training {
     if (options.hooks.any()) hooks_.emplace(options.hooks, model_, options.seed);
     store_.emplace(model_, [&](const std::string& name) { return lr_scale(name, options); });
     if (options.hooks.align == Align::Self) hooks_->set_teacher(store_->average_view(model_));
+    if (options.distill.kind != DistillKind::None) distillation_.emplace(options_, model_, *store_);
     state_.options = run.identity;
     state_.surroundings = run.surroundings;
     if (run_.resume) resume();
@@ -192,7 +195,7 @@ class Training {
       const int micro = share / options_.accumulate;
       const auto gradient_of = [&](const auto& inputs_of) {
         return compute_gradient(model_, *store_, options_, processes_, state_.step, first, inputs_of,
-                                hooks_ ? &*hooks_ : nullptr);
+                                {hooks_ ? &*hooks_ : nullptr, distillation_ ? &*distillation_ : nullptr});
       };
       // On the CPU both would share the cores; micro-batches are made one by one, to save memory.
       if (!options_.device.is_cpu() && options_.accumulate == 1)
@@ -236,6 +239,7 @@ class Training {
     Checkpoint ema = start_;
     ema.weights = store_->ema_weights();
     ema.files.clear();  // these weights lie in none
+    ema.few_step = few_step_of(options_.distill);
     if (const at::Tensor share = keep_share(model_); share.defined()) {
       const double target = target_ratio(options_.router, state_.step);
       ema.keep_counts = keep_counts(start_.config, choose_counts(start_.config, share, target));
@@ -309,6 +313,7 @@ class Training {
   DiT model_{nullptr};
   std::optional<Hooks> hooks_;  // where the options have any
   std::optional<ParameterStore> store_;
+  std::optional<Distillation> distillation_;
   RunState state_;
   std::optional<Watch> watch_;         // of the root
   std::optional<int64_t> saved_step_;  // of the newest checkpoint
@@ -340,6 +345,7 @@ void check_training(const Dataset& data, const DiTConfig& config, const TrainOpt
       options.router.complete_steps);
   (void)TimestepSampler(options.timesteps, config.objective);  // throws where they do not fit
   check_hooks(data, config, options, processes);
+  check_distillation(config, options);
   DYDIT_USAGE_CHECK(
       options.timesteps.draw != TimestepDraw::LogitNormal || !options.dynamic ||
           options.router.gate_rule == GateRule::Capacity,

@@ -21,23 +21,33 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// A quarter of which nothing was drawn has no value.
-std::vector<std::pair<std::string, std::optional<double>>> columns(const LogRow& row) {
+using Columns = std::vector<std::pair<std::string, std::optional<double>>>;
+
+// The loss and what it consists of.
+Columns loss_columns(const LogRow& row) {
   const StepTerms& terms = row.terms;
-  std::vector<std::pair<std::string, std::optional<double>>> result = {
-      {"loss", terms.loss()},
-      {"mse", terms.mse},
-      {"vb", terms.vb},
-      {"complete_mse", terms.complete_mse},
-      {"complete_vb", terms.complete_vb},
-      {"flops_loss", terms.flops_loss},
-      {"target_ratio", row.target},
-      {"ratio_training", terms.ratio},
-      {"ratio_inference", terms.inference_ratio},
-      {"grad_norm", row.grad_norm},
-      {"skipped", static_cast<double>(row.skipped)},
-      {"lr", row.lr},
-      {"images_per_second", row.images_per_second}};
+  if (row.distilled)
+    return {{"loss", terms.loss()}, {"consistency", terms.mse}, {"complete_consistency", terms.complete_mse}};
+  return {{"loss", terms.loss()},
+          {"mse", terms.mse},
+          {"vb", terms.vb},
+          {"complete_mse", terms.complete_mse},
+          {"complete_vb", terms.complete_vb}};
+}
+
+// A quarter of which nothing was drawn has no value.
+Columns columns(const LogRow& row) {
+  const StepTerms& terms = row.terms;
+  Columns result = loss_columns(row);
+  const Columns others = {{"flops_loss", terms.flops_loss},
+                          {"target_ratio", row.target},
+                          {"ratio_training", terms.ratio},
+                          {"ratio_inference", terms.inference_ratio},
+                          {"grad_norm", row.grad_norm},
+                          {"skipped", static_cast<double>(row.skipped)},
+                          {"lr", row.lr},
+                          {"images_per_second", row.images_per_second}};
+  result.insert(result.end(), others.begin(), others.end());
   if (row.weighted) result.emplace_back("weighted_mse", terms.weighted_mse);
   for (size_t i = 0; i < row.hooks.size(); ++i) result.emplace_back(row.hooks[i], terms.hooks[i]);
   for (const auto& [name, kept] : {std::pair{"heads", &terms.heads}, std::pair{"groups", &terms.groups},

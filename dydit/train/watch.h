@@ -17,6 +17,7 @@ struct LogRow {
   StepTerms terms;
   std::vector<std::string> hooks;  // names of terms.hooks
   bool weighted = false;           // whether the loss weighs the mse: then its column is there
+  bool distilled = false;          // whether it is a consistency loss, instead of mse and vb
   double target = 1;               // of the last step
   double grad_norm = 0;            // mean over steps whose norm was finite
   double lr = 0;                   // of the last step

@@ -261,6 +261,7 @@ int run_bench(const Args& args, Isa isa) {
   const DiTConfig& config = checkpoint.config;
   cli.needs("--cfg-scale", config.can_guide(), fmt::format("a null class; {} has none", model_name(config)));
   const SamplerKind sampler = flags.sampler != "auto"         ? kSamplerNames.at(flags.sampler)
+                              : checkpoint.few_step           ? SamplerKind::Lcm
                               : config.objective.continuous() ? SamplerKind::Euler
                                                               : SamplerKind::Ddim;
   if (flags.levels) return bench_levels(cli, flags, {flags.steps, sampler}, checkpoint, isa);
@@ -280,6 +281,9 @@ int run_bench(const Args& args, Isa isa) {
                       {.batch = flags.batch, .threads = flags.threads},
                       dtype,
                       kind};
+  take_few_step(checkpoint.few_step,
+                {.sampler = false, .cfg_scale = !cli.given("--cfg-scale"), .steps = !cli.given("--steps")},
+                run);
   // The complete model first: the others are held against it.
   std::vector<std::unique_ptr<Contestant>> contestants;
   std::vector<std::string> names;

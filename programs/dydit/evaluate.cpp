@@ -46,6 +46,7 @@ constexpr const char* kOfImages[] = {"--images-split",
                                      "--extractor-dtype",
                                      "--steps",
                                      "--timesteps",
+                                     "--stitch",
                                      "--sampler",
                                      "--eta",
                                      "--cfg-scale",
@@ -160,6 +161,9 @@ int evaluate_loss(Cli& cli, EvaluateFlags& flags) {
   const CancelFlag& cancel = install_cancel_handler();
 
   const Checkpoint checkpoint = flags.model.load(cli);
+  DYDIT_USAGE_CHECK(!checkpoint.few_step,
+                    "--loss: {} is distilled to few steps, of which this loss says nothing; compare images",
+                    flags.model.path);
   const bool dynamic = checkpoint.config.is_dynamic();
   std::string& mode = flags.images.sampling.mode;
   cli.needs("--mode", mode != "dynamic" || dynamic,

@@ -217,8 +217,8 @@ void check_flags(Cli& cli, const EvaluateImagesFlags& flags, bool lie, const Com
   DYDIT_USAGE_CHECK(
       !flags.reference.empty() || !flags.write_stats.empty(),
       "nothing to compare with: give --reference, statistics or images; or --write-stats to make some");
-  for (const char* flag :
-       {"--steps", "--timesteps", "--sampler", "--cfg-scale", "--mode", "--labels", "--seed", "--vae"})
+  for (const char* flag : {"--steps", "--timesteps", "--sampler", "--cfg-scale", "--mode", "--labels",
+                           "--seed", "--vae", "--stitch"})
     cli.needs(flag, !lie, "--model; images that lie somewhere are taken as they are");
   cli.needs("--images-split", lie, "--images");
   for (const char* flag : {"--reference-split", "--fid-infinity", "--torch-fidelity"})
@@ -305,6 +305,7 @@ void EvaluateImagesFlags::add(Cli& cli) {
       "each");
   plan.add(cli);
   plan.add_budget(cli);
+  stitch.add(cli);
   vae.add(cli, "Autoencoder of a latent model (default: the one in a pipeline's folder)");
   cli.add_text("--features", folder,
                "Folder that keeps the features of every image: a run that was stopped at any moment goes on "

@@ -10,6 +10,7 @@
 #include "model_flags.h"
 #include "plan_flags.h"
 #include "sampling_flags.h"
+#include "stitch_flags.h"
 #include "vae_flags.h"
 
 namespace dydit {
@@ -18,6 +19,7 @@ struct EvaluateImagesFlags {
   ExtractorFlags extractor;
   SamplingFlags sampling;
   PlanFlags plan;
+  StitchFlags stitch;
   VaeFlags vae;
   std::string images, images_split, reference, reference_split;  // `images`: with --loss their number
   std::string labels = "random", folder, write_stats, save, name;

@@ -22,6 +22,7 @@
 #include "plan_flags.h"
 #include "sampling_flags.h"
 #include "signals.h"
+#include "stitch_flags.h"
 #include "targets.h"
 #include "vae_flags.h"
 #include "verbs.h"
@@ -40,6 +41,7 @@ struct GenerateFlags {
   GenerateOptions options;
   OutputOptions outputs;
   PlanFlags plan;
+  StitchFlags stitch;
   VaeFlags vae;
   std::string preview_vae;
 };
@@ -64,6 +66,7 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
                  "Noise: a function of seed, image and step; or torch.randn's stream over one batch");
   flags.plan.add(cli);
   flags.plan.add_budget(cli);
+  flags.stitch.add(cli);
   flags.vae.add(
       cli,
       "Autoencoder that decodes a latent model's samples: a folder of diffusers, a file, or TAESD's "
@@ -111,6 +114,8 @@ void resolve(Cli& cli, GenerateFlags& flags, const Checkpoint& checkpoint) {
   if (options.classes.empty()) {
     for (int label = 0; label < std::max(config.num_classes, 1); ++label) options.classes.push_back(label);
   }
+  cli.needs("--cost-map", flags.stitch.text.empty(), "no --stitch: two models have no tokens in common");
+  flags.stitch.resolve(cli, checkpoint, options);
 }
 
 // The autoencoders of a run; none where the model makes pixels, or nobody asks for pixels.
@@ -213,6 +218,7 @@ void print_decisions(Console& console, const json& run, const Checkpoint& checkp
                                run["plan"]["error"].get<double>(), run["plan"]["error_se"].get<double>()));
     }
   }
+  for (const std::string& line : stitch_lines(run)) console.info(line);
   for (const auto& [key, what] : {std::pair{"vae", "decoding"}, {"preview_vae", "previews"}}) {
     if (!run.contains(key)) continue;
     const json& vae = run[key];
@@ -296,7 +302,7 @@ int run_generate(const Args& args, Isa isa) {
   const OutputRun run = output_run(checkpoint, flags.options, decoders, result);
   Outputs outputs(cli, flags.outputs, run,
                   inputs_of(checkpoint, {flags.class_names_file, flags.plan.input(checkpoint), flags.vae.path,
-                                         flags.vae.config, flags.preview_vae}));
+                                         flags.vae.config, flags.preview_vae, flags.stitch.input()}));
   result["load_seconds"] = load_timer.seconds();
   print_decisions(console, result, checkpoint, isa, /*by_hand=*/!flags.classes.empty());
 

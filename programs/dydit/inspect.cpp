@@ -103,6 +103,8 @@ json checkpoint_json(const Checkpoint& checkpoint, const std::optional<RunPlan>&
     result["adapter"]["mixing"] = {{"entropy", mixing.entropy}, {"range", mixing.range}};
   }
   if (checkpoint.lambda) result["lambda"] = *checkpoint.lambda;
+  if (const auto& few = checkpoint.few_step)
+    result["few_step"] = {{"kind", few->kind}, {"timesteps", few->timesteps}, {"guidance", few->guidance}};
   if (checkpoint.choices.size() > 1) {
     result["choices"] = json::array();
     for (const WeightsChoice& choice : checkpoint.choices) {
@@ -195,6 +197,9 @@ void print_checkpoint(const json& result, const Checkpoint& checkpoint) {
             config.is_dynamic()
                 ? fmt::format("; routers add {:.3g} GMACs", result["router_gmacs"].get<double>())
                 : "");
+  if (const auto& few = checkpoint.few_step)
+    print_out("few steps   distilled ({}) at {} timesteps, {} to {}, with guidance {} in its one row\n",
+              few->kind, few->timesteps.size(), few->timesteps.front(), few->timesteps.back(), few->guidance);
   if (semantics_of(config) == Semantics::Diffusers)
     print_out("computed    as diffusers does, not as the original (docs/formats.md)\n");
   if (!checkpoint.class_names.empty()) {

@@ -46,6 +46,8 @@ struct Sampled {
   GenerateOptions options;
   std::optional<LatentDecoder> decoder;
   std::unique_ptr<Pipeline> pipeline;
+  StitchFlags stitch;
+  std::unique_ptr<Pipeline> small;  // of the stitch; null: none
 };
 
 void sample(const Sampled& sampled, int64_t first, int64_t count,
@@ -54,26 +56,28 @@ void sample(const Sampled& sampled, int64_t first, int64_t count,
   GenerateOptions options = sampled.options;
   options.num_images = static_cast<int>(first + count);
   options.first = static_cast<int>(first);
-  sampled.pipeline->generate(
-      options, options,
-      {.on_sample =
-           [&](GeneratedSample&& made) {
-             made.pixels = made.sample;
-             if (sampled.decoder) sampled.decoder->decode(made);
-             take({to_image(made.pixels),
-                   made.label,
-                   {made.seconds + made.decode_seconds, static_cast<double>(made.work.required) / 1e9,
-                    static_cast<double>(made.work.executed) / 1e9}});
-           },
-       .on_progress = told,
-       .cancel = &cancel});
+  const GenerateCallbacks callbacks = {
+      .on_sample =
+          [&](GeneratedSample&& made) {
+            made.pixels = made.sample;
+            if (sampled.decoder) sampled.decoder->decode(made);
+            take({to_image(made.pixels),
+                  made.label,
+                  {made.seconds + made.decode_seconds, static_cast<double>(made.work.required) / 1e9,
+                   static_cast<double>(made.work.executed) / 1e9}});
+          },
+      .on_progress = told,
+      .cancel = &cancel};
+  if (!options.stitch) return sampled.pipeline->generate(options, options, callbacks);
+  sampled.pipeline->generate(options, options, callbacks, *options.stitch, *sampled.small);
 }
 
 }  // namespace
 
 JudgedImages images_of_model(Cli& cli, const ModelFlags& model, EvaluateImagesFlags& flags,
                              const CancelFlag& cancel) {
-  auto sampled = std::make_shared<Sampled>(Sampled{model.load(cli), flags.options, {}, nullptr});
+  auto sampled =
+      std::make_shared<Sampled>(Sampled{model.load(cli), flags.options, {}, nullptr, flags.stitch, nullptr});
   const Checkpoint& checkpoint = sampled->checkpoint;
   const DiTConfig& config = checkpoint.config;
   GenerateOptions& options = sampled->options;
@@ -81,6 +85,7 @@ JudgedImages images_of_model(Cli& cli, const ModelFlags& model, EvaluateImagesFl
   options.classes =
       labels_of(flags.labels, options.num_images, std::max(config.num_classes, 1), options.seed);
   flags.plan.resolve(cli, checkpoint, cli.given("--steps") || cli.given("--timesteps"), options);
+  sampled->stitch.resolve(cli, checkpoint, options);
   if (const auto file = flags.vae.load(cli, makes_pixels(config) && flags.vae.path.empty()
                                                 ? fs::path()
                                                 : own_autoencoder(checkpoint.path))) {
@@ -94,10 +99,16 @@ JudgedImages images_of_model(Cli& cli, const ModelFlags& model, EvaluateImagesFl
   sampled->pipeline = std::make_unique<Pipeline>(
       checkpoint, options.engine, EngineOptions{.dtype = options.dtype, .threads = options.threads});
 
+  if (options.stitch)
+    sampled->small =
+        std::make_unique<Pipeline>(*sampled->stitch.small, options.engine,
+                                   EngineOptions{.dtype = options.dtype, .threads = options.threads});
+
   JudgedImages images;
   images.count = options.num_images;
   images.class_names = checkpoint.class_names;
-  images.inputs = inputs_of(checkpoint, {flags.plan.input(checkpoint), flags.vae.path, flags.vae.config});
+  images.inputs = inputs_of(
+      checkpoint, {flags.plan.input(checkpoint), flags.vae.path, flags.vae.config, sampled->stitch.input()});
   json run = run_record(checkpoint, options);
   images.about = {
       {"model", checkpoint.path.string()}, {"model_sha256", checkpoint.sha256}, {"labels", flags.labels}};
@@ -110,6 +121,10 @@ JudgedImages images_of_model(Cli& cli, const ModelFlags& model, EvaluateImagesFl
     run["plan"] = plan["sha256"];
   }
   images.about["static_gmacs_per_image"] = run["static_gmacs"];
+  if (options.stitch) {
+    images.about["stitch"] = run["stitch"];
+    for (const std::string& line : stitch_lines(run)) cli.console.info(line);
+  }
   if (sampled->decoder) {
     images.about["vae"] = sampled->decoder->record(config.input_size, config.input_size);
     run["vae"] = images.about["vae"];

@@ -56,19 +56,20 @@ int run_quantize(const Args& args, Isa isa) {
   if (images > 0) {
     cli.console.info(
         fmt::format("smoothed by {} of its images, {} steps, guidance {}, batches of {}, {} threads", images,
-                    kCalibrationSteps, kCalibrationScale, batch, threads));
+                    kCalibrationSteps, checkpoint.few_step ? 1 : kCalibrationScale, batch, threads));
     std::vector<int> classes(std::max(checkpoint.config.num_classes, 1));
     std::iota(classes.begin(), classes.end(), 0);
-    const GenerateOptions request{{.classes = classes,
-                                   .num_images = images,
-                                   .num_steps = kCalibrationSteps,
-                                   .sampler = {SamplerKind::Ddim},
-                                   .cfg_scale = checkpoint.config.can_guide() ? kCalibrationScale : 1.0f,
-                                   .seed = seed,
-                                   .mode = checkpoint.config.is_dynamic() ? Mode::Dynamic : Mode::Static},
-                                  {.batch = batch, .threads = threads},
-                                  at::kFloat,
-                                  EngineKind::Cpu};
+    GenerateOptions request{{.classes = classes,
+                             .num_images = images,
+                             .num_steps = kCalibrationSteps,
+                             .sampler = {SamplerKind::Ddim},
+                             .cfg_scale = checkpoint.config.can_guide() ? kCalibrationScale : 1.0f,
+                             .seed = seed,
+                             .mode = checkpoint.config.is_dynamic() ? Mode::Dynamic : Mode::Static},
+                            {.batch = batch, .threads = threads},
+                            at::kFloat,
+                            EngineKind::Cpu};
+    take_few_step(checkpoint.few_step, {.steps = false}, request);
     factors = smoothing_factors(
         checkpoint, request, smoothing, [&](const Progress& progress) { cli.console.progress(progress); },
         &cancel);

@@ -309,11 +309,11 @@ int run_report(const Args& args, Isa isa) {
   record["images"] = json::array();
   cli.console.info(fmt::format("model    {}", model_title(checkpoint)));
   if (options.num_images > 0)
-    cli.console.info(fmt::format("sampling {} images, {} {} steps, guidance {}, seed {}, {}, {} threads",
-                                 options.num_images, flags.sampling.sampler, options.total_steps(),
-                                 options.guided() ? fmt::format("{}", options.cfg_scale) : "off",
-                                 options.seed, arithmetic_text(options.engine, options.dtype),
-                                 options.threads));
+    cli.console.info(
+        fmt::format("sampling {} images, {} {} steps, guidance {}, seed {}, {}, {} threads",
+                    options.num_images, kSamplerNames[options.sampler.kind], options.total_steps(),
+                    options.guided() ? fmt::format("{}", options.cfg_scale) : "off", options.seed,
+                    arithmetic_text(options.engine, options.dtype), options.threads));
   add_run(cli, flags, isa, vae, cancel, report, record);
   const std::string page = report_html(report);
   checkpoint.check_unchanged();

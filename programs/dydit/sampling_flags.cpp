@@ -32,7 +32,7 @@ void SamplingFlags::add(Cli& cli, GenerateOptions& options, int least_steps) {
   cli.add_choice(
       "--sampler", sampler, kSamplerNames.names({"auto"}),
       "Sampler; auto: ddpm of a DiT, euler in continuous time (SiT, U-ViT); dpm++: DPM-Solver++(2M); "
-      "em-sde, heun-sde: of the SDE",
+      "em-sde, heun-sde: of the SDE; lcm: of models distilled to few steps, whose auto it is",
       {"dopri5"},
       "an adaptive solver: its times are not known before sampling, and so no plan is; "
       "take heun");
@@ -75,6 +75,11 @@ void SamplingFlags::resolve(Cli& cli, const Checkpoint& checkpoint, const ModelF
                             GenerateOptions& options) const {
   const DiTConfig& config = checkpoint.config;
   options.sampler.kind = sampler == "auto" ? default_sampler(config.objective) : kSamplerNames.at(sampler);
+  take_few_step(checkpoint.few_step,
+                {.sampler = sampler == "auto" || !cli.given("--sampler"),
+                 .cfg_scale = !cli.given("--cfg-scale"),
+                 .steps = !cli.given("--steps")},
+                options);
   if (form != "auto") options.sampler.form = kDiffusionFormNames.at(form);
   options.sampler.last = kLastStepNames.at(last_step);
   if (last_size > 0) options.sampler.last_size = static_cast<float>(last_size);
@@ -86,6 +91,7 @@ void SamplingFlags::resolve(Cli& cli, const Checkpoint& checkpoint, const ModelF
   cli.needs("--mode", mode != "dynamic" || config.is_dynamic(),
             fmt::format("routers; {} is a static DiT, it has none", checkpoint.path.string()));
   options.mode = !config.is_dynamic() ? Mode::Static : mode.empty() ? Mode::Dynamic : kModeNames.at(mode);
+  check_few_step(checkpoint.few_step, config.objective, options);
   options.guided_channels = guided_channels_of(cli, cfg_channels, config);
   options.dtype = model.resolve_dtype(checkpoint);
   options.threads = model.threads;

@@ -235,7 +235,8 @@ void ServeRoutes::dispatch(Call& call) {
        [&] {
          std::set<std::string> possible;  // of some model here
          for (const ModelTerms& terms : service().terms())
-           for (std::string& name : samplers_of(terms.config.objective)) possible.insert(std::move(name));
+           for (std::string& name : samplers_of(terms.few_step, terms.config.objective))
+             possible.insert(std::move(name));
          json samplers = json::array();
          for (const auto& entry : kWebUiSamplerNames.entries) {
            const std::string name(kSamplerNames[entry.value]);

@@ -85,6 +85,10 @@ void print_result(const Cli& cli, const TrainFlags& flags, const Dataset& datase
   const std::vector<std::string> hooks = hook_names(flags.options.hooks);
   for (size_t i = 0; i < hooks.size(); ++i)
     result[hooks[i]] = row ? nlohmann::json(last.terms.hooks[i]) : nlohmann::json();
+  if (flags.options.distill.kind != DistillKind::None) {
+    result["consistency"] = result["mse"];
+    for (const char* name : {"mse", "vb"}) result.erase(name);
+  }
   cli.print(result, [&] {
     if (row) return print_out("wrote {}\n", model);
     print_out("already at step {}, {} asked; nothing to train: {}\n", done, flags.options.total_steps, model);
@@ -164,6 +168,11 @@ void run_training(Cli& cli, TrainFlags& flags, const Checkpoint& start, const Da
     if (start.config.levels() > 1) console.info(fmt::format("patches  {}", levels_text(start.config)));
     if (start.config.adapter.kind != AdapterKind::None || flags.options.trained != TrainedPart::All)
       console.info(trained_text(start));
+    if (const DistillOptions& distill = flags.options.distill; distill.kind != DistillKind::None)
+      console.info(fmt::format("teacher  {}: {}, sha256 {:.10}; guidance {}, loss {}, average's decay {}",
+                               distill.teacher->path.string(), model_name(distill.teacher->config),
+                               distill.teacher->sha256, distill.guidance, kConsistencyLossNames[distill.loss],
+                               flags.options.ema_decay));
     if (flags.options.timesteps.draw != TimestepDraw::Stratified)
       console.info(timesteps_text(flags.options, start.config.objective));
     if (flags.options.hooks.any()) console.info(hooks_text(flags.options.hooks));
@@ -192,8 +201,14 @@ int run_from(Cli& cli, TrainFlags& flags, std::string_view why_no_routers,
     given = load_model(cli, flags.model, flags.checkpoint);
     refuse_quantized(given, "training");
     DYDIT_USAGE_CHECK(!given.config.is_dynamic(), "{}: has routers{}", flags.model, why_no_routers);
+    DYDIT_USAGE_CHECK(
+        !given.few_step || flags.options.distill.kind != DistillKind::None,
+        "{}: is distilled to few steps, which plain training would undo; give --distill lcm, or "
+        "start from its teacher",
+        flags.model);
     flags.fit_data_to(given);
   }
+  flags.load_teacher(cli);
   const auto dataset = flags.data.load(flags.threads);
   cli.needs("--skip-broken", dataset->latents() == nullptr, "images; these are latents");
   Checkpoint start = flags.with_parts(cli, prepare(given, *dataset));

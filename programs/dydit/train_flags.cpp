@@ -12,6 +12,8 @@
 #include "dydit/model/adapters.h"
 #include "dydit/model/edit.h"
 #include "extractor_flags.h"
+#include "dydit/diffusion/lcm.h"
+#include "model_flags.h"
 
 namespace dydit {
 namespace {
@@ -121,6 +123,16 @@ void TrainFlags::add(Cli& cli) {
                "encoder: weights of the CIFAR ResNet-56, or the folder that holds them");
   cli.add_number("--plr", hooks.plr, 0, kLarge,
                  "Weight of a prediction of the target from every block's features; 0: none");
+  cli.add_choice(
+      "--distill", distill, kDistillNames.names(),
+      "lcm: learn from --teacher to make an image in a few steps, by consistency; with --ema-decay .95, "
+      "--weight-decay .01, --clip-grad 1 and no label dropout unless these are given");
+  cli.add_text("--teacher", teacher, "Static model whose path is learned; the same file as --model, mostly");
+  cli.add_number(
+      "--distill-guidance", options.distill.guidance, 1, 1000,
+      "Guidance of the teacher, on all channels, which the student learns into its one row; 1: none");
+  cli.add_choice("--loss", loss, kConsistencyLossNames.names(),
+                 "How far the student is from its target: squares, or Huber's, which heeds outliers less");
   cli.add_choice("--dtype", dtype, kDtypeNames.names({"auto"}),
                  "Arithmetic of the blocks; master weights are float32");
   if (kBuiltWithCuda) {
@@ -138,7 +150,8 @@ void TrainFlags::add(Cli& cli) {
                  "Checkpoints at multiples of this stay for good; 0: none");
   cli.add_number("--sample-every", run.sample_every, 0, kMost,
                  "Steps between sample grids of the EMA; 0: never");
-  cli.add_number("--sample-steps", sample_steps, 1, 1000, "DDIM steps of a sample grid");
+  cli.add_number("--sample-steps", sample_steps, 1, 1000,
+                 "DDIM steps of a sample grid; of lcm 4 unless given");
   cli.add_number("--sample-cfg-scale", sample_cfg_scale, 0, 1000, "Guidance of a sample grid");
   cli.add_text("--sample-cache", sample_cache,
                "Policy that makes a sample grid's plan, as --cache of dydit generate");
@@ -180,6 +193,23 @@ void TrainFlags::check_needs(Cli& cli) {
   options.hooks.align = kAlignNames.at(align);
   options.timesteps.draw = kTimestepDrawNames.at(timesteps);
   options.timesteps.weights = loss_weights == "on";
+  options.distill.kind = kDistillNames.at(distill);
+  options.distill.loss = kConsistencyLossNames.at(loss);
+  const bool distils = options.distill.kind != DistillKind::None;
+  for (const char* flag : {"--teacher", "--distill-guidance", "--loss"})
+    cli.needs(flag, distils, "--distill lcm");
+  DYDIT_USAGE_CHECK(!distils || !teacher.empty(), "--distill {}: needs --teacher, the model to learn from",
+                    distill);
+  cli.needs("--sample-cfg-scale", !distils, "a model that is not distilled: a student has one row an image");
+  if (distils) {  // the authors' settings
+    if (!cli.given("--ema-decay")) options.ema_decay = 0.95;
+    if (!cli.given("--weight-decay")) options.weight_decay = 0.01;
+    if (!cli.given("--clip-grad")) options.clip_grad = 1;
+    if (!cli.given("--label-dropout")) options.label_dropout = 0;
+    if (!cli.given("--sample-steps")) sample_steps = kLcmSteps;
+    cli.needs("--sample-steps", sample_steps <= kLcmGrid,
+              fmt::format("at most {} with --distill lcm", kLcmGrid));
+  }
   const auto is_one_of = [&](std::initializer_list<std::string_view> words) {
     return std::find(words.begin(), words.end(), resume) != words.end();
   };
@@ -234,6 +264,7 @@ Request TrainFlags::sample_request(const DiTConfig& config) const {
                      .cfg_scale = config.can_guide() ? sample_cfg_scale : 1.0f};
   request.classes.resize(std::max(config.num_classes, 1));
   std::iota(request.classes.begin(), request.classes.end(), 0);
+  take_few_step(few_step_of(options.distill), {.steps = false}, request);
   plan_by_policy({.cache = sample_cache}, config, request);
   return request;
 }
@@ -251,6 +282,11 @@ void TrainFlags::load_encoder(Cli& cli) {
   const auto network = std::make_shared<Extractor>(kKind, path, ResizeRule::Resnet, /*bf16=*/false, threads);
   options.hooks.encoder = cifar_encoder(network);
   cli.console.info(fmt::format("encoder  {}, sha256 {:.10}", path.string(), network->weights_sha256()));
+}
+
+void TrainFlags::load_teacher(Cli& cli) {
+  if (!teacher.empty())
+    options.distill.teacher = std::make_shared<const Checkpoint>(load_model(cli, teacher, {}));
 }
 
 void TrainFlags::choose_device(int processes) {

@@ -13,6 +13,7 @@ struct TrainFlags {
   std::string model;  // to start from; empty: none
   CheckpointOptions checkpoint;
   DataFlags data;
+  std::string distill = "none", teacher, loss = "l2";
   std::string results_dir = "results", flip = "on", timesteps = "stratified", loss_weights = "on",
               adapter = "none", lora_mix = "A", align = "none", align_encoder, dtype = "auto", device = "cpu";
   AdapterConfig lora = {.experts = 4};  // as the flags say, read with an adapter
@@ -44,6 +45,8 @@ struct TrainFlags {
   Request sample_request(const DiTConfig& config) const;
   /// Reads what --align encoder aligns to.
   void load_encoder(Cli& cli);
+  /// Reads the teacher, where there is one.
+  void load_teacher(Cli& cli);
   /// Turns device and dtype into options. Throws where there is no such device.
   void choose_device(int processes);
   /// Turns epochs and flip into options once the data is known.

@@ -250,16 +250,26 @@ struct FreeVectors {
 constexpr std::array kFreeVectors = {
     FreeVectors{"radii_ref", verify_metrics}, FreeVectors{"lite0_features", verify_extractors},
     FreeVectors{"a.f2048", verify_inception}, FreeVectors{"mirror_at", verify_timesteps},
-    FreeVectors{"A_mixed", verify_adapters},  FreeVectors{"sra_student", verify_alignment}};
+    FreeVectors{"A_mixed", verify_adapters},  FreeVectors{"sra_student", verify_alignment},
+    FreeVectors{"ddim_alphas_cumprod_prev", verify_few_step}};
+
+// Recorded methods that are told apart but not offered, and the tensor that tells them.
+constexpr std::array<std::pair<const char*, const char*>, 2> kOtherMethods = {
+    {{"swd_sigmas", "scale-wise distillation (SwD)"},
+     {"gan_per_image", "score identity distillation (SiD)"}}};
 
 void verify_free(Cli& cli, const Reference& reference, int threads, Isa isa, VerifyReport& report) {
+  for (const auto& [tensor, method] : kOtherMethods)
+    DYDIT_USAGE_CHECK(!reference.has(tensor),
+                      "{}: records {}, which is not offered; of few steps there is lcm", reference.path(),
+                      method);
   const auto* vectors = std::find_if(kFreeVectors.begin(), kFreeVectors.end(),
                                      [&](const FreeVectors& kind) { return reference.has(kind.tensor); });
-  DYDIT_USAGE_CHECK(
-      vectors != kFreeVectors.end(),
-      "nothing to verify: give --model FILE, or --vae FILE, an autoencoder; only vectors of "
-      "evaluation, of timesteps, of adapters and of losses on features go without, and {} holds none",
-      reference.path());
+  DYDIT_USAGE_CHECK(vectors != kFreeVectors.end(),
+                    "nothing to verify: give --model FILE, or --vae FILE, an autoencoder; only vectors of "
+                    "evaluation, of timesteps, of adapters, of losses on features and of few steps go without, "
+                    "and {} holds none",
+                    reference.path());
   cli.console.info(
       fmt::format("reference {}, cpu ({}), {} threads", reference.path(), isa_name(isa), threads));
   vectors->verify(reference, threads, report);
@@ -271,7 +281,8 @@ int run_verify(const Args& args, Isa isa) {
   Cli cli(
       "verify",
       "Replay recorded vectors of the original code (forwards, schedule, sampling runs; an autoencoder's; "
-      "metrics of images; draws of timesteps; adapters; losses on features) and compare.");
+      "metrics of images; draws of timesteps; adapters; losses on features; consistency distillation) and "
+      "compare.");
   ModelFlags flags;
   flags.add(cli, "f32", "reference");
   cli.app.get_option("--model")->required(false);

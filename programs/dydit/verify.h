@@ -135,6 +135,10 @@ void verify_adapters(const Reference& reference, int threads, VerifyReport& repo
 /// Recorded losses on features, their heads and their gradients.
 void verify_alignment(const Reference& reference, int threads, VerifyReport& report);
 
+/// Recorded consistency distillation (LCM): tables, losses with gradients, a run; which steps T-Stitch gives
+/// away.
+void verify_few_step(const Reference& reference, int threads, VerifyReport& report);
+
 /// Forwards of an engine, and the decisions behind them.
 class Replay {
  public:

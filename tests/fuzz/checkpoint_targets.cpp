@@ -77,6 +77,7 @@ Metadata own_metadata() {
           {"gate_rule", "capacity"},
           {"keep_counts", json{{"heads", counts}, {"groups", counts}, {"tokens", counts}}.dump()},
           {"lambda", "0.5"},
+          {"few_step", R"({"kind":"lcm","timesteps":[999,499],"guidance":1.5})"},
           {"note", "kept"}};
 }
 
@@ -325,6 +326,7 @@ std::vector<Target> all_targets() {
                                                 "keep_counts",
                                                 "gate_rule",
                                                 "quantization",
+                                                "few_step",
                                                 ".scale",
                                                 ".smooth",
                                                 ".lora.A",

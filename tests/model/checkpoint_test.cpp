@@ -275,6 +275,14 @@ TEST(CheckpointRoundTrip, KeepsMetadataOfOthers) {
   EXPECT_EQ(round_trip(saved).notes, saved.notes);
 }
 
+Checkpoint random_few_step() {
+  DiTConfig config = tiny_config();
+  config.width_routers = config.token_routers = false;
+  Checkpoint checkpoint = random_checkpoint(config);
+  checkpoint.few_step = FewStep{"lcm", {999}, 1.5};
+  return checkpoint;
+}
+
 TEST(CheckpointRoundTrip, RecordsTheParentAndTheGateRule) {
   TemporaryFolder folder;
   Checkpoint saved = random_checkpoint(tiny_config());
@@ -284,6 +292,40 @@ TEST(CheckpointRoundTrip, RecordsTheParentAndTheGateRule) {
   EXPECT_EQ(metadata.at("parent_sha256"), "1234");
   EXPECT_EQ(metadata.at("gate_rule"), "threshold");
   EXPECT_EQ(metadata.at("dydit_format"), "1");
+}
+
+TEST(CheckpointRoundTrip, KeepsHowFewStepsAreSampled) {
+  TemporaryFolder folder;
+  Checkpoint saved = random_checkpoint(tiny_config());
+  saved.few_step = FewStep{"lcm", {999, 499, 0}, 1.5};
+  EXPECT_EQ(round_trip(saved).few_step, saved.few_step);
+  save_checkpoint(folder / "m.safetensors", saved, at::kFloat);
+  EXPECT_EQ(read_safetensors(folder / "m.safetensors").metadata.at("dydit_format"), "2");
+  save_torch_checkpoint(folder / "m.pt", saved, at::kFloat);
+  EXPECT_EQ(load_checkpoint(folder / "m.pt").few_step, saved.few_step);
+  expect_error([&] { save_diffusers_folder(folder / "out/", random_few_step(), at::kFloat); },
+               "is distilled to few steps");
+}
+
+TEST(CheckpointMetadata, FewStepsThatCannotBeAreRefused) {
+  const auto refused = [](const std::string& text, const std::string& part) {
+    expect_error(
+        [&] {
+          load(random_checkpoint(tiny_config()).weights, {{"dydit_format", "2"}, {"few_step", text}});
+        },
+        part);
+  };
+  refused("4", "an object {...} is wanted");
+  refused(R"({"kind": "swd", "scales": [8, 16]})",
+          "distilled to few steps as \"swd\", but this program samples lcm");
+  refused(R"({"kind": "lcm", "timesteps": [999]})", "guidance");
+  refused(R"({"kind": "lcm", "timesteps": [999], "guidance": 0.5})",
+          "guidance is 0.5; a number from 1 on is wanted");
+  refused(R"({"kind": "lcm", "timesteps": [], "guidance": 1})", "timesteps is []; a list of some is wanted");
+  for (const char* timesteps : {"[1000]", "[-1]", "[499, 999]", "[999, 999]", "[0.5]"})
+    refused(fmt::format(R"({{"kind": "lcm", "timesteps": {}, "guidance": 1}})", timesteps),
+            "whole numbers that descend");
+  refused(R"({"kind": "lcm", "timesteps": [999], "guidance": 1, "scale": 2})", "scale");
 }
 
 TEST(CheckpointTorchFile, KeepsWeightsConfigAndMetadata) {

@@ -227,6 +227,7 @@ class GenerateFlagsTest(FlagsBase):
             "--latents": row("--latents", "x.safetensors"), "--preview-every": row("--preview-every", "1", base=[*base, "--out", "a.png"]),
             "--cost-map": row("--cost-map", "map.png"), **self.vae_rows(["--model", TINY, *base[2:]]),
             **plan_rows(six, self.plan_file()), **sde_rows(base),
+            "--stitch": row("--stitch", f"{self.shared / 'static.safetensors'}:0.5"),
             "--budget": row("--budget", "1", base=[*six, "--plans", plans]), "--plans": row("--plans", plans, base=[*six, "--budget", "1"]),
             "--force": row("--force", base=[*six, "--plans", plans, "--budget", "0.01"])})
 
@@ -384,7 +385,8 @@ class EvaluateFlagsTest(FlagsBase):
             "--timesteps": row("--timesteps", "9,500", base=[word for word in made if word not in ("--steps", "3")]),
             "--eta": row("--eta", "0.5", base=[*made, "--sampler", "ddim"]), "--cfg-scale": row("--cfg-scale", "2", base=made),
             "--cfg-channels": row("--cfg-channels", "1", base=made), "--mode": row("--mode", "static", base=made),
-            "--labels": row("--labels", "balanced", base=made), **plan_rows(six, self.plan_file()), **sde_rows(made),
+            "--labels": row("--labels", "balanced", base=made), "--stitch": row("--stitch", f"{self.shared / 'static.safetensors'}:0.5", base=made),
+            **plan_rows(six, self.plan_file()), **sde_rows(made),
             "--budget": row("--budget", "1", base=[*six, "--plans", plans]),
             "--plans": row("--plans", plans, base=[*six, "--budget", "1"]),
             "--force": row("--force", base=[*six, "--plans", plans, "--budget", "0.01"]), **vae_rows(self.work, latent),
@@ -437,6 +439,9 @@ class TrainFlagsBase(FlagsBase):
         to_network = [*aligned("encoder", wide), "--align-encoder", networks[0]]
         adapted = [*self.start, "--adapter", "td-lora"]
         even = ["--model", self.deep, *self.options] if tuned else [*self.options, *self.deep_sizes]
+        teacher = self.shared / "teacher.safetensors"
+        self.run_ok("convert", self.model, teacher, "--dtype", "bf16")
+        distil = [*self.start, "--distill", "lcm", "--teacher", self.model]
         logit = [*base, "--timesteps", "logit-normal", *(["--gate-rule", "capacity"] if base[0] == "--model" else [])]
         return {
             **common_rows(), "--device": MODEL["--device"], "--threads": MODEL["--threads"],
@@ -453,6 +458,8 @@ class TrainFlagsBase(FlagsBase):
             "--timesteps": row("--timesteps", "uniform"), "--speed-k": row("--speed-k", "2", base=speed),
             "--speed-tau": row("--speed-tau", "400", base=speed), "--speed-lambda": row("--speed-lambda", "0.9", base=speed),
             "--loss-weights": row("--loss-weights", "off", base=speed),
+            "--distill": row("--distill", "none", base=distil), "--teacher": row("--teacher", teacher, base=distil),
+            "--distill-guidance": row("--distill-guidance", "2", base=distil), "--loss": row("--loss", "huber", base=distil),
             "--logit-mean": row("--logit-mean", "2", base=logit), "--logit-std": row("--logit-std", "0.2", base=logit),
             "--align": row("--align", "dispersive", base=to_self[:-2]), "--plr": row("--plr", "0.1", base=[*base, *kept]),
             "--align-block": row("--align-block", "9", base=aligned("dispersive")),
@@ -545,6 +552,10 @@ class VainTest(FlagsBase):
                 (train, "--speed-k", "2", "--timesteps speed"), (train, "--speed-tau", "2", "--timesteps speed"),
                 (train, "--loss-weights", "off", "--timesteps speed"), (train, "--speed-lambda", "1", "--timesteps speed"),
                 ([*train, "--timesteps", "speed", "--loss-weights", "off"], "--speed-lambda", "1", "--loss-weights on"),
+                (train, "--teacher", static, "--distill lcm"), (train, "--distill-guidance", "2", "--distill lcm"),
+                (train, "--loss", "huber", "--distill lcm"),
+                ([*train, "--distill", "lcm", "--teacher", static, "--sample-every", "1"], "--sample-cfg-scale", "2", "not distilled"),
+                ([*make, "--stitch", f"{static}:0.4"], "--cost-map", "m.png", "no --stitch"),
                 (train, "--logit-mean", "1", "--timesteps logit-normal"), (train, "--logit-std", "2", "--timesteps logit-normal"),
                 (train, "--align-block", "2", "--align self, encoder or dispersive"), (train, "--align-weight", "2", "--align self"),
                 (train, "--align-until", "2", "--align self"), (train, "--align-teacher-block", "2", "--align self"),

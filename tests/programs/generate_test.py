@@ -38,6 +38,45 @@ class GenerateBase(ProgramTest):
             return file["arr_0"]
 
 
+class StitchTest(GenerateBase):
+    """--stitch: another model takes the noisy steps."""
+
+    def small(self):
+        """The CIFAR-10 model with other weights: its blocks' MLPs do nothing."""
+        tensors, metadata = support.load(CIFAR)
+        for name in tensors:
+            if ".mlp.fc2." in name:
+                tensors[name] = tensors[name] * 0
+        return self.save("small.safetensors", tensors, metadata)
+
+    def test_is_said_and_recorded(self):
+        flags = ["-n", "2", "--sampler", "ddim", "--steps", "10", "--cfg-scale", "2", "--dtype", "f32", "--out", "x.png"]
+        small = self.small()
+        said = self.run_program("generate", "--model", CIFAR, *flags, "--stitch", f"{small}:0.4").stderr
+        self.assertIn("stitch   ", said)
+        self.assertIn("4 steps (t 900 to 600)", said)
+        self.assertIn("6 steps (t 500 to 0)", said)
+        run = self.cifar(*flags, "--stitch", f"{small}:0.4")["stitch"]
+        self.assertEqual((run["file"], run["ratio"], run["small"]["steps"], run["large"]["steps"]), ("small.safetensors", 0.4, 4, 6))
+        self.assertAlmostEqual(run["required_share"], 1)
+        self.assertIn("--stitch small.safetensors:0.4", self.run_ok("inspect", self.work / "x.png"))
+
+    def test_changes_pixels_as_far_as_it_reaches(self):
+        flags = ["-n", "2", *QUICK, "--dtype", "f32"]
+        small, plain = self.small(), self.pixels(*flags)
+        stitched = self.pixels(*flags, "--stitch", f"{small}:0.4")
+        self.assertFalse(np.array_equal(stitched, plain))
+        self.assertTrue(np.array_equal(stitched, self.pixels(*flags, "--stitch", f"{small}:0.4", "--batch", "1")))
+        self.assertTrue(np.array_equal(plain, self.pixels(*flags, "--stitch", f"{CIFAR}:0.4")))
+
+    def test_refusals(self):
+        small = self.small()
+        for given, said in ((small, "expected FILE:RATIO, e.g. small"), (f"{small}:x", "expected FILE:RATIO, e.g. small"), (f"{small}:1", "above 0 and below 1"),
+                            (f"{TINY}:0.4", "must agree")):
+            self.expect_error(["generate", "--model", CIFAR, "--stitch", given], 2, "--stitch", said)
+        self.expect_error(["generate", "--model", CIFAR, "--stitch", f"{small}:0.4", "--cache", "fora:2"], 2, "leave out --stitch")
+
+
 class OutputsTest(GenerateBase):
     """Every kind of target shows the same five images."""
 

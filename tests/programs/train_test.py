@@ -315,6 +315,70 @@ class DynamicTest(TrainBase):
         self.assertTrue((np.diff(importance) <= 1e-5).all())
 
 
+class DistillTest(TrainBase):
+    """--distill lcm, and what is made of such a model."""
+
+    def distil(self, *flags, verb="train"):
+        self.model = self.static_model()
+        start = ["--model", self.model, "--distill", "lcm", "--teacher", self.model]
+        self.run_ok(*self.command(verb, *start, "--total-train-steps", "4", "--log-every", "1", *flags))
+        return self.newest()
+
+    def student(self, *flags, verb="train"):
+        return self.distil(*flags, verb=verb) / "checkpoints/0000004.safetensors"
+
+    def test_says_how_it_is_sampled(self):
+        run = self.distil("--distill-guidance", "2", "--sample-every", "4")
+        metadata = support.load(run / "checkpoints/0000004.safetensors")[1]
+        self.assertEqual(json.loads(metadata["few_step"]),
+                         {"kind": "lcm", "timesteps": list(range(999, 0, -20)), "guidance": 2})
+        self.assertEqual(metadata["dydit_format"], "2")
+        self.assertTrue((run / "samples/0000004.png").exists())
+        for row in rows_of(run):
+            self.assertEqual(row["loss"], row["consistency"])
+            self.assertEqual(row["complete_consistency"], 0)
+            self.assertFalse({"mse", "vb"} & set(row))
+
+    def test_generate_takes_its_sampler_steps_and_row(self):
+        model = self.student()
+        run = self.run_json("generate", "--model", model, "--out", "x.png", "-n", "2")
+        self.assertEqual((run["sampler"], run["steps"], run["cfg_scale"]), ("lcm", 4, 1))
+        self.assertAlmostEqual(run["images"][0]["required_share"], 1)
+        self.run_ok("generate", "--model", model, "--out", "y.png", "-n", "1", "--steps", "1")
+        for flags, said in ((["--sampler", "ddim"], "sampler ddim: this model is distilled"),
+                            (["--cfg-scale", "2"], "guidance scale 2: this model is distilled with guidance 1.5"),
+                            (["--timesteps", "500"], "timestep 500"), (["--steps", "51"], "lcm takes 1 to 50")):
+            self.expect_error(["generate", "--model", model, *flags], USAGE, said)
+        self.expect_error(["generate", "--model", self.model, "--sampler", "lcm"], USAGE, "were distilled")
+        self.assertIn("few steps   distilled (lcm) at 50 timesteps", self.run_ok("inspect", model))
+
+    def test_a_dynamic_student(self):
+        run = self.distil(*ROUTED, "--lambda", "0.5", "--complete-steps", "2", verb="finetune")
+        rows = rows_of(run)
+        self.assertEqual([row["complete_consistency"] > 0 for row in rows], [True, True, False, False])
+        self.assertTrue(all(row["ratio_training"] < 1 for row in rows))
+        self.run_ok("generate", "--model", run / "checkpoints/0000004.safetensors", "--out", "x.png", "-n", "2")
+
+    def test_equals_an_unbroken_run(self):
+        whole = self.distil("--loss", "huber")
+        flags = ["--model", self.model, "--distill", "lcm", "--teacher", self.model, "--loss", "huber", "--log-every", "1"]
+        self.run_ok(*self.command("train", *flags, "--total-train-steps", "2", results="cut"))
+        self.run_ok(*self.command("train", *flags, "--total-train-steps", "4", "--resume", results="cut"))
+        self.same_run(whole, self.newest("cut"), 4)
+
+    def test_refusals(self):
+        model = self.student()
+        distil = ["--distill", "lcm", "--teacher", self.model]
+        refused = lambda flags, *said: self.expect_error(self.command("train", *flags, "--total-train-steps", "1"), USAGE, *said)
+        refused(["--model", model], "distilled to few steps", "--distill lcm")
+        refused(["--model", self.model, "--distill", "lcm"], "needs --teacher")
+        refused(["--model", self.model, "--distill", "lcm", "--teacher", model], "is distilled itself")
+        refused(["--model", self.model, *distil, "--timesteps", "uniform"], "--timesteps uniform")
+        refused(["--model", self.model, *distil, "--label-dropout", "0.1"], "--label-dropout 0.1")
+        self.expect_error(["evaluate", "--loss", "--model", model, "--data-path", self.images], USAGE, "--loss", "distilled")
+        self.expect_error(["convert", model, "folder/"], USAGE, "distilled to few steps")
+
+
 class DataTest(TrainBase):
     """What is said of a data set, and how its classes find those of a model."""
 

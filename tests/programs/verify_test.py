@@ -16,6 +16,7 @@ METRICS = support.SHARED / "golden/eval/metrics.safetensors"
 SPEED = support.SHARED / "golden/speed/speed.safetensors"
 TD_LORA = support.SHARED / "golden/td_lora/td_lora.safetensors"
 ALIGNMENT = support.SHARED / "golden/alignment/alignment.safetensors"
+FEW_STEP = support.SHARED / "golden/few_step"
 PLANS = GOLDEN / "step_plan" / "runs.safetensors"
 FORWARD_CHECKS = {"pos_embed_formula", "attn_mask", "mlp_mask", "token_mask", "out", "out_static", "cfg_out"}
 
@@ -112,6 +113,41 @@ class MetricsTest(ProgramTest):
     def test_take_no_model(self):
         self.expect_error(["verify", "--reference", METRICS, "--engine", "cpu"], USAGE, "--engine", "--model")
         self.expect_error(["verify", "--reference", METRICS, "--dtype", "bf16"], USAGE, "--dtype", "--model or --vae")
+
+
+@unittest.skipUnless(FEW_STEP.exists(), f"{FEW_STEP} is not there; set DYDIT_SHARED")
+class FewStepTest(ProgramTest):
+    """Consistency distillation as LCM's authors compute it: golden/few_step of the shared folder."""
+
+    def replay(self, **changed):
+        tensors, stated = support.load(FEW_STEP / "lcm.safetensors")
+        path = self.save("lcm.safetensors", {**tensors, **changed}, stated)
+        result = self.run_program("verify", "--reference", path, "-q", "--json")
+        self.assertEqual(result.stderr, "")
+        answer = self.one_object(result.stdout)
+        return tensors, {check["name"]: check["ok"] for check in answer["checks"]}, answer["skipped"]
+
+    def test_agree(self):
+        tensors, checks, skipped = self.replay()
+        self.assertTrue(all(checks.values()), checks)
+        self.assertEqual([entry["name"] for entry in skipped], ["w_embedding"])
+        inputs = {"index", "w", "x_start", "w_embedding", *(name for name in tensors if name.startswith(("eps_", "run_noise_")))}
+        self.assertEqual(set(checks), set(tensors) - inputs | {"run_out"})
+
+    def test_disagree(self):
+        tensors = support.load(FEW_STEP / "lcm.safetensors")[0]
+        failed = lambda **changed: {name for name, ok in self.replay(**changed)[1].items() if not ok}
+        self.assertEqual(failed(w=tensors["w"] + 0.01) & {"student", "x_prev", "target"}, {"x_prev", "target"})
+        self.assertEqual(failed(index=np.maximum(tensors["index"] - 1, 0)) & {"start_timesteps", "student_x0"},
+                         {"start_timesteps", "student_x0"})
+        noise = tensors["run_noise_1"].copy()
+        noise[0, 0, 0, 0] += 0.01
+        self.assertEqual(failed(run_noise_1=noise) & {"run_state_1", "run_state_2", "run_out"}, {"run_state_2", "run_out"})
+        self.assertEqual(failed(**{"stitch_small_0.4": 1 - tensors["stitch_small_0.4"]}), {"stitch_small_0.4"})
+
+    def test_other_methods_are_told(self):
+        for name, method in (("swd", "scale-wise distillation (SwD)"), ("sida", "score identity distillation (SiD)")):
+            self.expect_error(["verify", "--reference", FEW_STEP / f"{name}.safetensors"], USAGE, method, "not offered")
 
 
 @unittest.skipUnless(SPEED.exists(), f"{SPEED} is not there; set DYDIT_SHARED")
