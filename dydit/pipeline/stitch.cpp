@@ -48,10 +48,11 @@ StitchedPlan stitched_plan(const Stitch& stitch, RunPlan large, const RunPlan& s
       "take up; leave out --stitch or the cache",
       quote(large.name));
   for (const StepPlan& step : large.steps)
-    DYDIT_USAGE_CHECK(step.level == 0 && step.guide.kind != GuideKind::Weak,
-                      "plan {}: has larger patches at t = {}; the noisy steps are the small model's, leave one of "
-                      "the two out",
-                      quote(large.name), step.timestep);
+    DYDIT_USAGE_CHECK(
+        step.level == 0 && step.guide.kind != GuideKind::Weak,
+        "plan {}: has larger patches at t = {}; the noisy steps are the small model's, leave one of "
+        "the two out",
+        quote(large.name), step.timestep);
   StitchedPlan stitched{std::move(large), {}};
   for (size_t i = 0; i < stitched.plan.steps.size(); ++i) {
     StepPlan& step = stitched.plan.steps[i];

@@ -65,8 +65,8 @@ void check_distillation(const DiTConfig& student, const TrainOptions& options) {
                     kTimestepDrawNames[options.timesteps.draw]);
   DYDIT_USAGE_CHECK(!options.hooks.any(),
                     "--distill lcm: its loss is the consistency alone; leave --align and --plr out");
-  DYDIT_USAGE_CHECK(student.levels() == 1,
-                    "--distill lcm: is for models of one patch size, this one has {}", student.levels());
+  DYDIT_USAGE_CHECK(student.levels() == 1, "--distill lcm: is for models of one patch size, this one has {}",
+                    student.levels());
   DYDIT_USAGE_CHECK(
       options.label_dropout == 0,
       "--label-dropout {}: while distilling all labels are kept, the null class is the teacher's "
@@ -119,8 +119,7 @@ at::Tensor Distillation::average_eps(DiT& student, const at::Tensor& x, const at
   if (!options_.dynamic) return eps_of(average_->forward(x, t_emb, y), x);
   CapacityInputs capacity;
   if (keep.defined())
-    capacity = {keep_share(student), keep,
-                at::div(t, kNumTrainTimesteps / options_.router.regions, "floor")};
+    capacity = {keep_share(student), keep, at::div(t, kNumTrainTimesteps / options_.router.regions, "floor")};
   TrainingGates gates(average_, t_emb, no_noise(average_->config, x.size(0), x.device()),
                       options_.router.gates, capacity);
   return eps_of(average_->forward(x, t_emb, y, gates.gates()), x);

@@ -4,12 +4,12 @@
 #include <algorithm>
 
 #include "dydit/base/dtype.h"
+#include "dydit/diffusion/lcm.h"
 #include "dydit/model/adapters.h"
+#include "dydit/model/checkpoint.h"
 #include "dydit/model/edit.h"
 #include "dydit/train/capacity.h"
 #include "dydit/train/parameters.h"
-#include "dydit/diffusion/lcm.h"
-#include "dydit/model/checkpoint.h"
 
 namespace dydit {
 

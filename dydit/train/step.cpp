@@ -17,8 +17,8 @@
 #include "dydit/model/macs.h"
 #include "dydit/plan/run_plan.h"
 #include "dydit/train/capacity.h"
-#include "dydit/train/hooks.h"
 #include "dydit/train/distill.h"
+#include "dydit/train/hooks.h"
 #include "dydit/train/state.h"
 
 namespace dydit {

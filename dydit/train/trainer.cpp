@@ -16,8 +16,8 @@
 #include "dydit/model/adapters.h"
 #include "dydit/model/dit.h"
 #include "dydit/train/capacity.h"
-#include "dydit/train/hooks.h"
 #include "dydit/train/distill.h"
+#include "dydit/train/hooks.h"
 #include "dydit/train/state.h"
 
 namespace dydit {

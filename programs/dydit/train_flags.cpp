@@ -9,10 +9,10 @@
 
 #include "dydit/base/dtype.h"
 #include "dydit/base/error.h"
+#include "dydit/diffusion/lcm.h"
 #include "dydit/model/adapters.h"
 #include "dydit/model/edit.h"
 #include "extractor_flags.h"
-#include "dydit/diffusion/lcm.h"
 #include "model_flags.h"
 
 namespace dydit {

@@ -247,11 +247,13 @@ struct FreeVectors {
   const char* tensor;
   void (*verify)(const Reference& reference, int threads, VerifyReport& report);
 };
-constexpr std::array kFreeVectors = {
-    FreeVectors{"radii_ref", verify_metrics}, FreeVectors{"lite0_features", verify_extractors},
-    FreeVectors{"a.f2048", verify_inception}, FreeVectors{"mirror_at", verify_timesteps},
-    FreeVectors{"A_mixed", verify_adapters},  FreeVectors{"sra_student", verify_alignment},
-    FreeVectors{"ddim_alphas_cumprod_prev", verify_few_step}};
+constexpr std::array kFreeVectors = {FreeVectors{"radii_ref", verify_metrics},
+                                     FreeVectors{"lite0_features", verify_extractors},
+                                     FreeVectors{"a.f2048", verify_inception},
+                                     FreeVectors{"mirror_at", verify_timesteps},
+                                     FreeVectors{"A_mixed", verify_adapters},
+                                     FreeVectors{"sra_student", verify_alignment},
+                                     FreeVectors{"ddim_alphas_cumprod_prev", verify_few_step}};
 
 // Recorded methods that are told apart but not offered, and the tensor that tells them.
 constexpr std::array<std::pair<const char*, const char*>, 2> kOtherMethods = {
@@ -265,11 +267,12 @@ void verify_free(Cli& cli, const Reference& reference, int threads, Isa isa, Ver
                       method);
   const auto* vectors = std::find_if(kFreeVectors.begin(), kFreeVectors.end(),
                                      [&](const FreeVectors& kind) { return reference.has(kind.tensor); });
-  DYDIT_USAGE_CHECK(vectors != kFreeVectors.end(),
-                    "nothing to verify: give --model FILE, or --vae FILE, an autoencoder; only vectors of "
-                    "evaluation, of timesteps, of adapters, of losses on features and of few steps go without, "
-                    "and {} holds none",
-                    reference.path());
+  DYDIT_USAGE_CHECK(
+      vectors != kFreeVectors.end(),
+      "nothing to verify: give --model FILE, or --vae FILE, an autoencoder; only vectors of "
+      "evaluation, of timesteps, of adapters, of losses on features and of few steps go without, "
+      "and {} holds none",
+      reference.path());
   cli.console.info(
       fmt::format("reference {}, cpu ({}), {} threads", reference.path(), isa_name(isa), threads));
   vectors->verify(reference, threads, report);
