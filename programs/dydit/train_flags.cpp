@@ -159,7 +159,7 @@ Request TrainFlags::sample_request(const DiTConfig& config) const {
 }
 
 void TrainFlags::load_teacher(Cli& cli) {
-  if (!teacher.empty())
+  if (options.distill.kind != DistillKind::None)
     options.distill.teacher = std::make_shared<const Checkpoint>(load_model(cli, teacher, {}));
 }
 
