@@ -285,7 +285,7 @@ void TrainFlags::load_encoder(Cli& cli) {
 }
 
 void TrainFlags::load_teacher(Cli& cli) {
-  if (!teacher.empty())
+  if (options.distill.kind != DistillKind::None)
     options.distill.teacher = std::make_shared<const Checkpoint>(load_model(cli, teacher, {}));
 }
 

@@ -141,7 +141,8 @@ TEST(Stitch, WorkIsThatOfEachModelsSteps) {
 
 TEST(Stitch, TheRecordSaysWhoDoesWhat) {
   const Checkpoint large = random_checkpoint(static_config()), small = random_checkpoint(small_config());
-  GenerateOptions options{ten_steps()};
+  GenerateOptions options;
+  static_cast<Request&>(options) = ten_steps();
   options.mode = Mode::Static;
   options.stitch = Stitch{&small, 0.4};
   const nlohmann::json stitch = run_record(large, options)["stitch"];

@@ -7,7 +7,7 @@ from support import CIFAR, GOLDEN, TINY, ProgramTest
 
 USAGE = 2
 VERBS = ("generate", "decode", "inspect", "verify", "convert", "train", "finetune", "bench", "calibrate", "evaluate", "latents", "quantize", "report", "serve")
-SAMPLERS = ("auto", "ddpm", "ddim", "dpm++", "euler", "heun", "midpoint", "em-sde", "heun-sde", "dpm-fast")
+SAMPLERS = ("auto", "ddpm", "ddim", "dpm++", "euler", "heun", "midpoint", "em-sde", "heun-sde", "dpm-fast", "lcm")
 SAMPLING = ("generate", "report", "calibrate", "evaluate")
 # option, verbs, values that work, values that are known and refused
 CHOICES = (
@@ -22,6 +22,8 @@ CHOICES = (
     ("--to", ("convert",), ("same", "static", "dynamic", "uvit", "skip-dit"), ()),
     ("--engine", ("generate", "verify", "bench", "calibrate", "evaluate"), ("auto", "cpu", "reference"), ()),
     ("--gate-rule", ("finetune",), ("threshold", "capacity"), ()),
+    ("--distill", ("train", "finetune"), ("none", "lcm"), ()),
+    ("--loss", ("train", "finetune"), ("l2", "huber"), ()),
     ("--noise", ("generate",), ("philox", "torch"), ()),
     ("--semantics", ("convert",), ("same", "original", "diffusers"), ()),
     ("--device", ("generate", "verify", "train", "finetune"), ("cpu",), ("cuda",)),
