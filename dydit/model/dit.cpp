@@ -164,14 +164,16 @@ at::Tensor DiTBlockImpl::forward(const at::Tensor& x, const at::Tensor& c, const
         layer_norm_modulate(x, of_attention.shift, of_attention.scale, dtype, computed.attn_norm_eps),
         head_gate, dtype, shares, tokens));
   });
-  const at::Tensor h = gated_residual(x, of_attention.gate, a, tokens);
+  // A branch that is kept or forecast has its zeros already, and those of a forecast are of then.
+  const auto factors = [&] { return gates.branch ? at::Tensor() : tokens; };
+  const at::Tensor h = gated_residual(x, of_attention.gate, a, factors());
   const at::Tensor m = branch(Branch::Mlp, [&] {
     route(whole_block ? x : h);
     const at::Tensor input = layer_norm_modulate(h, of_mlp.shift, of_mlp.scale, dtype, computed.mlp_norm_eps);
     if (mlp_input) *mlp_input = input;
     return of_tokens(mlp(input, group_gate, dtype, shares));
   });
-  return gated_residual(h, of_mlp.gate, m, tokens);
+  return gated_residual(h, of_mlp.gate, m, factors());
 }
 
 at::Tensor DiTBlockImpl::join(const at::Tensor& x, const at::Tensor& skip) {

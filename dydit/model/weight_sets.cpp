@@ -56,6 +56,16 @@ void take_counters(TensorViews& tensors, std::vector<std::string>& notes) {
   if (!counters.empty()) notes.push_back(fmt::format("passed over {}", counted(counters, "counter")));
 }
 
+// Whether a name goes on with a level of patch sizes, whose tensors are those of a model in small.
+bool ends_in_level(std::string_view prefix) {
+  constexpr std::string_view kLevels = "levels.";
+  if (!prefix.ends_with('.')) return false;
+  prefix.remove_suffix(1);
+  const size_t digits = prefix.find_last_not_of("0123456789");
+  return digits != prefix.npos && digits + 1 < prefix.size() &&
+         prefix.substr(0, digits + 1).ends_with(kLevels);
+}
+
 // What stands before the anchor in each name that ends in it.
 std::set<std::string> prefixes_of(const TensorViews& tensors) {
   std::set<std::string> prefixes;
@@ -63,7 +73,7 @@ std::set<std::string> prefixes_of(const TensorViews& tensors) {
     for (const std::string_view anchor : kPatchWeights) {
       if (!name.ends_with(anchor)) continue;
       const std::string prefix = name.substr(0, name.size() - anchor.size());
-      if (prefix.empty() || prefix.ends_with('.')) prefixes.insert(prefix);
+      if (prefix.empty() || (prefix.ends_with('.') && !ends_in_level(prefix))) prefixes.insert(prefix);
     }
   }
   return prefixes;

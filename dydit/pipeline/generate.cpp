@@ -74,9 +74,19 @@ RunPlan Pipeline::widths(std::span<const double> timesteps, Mode mode) const {
   });
   RunPlan plan = make_width_plan(checkpoint_, missing, mode);
   if (!missing.empty()) checkpoint_.check_unchanged();
-  for (StepPlan& step : plan.steps) steps_[{mode, step.timestep}] = std::move(step);
+  for (size_t i = 0; i < missing.size(); ++i) {
+    std::vector<StepPlan>& known = steps_[{mode, missing[i]}];
+    known.push_back(std::move(plan.steps[i]));
+    for (std::vector<StepPlan>& of_level : plan.larger) known.push_back(std::move(of_level[i]));
+  }
   plan.steps.clear();
-  for (const double t : timesteps) plan.steps.push_back(steps_.at({mode, t}));
+  for (std::vector<StepPlan>& of_level : plan.larger) of_level.clear();
+  for (const double t : timesteps) {
+    const std::vector<StepPlan>& known = steps_.at({mode, t});
+    plan.steps.push_back(known[0]);
+    for (size_t level = 0; level < plan.larger.size(); ++level)
+      plan.larger[level].push_back(known[level + 1]);
+  }
   constexpr size_t kMostSteps = 4096;  // of continuous time there is no end
   if (steps_.size() > kMostSteps) steps_.clear();
   return plan;

@@ -92,7 +92,8 @@ class Pipeline {
   const at::ScalarType dtype_;
   const std::unique_ptr<const Engine> engine_;
   mutable std::mutex mutex_;
-  mutable std::map<std::pair<Mode, double>, StepPlan> steps_;  // by mode and timestep
+  // By mode and timestep: of each level of patch sizes.
+  mutable std::map<std::pair<Mode, double>, std::vector<StepPlan>> steps_;
 };
 
 /// Generates all samples. Sample i depends on (weights, label, seed, i, steps, sampler, guidance, dtype,

@@ -150,8 +150,8 @@ struct Kept {
 void check_kept(int kept, int rows, const std::string& what, const std::string& at) {
   DYDIT_CHECK(
       kept > 0,
-      "{}: {} has nothing to forecast from since the first step, the last restart or the last change of "
-      "level; compute it before",
+      "{}: {} has nothing to forecast from since the first step or the last restart (another level is one); "
+      "compute it before",
       at, what);
   DYDIT_CHECK(
       kept >= rows,
@@ -171,10 +171,10 @@ void take_branches(std::span<const Action> actions, std::string_view what, int r
   }
 }
 
-// What the step finds, and what it leaves behind. `before`: the step taken before it; null: none.
-void take_step(const StepSpec& step, const StepSpec* before, bool guided, const std::string& at, Kept& kept) {
+// What the step finds, and what it leaves behind.
+void take_step(const StepSpec& step, RowPatches& patches, bool guided, const std::string& at, Kept& kept) {
   const int rows = guided && pays_both_rows(step.guide) ? 2 : 1;
-  if (step.restart || (before && changes_level(*before, step, guided))) kept.forget();
+  if (patches.change(step, guided) || step.restart) kept.forget();
   take_branches(step.attn, "attn", rows, at, kept.attn);
   take_branches(step.mlp, "mlp", rows, at, kept.mlp);
   for (const RangeSkip& range : step.ranges)
@@ -195,9 +195,13 @@ void take_step(const StepSpec& step, const StepSpec* before, bool guided, const 
 
 bool pays_both_rows(GuideKind kind) { return kind == GuideKind::Full || kind == GuideKind::Weak; }
 
-bool changes_level(const StepSpec& before, const StepSpec& step, bool guided) {
-  const auto weak = [&](const StepSpec& of) { return guided && of.guide == GuideKind::Weak; };
-  return before.level != step.level || weak(before) != weak(step);
+bool RowPatches::change(const StepSpec& step, bool guided) {
+  const bool both = guided && pays_both_rows(step.guide);
+  const bool changed = level_ >= 0 && (step.level != level_ || (both && second_ && *second_ != step.guide));
+  if (changed || step.restart) second_.reset();
+  level_ = step.level;
+  if (both) second_ = step.guide;
+  return changed;
 }
 
 bool StepSpec::computes_all() const {
@@ -244,9 +248,9 @@ void check_spec(const PlanSpec& spec, const DiTConfig& config, bool guided, cons
                 config.objective.continuous() ? "the noise share of t" : "t");
   }
   Kept kept(spec, config);
-  before = nullptr;
-  for (auto step = spec.steps.rbegin(); step != spec.steps.rend(); before = &*step++)
-    take_step(*step, before, guided, place(name, *step), kept);
+  RowPatches patches;
+  for (auto step = spec.steps.rbegin(); step != spec.steps.rend(); ++step)
+    take_step(*step, patches, guided, place(name, *step), kept);
 }
 
 }  // namespace dydit

@@ -59,9 +59,16 @@ struct StepSpec {
 
 /// Whether a step with such guidance runs two rows of a sample.
 bool pays_both_rows(GuideKind kind);
-/// Whether a row of the next step has other patches than in the one before, so that what was kept is
-/// forgotten.
-bool changes_level(const StepSpec& before, const StepSpec& step, bool guided);
+/// Which patches those rows have whose features are kept, step by step.
+class RowPatches {
+ public:
+  /// Whether a row of the next step has others, so that all that was kept is forgotten.
+  bool change(const StepSpec& step, bool guided);
+
+ private:
+  int level_ = -1;                   // of the conditional row; -1: no step was taken
+  std::optional<GuideKind> second_;  // of what kind the second row is; unset: nothing of it is kept
+};
 
 struct PlanSpec {
   std::string name;

@@ -288,12 +288,15 @@ void apply_guide(const GuideOptions& guide, const DiTConfig& config, float scale
                     guide.every);
   const bool keeps = !std::all_of(spec.steps.begin(), spec.steps.end(), std::mem_fn(&StepSpec::computes_all));
   bool was_off = false;
-  int full = 0;
+  int full =
+      0;  // since the first step, or since the patches changed: of their difference nothing is kept then
+  RowPatches patches;
   for (auto step = spec.steps.rbegin(); step != spec.steps.rend(); ++step) {
     const double t = timestep_of(config.objective, step->timestep);
     // The first step of a run in continuous time is all noise.
     if (std::min<double>(t, kNumTrainTimesteps - 1) > guide.from || t < guide.to) {
       step->guide = GuideKind::Off;
+      patches.change(*step, /*guided=*/true);
       was_off = true;
       continue;
     }
@@ -302,18 +305,19 @@ void apply_guide(const GuideOptions& guide, const DiTConfig& config, float scale
       step->restart = keeps;
       was_off = false;
     }
+    if (step != spec.steps.rbegin() && std::prev(step)->level != step->level) full = 0;
     const bool weak = guide.weak && step->level < config.levels() - 1;
     if (weak) step->scale = 1 + (scale - 1) / kWeakScales;
     full += step->computes_all();
     const bool pays = step->computes_all() && (full <= 2 || full % guide.every == 0);
     if (guide.every == 1 || pays) {
       if (weak) step->guide = GuideKind::Weak;
-      if (step != spec.steps.rbegin() && changes_level(*std::prev(step), *step, /*guided=*/true))
-        compute_all(*step);
+      if (patches.change(*step, /*guided=*/true)) compute_all(*step);
       continue;
     }
     step->guide = GuideKind::Forecast;
     step->guide_order = 1;
+    patches.change(*step, /*guided=*/true);
   }
 }
 

@@ -128,6 +128,7 @@ void apply_spec(const PlanSpec& spec, bool guided, RunPlan& plan) {
   const auto is_weak = [&](int s) { return guided && spec.steps[s].guide == GuideKind::Weak; };
   std::vector<Feature> branches(2 * L), differences(ranges.size());
   Feature guidance;
+  RowPatches patches;
   for (int s = S - 1; s >= 0; --s) {
     const StepSpec& from = spec.steps[s];
     StepPlan& step = plan.steps[s];
@@ -140,7 +141,7 @@ void apply_spec(const PlanSpec& spec, bool guided, RunPlan& plan) {
     apply_widths(from, step);
     step.guide = {guided ? from.guide : GuideKind::Full, from.scale, -1, {}};
     const int rows = plan.rows(s, guided);
-    if (from.restart || (s + 1 < S && changes_level(spec.steps[s + 1], from, guided))) {
+    if (patches.change(from, guided) || from.restart) {
       for (Feature& feature : branches) feature.begin = feature.entries.size();
       for (Feature& feature : differences) feature.begin = feature.entries.size();
       guidance.begin = guidance.entries.size();

@@ -64,11 +64,11 @@ void verify_forwards(const Checkpoint& leveled, const VerifyContext& context, En
   const Reference& reference = context.reference;
   const DiTConfig& config = leveled.config;
   const std::string suffix = fmt::format(" ({})", kEngineNames[kind]);
-  at::Tensor dynamic[kLevel + 1];
+  at::Tensor complete[kLevel + 1];
   for (int level = 0; level <= kLevel; ++level) {
     const std::string name = fmt::format("level{}", level);
-    report.compare("out_" + name + "_static" + suffix,
-                   forward_at(leveled, context, kind, Mode::Static, level).out,
+    complete[level] = forward_at(leveled, context, kind, Mode::Static, level).out;
+    report.compare("out_" + name + "_static" + suffix, complete[level],
                    reference.at("out_" + name + "_static"), kForwardTolerance);
     const Outcome outcome = forward_at(leveled, context, kind, Mode::Dynamic, level);
     count("attn_mask_" + name + suffix, masks_of(outcome, config, &BlockWidth::heads),
@@ -78,10 +78,9 @@ void verify_forwards(const Checkpoint& leveled, const VerifyContext& context, En
     count("token_mask_" + name + suffix, outcome.tokens.masks.slice(2, 0, config.num_tokens(level)),
           reference.at("token_mask_" + name), report);
     report.compare("out_" + name + suffix, outcome.out, reference.at("out_" + name), kForwardTolerance);
-    dynamic[level] = outcome.out;
   }
-  const at::Tensor guided = reference.at("guided_eps");
-  at::Tensor both = at::cat({dynamic[0], dynamic[kLevel]});
+  const at::Tensor guided = reference.at("guided_eps");  // of the complete model
+  at::Tensor both = at::cat({complete[0], complete[kLevel]});
   apply_guidance(both, reference.at("guide_scale").item<float>(), static_cast<int>(guided.size(1)));
   report.compare("guided_eps" + suffix, both.slice(0, 0, guided.size(0)).slice(1, 0, guided.size(1)), guided,
                  kForwardTolerance);

@@ -182,7 +182,7 @@ TEST(Levels, AreOfTheTimesWhereTheyWereTrained) {
   EXPECT_TRUE(levels_share_time(config));
   EXPECT_FALSE(levels_share_time(with_levels({0, 0}).config));
   DiTConfig flow = config;
-  flow.objective = {Path::Linear, Prediction::Velocity, ModelClock::Continuous};
+  flow.objective = {Path::Linear, Prediction::Velocity, ModelClock::Data};
   EXPECT_EQ(level_at(flow, time_at(flow.objective, 0.6)), 1);
   EXPECT_EQ(level_at(flow, time_at(flow.objective, 0.1)), 0);
 }

@@ -191,11 +191,11 @@ TEST(Stitch, RefusesAPlanThatKeepsFeatures) {
   const Checkpoint large = random_checkpoint(static_config()), small = random_checkpoint(small_config());
   Request request = ten_steps();
   request.mode = Mode::Static;
-  plan_by_policy("fora:2", {}, large.config, request);
+  plan_by_policy({.cache = "fora:2"}, large.config, request);
   expect_error([&] { stitched_plan(large, {&small, 0.4}, request); }, "leave out --stitch or the cache");
-  plan_by_policy("none", {.every = 2}, large.config, request);
+  plan_by_policy({.guide = {.every = 2}}, large.config, request);
   expect_error([&] { stitched_plan(large, {&small, 0.4}, request); }, "leave out --stitch or the cache");
-  plan_by_policy("none", {.from = 500}, large.config, request);  // keeps nothing
+  plan_by_policy({.guide = {.from = 500}}, large.config, request);  // keeps nothing
   EXPECT_NO_THROW(stitched_plan(large, {&small, 0.4}, request));
 }
 

@@ -48,7 +48,9 @@ RunPlan applied(std::vector<StepSpec> steps, bool guided = false, const Forecast
   check_spec(spec, plan.config, guided, "hand");
   const std::vector<uint8_t> all(plan.config.num_heads, 1);
   for (const StepSpec& step : spec.steps)
-    plan.steps.push_back({step.timestep, Mode::Static, std::vector(plan.config.depth, BlockWidth{all, all})});
+    plan.steps.push_back({.timestep = step.timestep,
+                          .mode = Mode::Static,
+                          .blocks = std::vector(plan.config.depth, BlockWidth{all, all})});
   apply_spec(spec, guided, plan);
   return plan;
 }

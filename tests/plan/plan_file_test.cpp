@@ -182,11 +182,11 @@ TEST(PlanFile, ValuesOfAnotherKindAreRefused) {
        {R"([{"from": 1, "to": 2, "order": 0}])", "[3]", "ranges: is 3; an object {...} is wanted"},
        {R"({"t": 980, "attn": "cc", "mlp": "cc"})", "null", "step 1: is null; an object {...} is wanted"},
        {R"("lagrange")", R"("spline")", "forecast \"spline\" is unknown"},
-       {R"("guide": "off")", R"("guide": "half")", "guide is \"half\"; full, off or reuse:0 to reuse:4"},
+       {R"("guide": "off")", R"("guide": "half")", "guide is \"half\"; full, off, weak or reuse:0 to reuse:4"},
        {R"("reuse:1")", R"("reuse:5")", "guide is \"reuse:5\""},
        {R"("reuse:1")", R"("reuse:-1")", "guide is \"reuse:-1\""},
-       {R"("scale": 2.5)", R"("level": 1)", "step t = 880: level is 1; it is reserved"},
-       {R"("scale": 2.5)", R"("level": 0.0)", "level is 0.0; it is reserved"}});
+       {R"("scale": 2.5)", R"("level": 1)", "step t = 880: level is 1; 0 to 0 is wanted"},
+       {R"("scale": 2.5)", R"("level": 0.0)", "level is 0.0; a whole number"}});
   EXPECT_NO_THROW(check(damaged(R"("scale": 2.5)", R"("level": 0)")));
 }
 

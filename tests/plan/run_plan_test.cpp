@@ -42,7 +42,8 @@ Checkpoint model_with_width_logits(double logit) {
 RunPlan hand_made(const std::vector<std::vector<uint8_t>>& heads) {
   RunPlan plan;
   plan.config = {.depth = 1, .num_heads = 3, .width_routers = true};
-  for (const auto& on : heads) plan.steps.push_back({0, Mode::Dynamic, {BlockWidth{on, {1, 1, 1}}}});
+  for (const auto& on : heads)
+    plan.steps.push_back({.mode = Mode::Dynamic, .blocks = {BlockWidth{on, {1, 1, 1}}}});
   return plan;
 }
 

@@ -49,6 +49,7 @@ inline PlanSpec random_spec(const DiTConfig& config, const std::vector<double>& 
   }
   std::array<std::vector<int>, 2> branches = {std::vector<int>(L, 0), std::vector<int>(L, 0)};  // likewise
   bool difference = false;
+  RowPatches patches;
   for (auto step = spec.steps.rbegin(); step != spec.steps.rend(); ++step) {
     const bool first = step == spec.steps.rbegin();
     if (config.levels() > 1)
@@ -57,12 +58,15 @@ inline PlanSpec random_spec(const DiTConfig& config, const std::vector<double>& 
     step->guide = std::array{GuideKind::Full, GuideKind::Full, GuideKind::Off, GuideKind::Forecast}[below(4)];
     if (step->guide == GuideKind::Full && step->level + 1 < config.levels() && below(2) == 0)
       step->guide = GuideKind::Weak;
-    if (!first && (step->restart || changes_level(*std::prev(step), *step, kind.guided))) {
+    if (step->guide == GuideKind::Forecast &&
+        (!difference || step->restart || (!first && step->level != std::prev(step)->level)))
+      step->guide = GuideKind::Full;
+    const bool changed = patches.change(*step, kind.guided);
+    if (!first && (step->restart || changed)) {
       for (auto& [range, rows] : ranges) rows = 0;
       for (auto& of_blocks : branches) std::fill(of_blocks.begin(), of_blocks.end(), 0);
       difference = false;
     }
-    if (step->guide == GuideKind::Forecast && !difference) step->guide = GuideKind::Full;
     if (step->guide == GuideKind::Forecast) step->guide_order = below(kind.max_order + 1);
     if (below(4) == 0) step->scale = 0.25f * static_cast<float>(below(16));
     const bool full = pays_both_rows(step->guide);

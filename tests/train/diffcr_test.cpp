@@ -49,7 +49,8 @@ class PublishedBlock {
     const auto normed = [&](const at::Tensor& of, int first) {
       return layer_norm_modulate(of, ada[first], ada[first + 1], at::kFloat, kLayerNormEps);
     };
-    const at::Tensor h = gated_residual(x, ada[2], block_->attention(normed(x, 0), {}, at::kFloat, on), on);
+    const at::Tensor h =
+        gated_residual(x, ada[2], block_->attention(normed(x, 0), {}, at::kFloat, /*shares=*/{}, on), on);
     return gated_residual(h, ada[5], block_->mlp(normed(h, 3), {}, at::kFloat), on * at::sigmoid(scores));
   }
 

@@ -96,7 +96,7 @@ struct Student {
     return compute_gradient(
         model, *store, options, alone, step, 0,
         [&](int m) { return make_step_inputs(start.config, options, batch, 0, int64_t{m} * micro, micro); },
-        &*distillation);
+        {.distillation = &*distillation});
   }
   at::Tensor keep() {
     const at::Tensor share = keep_share(model);

@@ -76,10 +76,9 @@ struct Trained {
   StepTerms gradient(uint64_t step) {
     Communicator alone;
     const int micro = kBatch / options.accumulate;
-    return compute_gradient(
-        model, *store, options, alone, step, 0,
-        [&](int m) { return inputs_of(model->config, options, step, m * micro, micro); },
-        hooks ? &*hooks : nullptr);
+    return compute_gradient(model, *store, options, alone, step, 0,
+                            [&](int m) { return inputs_of(model->config, options, step, m * micro, micro); },
+                            {.hooks = hooks ? &*hooks : nullptr});
   }
 
   const TrainOptions options;
@@ -109,7 +108,7 @@ void expect_taps(const DiTConfig& config) {
                        : model->label_table.defined() ? t_emb + at::embedding(model->label_table, y)
                                                       : t_emb;
   at::Tensor mlp_input;
-  EXPECT_TRUE(at::equal(model->blocks[1]->forward(taps.outputs.at(0), c, {}, at::kFloat, &mlp_input),
+  EXPECT_TRUE(at::equal(model->blocks[1]->forward(taps.outputs.at(0), c, {}, at::kFloat, {}, &mlp_input),
                         taps.outputs.at(1)));
   EXPECT_TRUE(at::equal(mlp_input, taps.mlp_inputs[1]));
   EXPECT_EQ(mlp_input.sizes(), shape);
@@ -281,7 +280,9 @@ TEST(Hooks, StartByTheSeedAndTheirNamesAlone) {
   for (const auto& [name, value] : self) {
     EXPECT_TRUE(at::equal(value, again.at(name))) << name;
     EXPECT_EQ(at::equal(value, other.at(name)), value.dim() == 1) << name;
-    if (value.dim() == 1) EXPECT_EQ(value.abs().max().item<float>(), 0) << name;
+    if (value.dim() == 1) {
+      EXPECT_EQ(value.abs().max().item<float>(), 0) << name;
+    }
   }
   const at::Tensor& weight = self.at("hooks.self.linear1.weight");
   ASSERT_EQ(weight.sizes(), (std::vector<int64_t>{128, 64}));

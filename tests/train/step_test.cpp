@@ -319,8 +319,8 @@ TEST(ComputeGradient, OfLevelsByTimeEqualsPlainAutogradOfEachLevelsSamples) {
       const DiffusionLoss parts = diffusion_loss(out, in.x0, in.x_t, in.t, in.noise);
       return (parts.mse + parts.vb).sum() / kBatch;
     };
-    loss = loss + loss_of(plain->forward(in.x_t, t_emb, in.y, gates.gates(), level)) +
-           loss_of(plain->forward(in.x_t, t_emb, in.y_complete, {}, level)) +
+    loss = loss + loss_of(plain->forward(in.x_t, t_emb, in.y, gates.gates(), level));
+    loss = loss + loss_of(plain->forward(in.x_t, t_emb, in.y_complete, {}, level)) +
            flops_loss(gates.ratio().mean(), options.router.lambda) / 2;
   }
   loss.backward();

@@ -284,8 +284,8 @@ TEST(Train, ARunOfRegionsAndBlocksThatIsResumedEqualsAnUnbrokenOne) {
   EXPECT_EQ(trained.keep_counts->regions(), 10);
   EXPECT_EQ(trained.config.token_scope, TokenScope::Block);
   options.router.share_gradient = ShareGradient::Boundary;
-  EXPECT_NE(run_training(folder / "cut", start, options, /*resume=*/true).error.find("share-gradient"),
-            std::string::npos);
+  const std::string error = run_training(folder / "cut", start, options, /*resume=*/true).error;
+  EXPECT_NE(error.find("share-gradient"), std::string::npos) << error;
 }
 
 TEST(Train, LevelsThatSeeSomeOfTNeedItStratified) {
