@@ -143,6 +143,15 @@ std::optional<std::string> difference(const std::string& name, const StateHeader
       return fmt::format("{}: was saved with {}{}; resume with the same, or start a new run", name, *found,
                          hint(key));
   }
+  // Some are written only where they are not the default.
+  for (const auto& [key, value] : saved.items()) {
+    if (!wanted.contains(key))
+      return fmt::format(
+          "{}: was saved with {} = {}, which this run leaves at its default; resume with the same, or start "
+          "a new "
+          "run",
+          name, key, shown(value, kLongestShown));
+  }
   return std::nullopt;
 }
 

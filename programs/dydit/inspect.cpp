@@ -214,7 +214,8 @@ void print_checkpoint(const json& result, const Checkpoint& checkpoint) {
 int run_inspect(const Args& args, Isa isa) {
   Cli cli("inspect",
           "Say what a checkpoint or autoencoder is and costs, what made images, or what a log holds.");
-  std::string path, svg, csv, plan_file, vae_config, cache = "none";
+  std::string path, svg, csv, plan_file, vae_config, weak_steps, level_from;
+  PlanPolicy policy;
   CheckpointOptions options;
   int plan_steps = 20;
   cli.app
@@ -225,14 +226,23 @@ int run_inspect(const Args& args, Isa isa) {
   cli.add_number("--plan-steps", plan_steps, 1, 1000,
                  "Timesteps of the width plan shown for a DyDiT, spread over 0..999");
   cli.add_text("--plan", plan_file, "Plan file whose steps are shown with the model's widths");
-  cli.add_text("--cache", cache,
+  cli.add_text("--cache", policy.cache,
                std::string("Instead: a policy, for the timesteps of --plan-steps: ") + kPolicyHelp)
       ->type_name("POLICY");
+  cli.add_text(
+      "--weak-steps", weak_steps,
+      "So many of their first steps with the larger patches of a model that has levels; of several a list");
+  cli.add_text("--level-from", level_from, "Instead: from which timestep on; of several levels a list");
   add_vae_config(cli, vae_config);
   cli.add_text("--svg", svg, "Also draw the plan: heads, groups, actions and work over the timesteps");
   cli.add_text("--csv", csv, "Also write the plan's numbers");
   cli.parse(args);
   cli.one_of("--plan", "--cache");
+  cli.one_of("--weak-steps", "--level-from");
+  for (const char* flag : {"--weak-steps", "--level-from"})
+    cli.needs(flag, plan_file.empty(), "no --plan, whose steps say their level");
+  cli.within("--weak-steps", [&] { policy.levels.steps = whole_numbers(weak_steps); });
+  cli.within("--level-from", [&] { policy.levels.from = whole_numbers(level_from); });
   cli.needs("--plan-steps", plan_file.empty(), "no --plan, which has steps of its own");
 
   const auto plan_flags_need = [&](bool met, const std::string& what) {
@@ -240,7 +250,8 @@ int run_inspect(const Args& args, Isa isa) {
   };
   const auto checkpoint_flags_need = [&](bool met) {
     const std::string what = fmt::format("a checkpoint; {} is none", path);
-    for (const char* flag : {"--num-heads", "--weights", "--path", "--prediction", "--plan", "--cache"})
+    for (const char* flag : {"--num-heads", "--weights", "--path", "--prediction", "--plan", "--cache",
+                             "--weak-steps", "--level-from"})
       cli.needs(flag, met, what);
     plan_flags_need(met, what);
   };
@@ -254,7 +265,7 @@ int run_inspect(const Args& args, Isa isa) {
     inspect_autoencoder(cli, path, vae_config);
     return 0;
   }
-  const bool has_spec = !plan_file.empty() || cache != "none";
+  const bool has_spec = !plan_file.empty() || !policy.is_default();
   if (!std::filesystem::is_directory(path)) {  // else of shards
     if (!file) file = MappedFile::open(path);
     const InspectFile other = inspector_of(file->bytes());
@@ -283,9 +294,10 @@ int run_inspect(const Args& args, Isa isa) {
   std::optional<RunPlan> plan;
   if (has_spec) {
     const DiTConfig& config = checkpoint.config;
-    const PlanSpec spec = !plan_file.empty()
-                              ? read_plan(plan_file, config)
-                              : policy_plan(cache, config, even_times(config.objective, plan_steps));
+    PlanSpec spec = !plan_file.empty()
+                        ? read_plan(plan_file, config)
+                        : policy_plan(policy.cache, config, even_times(config.objective, plan_steps));
+    cli.within("--weak-steps", [&] { apply_levels(policy.levels, config, spec); });
     check_spec(spec, config, /*guided=*/true, spec.name);
     plan = make_width_plan(checkpoint, spec.timesteps(), Mode::Dynamic);
     apply_spec(spec, /*guided=*/true, *plan);

@@ -270,7 +270,8 @@ class ModelFilesFlagsTest(FlagsBase):
         png = self.write("shared/x.png", support.tiny_png())
         self.check("inspect", [TINY], {
             **common_rows(quiet_base=[png], quiet_env={"DYDIT_PLAN_STEPS": "3"}), **FILE, "--plan-steps": row("--plan-steps", "3"), "--plan": row("--plan", self.plan_file()),
-            "--cache": row("--cache", "fora:2"), "--svg": row("--svg", "a.svg"), "--csv": row("--csv", "a.csv"),
+            "--cache": row("--cache", "fora:2"), "--weak-steps": row("--weak-steps", "2"), "--level-from": row("--level-from", "500"),
+            "--svg": row("--svg", "a.svg"), "--csv": row("--csv", "a.csv"),
             "--vae-config": row("--vae-config", VAE / "config.json", base=[self.bare_vae()])})
 
     def bare_vae(self):

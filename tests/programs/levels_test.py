@@ -25,7 +25,8 @@ class LevelsBase(ProgramTest):
                 (self.work / "images" / name / f"{image}.png").write_bytes(png_bytes(noise))
 
     def train(self, results, *flags, verb="train"):
-        return self.run_json(verb, "--data-path", "images", "--results-dir", results, *SMALL, *flags)["checkpoint"]
+        given = [word for flag, value in zip(SMALL[::2], SMALL[1::2]) if flag not in flags for word in (flag, value)]
+        return self.run_json(verb, "--data-path", "images", "--results-dir", results, *given, *flags)["checkpoint"]
 
     def generate(self, model, out, *flags):
         """The record, and the samples (n, 3, 8, 8)."""
@@ -68,7 +69,8 @@ class UseLevelsTest(LevelsBase):
         self.assertLess(weak["images"][0]["required_gmacs"], 0.75 * usual["images"][0]["required_gmacs"])
 
     def test_are_looked_at(self):
-        said = self.run_ok("inspect", self.model, "--plan-steps", "6")
+        said = self.run_ok("inspect", self.model, "--plan-steps", "6", "--weak-steps", "2", "--svg", "plan.svg")
+        self.assertIn("patches (the darker, the smaller)", (self.work / "plan.svg").read_text())
         self.assertIn("level 0: 2x2, 16 tokens; level 1: 4x4, 4 tokens, trained at all t", said)
         losses = [self.run_json("evaluate", "--loss", "--model", self.model, "--data-path", "images", "--seeds", "1", "--level", level)
                   for level in ("0", "1")]

@@ -51,7 +51,8 @@ RunPlan widths(const DiTConfig& config) {
   RunPlan plan;
   plan.config = config;
   const BlockWidth all{{1, 1, 1, 1}, {1, 1, 1, 1}}, half{{1, 0, 1, 0}, {1, 0, 0, 1}};
-  plan.steps = {{0, Mode::Dynamic, {all, all}}, {500, Mode::Dynamic, {half, half}}};
+  plan.steps = {{.timestep = 0, .mode = Mode::Dynamic, .blocks = {all, all}},
+                {.timestep = 500, .mode = Mode::Dynamic, .blocks = {half, half}}};
   return plan;
 }
 

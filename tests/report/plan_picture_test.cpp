@@ -20,7 +20,8 @@ RunPlan hand_made() {
   plan.config.depth = 2;
   plan.config.num_heads = 4;
   const BlockWidth all{{1, 1, 1, 1}, {1, 1, 1, 1}}, half{{1, 0, 1, 0}, {1, 1, 1, 0}};
-  plan.steps = {{0, Mode::Dynamic, {all, all}}, {500, Mode::Dynamic, {all, half}}};
+  plan.steps = {{.timestep = 0, .mode = Mode::Dynamic, .blocks = {all, all}},
+                {.timestep = 500, .mode = Mode::Dynamic, .blocks = {all, half}}};
   return plan;
 }
 
