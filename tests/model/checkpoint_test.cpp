@@ -188,7 +188,7 @@ TEST(CheckpointMetadata, NewerFormatIsRefused) {
       [] {
         load(random_checkpoint(tiny_config()).weights, {{"dydit_format", "3"}});
       },
-      "dydit_format 3, but this program reads 1 and 2");
+      "dydit_format 3, but this program reads 1 to 2");
 }
 
 TEST(CheckpointMetadata, OtherGateRuleIsRefused) {

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 #include "dydit/base/error.h"
 #include "dydit/engine/engine.h"
@@ -11,6 +12,7 @@
 #include "dydit/model/edit.h"
 #include "dydit/model/layouts.h"
 #include "dydit/model/macs.h"
+#include "tests/support/checkpoint_files.h"
 #include "tests/support/engines.h"
 #include "tests/support/files.h"
 #include "tests/support/random_model.h"
@@ -103,6 +105,22 @@ TEST(LongSkips, ChangeNoBitUntilTheyAreTrained) {
         skips(kind, add_long_skips(random_checkpoint(tiny_config())));
     EXPECT_TRUE(at::equal(skips.forward(x, 1, {0, 3}).out, plain.forward(x, 1, {0, 3}).out));
   }
+}
+
+TEST(LongSkips, ThatAreAddedAreWrittenAndRead) {
+  const TemporaryFolder folder;
+  const Checkpoint skips = add_long_skips(random_checkpoint(test::static_config()));
+  save_checkpoint(folder / "a.safetensors", skips, at::kFloat);
+  EXPECT_EQ(load_checkpoint(folder / "a.safetensors").config, skips.config);
+  nlohmann::json config = config_to_json(skips.config);
+  config["skip"] = "twice";
+  Checkpoint other = skips;
+  other.config.join = Join::Normed;
+  expect_error(
+      [&] {
+        test::load(other.weights, {{"dydit_format", "2"}, {"config", config.dump()}});
+      },
+      "skip is \"twice\"; residual or nothing is wanted");
 }
 
 TEST(LongSkips, AreAddedOnceToAnEvenNumberOfBlocks) {

@@ -9,6 +9,7 @@
 #include "dydit/model/macs.h"
 #include "dydit/plan/policies.h"
 #include "dydit/plan/run_plan.h"
+#include "dydit/plan/stated_plan.h"
 #include "tests/support/files.h"
 #include "tests/support/random_model.h"
 #include "tests/support/random_plan.h"
@@ -135,6 +136,19 @@ TEST(PlanOfLevels, ThatCannotBeTakenIsRefused) {
           levels_config());
   refused(full + R"({"t": 800, "level": 1, "tokens": [5, 4], )" + c + "}",
           "tokens of block 0 is 5; 1 to 4 may be kept", levels_config());
+}
+
+TEST(PlanOfLevels, WithoutItsModelHasPatchesThatCanBeJoined) {
+  const std::string steps = R"([{"t": 900, "level": 1, "attn": "cc", "mlp": "cc"}]})";
+  const auto text = [&](int tokens) {
+    return fmt::format(
+               R"({{"dydit_plan": 1, "depth": 2, "num_heads": 4, "num_tokens": {}, "levels": 2, "steps": )",
+               tokens) +
+           steps;
+  };
+  EXPECT_EQ(parse_stated_plan(text(16), "p").config.levels(), 2);
+  expect_error([&] { parse_stated_plan(text(9), "p"); },
+               "levels is 2, but 3 tokens a side cannot be joined by 2");
 }
 
 TEST(PlanOfLevels, ForgetsWhatItKeptWhereThePatchesChange) {

@@ -76,6 +76,7 @@ class UseLevelsTest(LevelsBase):
                   for level in ("0", "1")]
         self.assertLess(losses[1]["all"]["required_share"], 0.6)
         self.assertNotEqual(losses[0]["all"]["mse"], losses[1]["all"]["mse"])
+        self.expect_error(["evaluate", "--loss", "--model", self.model, "--data-path", "images", "--level", "2"], USAGE, "has levels 0 to 1")
 
     def test_are_part_of_the_plans_of_a_budget(self):
         self.run_json("calibrate", "--model", self.model, "--sampler", "ddim", "--steps", "6", "--dtype", "f32", "--cfg-scale", "1", "--images", "2",
@@ -127,7 +128,9 @@ class TrainLevelsTest(LevelsBase):
                                     ("train", ["--levels", "4"], "which do not fill 8x8"), ("train", ["--levels", "2", "--level-from", "5"], "--levels"),
                                     ("finetune", ["--level-from", "600", "--gate-rule", "capacity"], "take a multiple of 250"),
                                     ("train", ["--levels", "2", "--adapter", "lora"], "no --adapter"),
-                                    ("train", ["--levels", "2", "--plr", "0.1"], "one patch size")):
+                                    ("train", ["--levels", "2", "--plr", "0.1"], "one patch size"),
+                                    ("train", ["--distill", "lcm", "--teacher", base, "--plr", "0.1"], "its loss is the consistency alone"),
+                                    ("train", ["--distill", "lcm", "--teacher", base, "--levels", "2"], "one patch size")):
             self.expect_error([verb, *common, *flags], USAGE, *words)
 
 
