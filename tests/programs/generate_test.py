@@ -43,7 +43,8 @@ class StitchTest(GenerateBase):
 
     def small(self):
         """The CIFAR-10 model with other weights: its blocks' MLPs do nothing."""
-        tensors, metadata = support.load(CIFAR)
+        self.run_ok("convert", CIFAR, "cifar-f32.safetensors", "--dtype", "f32")
+        tensors, metadata = support.load(self.work / "cifar-f32.safetensors")
         for name in tensors:
             if ".mlp.fc2." in name:
                 tensors[name] = tensors[name] * 0
