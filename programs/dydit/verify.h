@@ -22,8 +22,8 @@ inline constexpr double kForwardTolerance = 1e-5;    // float32 forwards and sin
 inline constexpr double kRunTolerance = 1e-4;        // whole sampling runs
 inline constexpr double kTrainingTolerance = 1e-4;   // loss terms and, norm-wise, gradients
 inline constexpr double kTableTolerance = 1e-9;      // float64 tables
-inline constexpr double kBf16Tolerance = 2e-2;       // bf16 forwards, over patches whose tokens agree
-inline constexpr double kBf16TokenFlipShare = 5e-3;  // bf16 token decisions that may differ
+inline constexpr double kBf16Tolerance = 2e-2;       // bf16 forwards, where tokens agree
+inline constexpr double kBf16TokenFlipShare = 5e-3;  // bf16 token decisions that may differ first
 
 /// How close the decisions of a recorded forward or run came to being others. Rounding, which differs between
 /// processors, moves a logit by about kForwardTolerance of the largest of its router.
