@@ -12,7 +12,6 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
-
 #include <c10/core/Device.h>
 
 #include "dydit/base/dtype.h"
@@ -73,8 +72,7 @@ using Profile = std::vector<std::array<double, kOperators>>;
 
 enum class EngineKind { Cpu, Torch, Reference };
 inline constexpr EnumNames<EngineKind, 3> kEngineNames = {
-    "engine",
-    {{"cpu", EngineKind::Cpu}, {"torch", EngineKind::Torch}, {"reference", EngineKind::Reference}}};
+    "engine", {{"cpu", EngineKind::Cpu}, {"torch", EngineKind::Torch}, {"reference", EngineKind::Reference}}};
 
 /// When a GPU replays a step as a CUDA graph: of small batches, which wait for launches; always; never.
 enum class GraphMode { Auto, On, Off };
@@ -87,6 +85,7 @@ struct DeviceOptions {
   // A row's result depends on no other row of its batch; false: what is fastest. Of a GPU; elsewhere true.
   bool batch_invariant = true;
   GraphMode graphs = GraphMode::Auto;  // of a GPU
+  int64_t rows = 1;  // of the largest forward that is foreseen, for whose memory a GPU is asked
 };
 
 struct EngineOptions {
@@ -208,5 +207,8 @@ double least_engine_bytes(EngineKind kind, const Checkpoint& checkpoint, const E
 /// Multiply-adds per second that this processor does at best at `level` on `threads` threads with the CPU
 /// engine's instructions: measured for about `seconds`.
 double measure_peak_macs(const Level& level, int threads, double seconds = 0.3);
+
+/// The same of a GPU: products of 8192 x 8192 matrices of random numbers in `dtype`.
+double measure_device_peak_macs(at::Device device, at::ScalarType dtype, double seconds);
 
 }  // namespace dydit

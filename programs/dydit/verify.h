@@ -95,6 +95,17 @@ struct VerifyContext {
   at::ScalarType dtype;
   EngineKind engine;
   int threads;
+  DeviceOptions where = {};  // of `engine`
+
+  /// That replay what is recorded of any engine: the reference, the CPU's, and the one asked for.
+  std::vector<EngineKind> engines() const {
+    std::vector<EngineKind> kinds = {EngineKind::Reference, EngineKind::Cpu};
+    if (engine == EngineKind::Torch) kinds.push_back(engine);
+    return kinds;
+  }
+  EngineOptions options(EngineKind kind, at::ScalarType type) const {
+    return {.dtype = type, .threads = threads, .where = kind == engine ? where : DeviceOptions()};
+  }
 };
 
 /// Recorded forwards: x, t, y -> out, masks, out_static, cfg_out.

@@ -71,7 +71,8 @@ TEST(TorchEngine, ComputesRandomModelsAsTheReferenceDoes) {
     SCOPED_TRACE(fmt::format("{}: {}", i, model_name(config)));
     const Checkpoint checkpoint = random_checkpoint(config, 100 + i);
     const Mode mode = config.is_dynamic() ? Mode::Dynamic : Mode::Static;
-    const EngineOf torch(EngineKind::Torch, checkpoint, {}, mode), reference(EngineKind::Reference, checkpoint, {}, mode);
+    const EngineOf torch(EngineKind::Torch, checkpoint, {}, mode),
+        reference(EngineKind::Reference, checkpoint, {}, mode);
     for (int step = 0; step < 3; ++step) {
       const Inputs inputs = random_inputs(config, 1 + below(3));
       expect_same_decisions(torch.forward(inputs, step), reference.forward(inputs, step));
@@ -84,8 +85,10 @@ TEST(TorchEngine, ChosenRowsAreReadAndWrittenAlone) {
   const at::Tensor logits = at::tensor({3.0f, -1.0f, 0.5f, -0.0f, 0.0f, 2.0f, -3.0f, -2.0f}).view({2, 4});
   const at::Tensor starts = at::tensor({int64_t{0}, int64_t{5}});  // one token in front
   const aten::Chosen chosen = aten::choose(logits, /*keep=*/2, 4, /*extras=*/1, starts);
-  EXPECT_TRUE(at::equal(chosen.rows, at::tensor({int64_t{0}, int64_t{1}, int64_t{3}, int64_t{5}, int64_t{7}, int64_t{6}})));
-  EXPECT_TRUE(at::equal(chosen.mask.to(at::kFloat), at::tensor({1.0f, 0.0f, 1.0f, 0.0f, 1.0f, 1.0f, 0.0f, 0.0f}).view({2, 4})));
+  EXPECT_TRUE(at::equal(
+      chosen.rows, at::tensor({int64_t{0}, int64_t{1}, int64_t{3}, int64_t{5}, int64_t{7}, int64_t{6}})));
+  EXPECT_TRUE(at::equal(chosen.mask.to(at::kFloat),
+                        at::tensor({1.0f, 0.0f, 1.0f, 0.0f, 1.0f, 1.0f, 0.0f, 0.0f}).view({2, 4})));
   at::Tensor x = random_tensor({2, 5, 3}, 1, 0);
   const at::Tensor before = x.clone();
   aten::put(x, chosen, aten::taken(x, chosen) + 1);
@@ -102,11 +105,11 @@ TEST(TorchEngine, ChoosesAsSelectTokensDoes) {
     at::Tensor logits = random_tensor({1, N}, 9, i);
     logits = (logits * 2).round() / 2;  // equal ones, and zeros of both signs
     const int keep = static_cast<int>(draw() % (N + 2)) - 1;
-    const std::vector<uint8_t> want =
-        select_tokens({logits.data_ptr<float>(), static_cast<size_t>(N)}, keep);
+    const std::vector<uint8_t> want = select_tokens({logits.data_ptr<float>(), static_cast<size_t>(N)}, keep);
     const aten::Chosen got = aten::choose(logits, keep, N, 0, at::zeros({1}, at::kLong));
     for (int n = 0; n < N; ++n)
-      EXPECT_EQ(got.mask[0][n].item<bool>(), want[n] != 0) << "keep " << keep << " of " << N << ", token " << n;
+      EXPECT_EQ(got.mask[0][n].item<bool>(), want[n] != 0)
+          << "keep " << keep << " of " << N << ", token " << n;
   }
 }
 
@@ -205,7 +208,8 @@ TEST(TorchEngine, SlotsAfterManyChangesAreAFreshPack) {
 TEST(TorchEngine, NestedSetsCopyNothing) {
   const int H = 4;
   aten::PartSlots slots({random_tensor({H, 3}, 1, 0)}, {0, 2, 1, 3});
-  const std::vector<std::vector<uint8_t>> nested = {{1, 0, 1, 0}, {1, 0, 0, 0}, {1, 1, 1, 0}, {1, 0, 1, 0}, {1, 1, 1, 1}};
+  const std::vector<std::vector<uint8_t>> nested = {
+      {1, 0, 1, 0}, {1, 0, 0, 0}, {1, 1, 1, 0}, {1, 0, 1, 0}, {1, 1, 1, 1}};
   for (const std::vector<uint8_t>& on : nested) EXPECT_EQ(slots.hold(on), 0);
   EXPECT_EQ(slots.hold(std::vector<uint8_t>{1, 1, 0, 0}), 3 * 4);  // in the place of part 2
 }
@@ -235,8 +239,7 @@ TEST(TorchEngine, AsksTheDeviceForNothingInsideABlock) {
   for (const auto& [keep, cap] : {std::pair{5, 16}, {16, 16}, {-1, 16}, {-1, 4}}) {
     const aten::Chosen chosen = aten::choose(logits, keep, cap, 1, starts);
     // index_select, LayerNorm and attention have no such form.
-    at::Tensor rows =
-        chosen.rows.defined() ? at::empty({2, chosen.rows.size(0) / 2, 8}, x.options()) : x;
+    at::Tensor rows = chosen.rows.defined() ? at::empty({2, chosen.rows.size(0) / 2, 8}, x.options()) : x;
     const at::Tensor one = at::empty({2, 1, 8}, logits.options());
     const at::Tensor normed = at::empty(rows.sizes(), x.options().dtype(at::kBFloat16));
     const auto bf16 = normed.options();
@@ -259,7 +262,8 @@ TEST(TorchEngine, HasTheFormOfGeluThatTheModelHas) {
   const at::Tensor x = random_tensor({1, 3, 8}, 1, 0), weight = random_tensor({8, 4}, 1, 1),
                    bias = random_tensor({4}, 1, 2);
   const at::Tensor linear = at::matmul(x, weight) + bias;
-  EXPECT_LT(relative_difference(aten::linear_gelu(x, weight, bias, GeluForm::Tanh), at::gelu(linear, "tanh")), 1e-6);
+  EXPECT_LT(relative_difference(aten::linear_gelu(x, weight, bias, GeluForm::Tanh), at::gelu(linear, "tanh")),
+            1e-6);
   EXPECT_LT(relative_difference(aten::linear_gelu(x, weight, bias, GeluForm::Erf), at::gelu(linear)), 1e-6);
 }
 
@@ -276,7 +280,8 @@ aten::DeviceFacts card() {
           .total_bytes = int64_t{8} << 30};
 }
 
-void expect_refused(const aten::DeviceFacts& facts, const std::string& message, at::ScalarType dtype = at::kBFloat16) {
+void expect_refused(const aten::DeviceFacts& facts, const std::string& message,
+                    at::ScalarType dtype = at::kBFloat16) {
   expect_error([&] { aten::check_device(facts, at::Device(at::kCUDA, 1), dtype); }, message);
 }
 
@@ -321,7 +326,8 @@ TEST(Devices, AreTheTorchEnginesAlone) {
   const EngineOptions gpu{.where = {.device = at::Device(at::kCUDA, 0)}};
   for (const EngineKind kind : {EngineKind::Cpu, EngineKind::Reference})
     expect_error([&] { make_engine(kind, checkpoint, gpu); }, "take the torch engine");
-  const EngineOptions graphs{.where = {.graphs = GraphMode::On}}, varying{.where = {.batch_invariant = false}};
+  const EngineOptions graphs{.where = {.graphs = GraphMode::On}},
+      varying{.where = {.batch_invariant = false}};
   expect_error([&] { make_engine(EngineKind::Torch, checkpoint, graphs); }, "the CPU has none");
   expect_error([&] { make_engine(EngineKind::Torch, checkpoint, varying); }, "of GPUs alone");
 }

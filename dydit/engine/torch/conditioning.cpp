@@ -68,9 +68,7 @@ std::vector<Conditioning::Key> Conditioning::next(const std::vector<Key>& missin
 void Conditioning::fill(std::span<const Row> rows, Conditioned& out) {
   std::vector<Key> missing;
   std::set<Key> listed;
-  const auto key_of = [](const Row& row) {
-    return Key{{row.step->timestep, row.step->level}, row.label};
-  };
+  const auto key_of = [](const Row& row) { return Key{{row.step->timestep, row.step->level}, row.label}; };
   const auto look = [&] {
     missing.clear();
     listed.clear();
@@ -130,7 +128,8 @@ void Conditioning::compute(const std::vector<Key>& keys) {
       of_level.push_back(i);
       places.push_back(first + i);
     }
-    const at::Tensor from = to_device(at::tensor(of_level), device_), to = to_device(at::tensor(places), device_);
+    const at::Tensor from = to_device(at::tensor(of_level), device_),
+                     to = to_device(at::tensor(places), device_);
     const auto keep = [&](at::Tensor table, const at::Tensor& values) {
       table.index_copy_(0, to, values.index_select(0, from));
     };

@@ -1,6 +1,8 @@
 // CUDA graphs and what the driver says of a GPU: compiled with preset cuda alone.
 #include "dydit/engine/torch/cuda.h"
 
+#include <cstdlib>
+#include <cuda_runtime_api.h>
 #include <list>
 #include <map>
 
@@ -9,7 +11,6 @@
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
 #include "dydit/base/error.h"
@@ -139,6 +140,9 @@ std::unique_ptr<StepGraphs> make_cuda_graphs(at::Device device, GraphMode mode) 
 
 void forbid_divided_products(bool on) {
   if (!on) return;
+  // Read once, by the first product; a person's own settings stay.
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8", /*overwrite=*/0);
+  setenv("CUBLASLT_WORKSPACE_SIZE", "1", /*overwrite=*/0);
   at::Context& context = at::globalContext();
   context.setBlasPreferredBackend(at::BlasBackend::Cublaslt);
   context.setAllowBF16ReductionCuBLAS(/*allow_reduced_precision=*/false, /*allow_splitk=*/false);

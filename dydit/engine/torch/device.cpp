@@ -17,8 +17,8 @@ std::string version_text(int version) { return fmt::format("{}.{}", version / 10
 
 void check_device(const DeviceFacts& facts, at::Device device, at::ScalarType dtype) {
   const std::string name = device.str();
-  DYDIT_CHECK(facts.built, "--device {}: this program was built without CUDA; build one with scripts/build cuda",
-              name);
+  DYDIT_CHECK(facts.built,
+              "--device {}: this program was built without CUDA; build one with scripts/build cuda", name);
   DYDIT_CHECK(facts.driver > 0,
               "--device {}: there is no driver of NVIDIA (see nvidia-smi); take --device cpu", name);
   DYDIT_CHECK(facts.driver >= facts.runtime,
@@ -49,10 +49,10 @@ int64_t device_bytes(const Checkpoint& checkpoint, const EngineOptions& options,
   bytes += Conditioning::table_bytes(config, options.where.device, rows);
   const int64_t T = config.sequence(), C = config.hidden_size, F = config.mlp_hidden;
   // The stream and the rows gathered from it; normed, qkv, heads, what a branch gives, and fc1's output.
-  const int64_t row = T * (2 * C * 4 + element * (C + 3 * C + C + C + F)) +
-                      4 * (config.in_channels + config.out_channels()) * int64_t{config.input_size} *
-                          config.input_size +
-                      config.num_joins() * T * C * 4;
+  const int64_t row =
+      T * (2 * C * 4 + element * (C + 3 * C + C + C + F)) +
+      4 * (config.in_channels + config.out_channels()) * int64_t{config.input_size} * config.input_size +
+      config.num_joins() * T * C * 4;
   return bytes + rows * row;
 }
 

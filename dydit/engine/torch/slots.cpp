@@ -50,8 +50,7 @@ std::vector<PartOrder> part_orders(const Checkpoint& checkpoint) {
     }
   }
   std::vector<PartOrder> orders;
-  for (size_t l = 0; l < L; ++l)
-    orders.push_back({most_often_first(heads[l]), most_often_first(groups[l])});
+  for (size_t l = 0; l < L; ++l) orders.push_back({most_often_first(heads[l]), most_often_first(groups[l])});
   return orders;
 }
 

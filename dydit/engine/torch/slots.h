@@ -23,8 +23,9 @@ struct BlockWeights {
 struct PartOrder {
   std::vector<int> heads, groups;
 };
-/// Of a model: by how often each part is on over its whole clock, ties by number. So the order is the model's,
-/// whatever is sampled: the same set gives the same sums, and sets that are nested are each a prefix.
+/// Of a model: by how often each part is on over its whole clock, ties by number. So the order is the
+/// model's, whatever is sampled: the same set gives the same sums, and sets that are nested are each a
+/// prefix.
 std::vector<PartOrder> part_orders(const Checkpoint& checkpoint);
 
 /// One branch's layers, `all` (H, ...) each, and as many places.

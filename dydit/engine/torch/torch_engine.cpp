@@ -7,6 +7,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/base/row_pool.h"
+#include "dydit/base/timer.h"
 #include "dydit/engine/torch/cuda.h"
 #include "dydit/model/adapters.h"
 #include "dydit/model/edit.h"
@@ -45,7 +46,8 @@ BlockWeights taken_out(DiTBlock& block, int64_t H) {
                        .fc1_bias = part(block->fc1->bias),
                        .fc2 = by_input(block->fc2->weight, H),
                        .fc2_bias = block->fc2->bias};
-  for (Linear& layer : {std::ref(block->qkv), std::ref(block->proj), std::ref(block->fc1), std::ref(block->fc2)})
+  for (Linear& layer :
+       {std::ref(block->qkv), std::ref(block->proj), std::ref(block->fc1), std::ref(block->fc2)})
     layer->weight.set_data(at::empty({0}, layer->weight.options()));
   return weights;
 }
@@ -90,7 +92,7 @@ struct TorchEngine::Pass {
   // Of this forward alone; empty and null in a piece.
   std::span<const Row> rows = {};
   const StepPlan* step = nullptr;
-  TokenTrace* trace = nullptr;         // of the rows of `index`
+  TokenTrace* trace = nullptr;          // of the rows of `index`
   std::span<const int64_t> index = {};  // (B) each row's number in the forward
 
   at::Tensor x() const { return buffers->x.narrow(0, 0, B); }
@@ -103,7 +105,8 @@ TorchWorkspace::TorchWorkspace(const TorchEngine& engine, int threads)
       conditioning(engine.model_, engine.device_),
       buffers(engine.config().levels()),
       graphs(make_step_graphs(engine.device_, engine.graphs_)) {
-  for (size_t l = 0; l < engine.weights_.size(); ++l) slots.emplace_back(engine.weights_[l], engine.orders_[l]);
+  for (size_t l = 0; l < engine.weights_.size(); ++l)
+    slots.emplace_back(engine.weights_[l], engine.orders_[l]);
   for (int level = 0; level < engine.config().levels(); ++level)
     largest_counts.emplace_back(engine.config().depth, engine.config().num_tokens(level));
 }
@@ -122,8 +125,8 @@ TorchEngine::TorchEngine(const Checkpoint& checkpoint, const EngineOptions& opti
 
 std::unique_ptr<Workspace> TorchEngine::new_workspace(const WorkspaceOptions& options) const {
   const c10::InferenceMode guard;
-  DYDIT_USAGE_CHECK(options.profile == nullptr && options.largest_inputs.empty(),
-                    "a profile, or largest inputs: the torch engine measures neither; take the cpu engine");
+  DYDIT_USAGE_CHECK(options.largest_inputs.empty(),
+                    "largest inputs: the torch engine does not tell them; take the cpu engine");
   return std::make_unique<TorchWorkspace>(*this, options.threads);
 }
 
@@ -250,7 +253,8 @@ void TorchEngine::forward_rows(const at::Tensor& x, Pass& pass, const ForwardOut
       }
       break;
     }
-    // A row's tokens did not fit. What the forward read is still there: again, and without a limit from there.
+    // A row's tokens did not fit. What the forward read is still there: again, and without a limit from
+    // there.
     ++w.statistics.redone_forwards;
     pass.shapes = shapes_of(step, w, first_open);
   }
@@ -303,10 +307,9 @@ void TorchEngine::run(Pass& pass) const {
       const RangePlan* const range = step.skipped_from(l);
       if (range == nullptr) return l;
       const auto r = static_cast<size_t>(range - step.ranges.data());
-      const at::Tensor value =
-          forecast(pass.rows, pass.T, [r](const StepPlan& of_row) -> const std::vector<Term>& {
-            return of_row.ranges[r].terms;
-          });
+      const at::Tensor value = forecast(
+          pass.rows, pass.T,
+          [r](const StepPlan& of_row) -> const std::vector<Term>& { return of_row.ranges[r].terms; });
       range->absolute ? x.copy_(value) : x.add_(value);
       return range->to;
     };
@@ -329,7 +332,8 @@ void TorchEngine::run(Pass& pass) const {
   add({-1}, [this, piece] { embed(piece); });
   for (int l = 0; l < config_.depth; ++l) {
     const BlockShape& shape = pass.shapes[l];
-    add({l, shape.heads, shape.groups, shape.keep, shape.cap, shape.routes}, [this, piece, l] { block(piece, l); });
+    add({l, shape.heads, shape.groups, shape.keep, shape.cap, shape.routes},
+        [this, piece, l] { block(piece, l); });
   }
   add({-2}, [this, piece] { finish(piece); });
   pass.w->graphs->run(pieces, static_cast<int>(pass.B));
@@ -354,7 +358,9 @@ Chosen TorchEngine::choose_tokens(const Pass& pass, int index, const at::Tensor&
   Chosen chosen =
       choose(logits, shape.keep, shape.cap, config_.extras(), pass.buffers->starts.narrow(0, 0, pass.B));
   if (shape.keep < 0)
-    pass.buffers->counts.narrow(0, 0, pass.B).select(1, index).copy_(chosen.mask.sum(1, /*keepdim=*/false, at::kInt));
+    pass.buffers->counts.narrow(0, 0, pass.B)
+        .select(1, index)
+        .copy_(chosen.mask.sum(1, /*keepdim=*/false, at::kInt));
   if (pass.trace == nullptr) return chosen;
   const at::Tensor masks = chosen.mask.to(at::kFloat).cpu(), values = logits.cpu();
   for (int64_t b = 0; b < pass.B; ++b) {
@@ -364,8 +370,8 @@ Chosen TorchEngine::choose_tokens(const Pass& pass, int index, const at::Tensor&
   return chosen;
 }
 
-// x += gate y of a branch: `compute` gives y of the rows that it is given, which are the chosen ones; or y is a
-// forecast. Its plan may keep y, tokens that are off as zeros.
+// x += gate y of a branch: `compute` gives y of the rows that it is given, which are the chosen ones; or y is
+// a forecast. Its plan may keep y, tokens that are off as zeros.
 template <typename Fn>
 void TorchEngine::branch(const Pass& pass, int index, Branch which, const at::Tensor& gate,
                          const Chosen& chosen, const Fn& compute) const {
@@ -383,8 +389,9 @@ void TorchEngine::branch(const Pass& pass, int index, Branch which, const at::Te
     if (chosen.on.defined()) y.mul_(chosen.on.unsqueeze(2));
   }
   const auto store_of = [&](const StepPlan& of_row) { return of_row.branch(index, which).store; };
-  const bool kept = pass.step != nullptr &&
-                    std::any_of(pass.rows.begin(), pass.rows.end(), [&](const Row& row) { return store_of(*row.step) >= 0; });
+  const bool kept =
+      pass.step != nullptr && std::any_of(pass.rows.begin(), pass.rows.end(),
+                                          [&](const Row& row) { return store_of(*row.step) >= 0; });
   if (kept) {
     at::Tensor all = y;
     if (chosen.rows.defined()) {
@@ -418,15 +425,17 @@ void TorchEngine::block(const Pass& pass, int index) const {
   Chosen chosen;
   if (shape.routes && whole_block) chosen = choose_tokens(pass, index, x);
   branch(pass, index, Branch::Attention, modulation(2), chosen, [&](const at::Tensor& rows) {
-    const at::Tensor normed = norm_modulate(rows, modulation(0), modulation(1), dtype_, computed.attn_norm_eps);
+    const at::Tensor normed =
+        norm_modulate(rows, modulation(0), modulation(1), dtype_, computed.attn_norm_eps);
     const at::Tensor qkv = linear(normed, slots.qkv(shape.heads), slots.qkv_bias(shape.heads));
-    const at::Tensor heads = attention(
-        qkv.view({qkv.size(0), qkv.size(1), shape.heads, 3, config_.head_size()}), chosen.on);
+    const at::Tensor heads =
+        attention(qkv.view({qkv.size(0), qkv.size(1), shape.heads, 3, config_.head_size()}), chosen.on);
     return linear(heads, slots.proj(shape.heads), slots.proj_bias());
   });
   if (shape.routes && !whole_block) chosen = choose_tokens(pass, index, x);
   branch(pass, index, Branch::Mlp, modulation(5), chosen, [&](const at::Tensor& rows) {
-    const at::Tensor normed = norm_modulate(rows, modulation(3), modulation(4), dtype_, computed.mlp_norm_eps);
+    const at::Tensor normed =
+        norm_modulate(rows, modulation(3), modulation(4), dtype_, computed.mlp_norm_eps);
     const at::Tensor hidden =
         linear_gelu(normed, slots.fc1(shape.groups), slots.fc1_bias(shape.groups), config_.gelu);
     return linear(hidden, slots.fc2(shape.groups), slots.fc2_bias());
@@ -440,13 +449,36 @@ namespace dydit {
 
 std::unique_ptr<Engine> make_torch_engine(const Checkpoint& checkpoint, const EngineOptions& options) {
   const AdapterConfig& adapter = checkpoint.config.adapter;
-  DYDIT_USAGE_CHECK(adapter.kind != AdapterKind::TdLora,
-                    "{}: has {}, whose weights are others at every step; the torch engine packs weights once: "
-                    "take --engine reference",
-                    checkpoint.path.string(), adapter_text(adapter));
+  DYDIT_USAGE_CHECK(
+      adapter.kind != AdapterKind::TdLora,
+      "{}: has {}, whose weights are others at every step; the torch engine packs weights once: "
+      "take --engine reference",
+      checkpoint.path.string(), adapter_text(adapter));
+  if (const DeviceOptions& where = options.where; where.device.is_cuda()) {
+    const aten::DeviceFacts facts = aten::cuda_facts(where.device.index());
+    aten::check_device(facts, where.device, options.dtype);
+    aten::check_device_memory(facts, aten::device_bytes(checkpoint, options, where.rows), where.rows);
+  }
   if (adapter.kind == AdapterKind::Lora)
     return std::make_unique<aten::TorchEngine>(merge_adapters(checkpoint), options);
   return std::make_unique<aten::TorchEngine>(checkpoint, options);
+}
+
+double measure_device_peak_macs(at::Device device, at::ScalarType dtype, double seconds) {
+  const c10::InferenceMode guard;
+  const int64_t n = device.is_cuda() ? 8192 : 512;
+  const auto options = at::TensorOptions().dtype(dtype).device(device);
+  const at::Tensor a = at::randn({n, n}, options), b = at::randn({n, n}, options);
+  at::Tensor c = at::mm(a, b);
+  const auto finish = [&] { c.select(0, 0).sum().item(); };  // waits for the device
+  finish();
+  const Timer timer;
+  int64_t products = 0;
+  while (timer.seconds() < seconds) {
+    for (int i = 0; i < 8; ++i, ++products) at::mm_out(c, a, b);
+    finish();
+  }
+  return static_cast<double>(products * n * n * n) / timer.seconds();
 }
 
 }  // namespace dydit
