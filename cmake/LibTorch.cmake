@@ -37,7 +37,9 @@ if(DYDIT_CUDA)
   endif()
   add_library(dydit::libtorch_cuda INTERFACE IMPORTED)
   target_link_libraries(dydit::libtorch_cuda INTERFACE "-Wl,--push-state,--no-as-needed,\
-${dydit_torch_lib}/libtorch_cuda.so,${dydit_torch_lib}/libc10_cuda.so,--pop-state")
+${dydit_torch_lib}/libtorch_cuda.so,${dydit_torch_lib}/libc10_cuda.so,--pop-state"
+    "${DYDIT_LIBTORCH}/nvidia/cu13/lib/libcudart.so.13")
+  target_include_directories(dydit::libtorch_cuda SYSTEM INTERFACE "${DYDIT_LIBTORCH}/nvidia/cu13/include")
   target_link_options(dydit::libtorch_cuda INTERFACE -Wl,--allow-shlib-undefined)
 endif()
 

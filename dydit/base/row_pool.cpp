@@ -15,7 +15,7 @@ namespace dydit {
 
 // at::set_num_threads would also change what threads that start later get, and MKL's number in all that there
 // are.
-OneThread::OneThread() {
+LibTorchThreads::LibTorchThreads(int threads) {
   {
     // ATen sets its own defaults, which may be process-wide, or what a program set, at a thread's first
     // question; before, not after. The inline part of parallel_for asks for this library once more.
@@ -26,12 +26,12 @@ OneThread::OneThread() {
   }
   if (omp_set_num_threads) {
     omp_ = omp_get_max_threads();
-    omp_set_num_threads(1);
+    omp_set_num_threads(threads);
   }
-  if (MKL_Set_Num_Threads_Local) mkl_ = MKL_Set_Num_Threads_Local(1);
+  if (MKL_Set_Num_Threads_Local) mkl_ = MKL_Set_Num_Threads_Local(threads);
 }
 
-OneThread::~OneThread() {
+LibTorchThreads::~LibTorchThreads() {
   if (omp_set_num_threads) omp_set_num_threads(omp_);
   if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(mkl_);
 }

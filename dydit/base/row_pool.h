@@ -7,16 +7,21 @@
 
 namespace dydit {
 
-/// As long as it lives, LibTorch's operators on this thread use no other.
-class OneThread {
+/// As long as it lives, LibTorch's operators on this thread use so many threads.
+class LibTorchThreads {
  public:
-  OneThread();
-  ~OneThread();
-  OneThread(const OneThread&) = delete;
-  OneThread& operator=(const OneThread&) = delete;
+  explicit LibTorchThreads(int threads);
+  ~LibTorchThreads();
+  LibTorchThreads(const LibTorchThreads&) = delete;
+  LibTorchThreads& operator=(const LibTorchThreads&) = delete;
 
  private:
   int omp_ = 0, mkl_ = 0;  // what was in force
+};
+
+/// They use no other than this.
+struct OneThread : LibTorchThreads {
+  OneThread() : LibTorchThreads(1) {}
 };
 
 class RowPool {

@@ -42,14 +42,14 @@ void check_step(const StepPlan* step, const DiTConfig& config) {
 
 // What a step keeps and forecasts fits the model and the row's history, in whose slots it finds what it reads
 // and keeps one feature each.
-void check_history(const Row& row, const DiTConfig& config, at::ScalarType dtype) {
+void check_history(const Row& row, const DiTConfig& config, at::ScalarType dtype, at::Device device) {
   const StepPlan& step = *row.step;
   if (step.branches.empty() && step.ranges.empty()) return;
   const int L = config.depth;
   const History* const history = row.history;
   const std::vector<int64_t> shape = {step.slots, config.sequence(), config.hidden_size};
   DYDIT_USAGE_CHECK(history != nullptr && history->kept_at.size() == static_cast<size_t>(step.slots) &&
-                        history->features.defined() && history->features.device().is_cpu() &&
+                        history->features.defined() && history->features.device() == device &&
                         history->features.sizes() == shape && history->features.scalar_type() == dtype &&
                         history->features.is_contiguous(),
                     "the plan of timestep {} keeps {} features in {}: the row's history does not fit",
@@ -125,31 +125,39 @@ void make_trace(std::span<const Row> rows, const DiTConfig& config, TokenTrace& 
 
 }  // namespace
 
-at::ScalarType auto_dtype(const Checkpoint& checkpoint, EngineKind kind) {
+at::ScalarType auto_dtype(const Checkpoint& checkpoint, EngineKind kind, at::DeviceType device) {
   const bool int8 = checkpoint.quantization && kind == EngineKind::Cpu && has_vnni(active_isa());
-  return int8 ? at::kChar : auto_dtype();
+  return int8 ? at::kChar : auto_dtype(device);
 }
 
 at::ScalarType kept_type(EngineKind kind, const EngineOptions& options) {
-  return kind == EngineKind::Reference ? options.dtype
-                                       : options.level.value_or(level_of(options.dtype)).activations;
+  return kind == EngineKind::Cpu ? options.level.value_or(level_of(options.dtype)).activations
+                                 : options.dtype;
 }
 
 std::string arithmetic_text(EngineKind kind, at::ScalarType dtype) {
   const std::string name(kModelDtypeNames[dtype]);
   const Level level = level_of(dtype);
-  return kind == EngineKind::Reference || level.activations == dtype
+  return kind != EngineKind::Cpu || level.activations == dtype
              ? name
              : fmt::format("{} ({})", name, level.name);
 }
 
 Engine::Engine(EngineKind kind, const DiTConfig& config, const EngineOptions& options)
-    : config_(config), kept_type_(kept_type(kind, options)) {
+    : config_(config), kept_type_(kept_type(kind, options)), device_(options.where.device) {
   DYDIT_USAGE_CHECK(
       options.dtype == at::kFloat || options.dtype == at::kBFloat16 || options.dtype == at::kChar,
       "dtype {}: expected float32, bfloat16 or int8", c10::toString(options.dtype));
   DYDIT_USAGE_CHECK(options.dtype != at::kChar || kind == EngineKind::Cpu,
-                    "dtype int8: the reference engine has no 8-bit arithmetic; take the cpu engine");
+                    "dtype int8: the {} engine has no 8-bit arithmetic; take the cpu engine",
+                    kEngineNames[kind]);
+  DYDIT_USAGE_CHECK(device_.is_cpu() || kind == EngineKind::Torch,
+                    "device {}: the {} engine computes on the CPU; take the torch engine", device_.str(),
+                    kEngineNames[kind]);
+  DYDIT_USAGE_CHECK(options.where.batch_invariant || device_.is_cuda(),
+                    "batch_invariant false: a choice of GPUs alone");
+  DYDIT_USAGE_CHECK(options.where.graphs == GraphMode::Auto || device_.is_cuda(),
+                    "graphs: the CPU has none");
   DYDIT_USAGE_CHECK(options.dtype != at::kChar || has_vnni(active_isa()),
                     "dtype int8: this processor ({}) has no dot products of bytes (VNNI); take f32 or bf16",
                     isa_name(active_isa()));
@@ -173,7 +181,8 @@ std::unique_ptr<Workspace> Engine::make_workspace(const WorkspaceOptions& option
 }
 
 History Engine::make_history(int slots) const {
-  return {at::empty({slots, config_.sequence(), config_.hidden_size}, kept_type_),
+  return {at::empty({slots, config_.sequence(), config_.hidden_size},
+                    at::TensorOptions().dtype(kept_type_).device(device_)),
           std::vector<int>(slots, -1)};
 }
 
@@ -199,7 +208,7 @@ void Engine::forward(const at::Tensor& x, std::span<const Row> rows, Workspace& 
                       row.label, config_.last_label());
     if (row.step != checked || checked == nullptr) check_step(row.step, config_);
     checked = row.step;
-    check_history(row, config_, kept_type_);
+    check_history(row, config_, kept_type_, device_);
     if (row.history != nullptr) histories.push_back(row.history);
   }
   std::sort(histories.begin(), histories.end());
@@ -221,13 +230,20 @@ void Engine::forward(const at::Tensor& x, std::span<const Row> rows, Workspace& 
 
 std::unique_ptr<Engine> make_engine(EngineKind kind, const Checkpoint& checkpoint,
                                     const EngineOptions& options) {
-  return kind == EngineKind::Cpu ? make_cpu_engine(checkpoint, options)
-                                 : make_reference_engine(checkpoint, options);
+  switch (kind) {
+    case EngineKind::Cpu:
+      return make_cpu_engine(checkpoint, options);
+    case EngineKind::Torch:
+      return make_torch_engine(checkpoint, options);
+    default:
+      return make_reference_engine(checkpoint, options);
+  }
 }
 
 double least_engine_bytes(EngineKind kind, const Checkpoint& checkpoint, const EngineOptions& options,
                           int64_t rows, int ranges) {
   const DiTConfig& config = checkpoint.config;
+  if (options.where.device.is_cuda()) return 0;  // of the GPU's memory: make_torch_engine asks
   const bool bf16 = options.dtype == at::kBFloat16;
   double bytes = 0;
   for (const auto& [name, weight] : checkpoint.weights) {

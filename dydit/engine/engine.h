@@ -12,6 +12,7 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
 
 #include "dydit/base/dtype.h"
 #include "dydit/base/enum_names.h"
@@ -41,7 +42,8 @@ int64_t history_bytes(const DiTConfig& config, at::ScalarType kept, int slots);
 
 /// What one row of a sample, the conditional or the null class's, keeps from step to step of its plan.
 struct History {
-  at::Tensor features;       // (slots, T, C) in the engine's kept_type(); of larger patches the first rows
+  // (slots, T, C) in the engine's kept_type(), on its device; of larger patches the first rows.
+  at::Tensor features;
   std::vector<int> kept_at;  // (slots) index of the step whose feature lies there, -1: none
 };
 
@@ -68,19 +70,41 @@ inline constexpr std::array<std::string_view, kOperators> kOperatorNames = {
 /// Seconds by block and operator, added up over forwards. Row L holds what belongs to no block.
 using Profile = std::vector<std::array<double, kOperators>>;
 
-enum class EngineKind { Cpu, Reference };
-inline constexpr EnumNames<EngineKind, 2> kEngineNames = {
-    "engine", {{"cpu", EngineKind::Cpu}, {"reference", EngineKind::Reference}}};
+enum class EngineKind { Cpu, Torch, Reference };
+inline constexpr EnumNames<EngineKind, 3> kEngineNames = {
+    "engine", {{"cpu", EngineKind::Cpu}, {"torch", EngineKind::Torch}, {"reference", EngineKind::Reference}}};
+
+/// When a GPU replays a step as a CUDA graph: of small batches, which wait for launches; always; never.
+enum class GraphMode { Auto, On, Off };
+inline constexpr EnumNames<GraphMode, 3> kGraphModeNames = {
+    "graphs", {{"auto", GraphMode::Auto}, {"on", GraphMode::On}, {"off", GraphMode::Off}}};
+
+/// Where an engine computes. A GPU is the torch engine's.
+struct DeviceOptions {
+  at::Device device = at::kCPU;
+  // A row's result depends on no other row of its batch; false: what is fastest. Of a GPU; elsewhere true.
+  bool batch_invariant = true;
+  GraphMode graphs = GraphMode::Auto;  // of a GPU
+  int64_t rows = 1;  // of the largest forward that is foreseen, for whose memory a GPU is asked
+};
 
 struct EngineOptions {
   at::ScalarType dtype = at::kFloat;  // of the blocks: kFloat, kBFloat16 or, of the cpu engine, kChar
   int threads = 1;                    // that pack the weights
   std::optional<Level> level = {};    // of the CPU engine, whose weights are `dtype`; null: level_of(dtype)
+  DeviceOptions where = {};
+};
+
+/// What the torch engine has done for a run so far.
+struct EngineStatistics {
+  int64_t forwards = 0;           // of rows with one plan, those that were done again included
+  int64_t redone_forwards = 0;    // threshold rule: more tokens entered than were looked for
+  int64_t slot_bytes_copied = 0;  // of weights, since other parts were on
 };
 
 /// What "auto" means for this checkpoint: auto_dtype(), of a quantised one kChar where there is arithmetic
 /// for it.
-at::ScalarType auto_dtype(const Checkpoint& checkpoint, EngineKind kind);
+at::ScalarType auto_dtype(const Checkpoint& checkpoint, EngineKind kind, at::DeviceType device = at::kCPU);
 /// What such an engine keeps features in: the type of its activations.
 at::ScalarType kept_type(EngineKind kind, const EngineOptions& options);
 /// dtype, and where it is computed in another way than its name says, the level.
@@ -140,6 +164,8 @@ class Engine {
                ForwardOutputs& outputs) const;
 
   const DiTConfig& config() const { return config_; }
+  /// Of a workspace of this engine; null where the engine counts nothing.
+  virtual std::optional<EngineStatistics> statistics(const Workspace& /*workspace*/) const { return {}; }
 
  protected:
   /// Throws UsageError where the options do not fit.
@@ -147,6 +173,7 @@ class Engine {
 
   const DiTConfig config_;
   const at::ScalarType kept_type_;
+  const at::Device device_;  // of histories
 
  private:
   virtual std::unique_ptr<Workspace> new_workspace(const WorkspaceOptions& options) const = 0;
@@ -165,6 +192,10 @@ std::unique_ptr<Engine> make_reference_engine(const Checkpoint& checkpoint, cons
 /// channel group shares, gathered tokens, fused kernels for this processor (engine/cpu/kernels.h).
 std::unique_ptr<Engine> make_cpu_engine(const Checkpoint& checkpoint, const EngineOptions& options);
 
+/// The same on LibTorch, for a GPU: engine/torch/torch_engine.h. On the CPU, where it is tested, a row's
+/// result may depend on the others of its batch. Throws Error where the device cannot be used.
+std::unique_ptr<Engine> make_torch_engine(const Checkpoint& checkpoint, const EngineOptions& options);
+
 std::unique_ptr<Engine> make_engine(EngineKind kind, const Checkpoint& checkpoint,
                                     const EngineOptions& options);
 
@@ -176,5 +207,8 @@ double least_engine_bytes(EngineKind kind, const Checkpoint& checkpoint, const E
 /// Multiply-adds per second that this processor does at best at `level` on `threads` threads with the CPU
 /// engine's instructions: measured for about `seconds`.
 double measure_peak_macs(const Level& level, int threads, double seconds = 0.3);
+
+/// The same of a GPU: products of 8192 x 8192 matrices of random numbers in `dtype`.
+double measure_device_peak_macs(at::Device device, at::ScalarType dtype, double seconds);
 
 }  // namespace dydit

@@ -50,8 +50,7 @@ double least_bytes(const Checkpoint& checkpoint, const LossOptions& options, int
   const DiTConfig& config = checkpoint.config;
   const double images =
       3.0 * static_cast<double>(rows) * config.in_channels * config.input_size * config.input_size;
-  return least_engine_bytes(options.engine, checkpoint, {.dtype = options.dtype, .threads = options.threads},
-                            rows) +
+  return least_engine_bytes(options.engine, checkpoint, options.engine_options(), rows) +
          images * sizeof(float);  // x0, noise and x_t
 }
 
@@ -174,8 +173,7 @@ LossReport evaluate_loss(const Checkpoint& checkpoint, const Dataset& dataset, c
   std::array<Sums, kDeciles> sums;
   sums.fill({.mse = none, .vb = none});
   int64_t done = 0;
-  const auto engine =
-      make_engine(options.engine, checkpoint, {.dtype = options.dtype, .threads = options.threads});
+  const auto engine = make_engine(options.engine, checkpoint, options.engine_options());
   const auto workspace = engine->make_workspace({.threads = options.threads});
   for (int group = 0; group < std::min<int64_t>(kGroups, total); ++group) {  // others have no image
     const std::vector<double> timesteps = timesteps_of(checkpoint.config.objective, group);

@@ -21,8 +21,15 @@ struct LossOptions {
   int threads = 1;
   at::ScalarType dtype = at::kFloat;
   EngineKind engine = EngineKind::Cpu;
+  DeviceOptions where = {};
   Mode mode = Mode::Dynamic;
   int level = 0;  // of the model's patch sizes
+
+  EngineOptions engine_options() const {
+    EngineOptions options{.dtype = dtype, .threads = threads, .where = where};
+    options.where.rows = batch;
+    return options;
+  }
 };
 
 /// Means over images of t in [100 d, 100 d + 100), in continuous time thousandths of the noise share.

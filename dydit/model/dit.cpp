@@ -259,20 +259,37 @@ at::Tensor DiTImpl::embed_timestep(const at::Tensor& t, int level) {
   return level > 0 ? t_emb + larger[level - 1]->embedding : t_emb;
 }
 
+at::Tensor DiTImpl::embed(const at::Tensor& x, const at::Tensor& front, int level) const {
+  const PatchLevel* const own = level > 0 ? &larger[level - 1] : nullptr;
+  at::Tensor h = at::linear(patchify(x, level), (own ? (*own)->patch_weight : patch_weight).flatten(1),
+                            own ? (*own)->patch_bias : patch_bias);
+  if (front.defined()) h = at::cat({front, h}, 1);
+  return h + (own ? (*own)->pos_embed : pos_embed);
+}
+
+DiTImpl::Conditioning DiTImpl::condition(const at::Tensor& t_emb, const at::Tensor& y) const {
+  const at::Tensor label = label_table.defined() ? at::embedding(label_table, y) : at::Tensor();
+  if (!config.time_token) return {label.defined() ? t_emb + label : t_emb, {}};
+  return {{}, label.defined() ? at::stack({label, t_emb}, 1) : t_emb.unsqueeze(1)};
+}
+
+at::Tensor DiTImpl::final_layer(const at::Tensor& x, const at::Tensor& ada, int level) {
+  const at::Tensor patches = config.extras() > 0 ? x.slice(1, config.extras()) : x;
+  const auto [shift, scale, gate] = [&]() -> Modulated {
+    if (!final_adaLN) return of_affine(final_norm, x.size(0));
+    const auto parts = ada.chunk(2, 1);
+    return {parts[0], parts[1]};
+  }();
+  Linear last = level > 0 ? larger[level - 1]->final_linear : final_linear;
+  const at::Tensor out = unpatchify(
+      last->forward(layer_norm_modulate(patches, shift, scale, at::kFloat, config.final_norm_eps)), level);
+  return config.output_conv ? at::conv2d(out, conv_weight, conv_bias, 1, 1) : out;
+}
+
 at::Tensor DiTImpl::forward(const at::Tensor& x, const at::Tensor& t_emb, const at::Tensor& y,
                             const Gates& gates, int level, Taps* taps) {
-  const PatchLevel* const own = level > 0 ? &larger[level - 1] : nullptr;
-  const at::Tensor label = label_table.defined() ? at::embedding(label_table, y) : at::Tensor();
-  at::Tensor h = at::linear(patchify(x, level), (own ? (*own)->patch_weight : patch_weight).flatten(1),
-                            own ? (*own)->patch_bias : patch_bias),
-             c;
-  if (config.time_token) {
-    h = at::cat({t_emb.unsqueeze(1), h}, 1);
-    if (label.defined()) h = at::cat({label.unsqueeze(1), h}, 1);
-  } else {
-    c = label.defined() ? t_emb + label : t_emb;
-  }
-  h = h + (own ? (*own)->pos_embed : pos_embed);
+  const auto [c, front] = condition(t_emb, y);
+  at::Tensor h = embed(x, front, level);
   std::vector<at::Tensor> outputs(config.depth);  // of blocks that others are joined with
   for (int next, l = 0; (next = gates.enter ? gates.enter(l, h) : l) < config.depth; l = next) {
     if (next != l) continue;
@@ -286,19 +303,7 @@ at::Tensor DiTImpl::forward(const at::Tensor& x, const at::Tensor& t_emb, const 
     }
     if (config.join_source(config.depth - 1 - l) == l) outputs[l] = h;
   }
-  if (config.extras() > 0) h = h.slice(1, config.extras());
-  Modulated of_final;
-  if (final_adaLN) {
-    const auto ada = final_adaLN->forward(at::silu(c)).chunk(2, 1);
-    of_final = {ada[0], ada[1]};
-  } else {
-    of_final = of_affine(final_norm, h.size(0));
-  }
-  Linear last = own ? (*own)->final_linear : final_linear;
-  const at::Tensor out = unpatchify(last->forward(layer_norm_modulate(h, of_final.shift, of_final.scale,
-                                                                      at::kFloat, config.final_norm_eps)),
-                                    level);
-  return config.output_conv ? at::conv2d(out, conv_weight, conv_bias, 1, 1) : out;
+  return final_layer(h, final_adaLN ? final_adaLN->forward(at::silu(c)) : at::Tensor(), level);
 }
 
 void DiTImpl::set_compute_dtype(at::ScalarType dtype) {

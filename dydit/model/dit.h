@@ -117,6 +117,17 @@ struct DiTImpl : torch::nn::Module {
   /// sigma is learned. t_emb is the level's, and gates are of its tokens; `taps`, where given, is filled.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& t_emb, const at::Tensor& y,
                      const Gates& gates = {}, int level = 0, Taps* taps = nullptr);
+  /// The parts of forward() around the blocks. What a sample's time and label come to: the embedding that its
+  /// blocks are modulated by, or the tokens in front of its patches; the other is undefined.
+  struct Conditioning {
+    at::Tensor c;      // (B, C)
+    at::Tensor front;  // (B, extras, C)
+  };
+  Conditioning condition(const at::Tensor& t_emb, const at::Tensor& y) const;
+  /// x (B, in_channels, side, side) -> (B, T, C).
+  at::Tensor embed(const at::Tensor& x, const at::Tensor& front, int level) const;
+  /// x (B, T, C), ada (B, 2C) final_adaLN's output, unread without -> (B, out_channels, side, side).
+  at::Tensor final_layer(const at::Tensor& x, const at::Tensor& ada, int level);
   /// Converts the weights of qkv, proj, fc1 and fc2 and computes them and attention's products in `dtype`.
   /// All else stays float32: embeddings, adaLN (in bfloat16 it moves router logits enough to flip tokens),
   /// routers, LayerNorms, the final layer and the residual stream.

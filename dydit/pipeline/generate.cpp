@@ -45,10 +45,16 @@ Preview preview_of(std::span<const Sample> samples) {
 
 }  // namespace
 
+EngineOptions GenerateOptions::engine_options() const {
+  EngineOptions options{.dtype = dtype, .threads = threads, .where = where};
+  options.where.rows = int64_t{batch} * (guided() ? 2 : 1);
+  return options;
+}
+
 Pipeline::Pipeline(const Checkpoint& checkpoint, EngineKind kind, const EngineOptions& options)
     : checkpoint_(checkpoint),
       kind_(kind),
-      dtype_(options.dtype),
+      engine_options_(options),
       engine_(make_engine(kind, checkpoint, options)) {
   checkpoint.check_unchanged();  // the engine's weights are those whose hash the record names
 }
@@ -125,9 +131,11 @@ std::shared_ptr<Course> Pipeline::course(const Request& request, const SamplingO
   check_run(request, options);
   for (const Pipeline* one : {this, small}) {
     if (one != nullptr)
-      check_run_memory(one->checkpoint_, {request, options, one->dtype_, one->kind_}, course->plan.ranges);
+      check_run_memory(one->checkpoint_,
+                       {request, options, one->engine_options_.dtype, one->kind_, one->engine_options_.where},
+                       course->plan.ranges);
   }
-  check_cache_memory(kept_type(kind_, {.dtype = dtype_}), *course, options);
+  check_cache_memory(kept_type(kind_, engine_options_), *course, options);
   return course;
 }
 
@@ -164,7 +172,7 @@ void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
   check_few_step(checkpoint.few_step, checkpoint.config.objective, options);
   check_run(options, options);
   check_run_memory(checkpoint, options);
-  const EngineOptions engine = {.dtype = options.dtype, .threads = options.threads};
+  const EngineOptions engine = options.engine_options();
   if (!options.stitch)
     return Pipeline(checkpoint, options.engine, engine).generate(options, options, callbacks);
   check_stitch(checkpoint, *options.stitch);
@@ -197,8 +205,7 @@ double least_generate_bytes(const Checkpoint& checkpoint, const GenerateOptions&
       tokens = static_cast<double>(rows) * config.num_tokens(),
                entries = static_cast<double>(count) * config.num_tokens(),
                traces = options.token_map && config.token_routers ? tokens * 2.0 * config.depth + entries : 0;
-  return least_engine_bytes(options.engine, checkpoint, {.dtype = options.dtype, .threads = options.threads},
-                            rows, ranges) +
+  return least_engine_bytes(options.engine, checkpoint, options.engine_options(), rows, ranges) +
          (state + traces) * sizeof(float);
 }
 

@@ -27,7 +27,10 @@ namespace dydit {
 struct GenerateOptions : Request, SamplingOptions {
   at::ScalarType dtype = at::kFloat;
   EngineKind engine = EngineKind::Cpu;
+  DeviceOptions where = {};
   std::optional<Stitch> stitch = {};  // another model that takes the noisy steps
+
+  EngineOptions engine_options() const;
 };
 
 struct GeneratedSample {
@@ -89,7 +92,7 @@ class Pipeline {
 
   const Checkpoint& checkpoint_;
   const EngineKind kind_;
-  const at::ScalarType dtype_;
+  const EngineOptions engine_options_;
   const std::unique_ptr<const Engine> engine_;
   mutable std::mutex mutex_;
   // By mode and timestep: of each level of patch sizes.

@@ -166,11 +166,15 @@ json run_record(const Checkpoint& checkpoint, const GenerateOptions& options, co
               {"dtype", kModelDtypeNames[options.dtype]},
               {"arithmetic", arithmetic_text(options.engine, options.dtype)},
               {"engine", kEngineNames[options.engine]},
-              {"device", "cpu"},
+              {"device", options.where.device.str()},
               {"batch", options.batch},
               {"threads", options.threads},
               {"size", config.input_size},
               {"static_gmacs", static_cast<double>(static_macs_per_sample(config, options)) / kGiga}};
+  if (options.where.device.is_cuda()) {
+    run["batch_invariant"] = options.where.batch_invariant;
+    run["graphs"] = kGraphModeNames[options.where.graphs];
+  }
   if (config.objective.continuous()) {
     run["objective"] = objective_text(config.objective);
     run["evaluations"] = options.total_steps();

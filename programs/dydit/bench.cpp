@@ -30,17 +30,37 @@ using nlohmann::json;
 // The complete model, the same by its routers, and both by a plan.
 constexpr const char* kContestants[] = {"static", "static cached", "dynamic", "dynamic cached"};
 // Of forwards; an autoencoder has none of it.
-constexpr const char* kModelFlags[] = {
-    "--input-size", "--num-heads",  "--weights",  "--heads",       "--groups",       "--tokens", "--steps",
-    "--run",        "--sampler",    "--engine",   "--cfg-scale",   "--profile",      "--csv",    "--plan",
-    "--cache",      "--guide-from", "--guide-to", "--guide-every", "--cache-memory", "--levels"};
+constexpr const char* kModelFlags[] = {"--input-size",
+                                       "--num-heads",
+                                       "--weights",
+                                       "--heads",
+                                       "--groups",
+                                       "--tokens",
+                                       "--steps",
+                                       "--run",
+                                       "--sampler",
+                                       "--engine",
+                                       "--device",
+                                       "--graphs",
+                                       "--no-batch-invariant",
+                                       "--cfg-scale",
+                                       "--profile",
+                                       "--csv",
+                                       "--plan",
+                                       "--cache",
+                                       "--guide-from",
+                                       "--guide-to",
+                                       "--guide-every",
+                                       "--cache-memory",
+                                       "--levels"};
 
 struct BenchFlags : LapFlags {
-  std::string model, size, dtype = "auto", engine = "auto", sampler = "ddim", csv;
+  std::string model, size, dtype = "auto", sampler = "ddim", csv;
   int input_size = 32, steps = 8;
   double heads = 1, groups = 1, tokens = 1;
   float cfg_scale = 4.0f;
   bool profile = false, levels = false;
+  DeviceFlags where;
   CheckpointOptions checkpoint;
   PlanFlags plan;
   BenchVaeFlags vae;
@@ -197,7 +217,7 @@ void add_flags(Cli& cli, BenchFlags& flags) {
   cli.add_choice("--dtype", flags.dtype, kModelDtypeNames.names({"auto"}), kDtypeHelp);
   cli.add_switch("--levels", flags.levels,
                  "Instead: forwards at every level of arithmetic that the processor has, in turns");
-  cli.add_choice("--engine", flags.engine, kEngineNames.names({"auto"}), "Engine; auto: cpu");
+  flags.where.add(cli);
   cli.add_switch("--profile", flags.profile, "Time of every block and operator");
   cli.add_text("--csv", flags.csv, "Also write the rows here");
   cli.add_threads(flags.threads);
@@ -242,18 +262,21 @@ int run_bench(const Args& args, Isa isa) {
   cli.needs("--weights", !flags.model.empty(), "--model; a --size has random ones");
   for (const char* flag : {"--path", "--prediction"})
     cli.needs(flag, !flags.model.empty(), "--model; the name of a --size says it");
-  for (const char* flag : {"--run", "--profile", "--plan", "--cache", "--guide-from", "--guide-to",
-                           "--guide-every", "--cache-memory", "--engine", "--dtype", "--csv"}) {
+  for (const char* flag :
+       {"--run", "--profile", "--plan", "--cache", "--guide-from", "--guide-to", "--guide-every",
+        "--cache-memory", "--engine", "--device", "--graphs", "--no-batch-invariant", "--dtype", "--csv"}) {
     if (flags.levels) cli.needs(flag, false, "a bench of one level: leave out --levels");
   }
   cli.needs("--cfg-scale", flags.run, "--run; a forward has no guidance");
-  cli.needs("--profile", !flags.run && flags.engine != "reference",
-            "forwards of the cpu engine: leave out --run and --engine reference");
-  const EngineKind kind = flags.engine == "auto" ? EngineKind::Cpu : kEngineNames.at(flags.engine);
+  const EngineKind kind = flags.where.resolve_engine();
+  flags.where.check(cli);
+  cli.needs("--profile", !flags.run && kind == EngineKind::Cpu,
+            "forwards of the cpu engine: leave out --run and other engines");
 
   cli.console.info("preparing the model");
   const auto dtype_for = [&](const Checkpoint& of) {
-    return flags.dtype == "auto" ? auto_dtype(of, kind) : dtype_of(flags.dtype);
+    const at::DeviceType type = flags.where.resolve().device.type();
+    return flags.dtype == "auto" ? auto_dtype(of, kind, type) : dtype_of(flags.dtype, type);
   };
   const Checkpoint checkpoint = make_checkpoint(cli, flags, dtype_for({}));
   const at::ScalarType dtype = dtype_for(checkpoint);
@@ -265,7 +288,8 @@ int run_bench(const Args& args, Isa isa) {
                               : config.objective.continuous() ? SamplerKind::Euler
                                                               : SamplerKind::Ddim;
   if (flags.levels) return bench_levels(cli, flags, {flags.steps, sampler}, checkpoint, isa);
-  const EngineOptions options = {.dtype = dtype, .threads = flags.threads};
+  EngineOptions options = {.dtype = dtype, .threads = flags.threads, .where = flags.where.resolve()};
+  options.where.rows = int64_t{flags.batch} * (flags.run ? 2 : 1);
   const auto check_fits = [&](int ranges) {
     check_memory(least_engine_bytes(kind, checkpoint, options, flags.batch, ranges),
                  fmt::format("a batch of {} {}", flags.batch, flags.run ? "images" : "samples"),
@@ -280,7 +304,8 @@ int run_bench(const Args& args, Isa isa) {
                        .mode = Mode::Static},
                       {.batch = flags.batch, .threads = flags.threads},
                       dtype,
-                      kind};
+                      kind,
+                      options.where};
   take_few_step(checkpoint.few_step,
                 {.sampler = false, .cfg_scale = !cli.given("--cfg-scale"), .steps = !cli.given("--steps")},
                 run);
@@ -304,7 +329,9 @@ int run_bench(const Args& args, Isa isa) {
   checkpoint.check_unchanged();  // the engine has its weights
   run_laps(cli, flags, contestants, run.total_steps());
 
-  const double peak = measure_peak_macs(level_of(dtype), flags.threads, kPeakSeconds);
+  const double peak = options.where.device.is_cuda()
+                          ? measure_device_peak_macs(options.where.device, dtype, kPeakSeconds)
+                          : measure_peak_macs(level_of(dtype), flags.threads, kPeakSeconds);
   const Contestant& complete = *contestants[0];
   const double complete_macs = complete.macs(&Work::required);
   json result = {{"model", fmt::format("{} ({})", model_name(config), checkpoint.path.filename().string())},
@@ -313,6 +340,7 @@ int run_bench(const Args& args, Isa isa) {
                  {"dtype", kModelDtypeNames[dtype]},
                  {"arithmetic", arithmetic_text(kind, dtype)},
                  {"engine", kEngineNames[kind]},
+                 {"device", options.where.device.str()},
                  {"unit", flags.run ? "sampling runs" : "forwards"},
                  {"batch", flags.batch},
                  {"threads", flags.threads},
@@ -331,6 +359,11 @@ int run_bench(const Args& args, Isa isa) {
     const Contestant* const c = contestants[i].get();
     json& entry = result[name];
     entry = contestant_json(*c, complete_macs, peak);
+    if (const std::optional<EngineStatistics> done = c->statistics()) {
+      entry["forwards"] = done->forwards;
+      entry["redone_forwards"] = done->redone_forwards;
+      entry["slot_bytes_copied"] = done->slot_bytes_copied;
+    }
     if (!flags.run && kind == EngineKind::Cpu)
       entry["operators"] = operators_json(*c, config.depth, flags.profile);
     if (name == "dynamic") result["least_changes"] = least_changes(c->plan());

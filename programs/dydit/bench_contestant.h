@@ -45,6 +45,10 @@ class Contestant {
   Spread milliseconds() const;
   double macs(int64_t Work::*kind) const { return static_cast<double>(laps_work_.*kind) / ms_.size(); }
   const RunPlan& plan() const { return plan_; }
+  // Of its forwards, warm-up included; null of --run and of engines that count nothing.
+  std::optional<EngineStatistics> statistics() const {
+    return workspace_ ? pipeline_.engine().statistics(*workspace_) : std::nullopt;
+  }
   // Milliseconds of one sample's unit (a forward) by block and operator.
   double operator_ms(int row, int op) const {
     return profile_[row][op] * 1e3 / (static_cast<double>(ms_.size() * plan_.steps.size()) * flags_.batch);

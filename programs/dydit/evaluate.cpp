@@ -174,8 +174,10 @@ int evaluate_loss(Cli& cli, EvaluateFlags& flags) {
   const auto dataset = flags.data.load(flags.model.threads);
   options.batch = flags.images.options.batch;
   options.threads = flags.model.threads;
+  flags.model.where.check(cli);
   options.dtype = flags.model.resolve_dtype(checkpoint);
   options.engine = flags.model.resolve_engine();
+  options.where = flags.model.where.resolve();
   options.mode = kModeNames.at(mode);
   options.level = flags.level;
   DYDIT_USAGE_CHECK(flags.level < checkpoint.config.levels(), "{} {}: {} has levels 0 to {}",
@@ -211,6 +213,7 @@ int evaluate_loss(Cli& cli, EvaluateFlags& flags) {
              {"dtype", kModelDtypeNames[options.dtype]},
              {"arithmetic", arithmetic_text(options.engine, options.dtype)},
              {"engine", kEngineNames[options.engine]},
+             {"device", options.where.device.str()},
              {"deciles", deciles},
              {"all", decile_row(report[kDeciles])}},
             [&] { print_report(report); });

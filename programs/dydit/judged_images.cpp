@@ -96,13 +96,11 @@ JudgedImages images_of_model(Cli& cli, const ModelFlags& model, EvaluateImagesFl
   DYDIT_USAGE_CHECK(sampled->decoder || makes_pixels(config),
                     "{} makes latents, which no network of features takes; name its autoencoder with --vae",
                     checkpoint.path.string());
-  sampled->pipeline = std::make_unique<Pipeline>(
-      checkpoint, options.engine, EngineOptions{.dtype = options.dtype, .threads = options.threads});
+  sampled->pipeline = std::make_unique<Pipeline>(checkpoint, options.engine, options.engine_options());
 
   if (options.stitch)
     sampled->small =
-        std::make_unique<Pipeline>(*sampled->stitch.small, options.engine,
-                                   EngineOptions{.dtype = options.dtype, .threads = options.threads});
+        std::make_unique<Pipeline>(*sampled->stitch.small, options.engine, options.engine_options());
 
   JudgedImages images;
   images.count = options.num_images;
@@ -113,7 +111,7 @@ JudgedImages images_of_model(Cli& cli, const ModelFlags& model, EvaluateImagesFl
   images.about = {
       {"model", checkpoint.path.string()}, {"model_sha256", checkpoint.sha256}, {"labels", flags.labels}};
   for (const char* key :
-       {"sampler", "eta", "steps", "cfg_scale", "cfg_channels", "mode", "seed", "dtype", "engine"})
+       {"sampler", "eta", "steps", "cfg_scale", "cfg_channels", "mode", "seed", "dtype", "engine", "device"})
     images.about[key] = run[key];
   if (options.plan) {
     const json plan = plan_record(checkpoint, options, flags.plan.said(options));

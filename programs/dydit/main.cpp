@@ -122,6 +122,9 @@ int run(int argc, char** argv) {
       return fail(error.what(), kExitUsage);
     } catch (const Error& error) {
       return fail(error.what(), kExitFailed);
+    } catch (const c10::OutOfMemoryError&) {
+      return fail("out of memory on the GPU; take a smaller --batch, --dtype bf16 or a smaller model",
+                  kExitFailed);
     } catch (const c10::Error& error) {
       return fail(first_line(error.what_without_backtrace()), kExitFailed);
     } catch (const std::bad_alloc&) {

@@ -17,7 +17,13 @@ namespace dydit {
 namespace {
 
 constexpr size_t kMaxNameBytes = 16 << 20;  // a thousand times what names take
-constexpr size_t kTold = 5;                 // names that several classes have
+#ifdef DYDIT_CUDA
+constexpr bool kBuiltWithCuda = true;
+#else
+constexpr bool kBuiltWithCuda = false;
+#endif
+constexpr int kMostGpus = 16;  // that a machine has
+constexpr size_t kTold = 5;    // names that several classes have
 
 // Of anything that can be read once: a file, a pipe.
 std::string read_text(const std::string& path) {
@@ -102,7 +108,7 @@ std::optional<int> guided_channels_of(const Cli& cli, const std::string& text, c
 void ModelFlags::add(Cli& cli, const std::string& default_dtype, const std::string& default_engine,
                      const std::string& weights_flag) {
   dtype = default_dtype;
-  engine = default_engine;
+  where.engine = default_engine;
   add_model_path(cli, path, checkpoint, weights_flag);
   add_computing(cli);
 }
@@ -115,18 +121,56 @@ void ModelFlags::add_positional(Cli& cli) {
 
 void ModelFlags::add_computing(Cli& cli) {
   cli.add_choice("--dtype", dtype, kModelDtypeNames.names({"auto"}), kDtypeHelp);
-  cli.add_choice("--engine", engine, kEngineNames.names({"auto"}),
-                 "Engine; auto: cpu, which skips what is off");
-  cli.add_choice("--device", device, {"cpu"}, "Device", {"cuda"});
+  where.add(cli);
   cli.add_threads(threads);
 }
 
-EngineKind ModelFlags::resolve_engine() const {
-  return engine == "auto" ? EngineKind::Cpu : kEngineNames.at(engine);
+void DeviceFlags::add(Cli& cli) {
+  cli.add_choice("--engine", engine, kEngineNames.names({"auto"}),
+                 "Engine; auto: cpu, which skips what is off, on a GPU torch, which does so there");
+  add_device(cli, device, /*several=*/true);
+  cli.add_choice("--graphs", graphs, kGraphModeNames.names(),
+                 "On a GPU: replay steps as CUDA graphs; auto: in small batches");
+  cli.add_switch("--no-batch-invariant", no_batch_invariant,
+                 "On a GPU: the fastest products, by which an image depends on its batch");
+}
+
+void DeviceFlags::check(Cli& cli) const {
+  for (const char* flag : {"--graphs", "--no-batch-invariant"})
+    cli.needs(flag, resolve().device.is_cuda(), "--device cuda");
+}
+
+EngineKind DeviceFlags::resolve_engine() const {
+  if (engine != "auto") return kEngineNames.at(engine);
+  return resolve().device.is_cuda() ? EngineKind::Torch : EngineKind::Cpu;
+}
+
+DeviceOptions DeviceFlags::resolve() const {
+  const at::Device named(device);
+  return {.device = named.is_cuda() && !named.has_index() ? at::Device(at::kCUDA, 0) : named,
+          .batch_invariant = !no_batch_invariant,
+          .graphs = kGraphModeNames.at(graphs)};
+}
+
+void add_device(Cli& cli, std::string& device, bool several) {
+  std::vector<std::string> choices = {"cpu"};
+  if (!kBuiltWithCuda) {
+    cli.add_choice("--device", device, choices, "Device", {"cuda"},
+                   "built without CUDA; scripts/build cuda builds it with CUDA");
+    return;
+  }
+  choices.emplace_back("cuda");
+  for (int index = 0; several && index < kMostGpus; ++index) choices.push_back(fmt::format("cuda:{}", index));
+  cli.add_choice("--device", device, choices, "Device");
 }
 
 at::ScalarType ModelFlags::resolve_dtype(const Checkpoint& checkpoint) const {
-  return dtype == "auto" ? auto_dtype(checkpoint, resolve_engine()) : dtype_of(dtype);
+  const at::DeviceType type = where.resolve().device.type();
+  return dtype == "auto" ? auto_dtype(checkpoint, resolve_engine(), type) : dtype_of(dtype, type);
+}
+
+EngineOptions ModelFlags::engine_options(const Checkpoint& checkpoint) const {
+  return {.dtype = resolve_dtype(checkpoint), .threads = threads, .where = where.resolve()};
 }
 
 std::vector<std::string> read_class_names(Cli& cli, const std::string& path, int num_classes) {

@@ -93,9 +93,11 @@ void SamplingFlags::resolve(Cli& cli, const Checkpoint& checkpoint, const ModelF
   options.mode = !config.is_dynamic() ? Mode::Static : mode.empty() ? Mode::Dynamic : kModeNames.at(mode);
   check_few_step(checkpoint.few_step, config.objective, options);
   options.guided_channels = guided_channels_of(cli, cfg_channels, config);
+  model.where.check(cli);
   options.dtype = model.resolve_dtype(checkpoint);
   options.threads = model.threads;
   options.engine = model.resolve_engine();
+  options.where = model.where.resolve();
 }
 
 }  // namespace dydit

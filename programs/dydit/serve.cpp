@@ -130,8 +130,8 @@ std::unique_ptr<const ServedModel> load_served(Cli& cli, const ServeFlags& flags
   Checkpoint checkpoint = load_model(cli, from.path, {});
   const DiTConfig& config = checkpoint.config;
   const EngineKind kind = flags.computing.resolve_engine();
-  const EngineOptions options{.dtype = flags.computing.resolve_dtype(checkpoint),
-                              .threads = flags.computing.threads};
+  flags.computing.where.check(cli);
+  const EngineOptions options = flags.computing.engine_options(checkpoint);
   std::optional<LatentDecoder> decoder, previews;
   json vae;
   if (!makes_pixels(config)) {

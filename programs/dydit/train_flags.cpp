@@ -18,12 +18,6 @@
 namespace dydit {
 namespace {
 
-#ifdef DYDIT_CUDA
-constexpr bool kBuiltWithCuda = true;
-#else
-constexpr bool kBuiltWithCuda = false;
-#endif
-
 // The map that the classifier of the published CIFAR networks averages.
 FeatureEncoder cifar_encoder(const std::shared_ptr<Extractor>& network) {
   constexpr int kGrid = 8;
@@ -135,12 +129,7 @@ void TrainFlags::add(Cli& cli) {
                  "How far the student is from its target: squares, or Huber's, which heeds outliers less");
   cli.add_choice("--dtype", dtype, kDtypeNames.names({"auto"}),
                  "Arithmetic of the blocks; master weights are float32");
-  if (kBuiltWithCuda) {
-    cli.add_choice("--device", device, {"cpu", "cuda"}, "Device");
-  } else {
-    cli.add_choice("--device", device, {"cpu"}, "Device", {"cuda"},
-                   "built without CUDA; scripts/build cuda builds it with CUDA");
-  }
+  add_device(cli, device, /*several=*/false);
   cli.add_seed("--global-seed,--global_seed,--seed", options.seed, "Seed of everything that is drawn");
   cli.add_threads(threads, "the same number gives the same bits, another one the same up to rounding");
   cli.add_number("--log-every,--log_every", run.log_every, 1, kMost, "Steps a row of the log");

@@ -126,7 +126,7 @@ std::vector<std::string> Reference::names() const {
 
 Replay::Replay(const VerifyContext& context, EngineKind kind, at::ScalarType dtype)
     : checkpoint_(context.checkpoint),
-      engine_(make_engine(kind, checkpoint_, {.dtype = dtype, .threads = context.threads})),
+      engine_(make_engine(kind, checkpoint_, context.options(kind, dtype))),
       workspace_(engine_->make_workspace({.threads = context.threads})) {}
 
 at::Tensor Replay::forward(const at::Tensor& x, std::span<const double> t, std::span<const int64_t> y,
@@ -197,12 +197,14 @@ namespace {
 void verify_model(Cli& cli, const ModelFlags& flags, const Reference& reference, Isa isa,
                   VerifyReport& report) {
   const Checkpoint checkpoint = flags.load(cli);
-  const VerifyContext context{checkpoint, reference, dtype_of(flags.dtype), flags.resolve_engine(),
-                              flags.threads};
-  cli.console.info(fmt::format("model {} ({}), reference {}, engine {}, {}, cpu ({}), {} threads", flags.path,
+  flags.where.check(cli);
+  const VerifyContext context{
+      checkpoint,           reference, dtype_of(flags.dtype), flags.resolve_engine(), flags.threads,
+      flags.where.resolve()};
+  cli.console.info(fmt::format("model {} ({}), reference {}, engine {}, {}, {} ({}), {} threads", flags.path,
                                model_name(checkpoint.config), reference.path(), kEngineNames[context.engine],
-                               arithmetic_text(context.engine, context.dtype), isa_name(isa),
-                               context.threads));
+                               arithmetic_text(context.engine, context.dtype), context.where.device.str(),
+                               isa_name(isa), context.threads));
   if (reference.has("x") && reference.has("out")) verify_forward(context, report);
   verify_diffusion(context, report);
   verify_plans(context, report);

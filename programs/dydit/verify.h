@@ -22,8 +22,8 @@ inline constexpr double kForwardTolerance = 1e-5;    // float32 forwards and sin
 inline constexpr double kRunTolerance = 1e-4;        // whole sampling runs
 inline constexpr double kTrainingTolerance = 1e-4;   // loss terms and, norm-wise, gradients
 inline constexpr double kTableTolerance = 1e-9;      // float64 tables
-inline constexpr double kBf16Tolerance = 2e-2;       // bf16 forwards, over patches whose tokens agree
-inline constexpr double kBf16TokenFlipShare = 5e-3;  // bf16 token decisions that may differ
+inline constexpr double kBf16Tolerance = 2e-2;       // bf16 forwards, where tokens agree
+inline constexpr double kBf16TokenFlipShare = 5e-3;  // bf16 token decisions that may differ first
 
 /// How close the decisions of a recorded forward or run came to being others. Rounding, which differs between
 /// processors, moves a logit by about kForwardTolerance of the largest of its router.
@@ -95,6 +95,17 @@ struct VerifyContext {
   at::ScalarType dtype;
   EngineKind engine;
   int threads;
+  DeviceOptions where = {};  // of `engine`
+
+  /// That replay what is recorded of any engine: the reference, the CPU's, and the one asked for.
+  std::vector<EngineKind> engines() const {
+    std::vector<EngineKind> kinds = {EngineKind::Reference, EngineKind::Cpu};
+    if (engine == EngineKind::Torch) kinds.push_back(engine);
+    return kinds;
+  }
+  EngineOptions options(EngineKind kind, at::ScalarType type) const {
+    return {.dtype = type, .threads = threads, .where = kind == engine ? where : DeviceOptions()};
+  }
 };
 
 /// Recorded forwards: x, t, y -> out, masks, out_static, cfg_out.

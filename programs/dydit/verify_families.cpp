@@ -112,7 +112,7 @@ class FamilyReplay {
     std::vector<double> times;
     for (const StepPlan& step : plan_.steps) times.push_back(step.timestep);
     solver_ = make_solver(run.objective, run.request.sampler, times);
-    engine_ = make_engine(kind, checkpoint_, {.dtype = at::kFloat, .threads = context.threads});
+    engine_ = make_engine(kind, checkpoint_, context.options(kind, at::kFloat));
     workspace_ = engine_->make_workspace({.threads = context.threads});
     const int64_t rows = context.reference.at("start").size(0);
     labels_ = config.num_classes > 0 ? checked_labels(context, labels, rows) : std::vector<int64_t>(rows, 0);
@@ -257,7 +257,7 @@ void verify_family_runs(const VerifyContext& context, VerifyReport& report) {
     }
     const at::Tensor noise =
         reference.has(name + ".noise") ? reference.at(name + ".noise").to(at::kFloat) : at::Tensor();
-    for (const EngineKind engine : {EngineKind::Reference, EngineKind::Cpu}) {
+    for (const EngineKind engine : context.engines()) {
       FamilyReplay replay(context, engine, run, "y");
       const std::string prefix = fmt::format("{} {}", kEngineNames[engine], name);
       if (engine == EngineKind::Reference) verify_steps(context, run, replay.plan(), name, report);

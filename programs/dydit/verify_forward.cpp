@@ -1,5 +1,5 @@
-// Recorded forwards. In bf16 a token near its threshold may flip; its patch is then left out of the
-// comparison.
+// Recorded forwards. In bf16 a token near its threshold may flip, and what its row does from there on differs:
+// such rows are left out of the comparison, or where most rows are such, their flipped patches.
 #include <algorithm>
 
 #include <ATen/ATen.h>
@@ -55,9 +55,19 @@ at::Tensor predicted(const at::Tensor& out, const DiTConfig& config) {
 
 int64_t disagreements(const at::Tensor& a, const at::Tensor& b) { return (a != b).sum().item<int64_t>(); }
 
-// (B, N) 1 where a token's decision agrees in every block.
-at::Tensor agreeing_tokens(const at::Tensor& masks, const at::Tensor& want) {
-  return (masks == want).all(1).to(at::kFloat);
+// Disagreements (B, L, N) that no earlier one of their row has caused: those of the first block with any.
+at::Tensor first_flips(const at::Tensor& masks, const at::Tensor& want) {
+  const at::Tensor flips = masks != want, blocks = flips.any(2).to(at::kInt);  // (B, L)
+  return flips.logical_and((blocks.cumsum(1) - blocks == 0).unsqueeze(2));
+}
+
+// (B, N) 1 where a token is compared: all of the rows whose decisions agree, where that is half of them or
+// more; else the tokens whose own decisions agree in every block.
+at::Tensor compared_tokens(const at::Tensor& masks, const at::Tensor& want) {
+  const at::Tensor tokens = (masks == want).all(1);  // (B, N)
+  const at::Tensor rows = tokens.all(1, /*keepdim=*/true);
+  const bool most = 2 * rows.sum().item<int64_t>() >= rows.size(0);
+  return (most ? rows.expand_as(tokens) : tokens).to(at::kFloat).contiguous();
 }
 
 // (B, N) of tokens -> (B, 1, side, side) of values.
@@ -101,7 +111,7 @@ void verify_guided(const VerifyContext& context, VerifyReport& report) {
     // Decisions of these rows are not recorded: the float32 reference run stands in.
     const ForwardResult exact =
         run_forward(context, x, t, y, Mode::Dynamic, EngineKind::Reference, at::kFloat);
-    const auto halves = agreeing_tokens(result.tokens.masks, exact.tokens.masks).chunk(2);
+    const auto halves = compared_tokens(result.tokens.masks, exact.tokens.masks).chunk(2);
     const at::Tensor both = halves[0] * halves[1];
     weight = token_weight(at::cat({both, both}), config);
   }
@@ -146,9 +156,14 @@ void verify_forward(const VerifyContext& context, VerifyReport& report) {
                                  : at::ones({x.size(0), config.depth, config.num_tokens()});
     DYDIT_CHECK(want.sizes() == masks.sizes(), "{}: token_mask does not have shape (rows, blocks, tokens)",
                 reference.path());
-    report.count("token_mask", disagreements(masks, want), want.numel(), exact ? 0 : kBf16TokenFlipShare);
+    if (exact) {
+      report.count("token_mask", disagreements(masks, want), want.numel());
+    } else {
+      report.count("token_mask", first_flips(masks, want).sum().item<int64_t>(), want.numel(),
+                   kBf16TokenFlipShare);
+    }
     if (dynamic.tokens.logits.defined()) list_flips(masks, want, dynamic.tokens.logits, report);
-    if (!exact) weight = token_weight(agreeing_tokens(masks, want), config);
+    if (!exact) weight = token_weight(compared_tokens(masks, want), config);
   }
   // In bf16 the flipped decisions are counted above and left out here.
   report.compare("out", predicted(dynamic.out, config), reference.at("out"), tolerance, weight,

@@ -35,7 +35,7 @@ Outcome forward_at(const Checkpoint& checkpoint, const VerifyContext& context, E
   for (size_t b = 0; b < y.size(); ++b) rows.push_back({&outcome.steps[b], y[b]});
   std::vector<Work> work(rows.size());
   ForwardOutputs outputs{{}, work, &outcome.tokens};
-  const auto engine = make_engine(kind, checkpoint, {.dtype = at::kFloat, .threads = context.threads});
+  const auto engine = make_engine(kind, checkpoint, context.options(kind, at::kFloat));
   engine->forward(x, rows, *engine->make_workspace({.threads = context.threads}), outputs);
   outcome.out = outputs.out;
   return outcome;
@@ -177,8 +177,7 @@ void verify_levels(const VerifyContext& context, VerifyReport& report) {
   }
   count("block_macs", block_macs, reference.at("block_macs"), report);
   count("patch_macs", patch_macs, reference.at("patch_macs"), report);
-  for (const EngineKind kind : {EngineKind::Reference, EngineKind::Cpu})
-    verify_forwards(leveled, context, kind, report);
+  for (const EngineKind kind : context.engines()) verify_forwards(leveled, context, kind, report);
   verify_step(leveled, context, report);
   if (reference.has("ppflow_out_weak")) verify_ppflow(first, context, report);
   report.skip("flexidit_Q_embed, flexidit_bilinear_up, flexidit_deembed_bias",

@@ -86,8 +86,8 @@ void verify_plans(const VerifyContext& context, VerifyReport& report) {
   if (runs.empty()) return;
   DYDIT_USAGE_CHECK(context.dtype == at::kFloat,
                     "--dtype bf16: runs of plans are compared in float32 only; use --dtype f32");
-  for (const EngineKind engine : {EngineKind::Reference, EngineKind::Cpu}) {
-    const Pipeline pipeline(context.checkpoint, engine, {.dtype = context.dtype, .threads = context.threads});
+  for (const EngineKind engine : context.engines()) {
+    const Pipeline pipeline(context.checkpoint, engine, context.options(engine, context.dtype));
     c10::InferenceMode guard;
     for (const RunName& name : runs) compare_plan_run(context, pipeline, engine, name, report);
   }

@@ -102,10 +102,10 @@ Forward forward(EngineKind kind, const Case& rows, Mode mode, const EngineOption
 }
 
 // Outputs, token decisions and required work of all rows are the reference's.
-void expect_reference(const Case& rows, Mode mode, double tolerance) {
-  SCOPED_TRACE(fmt::format("{}, {}", model_name(rows.checkpoint.config), kModeNames[mode]));
+void expect_reference(EngineKind kind, const Case& rows, Mode mode, double tolerance) {
+  SCOPED_TRACE(fmt::format("{}, {}, {}", kEngineNames[kind], model_name(rows.checkpoint.config), kModeNames[mode]));
   const Forward want = forward(EngineKind::Reference, rows, mode),
-                got = forward(EngineKind::Cpu, rows, mode, {.threads = 2});
+                got = forward(kind, rows, mode, {.threads = 2});
   EXPECT_LT(relative_difference(got.out, want.out), tolerance);
   ASSERT_EQ(got.trace.masks.defined(), want.trace.masks.defined());
   if (want.trace.masks.defined()) {
@@ -117,6 +117,11 @@ void expect_reference(const Case& rows, Mode mode, double tolerance) {
     EXPECT_GE(got.work[b].executed, got.work[b].required) << "row " << b;
     EXPECT_GE(want.work[b].executed, want.work[b].required) << "row " << b;
   }
+}
+
+void expect_reference(const Case& rows, Mode mode, double tolerance) {
+  for (const EngineKind kind : {EngineKind::Cpu, EngineKind::Torch})
+    expect_reference(kind, rows, mode, tolerance);
 }
 
 class FamilyEngines : public testing::TestWithParam<Family> {
@@ -136,7 +141,7 @@ TEST_P(FamilyEngines, Agree) {
 
 TEST_P(FamilyEngines, ReproduceTheRecordedStaticForward) {
   const at::Tensor wanted = GetParam().recorded(GetParam().routers ? "out_static" : "out");
-  for (const EngineKind kind : {EngineKind::Reference, EngineKind::Cpu}) {
+  for (const EngineKind kind : {EngineKind::Reference, EngineKind::Cpu, EngineKind::Torch}) {
     const at::Tensor out = forward(kind, rows_, Mode::Static).out.slice(1, 0, wanted.size(1));
     EXPECT_LT(relative_difference(out, wanted), kRecordedTolerance) << kEngineNames[kind];
   }
@@ -145,7 +150,7 @@ TEST_P(FamilyEngines, ReproduceTheRecordedStaticForward) {
 TEST_P(RoutedFamilyEngines, ReproduceTheRecordedForwardAndItsTokenMasks) {
   const at::Tensor wanted = GetParam().recorded("out"), tokens = GetParam().recorded("token_mask");
   const int extras = rows_.checkpoint.config.extras();  // recorded, too, and always on
-  for (const EngineKind kind : {EngineKind::Reference, EngineKind::Cpu}) {
+  for (const EngineKind kind : {EngineKind::Reference, EngineKind::Cpu, EngineKind::Torch}) {
     const Forward got = forward(kind, rows_, Mode::Dynamic);
     EXPECT_LT(relative_difference(got.out.slice(1, 0, wanted.size(1)), wanted), kRecordedTolerance)
         << kEngineNames[kind];
@@ -179,7 +184,7 @@ TEST_P(RoutedFamilyEngines, RequireThePlansWorkWithTheTokensOfTheTrace) {
 }
 
 TEST_P(FamilyEngines, InStaticModeRequireTheCompleteModel) {
-  for (const EngineKind kind : {EngineKind::Reference, EngineKind::Cpu}) {
+  for (const EngineKind kind : {EngineKind::Reference, EngineKind::Cpu, EngineKind::Torch}) {
     for (const Work& work : forward(kind, rows_, Mode::Static).work)
       EXPECT_EQ(work.required, static_macs(rows_.checkpoint.config)) << kEngineNames[kind];
   }
@@ -212,7 +217,7 @@ TEST_P(FamilyEngines, TakeAHintOfTimesWithoutChangingABit) {
 
 TEST_P(FamilyEngines, InBFloat16AreNearFloat32) {
   const at::Tensor exact = forward(EngineKind::Reference, rows_, Mode::Static).out;
-  for (const EngineKind kind : {EngineKind::Reference, EngineKind::Cpu}) {
+  for (const EngineKind kind : {EngineKind::Reference, EngineKind::Cpu, EngineKind::Torch}) {
     const at::Tensor got = forward(kind, rows_, Mode::Static, {.dtype = at::kBFloat16, .threads = 2}).out;
     const double error = ((got - exact).norm() / exact.norm()).item<double>();
     EXPECT_LT(error, kBf16Tolerance) << kEngineNames[kind];
@@ -337,14 +342,15 @@ TEST(EnginesOfFamilies, TellTheTimeOfJoins) {
 
 // Plans of steps.
 
-// All steps of a plan, taken by both engines with three rows: outputs, decisions and what is kept.
-void expect_reference(const Checkpoint& checkpoint, const PlanSpec& spec, Mode mode, double tolerance) {
-  SCOPED_TRACE(spec.name);
+// All steps of a plan, taken by an engine and the reference with three rows: outputs, decisions and what is
+// kept.
+void expect_reference(EngineKind kind, const Checkpoint& checkpoint, const PlanSpec& spec, Mode mode,
+                      double tolerance) {
+  SCOPED_TRACE(fmt::format("{}, {}", kEngineNames[kind], spec.name));
   check_spec(spec, checkpoint.config, /*guided=*/false, spec.name);
   const RunPlan plan = plan_of_spec(checkpoint, spec, mode, /*guided=*/false);
   EXPECT_GT(plan.slots, 0);
-  Walk reference(EngineKind::Reference, checkpoint, plan),
-      walk(EngineKind::Cpu, checkpoint, plan, {.threads = 2});
+  Walk reference(EngineKind::Reference, checkpoint, plan), walk(kind, checkpoint, plan, {.threads = 2});
   while (walk.step() >= 0) {
     SCOPED_TRACE(fmt::format("step {}", walk.step()));
     const Forward want = reference.forward(), got = walk.forward();
@@ -368,6 +374,11 @@ void expect_reference(const Checkpoint& checkpoint, const PlanSpec& spec, Mode m
       }
     }
   }
+}
+
+void expect_reference(const Checkpoint& checkpoint, const PlanSpec& spec, Mode mode, double tolerance) {
+  for (const EngineKind kind : {EngineKind::Cpu, EngineKind::Torch})
+    expect_reference(kind, checkpoint, spec, mode, tolerance);
 }
 
 const std::vector<double> kTableTimes = {100, 300, 500, 700, 900};

@@ -70,10 +70,10 @@ std::vector<int> stores(const StepPlan& step) {
 }
 
 // All steps: outputs, token decisions, required work and what is kept are the reference's.
-void expect_reference(const Checkpoint& checkpoint, const PlanSpec& spec, Mode mode) {
+void expect_reference(EngineKind kind, const Checkpoint& checkpoint, const PlanSpec& spec, Mode mode) {
+  SCOPED_TRACE(kEngineNames[kind]);
   const RunPlan plan = plan_of_spec(checkpoint, spec, mode, /*guided=*/false);
-  Walk reference(EngineKind::Reference, checkpoint, plan),
-      walk(EngineKind::Cpu, checkpoint, plan, {.threads = 2});
+  Walk reference(EngineKind::Reference, checkpoint, plan), walk(kind, checkpoint, plan, {.threads = 2});
   while (walk.step() >= 0) {
     SCOPED_TRACE(fmt::format("step {}", walk.step()));
     const StepPlan& step = walk.plan.steps[walk.step()];
@@ -98,31 +98,36 @@ void expect_reference(const Checkpoint& checkpoint, const PlanSpec& spec, Mode m
   }
 }
 
+void expect_reference(const Checkpoint& checkpoint, const PlanSpec& spec, Mode mode) {
+  for (const EngineKind kind : {EngineKind::Cpu, EngineKind::Torch})
+    expect_reference(kind, checkpoint, spec, mode);
+}
+
 void expect_reference(const Checkpoint& checkpoint, Mode mode, uint32_t seed, RandomPlan kind = {}) {
   SCOPED_TRACE(fmt::format("{}, seed {}", model_name(checkpoint.config), seed));
   kind.widths = mode == Mode::Dynamic && seed % 2 == 1;
   expect_reference(checkpoint, random_spec(checkpoint.config, spread_timesteps(9), seed, kind), mode);
 }
 
-TEST(CpuEngine, ObeysRandomPlansAsTheReferenceDoes) {
+TEST(Engines, ObeyRandomPlansAsTheReferenceDoes) {
   for (const DiTConfig& config : configs()) {
     const Checkpoint checkpoint = random_checkpoint(config);
     for (uint32_t seed = 0; seed < 6; ++seed) expect_reference(checkpoint, Mode::Dynamic, seed);
   }
 }
 
-TEST(CpuEngine, ObeysRandomPlansInStaticMode) {
+TEST(Engines, ObeyRandomPlansInStaticMode) {
   for (const DiTConfig& config : configs()) {
     for (uint32_t seed = 10; seed < 14; ++seed)
       expect_reference(random_checkpoint(config), Mode::Static, seed);
   }
 }
 
-TEST(CpuEngine, ObeysRandomPlansByTheCapacityRule) {
+TEST(Engines, ObeyRandomPlansByTheCapacityRule) {
   for (uint32_t seed = 20; seed < 26; ++seed) expect_reference(with_counts(), Mode::Dynamic, seed);
 }
 
-TEST(CpuEngine, ObeysRandomPlansWithOneKindOfRouterOrNone) {
+TEST(Engines, ObeyRandomPlansWithOneKindOfRouterOrNone) {
   DiTConfig widths = tiny_config(), tokens = tiny_config();
   widths.token_routers = false;
   tokens.width_routers = false;
@@ -133,7 +138,7 @@ TEST(CpuEngine, ObeysRandomPlansWithOneKindOfRouterOrNone) {
   }
 }
 
-TEST(CpuEngine, ObeysRandomPlansWithNoTokenOnOrAll) {
+TEST(Engines, ObeyRandomPlansWithNoTokenOnOrAll) {
   for (const float bias : {-1e6f, 1e6f}) {
     for (uint32_t seed = 40; seed < 43; ++seed) {
       expect_reference(with_token_bias(tiny_config(), bias), Mode::Dynamic, 2 * seed);
@@ -142,7 +147,7 @@ TEST(CpuEngine, ObeysRandomPlansWithNoTokenOnOrAll) {
   }
 }
 
-TEST(CpuEngine, ForecastsOfEveryKindAndOrderAsTheReferenceDoes) {
+TEST(Engines, ForecastOfEveryKindAndOrderAsTheReferenceDoes) {
   const Checkpoint checkpoint = random_checkpoint(odd_config());
   for (const ForecastKind kind :
        {ForecastKind::Taylor, ForecastKind::Lagrange, ForecastKind::Chebyshev, ForecastKind::Hermite}) {
@@ -215,7 +220,7 @@ TEST(CpuEngine, CountsTheSameWorkInBFloat16) {
 }
 
 class PlansOf : public testing::TestWithParam<EngineKind> {};
-INSTANTIATE_TEST_SUITE_P(Engines, PlansOf, testing::Values(EngineKind::Cpu, EngineKind::Reference),
+INSTANTIATE_TEST_SUITE_P(Engines, PlansOf, testing::Values(EngineKind::Cpu, EngineKind::Torch, EngineKind::Reference),
                          [](const auto& info) { return std::string(kEngineNames[info.param]); });
 
 struct Case {
