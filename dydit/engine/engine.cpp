@@ -138,9 +138,8 @@ at::ScalarType kept_type(EngineKind kind, const EngineOptions& options) {
 std::string arithmetic_text(EngineKind kind, at::ScalarType dtype) {
   const std::string name(kModelDtypeNames[dtype]);
   const Level level = level_of(dtype);
-  return kind != EngineKind::Cpu || level.activations == dtype
-             ? name
-             : fmt::format("{} ({})", name, level.name);
+  return kind != EngineKind::Cpu || level.activations == dtype ? name
+                                                               : fmt::format("{} ({})", name, level.name);
 }
 
 Engine::Engine(EngineKind kind, const DiTConfig& config, const EngineOptions& options)
@@ -156,8 +155,7 @@ Engine::Engine(EngineKind kind, const DiTConfig& config, const EngineOptions& op
                     kEngineNames[kind]);
   DYDIT_USAGE_CHECK(options.where.batch_invariant || device_.is_cuda(),
                     "batch_invariant false: a choice of GPUs alone");
-  DYDIT_USAGE_CHECK(options.where.graphs == GraphMode::Auto || device_.is_cuda(),
-                    "graphs: the CPU has none");
+  DYDIT_USAGE_CHECK(options.where.graphs == GraphMode::Auto || device_.is_cuda(), "graphs: the CPU has none");
   DYDIT_USAGE_CHECK(options.dtype != at::kChar || has_vnni(active_isa()),
                     "dtype int8: this processor ({}) has no dot products of bytes (VNNI); take f32 or bf16",
                     isa_name(active_isa()));

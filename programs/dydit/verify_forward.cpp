@@ -1,5 +1,5 @@
-// Recorded forwards. In bf16 a token near its threshold may flip, and what its row does from there on differs:
-// such rows are left out of the comparison, or where most rows are such, their flipped patches.
+// Recorded forwards. In bf16 a token near its threshold may flip, and what its row does from there on
+// differs: such rows are left out of the comparison, or where most rows are such, their flipped patches.
 #include <algorithm>
 
 #include <ATen/ATen.h>

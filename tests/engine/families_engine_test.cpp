@@ -103,7 +103,8 @@ Forward forward(EngineKind kind, const Case& rows, Mode mode, const EngineOption
 
 // Outputs, token decisions and required work of all rows are the reference's.
 void expect_reference(EngineKind kind, const Case& rows, Mode mode, double tolerance) {
-  SCOPED_TRACE(fmt::format("{}, {}, {}", kEngineNames[kind], model_name(rows.checkpoint.config), kModeNames[mode]));
+  SCOPED_TRACE(
+      fmt::format("{}, {}, {}", kEngineNames[kind], model_name(rows.checkpoint.config), kModeNames[mode]));
   const Forward want = forward(EngineKind::Reference, rows, mode),
                 got = forward(kind, rows, mode, {.threads = 2});
   EXPECT_LT(relative_difference(got.out, want.out), tolerance);

@@ -220,7 +220,8 @@ TEST(CpuEngine, CountsTheSameWorkInBFloat16) {
 }
 
 class PlansOf : public testing::TestWithParam<EngineKind> {};
-INSTANTIATE_TEST_SUITE_P(Engines, PlansOf, testing::Values(EngineKind::Cpu, EngineKind::Torch, EngineKind::Reference),
+INSTANTIATE_TEST_SUITE_P(Engines, PlansOf,
+                         testing::Values(EngineKind::Cpu, EngineKind::Torch, EngineKind::Reference),
                          [](const auto& info) { return std::string(kEngineNames[info.param]); });
 
 struct Case {
