@@ -90,7 +90,7 @@ Preview LatentDecoder::decode(const Preview& preview) const {
   std::vector<at::Tensor> images;
   for (const at::Tensor& x0 : at::nan_to_num(preview.x0).unbind(0))
     images.push_back(decode(x0, fmt::format("preview of step {}", preview.step)));
-  return {preview.first, preview.step, at::stack(images)};
+  return {preview.first, preview.step, at::stack(images), preview.stride};
 }
 
 json LatentDecoder::record(int height, int width) const {

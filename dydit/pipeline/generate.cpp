@@ -40,7 +40,8 @@ void check_cache_memory(at::ScalarType kept, const Course& course, const Samplin
 Preview preview_of(std::span<const Sample> samples) {
   std::vector<at::Tensor> images;
   for (const Sample& sample : samples) images.push_back(sample.x0);
-  return {samples[0].index, samples[0].steps_done(), at::stack(images)};
+  return {samples[0].index, samples[0].steps_done(), at::stack(images),
+          samples.size() > 1 ? samples[1].index - samples[0].index : 1};
 }
 
 }  // namespace
@@ -143,12 +144,12 @@ void Pipeline::run(const std::shared_ptr<Course>& course, Scheduler& scheduler,
                    const SamplingOptions& options, const GenerateCallbacks& callbacks) const {
   const Request& request = course->request;
   const int num_steps = request.total_steps();
-  const int64_t images = int64_t{request.num_images} - options.first;
+  const int64_t images = options.images_made(request.num_images);
   const long batches = (images + options.batch - 1) / options.batch;
   for (long b = 0; b < batches; ++b) {
-    const int first = options.first + static_cast<int>(b * options.batch),
-              count = std::min(options.batch, request.num_images - first);
-    scheduler.add(course, first, count);
+    const int done_before = static_cast<int>(b * options.batch),
+              count = static_cast<int>(std::min<int64_t>(options.batch, images - done_before));
+    scheduler.add(course, options.first + done_before * options.stride, count, options.stride);
     std::vector<Sample> finished;
     for (int done = 1; done <= num_steps; ++done) {
       finished = scheduler.step();

@@ -50,9 +50,12 @@ struct GeneratedSample {
 GeneratedSample delivered(const Sample& sample);
 
 struct Preview {
-  int first = 0;  // index of its first image
-  int step = 0;   // steps done, from 1
-  at::Tensor x0;  // (images, in_channels, side, side) float32, predicted in that step
+  int first = 0;   // index of its first image
+  int step = 0;    // steps done, from 1
+  at::Tensor x0;   // (images, in_channels, side, side), predicted in that step
+  int stride = 1;  // from an image's index to the next
+
+  int index(int image) const { return first + image * stride; }
 };
 
 struct GenerateCallbacks {

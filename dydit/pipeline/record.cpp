@@ -171,6 +171,7 @@ json run_record(const Checkpoint& checkpoint, const GenerateOptions& options, co
               {"threads", options.threads},
               {"size", config.input_size},
               {"static_gmacs", static_cast<double>(static_macs_per_sample(config, options)) / kGiga}};
+  if (options.stride > 1) run["shard"] = fmt::format("{}/{}", options.first, options.stride);
   if (options.where.device.is_cuda()) {
     run["batch_invariant"] = options.where.batch_invariant;
     run["graphs"] = kGraphModeNames[options.where.graphs];
@@ -308,6 +309,7 @@ std::string reproducing_command(const json& run) {
   const int num_images = record.number<int>("num_images", 1, kMost);
   command.add("--classes", fmt::format("{}", fmt::join(record.numbers("classes", kMost), ",")));
   command.add("-n", num_images);
+  if (run.contains("shard")) command.add("--shard", record.text("shard"));
   command.add("--seed", record.number<uint64_t>("seed", 0, std::numeric_limits<uint64_t>::max()));
   const bool planned = run.contains("plan"), by_plan_file = planned && record.at("plan").has("file"),
              by_budget = planned && record.at("plan").has("budget");
@@ -358,6 +360,12 @@ std::string reproducing_command(const json& run) {
                                     {"guide_every", "--guide-every"}}) {
       if (plan.has(key)) command.add(flag, plan.number<int>(key, 0, kNumTrainTimesteps));
     }
+    for (const auto& [key, flag] :
+         {std::pair{"weak_steps", "--weak-steps"}, {"level_from", "--level-from"}}) {
+      if (plan.has(key))
+        command.add(flag, fmt::format("{}", fmt::join(plan.numbers(key, kNumTrainTimesteps), ",")));
+    }
+    if (plan.has("guide_weak")) command.text += " --guide-weak";
   }
   if (run.contains("vae")) {
     command.add_vae(record.at("vae"));

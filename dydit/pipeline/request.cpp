@@ -133,6 +133,11 @@ void check_run(const Request& request, const SamplingOptions& run) {
       "--noise torch draws for one batch, as the original script does: {} images need --batch {}, "
       "got {}",
       request.num_images, request.num_images, run.batch);
+  DYDIT_USAGE_CHECK(run.first >= 0 && run.stride >= 1,
+                    "images {} and every {}th: expected 0 or more and 1 or more", run.first, run.stride);
+  DYDIT_USAGE_CHECK(request.noise != NoiseKind::Torch || run.stride == 1,
+                    "--noise torch draws for all images at once, of which a shard is a part; take --noise "
+                    "philox");
   DYDIT_USAGE_CHECK(
       request.noise != NoiseKind::Torch || request.sampler.kind != SamplerKind::HeunSde,
       "--noise torch: heun-sde draws before its first step, as no script of DiT does; take em-sde, or "

@@ -68,7 +68,7 @@ Scheduler::Scheduler(const Engine& engine, const SamplingOptions& options, const
       values_(static_cast<size_t>(engine.config().in_channels) * engine.config().input_size *
               engine.config().input_size) {}
 
-void Scheduler::add(const std::shared_ptr<Course>& course, int first, int count) {
+void Scheduler::add(const std::shared_ptr<Course>& course, int first, int count, int stride) {
   const DiTConfig& config = engine_.config();
   const Request& request = course->request;
   const size_t before = samples_.size();
@@ -77,7 +77,8 @@ void Scheduler::add(const std::shared_ptr<Course>& course, int first, int count)
   };
   const bool keeps_x0 = course->extras.x0 || request.sampler.kind == SamplerKind::Dpm,
              counts_tokens = course->extras.entries && course->plan.steps[0].routes_tokens(config);
-  for (int i = first; i < first + count; ++i) {
+  for (int n = 0; n < count; ++n) {
+    const int i = first + n * stride;
     samples_.push_back(
         {.course = course,
          .index = i,

@@ -65,8 +65,9 @@ class Scheduler {
   /// `options`: the threads, and where to put the largest inputs.
   Scheduler(const Engine& engine, const SamplingOptions& options, const Engine* small = nullptr);
 
-  /// Starts images [first, first + count) of a course; those of one with a stream of noise all at once.
-  void add(const std::shared_ptr<Course>& course, int first, int count);
+  /// Starts `count` images of a course, `first` and every `stride`-th after it; those of one with a stream of
+  /// noise all at once.
+  void add(const std::shared_ptr<Course>& course, int first, int count, int stride = 1);
   /// Takes up images where they stand, by their courses, which may be others than those that brought them
   /// there; x and x0 are theirs alone. What a course keeps is empty, and none has a stream of noise.
   void resume(std::vector<Sample> samples);

@@ -43,17 +43,17 @@ class PngSink : public Sink {
     json run = run_.record;
     run["preview_step"] = preview.step;
     PreviewGrid& grid = previews_[preview.step];
+    const bool is_new = grid.images.empty();
     const at::Tensor x0 = at::nan_to_num(preview.x0);  // a broken run ends with an error of its own
     for (size_t i = 0; i < records.size(); ++i) {
       grid.images.push_back(to_image(x0[static_cast<int64_t>(i)]));
       grid.records.push_back(records[i]);
       if (!one_by_one()) continue;
-      write(name_.of_preview(preview.first + static_cast<int>(i), preview.step), grid.images, run,
+      write(name_.of_preview(preview.index(static_cast<int>(i)), preview.step), grid.images, run,
             grid.records);
       grid = {};
     }
-    if (!one_by_one())
-      write(name_.of_preview(0, preview.step), grid.images, run, grid.records, preview.first == 0);
+    if (!one_by_one()) write(name_.of_preview(0, preview.step), grid.images, run, grid.records, is_new);
   }
   void finish(const json& records) override {
     if (!one_by_one()) write(file_of(0), images_, run_.record, records);

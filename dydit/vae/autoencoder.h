@@ -6,12 +6,14 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
 #include <nlohmann/json_fwd.hpp>
 
 #include "dydit/base/enum_names.h"
@@ -104,6 +106,8 @@ struct AutoencoderOptions {
   int threads = 1;
   bool encoder = false, decoder = true;  // what is packed
   StageObserver stages = {};             // for verify; costs copies
+  // Where LibTorch computes it (torch_autoencoder.h); unset: on the CPU with kernels of our own.
+  std::optional<at::Device> device = {};
 };
 
 /// An autoencoder that only computes: its weights packed once, const, for any number of threads at the same
@@ -136,7 +140,7 @@ class Autoencoder {
   AutoencoderConfig config_;
 };
 
-/// Throws Error where the file lacks the half that is asked for.
+/// Throws Error where the file lacks the half that is asked for, or the device cannot be used.
 std::unique_ptr<const Autoencoder> make_autoencoder(const AutoencoderFile& file,
                                                     const AutoencoderOptions& options);
 

@@ -13,6 +13,7 @@
 #include "dydit/base/machine.h"
 #include "dydit/vae/autoencoder.h"
 #include "dydit/vae/networks.h"
+#include "dydit/vae/torch_autoencoder.h"
 
 namespace dydit {
 namespace vae {
@@ -250,6 +251,7 @@ std::unique_ptr<const Autoencoder> make_autoencoder(const AutoencoderFile& file,
   };
   need(options.encoder, file.has_encoder, "encoder");
   need(options.decoder, file.has_decoder, "decoder");
+  if (options.device) return vae::make_torch_autoencoder(file, options);
   return std::make_unique<vae::PackedAutoencoder>(file, options);
 }
 

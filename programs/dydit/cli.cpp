@@ -119,6 +119,28 @@ void Cli::look_at_words(const std::vector<std::string>& args) {
   }
 }
 
+std::vector<std::string> Cli::without(const std::vector<std::string>& args,
+                                      const std::vector<std::string>& flags) const {
+  std::vector<std::string> left;
+  for (size_t i = 0; i < args.size(); ++i) {
+    const CLI::Option* option = option_of(args[i]);
+    const bool named =
+        option != nullptr && std::any_of(flags.begin(), flags.end(), [&](const std::string& flag) {
+          return app.get_option_no_throw(flag) == option;
+        });
+    const bool whole = args[i].starts_with("--") ? args[i].find('=') == args[i].npos : args[i].size() == 2;
+    if (named && is_switch(option) && !args[i].starts_with("--") && !whole) {  // -qn3
+      const std::vector<std::string> rest = without({"-" + args[i].substr(2)}, flags);
+      left.insert(left.end(), rest.begin(), rest.end());
+    } else if (!named) {
+      left.push_back(args[i]);
+    } else if (option->get_expected_min() > 0 && whole) {
+      ++i;
+    }
+  }
+  return left;
+}
+
 // Values of DYDIT_NAME as flags, unless the flag itself is given. An empty variable is none: that is how
 // compose files and scripts unset one.
 std::vector<std::string> Cli::variables() {

@@ -66,6 +66,9 @@ class Cli {
   /// At most one of two: of two from one place a UsageError, else the stronger one counts and the other is
   /// passed over with a note.
   void one_of(const std::string& first, const std::string& second);
+  /// The words of a command line of this verb but for these flags and their values.
+  std::vector<std::string> without(const std::vector<std::string>& args,
+                                   const std::vector<std::string>& flags) const;
   /// How a message calls a flag: "--steps", "DYDIT_STEPS: --steps", "run.toml: --steps".
   std::string named(const std::string& name) const;
   /// Does `work` with the flag's value; what is wrong with it names the flag first.

@@ -7,6 +7,7 @@
 #include "dydit/io/text.h"
 #include "dydit/pipeline/decoder.h"
 #include "dydit/pipeline/record.h"
+#include "model_flags.h"
 #include "outputs.h"
 #include "saved_latents.h"
 #include "signals.h"
@@ -23,6 +24,7 @@ int run_decode(const Args& args, Isa isa) {
   std::string latents_file;
   VaeFlags vae;
   OutputOptions outputs;
+  std::string device = "cpu";
   int threads = 1;
   cli.add_text("--latents", latents_file,
                "Safetensors with a tensor \"latents\" (images, channels, height, width)")
@@ -32,8 +34,10 @@ int run_decode(const Args& args, Isa isa) {
       "-o,--out", outputs.out,
       "FILE.png (a grid when several), a pattern like img_%03d.png, or a folder/ (default: samples.png)");
   cli.add_text("--npz", outputs.npz, "Also write the images as the ADM evaluator reads them (arr_0)");
+  add_device(cli, device, /*several=*/true);
   cli.add_threads(threads);
   cli.parse(args);
+  vae.where = gpu_or_cpu(device);
   const CancelFlag& cancel = install_cancel_handler();
 
   const SavedLatents saved = read_latents(latents_file);
@@ -60,12 +64,15 @@ int run_decode(const Args& args, Isa isa) {
   Outputs sinks(cli, outputs, run, {latents_file, vae.path, vae.config});
   cli.console.info(fmt::format("latents  {}: {} of {}x{}x{}, sha256 {:.10}", latents_file, count, channels,
                                height, width, saved.sha256));
-  cli.console.info(fmt::format("decoding {}: {}, {}, {:.1f} GMACs an image of {}x{}, cpu ({}), {} threads",
+  cli.console.info(fmt::format("decoding {}: {}, {}, {:.1f} GMACs an image of {}x{}, {} ({}), {} threads",
                                vae.path, run.record["vae"]["kind"].get<std::string>(), vae.dtype,
                                run.record["vae"]["gmacs"].get<double>(), run.pixels.width, run.pixels.height,
-                               isa_name(isa), threads));
+                               vae.where.str(), isa_name(isa), threads));
 
-  json result = {{"latents", latents_file}, {"vae", run.record["vae"]}, {"images", json::array()}};
+  json result = {{"latents", latents_file},
+                 {"vae", run.record["vae"]},
+                 {"device", vae.where.str()},
+                 {"images", json::array()}};
   double seconds = 0;
   const auto finish = [&] {
     sinks.finish();

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli.h"
+#include "device_shards.h"
 #include "dydit/base/error.h"
 #include "dydit/base/machine.h"
 #include "dydit/base/numbers.h"
@@ -36,7 +37,7 @@ struct GenerateFlags {
   ModelFlags model;
   std::vector<std::string> classes;
   std::string class_names_file;
-  std::string noise = "philox";
+  std::string noise = "philox", shard, devices;
   SamplingFlags sampling;
   GenerateOptions options;
   OutputOptions outputs;
@@ -64,6 +65,11 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
   cli.add_seed("--seed", flags.options.seed, "Seed of the noise");
   cli.add_choice("--noise", flags.noise, kNoiseNames.names(),
                  "Noise: a function of seed, image and step; or torch.randn's stream over one batch");
+  cli.add_text("--shard", flags.shard,
+               "K/N: of all images those with index K, K + N, ..., under their own names; N such runs, on "
+               "any machines, make what one makes");
+  cli.add_text("--devices", flags.devices,
+               "Devices that share out the images, a process each: 0,1 are GPUs; decoded on --device");
   flags.plan.add(cli);
   flags.plan.add_budget(cli);
   flags.stitch.add(cli);
@@ -81,6 +87,19 @@ void add_flags(Cli& cli, GenerateFlags& flags) {
                  "Also write the images predicted every so many steps: FILE_step0010.png beside --out");
   cli.add_text("--cost-map", flags.outputs.cost_map,
                "FILE.png: each image beside the share of MLPs that its tokens entered");
+}
+
+// --shard K/N.
+void read_shard(Cli& cli, const std::string& text, SamplingOptions& options) {
+  if (text.empty()) return;
+  const size_t slash = text.find('/');
+  const auto number = [&](std::string_view part) { return parse_number<int>(part).value_or(-1); };
+  const std::string_view all = text;
+  const int K = number(all.substr(0, slash)), N = slash == text.npos ? -1 : number(all.substr(slash + 1));
+  DYDIT_USAGE_CHECK(K >= 0 && N > K, "{} {}: expected K/N with K from 0 to N - 1, e.g. 0/4",
+                    cli.named("--shard"), quote(text));
+  options.first = K;
+  options.stride = N;
 }
 
 // Turns what was typed into options, with the checkpoint at hand.
@@ -106,6 +125,9 @@ void resolve(Cli& cli, GenerateFlags& flags, const Checkpoint& checkpoint) {
   }
   if (options.num_images == 0)
     options.num_images = std::max<int>(1, static_cast<int>(options.classes.size()));
+  read_shard(cli, flags.shard, options);
+  DYDIT_USAGE_CHECK(options.first < options.num_images, "{} {}: of {} images that shard has none",
+                    cli.named("--shard"), flags.shard, options.num_images);
   if (options.classes.size() > static_cast<size_t>(options.num_images))
     cli.console.info(fmt::format("passed over: the last {} of {} classes, for there are {} images",
                                  options.classes.size() - static_cast<size_t>(options.num_images),
@@ -177,7 +199,7 @@ OutputRun output_run(const Checkpoint& checkpoint, const GenerateOptions& option
 json preview_records(const Checkpoint& checkpoint, const GenerateOptions& options, const Preview& preview) {
   json records = json::array();
   for (int i = 0; i < preview.x0.size(0); ++i) {
-    const int index = preview.first + i, label = options.label(index);
+    const int index = preview.index(i), label = options.label(index);
     records.push_back({{"index", index}, {"class", label}, {"class_name", class_name_of(checkpoint, label)}});
   }
   return records;
@@ -230,8 +252,9 @@ void print_decisions(Console& console, const json& run, const Checkpoint& checkp
   if (run["noise"] == "torch") {
     console.info("noise    torch.randn's stream over the batch: an image depends on how many are made");
   }
-  console.info(fmt::format("engine   {}, {}, cpu ({}), {} threads", run["engine"].get<std::string>(),
-                           run["arithmetic"].get<std::string>(), isa_name(isa), run["threads"].get<int>()));
+  console.info(fmt::format("engine   {}, {}, {} ({}), {} threads", run["engine"].get<std::string>(),
+                           run["arithmetic"].get<std::string>(), run["device"].get<std::string>(),
+                           isa_name(isa), run["threads"].get<int>()));
 }
 
 void print_summary(const json& result, bool verbose) {
@@ -278,6 +301,7 @@ int run_generate(const Args& args, Isa isa) {
   add_flags(cli, flags);
   cli.parse(args);
   flags.sampling.check(cli, flags.options);
+  flags.vae.where = flags.model.where.resolve().device;
   Console& console = cli.console;
   const CancelFlag& cancel = install_cancel_handler();
 
@@ -287,6 +311,10 @@ int run_generate(const Args& args, Isa isa) {
     checkpoint.class_names = read_class_names(cli, flags.class_names_file, checkpoint.config.num_classes);
   }
   resolve(cli, flags, checkpoint);
+  std::vector<std::string> devices;
+  if (!flags.devices.empty()) cli.within("--devices", [&] { devices = parse_devices(flags.devices); });
+  for (const char* flag : {"--shard", "--preview-every", "--cost-map", "--config"})
+    cli.needs(flag, devices.empty(), "one process: leave out --devices");
   json result =
       run_record(checkpoint, flags.options, loading_of(flags.model.checkpoint, flags.class_names_file));
   if (flags.options.plan)
@@ -328,30 +356,37 @@ int run_generate(const Args& args, Isa isa) {
   };
   const Timer timer;
   try {
-    generate(checkpoint, flags.options,
-             {.on_sample =
-                  [&](GeneratedSample&& sample) {
-                    if (decoders.images) {
-                      decoders.images->decode(sample);
-                    } else if (makes_pixels(checkpoint.config)) {
-                      sample.pixels = sample.sample;
-                    }
-                    const json record = image_record(checkpoint, flags.options, sample);
-                    result["images"].push_back(outputs.add(sample, record));
-                  },
-              .on_progress = [&](const Progress& progress) { console.progress(progress); },
-              .on_preview =
-                  [&](const Preview& preview) {
-                    const json records = preview_records(checkpoint, flags.options, preview);
-                    outputs.add_preview(decoders.images ? decoders.of_previews().decode(preview) : preview,
-                                        records);
-                  },
-              .cancel = &cancel});
+    const GenerateCallbacks callbacks = {
+        .on_sample =
+            [&](GeneratedSample&& sample) {
+              if (decoders.images) {
+                decoders.images->decode(sample);
+              } else if (makes_pixels(checkpoint.config)) {
+                sample.pixels = sample.sample;
+              }
+              const json record = image_record(checkpoint, flags.options, sample);
+              result["images"].push_back(outputs.add(sample, record));
+            },
+        .on_progress = [&](const Progress& progress) { console.progress(progress); },
+        .on_preview =
+            [&](const Preview& preview) {
+              const json records = preview_records(checkpoint, flags.options, preview);
+              outputs.add_preview(decoders.images ? decoders.of_previews().decode(preview) : preview,
+                                  records);
+            },
+        .cancel = &cancel};
+    if (devices.empty()) {
+      generate(checkpoint, flags.options, callbacks);
+    } else {
+      const Args shared = cli.without(
+          args, {"--devices", "--device", "--out", "--npz", "--latents", "--quiet", "--verbose", "--json"});
+      generate_on_devices(shared, devices, flags.options.num_images, callbacks);
+    }
   } catch (const Error& error) {
     const bool cancelled = dynamic_cast<const Cancelled*>(&error) != nullptr;
     if (!cancelled && result["images"].empty()) throw;
     console.info(fmt::format("stopped; {} of {} images are finished", result["images"].size(),
-                             flags.options.num_images));
+                             flags.options.images_made(flags.options.num_images)));
     result[cancelled ? "cancelled" : "failed"] = true;
     const auto failure = finish();
     if (cancelled && failure) std::rethrow_exception(failure);  // else it tells less than the first

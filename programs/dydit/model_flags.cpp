@@ -145,9 +145,13 @@ EngineKind DeviceFlags::resolve_engine() const {
   return resolve().device.is_cuda() ? EngineKind::Torch : EngineKind::Cpu;
 }
 
+at::Device gpu_or_cpu(const std::string& name) {
+  const at::Device named(name);
+  return named.is_cuda() && !named.has_index() ? at::Device(at::kCUDA, 0) : named;
+}
+
 DeviceOptions DeviceFlags::resolve() const {
-  const at::Device named(device);
-  return {.device = named.is_cuda() && !named.has_index() ? at::Device(at::kCUDA, 0) : named,
+  return {.device = gpu_or_cpu(device),
           .batch_invariant = !no_batch_invariant,
           .graphs = kGraphModeNames.at(graphs)};
 }

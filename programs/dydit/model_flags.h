@@ -36,6 +36,8 @@ Checkpoint load_model(Cli& cli, const std::string& path, const CheckpointOptions
 
 /// --device: the CPU, and of a program built with CUDA a GPU, with `several` by its number.
 void add_device(Cli& cli, std::string& device, bool several);
+/// Of its value; "cuda" is the first.
+at::Device gpu_or_cpu(const std::string& name);
 
 /// How the model was loaded, for the record: what `options` say where the file does not.
 nlohmann::json loading_of(const CheckpointOptions& options, const std::string& class_names_file);

@@ -219,9 +219,9 @@ std::vector<Fact> run_facts(const json& run, Isa isa) {
        scale > 1 ? fmt::format("{:.4g} on {} channels", scale, run["cfg_channels"].get<int>()) : "off"},
       {"seed", json_text(run["seed"])},
       {"mode", run["mode"].get<std::string>()},
-      {"engine",
-       fmt::format("{}, {}, cpu ({}), {} threads", run["engine"].get<std::string>(),
-                   run["arithmetic"].get<std::string>(), isa_name(isa), run["threads"].get<int>())}};
+      {"engine", fmt::format("{}, {}, {} ({}), {} threads", run["engine"].get<std::string>(),
+                             run["arithmetic"].get<std::string>(), run["device"].get<std::string>(),
+                             isa_name(isa), run["threads"].get<int>())}};
   if (run.contains("vae")) {
     const json& vae = run["vae"];
     facts.push_back(
@@ -281,6 +281,7 @@ int run_report(const Args& args, Isa isa) {
   cli.parse(args);
   const CancelFlag& cancel = install_cancel_handler();
 
+  flags.vae.where = flags.model.where.resolve().device;
   const Checkpoint checkpoint = flags.model.load(cli);
   resolve(cli, flags, checkpoint);
   const GenerateOptions& options = flags.options;

@@ -42,8 +42,9 @@ at::ScalarType VaeFlags::resolve_dtype() const { return kDtypeNames.at(dtype); }
 
 LatentDecoder VaeFlags::decoder(Cli& cli, const AutoencoderFile& file, const LatentOrigin& origin,
                                 int channels, int height, int width, int threads) const {
-  LatentDecoder decoder(file, origin, channels, {.dtype = resolve_dtype(), .threads = threads},
-                        resolve_tiling());
+  AutoencoderOptions options{.dtype = resolve_dtype(), .threads = threads};
+  if (where.is_cuda()) options.device = where;
+  LatentDecoder decoder(file, origin, channels, options, resolve_tiling());
   for (const std::string& note : decoder.notes()) cli.console.info(note);
   decoder.check_memory(height, width);
   return decoder;

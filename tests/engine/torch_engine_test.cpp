@@ -251,6 +251,14 @@ TEST(TorchEngine, AsksTheDeviceForNothingInsideABlock) {
   }
 }
 
+TEST(TorchEngine, SeesRowsThatDependOnTheirNumber) {
+  const at::TensorOptions options = at::kFloat;
+  EXPECT_TRUE(
+      aten::rows_are_independent([](const at::Tensor& x) { return x * 2 + x.sum(2, true); }, 6, options));
+  EXPECT_FALSE(aten::rows_are_independent([](const at::Tensor& x) { return x * (1.0 + 1e-6 * x.size(1)); }, 6,
+                                          options));
+}
+
 TEST(TorchEngine, RoundsAModulatedNormOnce) {
   const at::Tensor x = random_tensor({2, 3, 40}, 1, 0), shift = random_tensor({2, 1, 40}, 1, 1),
                    scale1 = 1 + random_tensor({2, 1, 40}, 1, 2);

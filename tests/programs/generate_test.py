@@ -78,6 +78,51 @@ class StitchTest(GenerateBase):
         self.expect_error(["generate", "--model", CIFAR, "--stitch", f"{small}:0.4", "--cache", "fora:2"], 2, "leave out --stitch")
 
 
+class ShardTest(ProgramTest):
+    """--shard K/N: the union of all shards is the whole, bit for bit."""
+
+    RUN = ["generate", "--model", TINY, "-n", "7", "-c", "1,2,3", "--sampler", "ddim", "--steps", "3"]
+
+    def test_the_union_is_the_whole(self):
+        self.run_ok(*self.RUN, "--latents", "all.safetensors")
+        whole = support.load(self.work / "all.safetensors")[0]
+        for batch in ("2", "16"):
+            for shard in range(3):
+                run = self.run_json(*self.RUN, "--shard", f"{shard}/3", "--batch", batch, "--latents", f"{shard}.safetensors")
+                part = support.load(self.work / f"{shard}.safetensors")[0]
+                self.assertEqual((run["shard"], run["num_images"]), (f"{shard}/3", 7))
+                self.assertEqual([image["index"] for image in run["images"]], list(range(shard, 7, 3)))
+                for key in ("latents", "labels"):
+                    self.assertTrue(np.array_equal(part[key], whole[key][shard::3]), key)
+        self.assertIn("--shard 2/3", self.run_ok("inspect", self.work / "2.safetensors"))
+
+    def test_devices_share_the_images_out(self):
+        flags = ["generate", "--model", CIFAR, "-n", "5", "--sampler", "ddim", "--steps", "2", "--dtype", "f32"]
+        whole = self.run_json(*flags, "--npz", "a.npz", "--out", "a.png")
+        shared = self.run_json(*flags, "--npz=b.npz", "-o", "b.png", "--devices", "cpu,cpu,cpu")
+        with np.load(self.work / "a.npz") as a, np.load(self.work / "b.npz") as b:
+            self.assertTrue(np.array_equal(a["arr_0"], b["arr_0"]))
+        self.assertTrue(np.array_equal(read_png(self.work / "a.png"), read_png(self.work / "b.png")))
+        for a, b in zip(whole["images"], shared["images"], strict=True):
+            self.assertEqual((a["index"], a["class"]), (b["index"], b["class"]))
+            self.assertAlmostEqual(a["required_gmacs"], b["required_gmacs"], places=6)
+        self.expect_error([*flags, "--out", "c.png", "--devices", "cpu,cuda:3"], 1, "--devices", "the process of cuda:3 ended with 2")
+        for given in (["--devices", "cpu,,cpu"], ["--devices", "cpu,cpu", "--shard", "0/2"], ["--devices", "cpu", "--preview-every", "1"]):
+            self.expect_error([*flags, "--out", "c.png", *given], 2, "devices")
+        self.assertNotIn("c.png", self.files())
+
+    def test_names_and_previews_are_the_images_own(self):
+        run = self.run_json("generate", "--model", CIFAR, "-n", "5", "--sampler", "ddim", "--steps", "2", "--preview-every", "1",
+                            "--shard", "1/2", "--out", "i/%02d.png")
+        self.assertEqual(sorted(run["files"]), ["i/01.png", "i/01_step0001.png", "i/03.png", "i/03_step0001.png"])
+
+    def test_refusals(self):
+        for text in ("3/3", "a/b", "0", "1/0", "-1/2", "0/2/3"):
+            self.expect_error([*self.RUN, f"--shard={text}", "--latents", "x.safetensors"], 2, "--shard", "expected K/N")
+        self.expect_error([*self.RUN, "--shard", "8/9", "--latents", "x.safetensors"], 2, "that shard has none")
+        self.expect_error([*self.RUN, "--shard", "0/2", "--noise", "torch", "--latents", "x.safetensors"], 2, "--noise torch")
+
+
 class OutputsTest(GenerateBase):
     """Every kind of target shows the same five images."""
 

@@ -92,6 +92,15 @@ void put(at::Tensor& x, const Chosen& chosen, const at::Tensor& rows) {
   x.view({-1, x.size(2)}).index_copy_(0, chosen.rows, rows_of(rows));
 }
 
+bool rows_are_independent(const std::function<at::Tensor(const at::Tensor& x)>& layer, int64_t in,
+                          const at::TensorOptions& options) {
+  const at::Tensor x = at::randn({1, 4096, in}, options), whole = layer(x);
+  for (const int64_t rows : {256, 1000}) {
+    if (!at::equal(layer(x.narrow(1, 0, rows).contiguous()), whole.narrow(1, 0, rows))) return false;
+  }
+  return true;
+}
+
 at::Tensor to_device(const at::Tensor& host, at::Device device) {
   return device.is_cuda() ? host.pin_memory().to(device, /*non_blocking=*/true) : host.to(device);
 }

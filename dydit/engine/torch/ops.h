@@ -3,6 +3,8 @@
 // part.
 #pragma once
 
+#include <functional>
+
 #include <ATen/core/Tensor.h>
 
 #include "dydit/model/config.h"
@@ -42,6 +44,12 @@ Chosen choose(const at::Tensor& logits, int keep, int cap, int extras, const at:
 at::Tensor taken(const at::Tensor& x, const Chosen& chosen);
 /// The other way: chosen rows of x <- rows (B, k, C).
 void put(at::Tensor& x, const Chosen& chosen, const at::Tensor& rows);
+
+/// Whether rows of layer(x), x (4096, in) of random numbers with `options`, are the same bits when there are
+/// 256 or 1000 of them: what a library promises of no product, and an image's independence of its batch
+/// needs.
+bool rows_are_independent(const std::function<at::Tensor(const at::Tensor& x)>& layer, int64_t in,
+                          const at::TensorOptions& options);
 
 /// A host's tensor on `device`; without waiting for the device.
 at::Tensor to_device(const at::Tensor& host, at::Device device);

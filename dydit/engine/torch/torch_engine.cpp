@@ -121,6 +121,24 @@ TorchEngine::TorchEngine(const Checkpoint& checkpoint, const EngineOptions& opti
   if (device_.is_cuda()) forbid_divided_products(options.where.batch_invariant);
   model_->to(device_);
   for (DiTBlock& block : model_->blocks) weights_.push_back(taken_out(block, config_.num_heads));
+  if (device_.is_cuda() && options.where.batch_invariant) check_invariance();
+}
+
+// Of the first block's layers, whose shapes all have.
+void TorchEngine::check_invariance() const {
+  const int H = config_.num_heads, C = config_.hidden_size, F = config_.mlp_hidden;
+  const BlockSlots slots(weights_[0], orders_[0]);
+  const auto check = [&](const char* name, int64_t in, const auto& layer) {
+    DYDIT_CHECK(rows_are_independent(layer, in, at::TensorOptions().dtype(dtype_).device(device_)),
+                "device {}: rows of {} depend on how many there are, so an image would depend on its batch; "
+                "take --no-batch-invariant",
+                device_.str(), name);
+  };
+  check("qkv", C, [&](const at::Tensor& x) { return linear(x, slots.qkv(H), slots.qkv_bias(H)); });
+  check("proj", C, [&](const at::Tensor& x) { return linear(x, slots.proj(H), slots.proj_bias()); });
+  check("fc1", C,
+        [&](const at::Tensor& x) { return linear_gelu(x, slots.fc1(H), slots.fc1_bias(H), config_.gelu); });
+  check("fc2", F, [&](const at::Tensor& x) { return linear(x, slots.fc2(H), slots.fc2_bias()); });
 }
 
 std::unique_ptr<Workspace> TorchEngine::new_workspace(const WorkspaceOptions& options) const {

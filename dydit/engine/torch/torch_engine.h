@@ -81,6 +81,7 @@ class TorchEngine final : public Engine {
   template <typename Fn>
   void branch(const Pass& pass, int index, Branch which, const at::Tensor& gate, const Chosen& chosen,
               const Fn& compute) const;
+  void check_invariance() const;
   int64_t executed_macs(const StepPlan& step, const std::vector<BlockShape>& shapes) const;
 
   const at::ScalarType dtype_;
