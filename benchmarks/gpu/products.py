@@ -128,7 +128,6 @@ def layer_line(M, full):
         clock, settings = clock_of(context), {}
         settings["default"] = layer_times(context.torch, clock, rows, on, C, H, False)
         settings["no split-K"] = layer_times(context.torch, clock, rows, on, C, H, True)
-        settings["no split-K, small workspace"] = in_other_process(context, rows, on, C, H)
         work = sum(layer_work(rows, on, C, H).values())
         predicted = context.table["facts"]["library product of the peak"]
         for name, times in settings.items():
@@ -140,13 +139,19 @@ def layer_line(M, full):
     return run
 
 
-def in_other_process(context, M, on, C, H):
+def small_workspace(context):
     """The same times by a process in whose environment cuBLAS may use next to no workspace."""
-    done = subprocess.run([sys.executable, HERE / "products.py", context.device, *map(str, (M, on, C, H))], capture_output=True, text=True,
-                          timeout=context.timeout(90), env={**os.environ, **SMALL_WORKSPACE})
+    C, H = shape(context)
+    shapes = [(max(8, M // 64) if context.dry else M, on) for M in ROWS[:2] for on in (H, round(H * 9 / 16))]
+    done = subprocess.run([sys.executable, HERE / "products.py", context.device, str(C), str(H), *(f"{M}:{on}" for M, on in shapes)],
+                          capture_output=True, text=True, timeout=context.timeout(90), env={**os.environ, **SMALL_WORKSPACE})
     if done.returncode:
         raise Failed(f"products.py: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f'exit {done.returncode}'}")
-    return json.loads(done.stdout)
+    times = json.loads(done.stdout)
+    for (M, on), of_layers in zip(shapes, times, strict=True):
+        share = 2 * sum(layer_work(M, on, C, H).values()) / sum(of_layers.values()) / 1e9 / peak(context)
+        context.value(f"M {M}, {on} of {H}: of the peak", share, "")
+    return {"milliseconds": times}
 
 
 def invariance(context):
@@ -214,10 +219,11 @@ def sixteen_algorithms(M):
 
 def lines(context):
     shapes = [Line(f"layers M {M} {'all' if full else '9 of 16'}", f"qkv, proj, fc1, fc2 at M {M}, {'all' if full else '9 of 16'} heads and groups: "
-                   "default, split-K forbidden, small workspace", layer_line(M, full), 9) for M in ROWS for full in (True, False)]
+                   "default, split-K forbidden", layer_line(M, full), 9) for M in ROWS for full in (True, False)]
     return [Line("ceilings", "copy of 8 GB (read and written), bf16 product of 8192", ceilings, 4),
             Line("invariance", "rows 0..255 of M 256, 1000, 4096: bits", invariance, 3),
             *shapes[:4],
+            Line("small workspace", "no split-K and next to no workspace, at M 4096 and 512", small_workspace, 15),
             Line("gelu", "fc1 at M 4096: bias and GELU in the product", gelu, 3),
             Line("grouped", "product with M on the device, three quarters of 4096 rows", grouped, 3),
             *shapes[4:],
@@ -225,12 +231,13 @@ def lines(context):
             Line("ceilings again", "both ceilings at the end", ceilings, 4)]
 
 
-def main(device, *numbers):
-    """Prints layer_times as JSON: for environments that cuBLAS reads once. products.py DEVICE M ON C H"""
+def main(device, C, H, *shapes):
+    """Prints layer_times of every shape as JSON, for environments that cuBLAS reads once: products.py DEVICE C H M:ON..."""
     import torch
     torch.set_num_threads(1)
-    M, on, C, H = map(int, numbers)
-    print(json.dumps(layer_times(torch, Clock(torch, device, warm_up=.2, lap=.02), M, on, C, H, True)))
+    clock = Clock(torch, device, warm_up=.2, lap=.02)
+    pairs = [map(int, shape.split(":")) for shape in shapes]
+    print(json.dumps([layer_times(torch, clock, M, on, int(C), int(H), True) for M, on in pairs]))
 
 
 if __name__ == "__main__":

@@ -93,6 +93,10 @@ class Program:
         except subprocess.TimeoutExpired:
             raise Failed(f"{' '.join(command[:4])} ...: no answer after {timeout:.0f} s") from None
 
+    def run_beside(self, name, *arguments, timeout):
+        """Another program of the same build."""
+        return subprocess.run([self.beside(name), *arguments], capture_output=True, text=True, timeout=timeout, env=self.environment, errors="replace")
+
     def ask(self, *arguments, timeout, environment=None):
         """The JSON object that a verb prints; Refused where the program does not know the flags, Failed where it breaks."""
         done = self.run(*arguments, "--json", "-q", timeout=timeout, environment=environment)

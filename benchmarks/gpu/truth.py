@@ -14,6 +14,7 @@ from protocol import ROOT, TINY, Failed, Line, Refused, Skip, last_error
 GOLDEN = ROOT / "tests/golden"
 THRESHOLD_MODEL = ROOT / "models/dydit-cifar10-0.5.safetensors"
 IMAGES, STEPS = 16, 4
+UNKNOWN = ("torch is unknown", "not expected", "no such flag", "unknown option")  # of a program without this engine or flag
 BF16_LIMIT = 0.05  # of an image's largest value, after a few steps in bfloat16 by two engines
 
 
@@ -46,13 +47,11 @@ def program(context):
 def kernel_tests(pattern):
     """Tests of kernels as a program beside dydit; there is none before the engine has kernels of its own."""
     def run(context):
-        tests = context.program.beside("kernel_tests")
-        if not tests:
+        if not context.program.beside("kernel_tests"):
             raise Skip("no kernel_tests beside the program: this build has no kernels of its own")
         if context.dry:
             raise Skip("needs a card; on the CPU the same sources are run by ctest")
-        done = subprocess.run([tests, f"--gtest_filter={pattern}"], capture_output=True, text=True, timeout=context.timeout(120),
-                              env=context.program.environment)
+        done = context.program.run_beside("kernel_tests", f"--gtest_filter={pattern}", timeout=context.timeout(120))
         passed, failed = (len(re.findall(rf"^\[ +{word} +\] \S+ \(", done.stdout, re.M)) for word in ("OK", "FAILED"))
         if done.returncode or not passed:
             raise Failed(f"{failed} of {passed + failed} failed: {last_error(done.stdout)}")
@@ -223,11 +222,11 @@ def one_line_error(arguments, wanted, exits=(1, 2)):
         done = context.run(*[argument(context) if callable(argument) else argument for argument in arguments], "-q", most=120)
         lines = done.stderr.splitlines()
         context.note(last_error(done.stderr)[:300])
+        if done.returncode == 2 and any(word in done.stderr for word in UNKNOWN):
+            raise Refused(last_error(done.stderr))
         if done.returncode not in exits or len(lines) != 1 or not lines[0].startswith("dydit: error: "):
             raise Failed(f"one line of an error was expected, got exit {done.returncode} and {len(lines)} lines: {' / '.join(lines)[:200]}")
         said = lines[0].lower()
-        if "torch is unknown" in said or "was not expected" in said or "the following argument" in said:
-            raise Refused(lines[0])
         if not any(word in said for word in wanted):
             raise Failed(f"none of {', '.join(wanted)} in: {lines[0][:200]}")
     return run
