@@ -15,7 +15,6 @@ import json
 import os
 import pathlib
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -177,11 +176,12 @@ class Context:
     stage: str
     card: object          # card.Card, or None
     end: float            # time.monotonic() by which the call must be over
-    results: Results = None
+    results: Results
     torch: object = None  # the module, where the call needs it
     table: dict = field(default_factory=predictions)
     values: list = field(default_factory=list)
     notes: list = field(default_factory=list)
+    current: str = ""     # the line's name
 
     @property
     def device(self):
@@ -195,9 +195,9 @@ class Context:
         if self.dry:
             raise Skip(NEEDS_CARD)
 
-    def value(self, of, measured, unit, predicted=None, kind="prediction"):
-        """kind: "prediction"; "floor" or "limit" (it should be above, below), which cannot be missed by 25 %."""
-        self.values.append({"of": of, "measured": measured, "unit": unit, "predicted": predicted, "kind": kind})
+    def value(self, of, measured, unit, predicted=None, kind="prediction", quartiles=None):
+        """kind: "prediction", which can be missed by so many per cent; "floor", "limit" or "equal": above, at most, or just that is right."""
+        self.values.append(value_of(of, measured, unit, predicted, kind) | ({"low": quartiles[0], "high": quartiles[1]} if quartiles else {}))
 
     def note(self, text):
         self.notes.append(text)
@@ -205,8 +205,6 @@ class Context:
     def part(self, name, what, values, **more):
         """A row of its own beside the line's, for a line that measures many things and may be killed between them."""
         self.results.put({"name": name, "what": what, "status": "ok", "part_of": self.current, "values": values, "at": now(), **more})
-
-    current: str = ""
 
     def run(self, *arguments, most=300, **options):
         return self.program.run(*arguments, timeout=self.timeout(most), **options)
@@ -221,6 +219,10 @@ class Context:
         """An entry of a table by card ("H100", "H200"), of the card that the predictions are for where there is no other."""
         name = self.card.name if self.card else ""
         return next((value for key, value in table.items() if key in name), table[self.table["card"]])
+
+
+def value_of(of, measured, unit, predicted=None, kind="prediction"):
+    return {"of": of, "measured": measured, "unit": unit, "predicted": predicted, "kind": kind}
 
 
 def do_line(context, line):
@@ -275,8 +277,11 @@ def number(value):
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+SIGNS = {"prediction": "", "floor": ">= ", "limit": "<= ", "equal": "= "}
+
+
 def value_text(value):
-    sign = {"floor": ">", "limit": "<"}.get(value["kind"], "")
+    sign = SIGNS[value["kind"]]
     return f"{value['of']} {sign}{number(value['predicted'])} -> {number(value['measured'])} {value['unit']}".strip()
 
 
@@ -298,14 +303,6 @@ def print_table(results, width=150):
     if len(rows) > len(shown):
         print(f"... and {len(rows) - len(shown)} more rows")
     print(f"{results.path}: {', '.join(f'{count} {status}' for status, count in counts.items())}", flush=True)
-
-
-def quartiles(laps):
-    """(median, first, third) of at least one lap."""
-    if len(laps) < 2:
-        return laps[0], laps[0], laps[0]
-    first, median, third = statistics.quantiles(laps, n=4, method="inclusive")
-    return median, first, third
 
 
 def machine_facts(torch=None):

@@ -2,7 +2,7 @@
 
 import setup_path  # noqa: F401  (benchmarks/rivals)
 from compare_cuda import CASES, NOT_COMPARED, case_name, compare
-from protocol import Line
+from protocol import Line, value_of
 
 SECONDS = {("XL/2", 16): 170, ("XL/2", 2): 110, ("XL/2", 64): 120, ("S/2", 64): 70}
 
@@ -23,7 +23,7 @@ def case_line(size, batch):
         predicted = context.table["rivals"].get(case_name(size, batch))
 
         def on_row(name, row):
-            values = [{"of": "forward", "measured": row["median"], "unit": "ms", "predicted": None, "kind": "prediction"}] if row.get("median") else []
+            values = [value_of("forward", row["median"], "ms") | {"low": row["low"], "high": row["high"]}] if row.get("median") else []
             context.results.put({"name": f"{case_name(size, batch)}: {name}", "what": name, "status": row["status"], "part_of": context.current,
                                  "values": values, **({"why": row["why"]} if "why" in row else {}), "numbers": row})
 

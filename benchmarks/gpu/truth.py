@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 
+from own import ask_or_skip
 from plans import changing_plan, even_timesteps
 from protocol import ROOT, TINY, Failed, Line, Refused, Skip, last_error
 
@@ -107,7 +108,7 @@ def samples(path):
 
 def made(context, name, *more, model=TINY, dtype="bf16", count=IMAGES, how=None, flags=("--steps", STEPS)):
     path = context.out / f"{name}.safetensors"
-    context.ask("generate", "--model", model, "-n", count, "--sampler", "ddim", "--seed", 7, "--latents", path, "--dtype", dtype,
+    ask_or_skip(context, "generate", "--model", model, "-n", count, "--sampler", "ddim", "--seed", 7, "--latents", path, "--dtype", dtype,
                 *(engine(context) if how is None else how), *flags, *more)
     images = samples(path)
     path.unlink()
@@ -164,7 +165,7 @@ def shards(context):
 
 
 def graphs(context):
-    context.need_card()
+    """On the CPU a graph is its body, called."""
     on, off = (made(context, f"graphs-{graphs}", "--batch", 5, "--graphs", graphs) for graphs in ("on", "off"))
     hold(context, "graphs on and off", on, off)
 
