@@ -34,6 +34,8 @@ def case_line(size, batch):
         sliced, sliced_name = best(rows, "sliced")
         context.value("best torch.compile", compiled, "ms", predicted)
         context.value("best sliced PyTorch", sliced, "ms")
+        context.value("best eager", best(rows, "static, eager")[0], "ms")
+        context.value("masked, as published", best(rows, "masked, as published")[0], "ms")
         context.value("dydit static over the best torch.compile", over(compiled, static), "x")
         context.value("dydit .49 over the best torch.compile", over(compiled, dynamic), "x")
         context.value("dydit .49 over the best sliced PyTorch", over(sliced, dynamic), "x")
