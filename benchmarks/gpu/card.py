@@ -12,6 +12,20 @@ class NoCard(Exception):
     pass
 
 
+class BlindCard:
+    """A card that PyTorch sees where NVML does not load: its name, and no clocks."""
+    driver = "unknown"
+
+    def __init__(self, name):
+        self.name = name
+
+    def clocks(self):
+        return {}
+
+    def facts(self):
+        return {"name": self.name, "driver": self.driver, "clocks": {}}
+
+
 class Card:
     def __init__(self, index=0):
         try:

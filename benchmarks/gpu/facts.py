@@ -174,7 +174,19 @@ def row_passes(context):
             raise Skip("addcmul does not write bfloat16 from float32 here")
         work, _, moved = found
         rate = moved / clock.time(work)[0] / 1e9
-        context.value(f"batch {B}: of the copy bandwidth", rate / copy, "", context.table["facts"]["row pass of the copy bandwidth"] if B >= 16 else None)
+        context.value(f"batch {B}: of the copy bandwidth", rate / copy, "", context.table["facts"]["ATen row passes of the copy bandwidth"] if B >= 16 else None)
+
+
+def own_row_passes(context):
+    context.need_card()
+    if not context.program.beside("probe"):
+        raise Skip("no probe beside the program: this build has no row kernels of its own")
+    done = context.program.run_beside("probe", "--rows", timeout=context.timeout(60))
+    if done.returncode:
+        raise Failed(last_error(done.stderr))
+    said = json.loads(done.stdout)
+    context.value("of the copy bandwidth", said["copy_share"], "", context.table["facts"]["own row passes of the copy bandwidth"])
+    return said
 
 
 def copy(context):
@@ -223,6 +235,7 @@ def lines(context):
             Line("nodes", f"{NODES} kernels that do next to nothing, in a graph and launched", nodes, 3),
             Line("step graphs", "whole-step and block graphs, instantiating", step_graphs, 12),
             Line("row passes", "LayerNorm, modulation and residual by ATen", row_passes, 5),
+            Line("own row passes", "the same by kernels of our own", own_row_passes, 3),
             *attention[4:],
             Line("persisting L2", "the residual stream in a persisting window", persisting_l2, 3),
             Line("nodes with PDL", "the same kernels with programmatic dependent launch", nodes_with_pdl, 3)]

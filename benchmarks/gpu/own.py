@@ -184,14 +184,18 @@ def operators(said):
 
 
 def four_blocks(context):
-    """A static DiT of four XL blocks with random weights, written once: it is loaded in a second, and a staircase has many steps."""
-    path = context.out / "staircase.safetensors"
-    if context.dry or path.exists():
-        return TINY if context.dry else path
+    """A DyDiT of four XL blocks with random weights and every router on, written once: it is loaded in a second, and a staircase has many steps."""
+    path = context.out / "four-blocks.safetensors"
+    if context.dry:
+        return TINY
+    return path if path.exists() else write_blocks(path, hidden_size=1152, depth=4, num_heads=16)
+
+
+def write_blocks(path, **config):
     import torch
     from dit_torch import Config, DiT
     torch.manual_seed(0)
-    state = DiT(Config(hidden_size=1152, depth=4, num_heads=16)).state_dict()
+    state = DiT(Config(**config, dynamic=True)).state_dict()
     state = {name: tensor if tensor.any() else torch.randn_like(tensor) * .02 for name, tensor in state.items()}
     header, at = {}, 0
     tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in state.items()}
@@ -209,7 +213,7 @@ def staircase(kind, batch):
     """Heads 1..16, or tokens 1/16..16/16; one row for each, so that a killed call keeps those it has."""
     def run(context):
         path, count, all_ms = four_blocks(context), 2 if context.dry else 16, {}
-        which = ["--model", path, *([] if context.dry else ["--num-heads", 16])]
+        which = ["--model", path]
         for step in sorted(range(1, count + 1), key=lambda step: (step % 4 != 0, step)):
             if context.left < 4 and not context.dry:
                 context.note(f"{count - len(all_ms)} of {count} not reached")

@@ -12,6 +12,7 @@ every row, so a call that is killed at any moment keeps what it measured, and th
 
 import copy
 import datetime
+import gc
 import json
 import os
 import pathlib
@@ -254,6 +255,9 @@ def do_line(context, line):
     row.update(values=context.values, notes=context.notes, seconds=round(time.monotonic() - began, 3))
     if clocks:
         row["clocks"] = {"before": clocks[0], "after": context.card.clocks()}
+    if context.torch and not context.dry:  # the program wants the card's memory, too
+        gc.collect()
+        context.torch.cuda.empty_cache()
     context.results.put(row)
     return row
 

@@ -43,6 +43,8 @@ def by_kernel(text):
     rows = list(csv.DictReader(io.StringIO("\n".join(lines[first:]))))
     units, kernels = rows[0] if rows else {}, {}
     for row in rows[1:]:
+        if not (row["ID"] or "").isdigit() or not row.get("Kernel Name"):  # what the program printed after it
+            continue
         kernel = kernels.setdefault(row["Kernel Name"], {"launches": 0})
         kernel["launches"] += 1
         for name, metric in METRICS.items():

@@ -55,7 +55,7 @@ class Rival:
             mode = "max-autotune-no-cudagraphs" if self.how == "autotune" else None
             options = {"backend": "eager"} if dry else {"mode": mode}
             for index, block in enumerate(model.blocks):
-                model.blocks[index] = torch.compile(block, **options)
+                model.blocks[index] = torch.compile(block, dynamic=False, **options)
         inputs = make_inputs(model.config, batch, clock.device, dtype)
 
         def forward():
@@ -121,6 +121,8 @@ def compare(torch, size, batch, *, dry=False, rounds=7, seconds=float("inf"), as
             answers = False
             put("dydit", status="refused" if type(error).__name__ == "Refused" else "failed", why=str(error).splitlines()[0])
 
+    if "torch._dynamo" in sys.modules:  # else another batch would be compiled for any, or not at all after so many
+        torch._dynamo.reset()
     own_turn()
     for rival in rivals():
         if dry and rival.needs_card():

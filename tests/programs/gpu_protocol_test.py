@@ -20,7 +20,7 @@ USAGE = 2
 NEEDS_CARD = "needs a card"
 # Lines that a CPU cannot do, whatever the program: no others may be skipped for lack of a card.
 CARD_ONLY = {"truth": {"card", "no wait", "memcheck", "racecheck", "graphs"}, "products": {"16 algorithms M 4096", "16 algorithms M 512"},
-             "facts": {"nodes", "step graphs", "persisting L2", "nodes with PDL"},
+             "facts": {"nodes", "step graphs", "persisting L2", "nodes with PDL", "own row passes"},
              "ours": {"XL/2 2 not batch-invariant", "XL/2 16 not batch-invariant", "XL/2 2 graphs on", "XL/2 2 graphs off", "XL/2 16 graphs on",
                       "XL/2 16 graphs off"},
              "why": {"counters 16", "counters 2"}}
@@ -163,6 +163,35 @@ print((a - b).abs().max().item() / a.abs().max().item(), (whole - b).abs().max()
             done = subprocess.run([sys.executable, RIVALS / "compare_cuda.py", *args], env=environment(), capture_output=True, text=True, cwd=self.work)
             self.assertEqual(done.returncode, USAGE, done.stderr)
             self.assertIn(fragment, done.stderr.splitlines()[-1])
+
+
+class CountersTest(GpuCase):
+    def test_what_ncu_prints(self):
+        """Units of the second line, sums over launches, the mean of the pipe; text of the program around it."""
+        script = """
+import json
+from why import METRICS, by_kernel
+head = ['ID', 'Kernel Name', METRICS['us'], METRICS['tensor pipe'], METRICS['DRAM bytes']]
+rows = [['', '', 'ns', '%', 'Mbyte'], ['0', 'gemm<1, 2>', '2,000', '60', '1.5'], ['1', 'norm', '500', '0', '8'], ['2', 'gemm<1, 2>', '4,000', '80', '1.5']]
+text = '\\n'.join(['==PROF== connected', *(','.join(f'"{cell}"' for cell in row) for row in [head, *rows]), 'static 3 ms'])
+print(json.dumps(by_kernel(text)))
+"""
+        said = subprocess.run([sys.executable, "-c", script], env=environment({"PYTHONPATH": str(GPU)}), capture_output=True, text=True)
+        kernels = json.loads(said.stdout)
+        self.assertEqual(kernels["gemm<1, 2>"], {"launches": 2, "us": 6.0, "tensor pipe": 70.0, "DRAM bytes": 3e6})
+        self.assertEqual(kernels["norm"]["us"], .5)
+        self.assertEqual(len(kernels), 2)
+
+    def test_blocks_of_a_staircase_are_a_checkpoint(self):
+        if not has_torch():
+            self.skipTest("no torch in the Python of the tests (scripts/setup --tests puts it there)")
+        script = "import pathlib; from own import write_blocks; write_blocks(pathlib.Path('blocks.safetensors'), hidden_size=64, depth=2, num_heads=2)"
+        done = subprocess.run([sys.executable, "-c", script], env=environment({"PYTHONPATH": str(GPU)}), cwd=self.work, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        said = self.run_json("bench", "--model", "blocks.safetensors", "--steps", "1", "--repeats", "1", "--heads", ".5")
+        self.assertIn("DyDiT", said["model"])
+        self.assertLess(said["dynamic"]["required_share"], .9)
+        self.assertEqual(said["dtype"], "bf16")
 
 
 class KilledTest(GpuCase):
