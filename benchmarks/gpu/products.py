@@ -170,7 +170,7 @@ def invariance(context):
 
 def gelu(context):
     """fc1 with bias and GELU in the product, and as a product and a kernel."""
-    torch, (C, H) = context.torch, shape(context)
+    torch, (C, _) = context.torch, shape(context)
     clock, rows = clock_of(context), 64 if context.dry else 4096
     forbid_split_k(torch, True)
     sets = operands(torch, context.device, rows, C, 4 * C, SETS)
@@ -189,7 +189,7 @@ def gelu(context):
 
 def grouped(context):
     """M on the device: torch._grouped_mm of one group against addmm; it has no bias and allocates."""
-    torch, (C, H) = context.torch, shape(context)
+    torch, (C, _) = context.torch, shape(context)
     clock, rows = clock_of(context), 64 if context.dry else 4096
     (a, w, b), = operands(torch, context.device, rows, C, 4 * C, 1)
     offsets = torch.tensor([rows * 3 // 4], dtype=torch.int32, device=context.device)

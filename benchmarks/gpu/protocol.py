@@ -295,7 +295,7 @@ SIGNS = {"prediction": "", "floor": ">= ", "limit": "<= ", "equal": "= "}
 
 
 def value_text(value):
-    sign = SIGNS[value["kind"]]
+    sign = "" if value["predicted"] is None else SIGNS[value["kind"]]
     return f"{value['of']} {sign}{number(value['predicted'])} -> {number(value['measured'])} {value['unit']}".strip()
 
 
