@@ -75,21 +75,23 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(y)
 
 
+def plain_attention(q, k, v):
+    weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return weights.softmax(dim=-1) @ v
+
+
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.num_heads, self.fused = config.num_heads, config.fused_attention
+        self.num_heads = config.num_heads
+        self.attend = F.scaled_dot_product_attention if config.fused_attention else plain_attention
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x, head_gate=None):
         B, N, C = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-        if self.fused:
-            heads = F.scaled_dot_product_attention(q, k, v)
-        else:
-            weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-            heads = weights.softmax(dim=-1) @ v
+        heads = self.attend(q, k, v)
         if head_gate is not None:
             heads = heads * head_gate[:, :, None, None]
         return self.proj(heads.transpose(1, 2).reshape(B, N, C))
