@@ -12,6 +12,7 @@
 
 #include "dydit/base/error.h"
 #include "dydit/base/isa.h"
+#include "dydit/engine/cpu/workspace.h"
 #include "dydit/model/macs.h"
 #include "dydit/model/quantization.h"
 #include "tests/support/engines.h"
@@ -453,6 +454,23 @@ TEST(CpuEngine, ModulationIsComputedOnceForStepsInTheOrderOfSampling) {
   const double sampling = modulation_seconds(steps);
   const double ascending = modulation_seconds({steps.rbegin(), steps.rend()});
   EXPECT_LT(sampling, ascending / 4);
+}
+
+// Samples times tasks are beyond 32 bits here.
+TEST(CpuEngine, DividesTheLargestBatch) {
+  constexpr int kBatch = 65536;
+  const StepPlan step;
+  const std::vector<Row> rows(kBatch, Row{&step, 0});
+  cpu::RowGroups groups;
+  groups.assign(rows);
+  const std::vector<cpu::Piece> pieces = groups.pieces_alone(cpu::divide(kBatch, /*N=*/1024, /*threads=*/2));
+  EXPECT_EQ(pieces.size(), kBatch);
+  int next = 0;
+  for (const cpu::Piece& piece : pieces) {
+    EXPECT_EQ(piece.first, next);
+    next += piece.count;
+  }
+  EXPECT_EQ(next, kBatch);
 }
 
 }  // namespace

@@ -54,7 +54,8 @@ std::vector<Piece> RowGroups::pieces_alone(const Division& division) const {
   std::vector<Piece> pieces;
   for (size_t g = 0; g + 1 < starts_.size(); ++g) {
     const int begin = starts_[g], end = std::min(starts_[g + 1], division.alone);
-    if (begin < end) cut(begin, end, ceil_div(division.tasks * (end - begin), division.alone), pieces);
+    const int64_t tasks = int64_t{division.tasks} * (end - begin);  // beyond 32 bits for 65,536 samples
+    if (begin < end) cut(begin, end, static_cast<int>((tasks + division.alone - 1) / division.alone), pieces);
   }
   return pieces;
 }
