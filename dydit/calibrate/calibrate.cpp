@@ -41,7 +41,7 @@ class Calibration {
         callbacks_(callbacks),
         checkpoint_(checkpoint),
         config_(checkpoint.config),
-        pipeline_(checkpoint, options.engine, {.dtype = options.dtype, .threads = options.threads}),
+        pipeline_(checkpoint, options.engine, options.engine_options()),
         timesteps_(run_spacing(options, config_.objective).timesteps),
         meter_(pipeline_, options, options, callbacks.cancel) {}
 
