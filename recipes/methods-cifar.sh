@@ -8,15 +8,15 @@
 # CIFAR10 names the images (default: data/cifar10.tar.gz in DYDIT_SHARED, ../shared), RESNET56 the encoder that features are
 # aligned to (default: data/resnet56-4bfd9763.th there), DYDIT the program. METHODS ("draw align levels capacity adapters few") says
 # which, SEEDS ("0 1") of which draws, ONLY=train or ONLY=judge one half. SCRATCH_STEPS (2000 of 64 images, a model of 4 blocks),
-# TUNE_STEPS (600 of 32, of the model that ships) and IMAGES (1000) say how much: on two cores of AVX2 about 15 minutes an
-# arm. Killed at any moment and started again it goes on where it was.
+# TUNE_STEPS (600 of 32, of the model that ships), IMAGES (1000) and LOSS_IMAGES (200) say how much: on two cores of AVX2 about 15
+# minutes an arm. recipes/methods_table.py OUT prints what there is. Killed at any moment and started again it goes on where it was.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly dydit=${DYDIT:-build/release/dydit} shared=${DYDIT_SHARED:-../shared}/data out=${1:-build/methods}
 readonly images=${CIFAR10:-$shared/cifar10.tar.gz} resnet=${RESNET56:-$shared/resnet56-4bfd9763.th}
 [[ -e $images ]] || { printf 'methods-cifar.sh: %s: no such file; CIFAR10=FILE names CIFAR-10 (see the first lines here)\n' "$images" >&2; exit 1; }
-readonly scratch_steps=${SCRATCH_STEPS:-2000} tune_steps=${TUNE_STEPS:-600} count=${IMAGES:-1000} only=${ONLY:-}
+readonly scratch_steps=${SCRATCH_STEPS:-2000} tune_steps=${TUNE_STEPS:-600} count=${IMAGES:-1000} loss_images=${LOSS_IMAGES:-200} only=${ONLY:-}
 readonly start=models/dit-cifar10.safetensors model_dtype=f32
 read -ra methods <<<"${METHODS:-draw align levels capacity adapters few}"
 read -ra seeds <<<"${SEEDS:-0 1}"
@@ -40,7 +40,8 @@ arm() {
   shift 4
   [[ $only == judge ]] || stage "$name" "$steps" "$verb" "$@"
   [[ $only != train && -e $out/$name.safetensors ]] || return 0
-  judge "$out/loss-$name.json" evaluate --loss --model "$out/$name.safetensors" --data-path "$images" --split test --images 200 --seeds 3
+  judge "$out/loss-$name.json" evaluate --loss --model "$out/$name.safetensors" --data-path "$images" --split test \
+    --images "$loss_images" --seeds 2
   judge "$out/judged-$name.json" evaluate --model "$out/$name.safetensors" "${sampling[@]}" -n "$count" --seed 0 \
     --extractor lite0 --weights "$lite0" --reference "$images" --reference-split test --name "$name"
 }
@@ -90,7 +91,7 @@ for seed in "${seeds[@]}"; do
           --extractor lite0 --weights "$lite0" --reference "$images" --reference-split test --name "levels-step, weak guidance"
         for name in levels-time levels-step; do
           judge "$out/loss1-$name-$seed.json" evaluate --loss --level 1 --model "$out/$name-$seed.safetensors" --data-path "$images" --split test \
-            --images 200 --seeds 3
+            --images "$loss_images" --seeds 2
         done
         ;;
       capacity)
