@@ -29,6 +29,7 @@ class CudaKernels : public testing::Test {
  protected:
   void SetUp() override {
     if (!has_machine()) GTEST_SKIP() << "this machine has no GPU";
+    if (!has_kernels()) GTEST_SKIP() << "there is no code for this GPU";
   }
 };
 

@@ -301,6 +301,8 @@ void run_grid(const Grid& grid, const std::function<void()>& thread) {
   }
 }
 
+int max_shared_bytes() { return static_cast<int>(kMaxShared); }
+
 int thread_index() { return machine.current; }
 int block_threads() { return machine.grid.threads; }
 int block_x() { return machine.x; }

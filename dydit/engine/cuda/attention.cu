@@ -25,7 +25,10 @@ void attention_of(Bf16* out, const Bf16* qkv, float scale, int B, int n, void* s
 
 }  // namespace
 
-bool has_attention(int N, int D) { return N == AttentionShape<64>::kTokens && (D == 64 || D == 72); }
+bool has_attention(int N, int D) {
+  if (N != AttentionShape<64>::kTokens || (D != 64 && D != 72)) return false;
+  return max_shared_bytes() >= (D == 64 ? AttentionShape<64>::kBytes : AttentionShape<72>::kBytes);
+}
 
 void attention(Bf16* out, const Bf16* qkv, float scale, int B, int N, int n, int D, void* stream) {
   require(has_attention(N, D), "attention has no kernel for this N and D");

@@ -150,6 +150,9 @@ DYDIT_DEVICE void store_rows(Bf16* global, int64_t stride, Bf16* shared, const f
 }
 
 // Grid: (256 / 64 / rounds, n, B).  factor: scale log2(e), as powers are of two.
+// check_kernels attention_kernel: registers <= 232, shared <= 102400, LDGSTS.E.BYPASS.128,
+// LDSM.16.M88.4, LDSM.16.MT88.4, HMMA.16816.F32.BF16
+static_assert(AttentionShape<72>::kBytes <= 102400 && AttentionShape<64>::kBytes <= 102400);
 template <int kHead>
 DYDIT_KERNEL DYDIT_BOUNDS(AttentionShape<kHead>::kThreads, 2)
     attention_kernel(Bf16* out, const Bf16* qkv, float factor, int n, int rounds) {

@@ -108,6 +108,23 @@ struct Grid {
 
 inline void check(cudaError_t error) { require(error == cudaSuccess, cudaGetErrorString(error)); }
 
+/// Whether the current device has code of a kernel.
+template <typename... Parameters>
+bool has_code(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes;
+  const bool has = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess;
+  if (!has) cudaGetLastError();  // forgotten
+  return has;
+}
+
+/// Shared memory that a block can have on the current device.
+inline int max_shared_bytes() {
+  int device = 0, bytes = 0;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return bytes;
+}
+
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), const Grid& grid, void* stream, const Arguments&... arguments) {
   constexpr int kGiven = 48 * 1024;  // more is asked for
@@ -189,6 +206,12 @@ DYDIT_PRIMITIVE float fast_exp2(float x) {
 DYDIT_PRIMITIVE float fast_rsqrt(float x) { return rsqrtf(x); }
 
 #else
+
+template <typename... Parameters>
+bool has_code(void (* /*kernel*/)(Parameters...)) {
+  return true;
+}
+int max_shared_bytes();
 
 /// Runs `thread` as every thread of every block, one block after the other.
 void run_grid(const Grid& grid, const std::function<void()>& thread);

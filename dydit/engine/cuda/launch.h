@@ -15,6 +15,10 @@
 
 namespace dydit::cuda {
 
+/// Whether this build has the kernels, and the current device code of them (sm_80 and sm_90 have). Where it
+/// has not, all other functions throw.
+bool has_kernels();
+
 /// What adaLN says of a row's sample (DiT, section 3.2): vectors over C in float32, 16-byte aligned. Sample b
 /// reads shift + stride index[b], and so on.
 struct Modulation {
@@ -96,7 +100,7 @@ struct TokenRule {
 void choose_tokens(const ChosenTokens& chosen, const float* logits, const TokenRule& rule, int B, int T,
                    void* stream);
 
-/// Whether attention() can: N = 256, D = 64 or 72.
+/// Whether attention() can: N = 256, D = 64 or 72, on a device with 100 KB of shared memory for a block.
 bool has_attention(int N, int D);
 
 /// out = softmax(scale q k^T) v of every head. The heads' order is that of qkv.  out (B, N, n, D); qkv (B, N,

@@ -50,6 +50,8 @@ uint16_t rounded_bf16(float value) {
 
 }  // namespace
 
+bool has_kernels() { return has_code(choose_tokens_kernel); }
+
 void residual_norm(Bf16* out, float* x, const Addend& addend, const Modulation& modulation, const Rows& rows,
                    float eps, void* stream) {
   check_rows(rows, modulation, kLaneFloats);

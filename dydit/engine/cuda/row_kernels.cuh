@@ -112,6 +112,7 @@ DYDIT_DEVICE void norm_row(Bf16* out, const LaneRow<kChunks>& x, const float* sh
   }
 }
 
+// check_kernels residual_norm_kernel: registers <= 96, shared <= 0, LDG.E.128
 template <int kChunks>
 DYDIT_KERNEL DYDIT_BOUNDS(kRowWarps* kWarp, 5)
     residual_norm_kernel(Bf16* out, float* x, Addend addend, Modulation modulation, Rows rows, float eps) {
@@ -132,6 +133,7 @@ DYDIT_KERNEL DYDIT_BOUNDS(kRowWarps* kWarp, 5)
   }
 }
 
+// check_kernels norm_gather_kernel: registers <= 96, shared <= 0, LDG.E.128
 template <int kChunks>
 DYDIT_KERNEL DYDIT_BOUNDS(kRowWarps* kWarp, 5)
     norm_gather_kernel(Bf16* out, const float* x, const int* chosen, Modulation modulation, Rows rows,
@@ -231,6 +233,8 @@ DYDIT_DEVICE void router_fragments(uint32_t (&hi)[4], uint32_t (&lo)[4], float* 
   }
 }
 
+// check_kernels residual_router_kernel: registers <= 208, shared <= 38912, LDG.E.128, HMMA.16816.F32.BF16
+static_assert(sums_bytes(9, 2) <= 38912);
 template <int kTiles, int kBands>
 DYDIT_KERNEL DYDIT_BOUNDS(kRouterWarps* kWarp, kBands == 1 ? 4 : 2)
     residual_router_kernel(float* logits, float* x, Addend addend, TokenRouter router, Modulation modulation,
@@ -312,7 +316,7 @@ inline constexpr int kKeys = 4;  // compared at a time
 struct alignas(16) Keys {
   int32_t keys[kKeys];
 };
-DYDIT_BOTH int padded_keys(int patches) { return divided_up(patches, kKeys) * kKeys; }
+DYDIT_BOTH constexpr int padded_keys(int patches) { return divided_up(patches, kKeys) * kKeys; }
 
 /// How many logits come before that of `patch`: larger ones, and equal ones in front of it.
 DYDIT_DEVICE int rank_of(const Keys* keys, int patches, int patch) {
@@ -329,10 +333,13 @@ DYDIT_DEVICE int rank_of(const Keys* keys, int patches, int patch) {
 
 inline constexpr int kChoiceThreads = 1024;
 inline constexpr int kChoiceWarps = kChoiceThreads / kWarp;
-DYDIT_BOTH int choice_bytes(int patches) {
+DYDIT_BOTH constexpr int choice_bytes(int patches) {
   return (padded_keys(patches) + kChoiceWarps) * static_cast<int>(sizeof(int32_t));
 }
 
+// Shared memory is that of 1024 patches.
+// check_kernels choose_tokens_kernel: registers <= 64, shared <= 4224, VOTE
+static_assert(choice_bytes(1024) <= 4224);
 DYDIT_KERNEL DYDIT_BOUNDS(kChoiceThreads, 1)
     choose_tokens_kernel(ChosenTokens chosen, const float* logits, TokenRule rule, int T) {
   const int sample = block_x(), patches = T - rule.extras, threads = block_threads();
