@@ -8,11 +8,13 @@ if(NOT DYDIT_SANITIZE)  # which take fibers for broken stacks
   target_compile_options(cuda_kernels_on_cpu PRIVATE -O2 -Wno-unknown-pragmas)
 
   set(card engine/device_primitives_no_card.cpp)
+  set(label unit)
   if(DYDIT_CUDA_KERNELS)
+    set(label gpu-build)  # what the preset cuda tests
     dydit_compile_cuda(card engine/device_primitives_card.cu)
     dydit_compile_cuda(on_card support/cuda_on_card.cu)
   endif()
-  dydit_add_test(cuda_kernel_tests unit engine/cuda_kernels_test.cpp engine/cuda_on_cpu_test.cpp
+  dydit_add_test(cuda_kernel_tests ${label} engine/cuda_kernels_test.cpp engine/cuda_on_cpu_test.cpp
                  engine/device_primitives_test.cpp ${card} $<TARGET_OBJECTS:cuda_kernels_on_cpu>)
   target_link_libraries(cuda_kernel_tests PRIVATE dydit_flags fmt::fmt)
   target_compile_options(cuda_kernel_tests PRIVATE -Wno-unknown-pragmas)

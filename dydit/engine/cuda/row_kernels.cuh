@@ -291,7 +291,7 @@ DYDIT_KERNEL DYDIT_BOUNDS(kRouterWarps* kWarp, kBands == 1 ? 4 : 2)
   }
   sync_block();
   const int row = thread_index() / kRowLanes;
-  if (row >= divided_up(kRows, kWarp / kRowLanes) * (kWarp / kRowLanes)) return;  // whole warps
+  if (row >= kRows) return;  // whole warps
   float logit = 0;
   for (int h = thread_index() % kRowLanes; h < router.R; h += kRowLanes) {
     float hidden = router.b1[h];
