@@ -16,7 +16,7 @@ install(TARGETS dydit dydit_io dydit_flags EXPORT dydit ARCHIVE)
 install(EXPORT dydit NAMESPACE dydit:: FILE dyditTargets.cmake DESTINATION "${dydit_package_dir}")
 # All headers but those of kernels, which only files compiled once an instruction level may include.
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/dydit" TYPE INCLUDE FILES_MATCHING PATTERN "*.h"
-        PATTERN "dydit/engine/cpu" EXCLUDE PATTERN "dydit/train/mpi" EXCLUDE
+        PATTERN "dydit/engine/cpu" EXCLUDE PATTERN "dydit/engine/cuda" EXCLUDE PATTERN "dydit/train/mpi" EXCLUDE
         PATTERN "kernel_math.h" EXCLUDE PATTERN "op_kernels.h" EXCLUDE)
 string(REGEX MATCH "^[0-9]+" dydit_fmt_major "${fmt_VERSION}")
 configure_file(cmake/dyditConfig.cmake.in "${PROJECT_BINARY_DIR}/dyditConfig.cmake" @ONLY)
