@@ -12,7 +12,7 @@ from protocol import NEEDS_CARD, ROOT, TINY, Line, Refused, Skip, value_of
 THRESHOLD_MODEL = ROOT / "models/dydit-cifar10-0.5.safetensors"
 # Of attention and MLP at XL/2: heads, groups, tokens.
 SHARES = {".49": (9 / 16, 9 / 16, 200 / 256), ".85": (15 / 16, 15 / 16, .85), ".33": (7 / 16, 7 / 16, 160 / 256)}
-TOLERATED = ("device", "graphs", "batch_invariant", "slot_bytes_copied", "redone_steps", "peak_memory_mb")
+TOLERATED = ("device", "graphs", "batch_invariant", "slot_bytes_copied", "redone_forwards", "peak_memory_mb")
 
 
 def engine(context):
@@ -120,7 +120,7 @@ def threshold(size, batch, path=None):
         context.value("realised", said["dynamic"]["realised_share"], "")
         context.value("executed over required", said["dynamic"]["executed_gmacs"] / said["dynamic"]["required_gmacs"], "",
                       context.table["limits"]["executed over required, threshold"], "limit")
-        context.value("steps run again", said.get("redone_steps"), "")
+        context.value("steps run again", said.get("redone_forwards"), "")
         return keep(context, said)
     return run
 

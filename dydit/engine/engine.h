@@ -61,7 +61,7 @@ struct ForwardOutputs {
   TokenTrace* trace = nullptr;  // null: not wanted
 };
 
-/// Parts of a forward whose time the CPU engine can tell apart.
+/// Parts of a forward whose time engines can tell apart.
 enum class Operator { Embed, AdaLN, Join, Norm, Qkv, Attention, Proj, Router, Fc1, Fc2, Reuse, Final };
 inline constexpr int kOperators = 12;
 inline constexpr std::array<std::string_view, kOperators> kOperatorNames = {
@@ -112,7 +112,9 @@ std::string arithmetic_text(EngineKind kind, at::ScalarType dtype);
 
 struct WorkspaceOptions {
   int threads = 1;
-  Profile* profile = nullptr;  // L + 1 rows, filled by the CPU engine; null: not measured
+  // L + 1 rows, filled by all engines but the reference; null: not measured. The torch engine then waits for
+  // every operator and replays nothing.
+  Profile* profile = nullptr;
   // (L, 2, C) raised to the largest magnitudes that qkv's and fc1's inputs have in each channel, by the CPU
   // engine with float32 activations; empty: not measured.
   std::span<float> largest_inputs = {};

@@ -2,7 +2,7 @@
 #include "dydit/vae/torch_autoencoder.h"
 
 #include <ATen/ATen.h>
-#include <c10/core/InferenceMode.h>
+#include <c10/core/GradMode.h>
 #include <fmt/ranges.h>
 
 #include "dydit/base/error.h"
@@ -97,10 +97,10 @@ class TorchAutoencoder final : public Autoencoder {
   // it.
   template <typename Fn>
   at::Tensor each(const at::Tensor& images, const Fn& fn) const {
-    const c10::InferenceMode guard;
     const LibTorchThreads threads(threads_);
     std::vector<at::Tensor> results;
     for (int64_t b = 0; b < images.size(0); ++b) {
+      const c10::NoGradGuard guard;  // what comes out may be written to anywhere
       results.push_back(fn(images.narrow(0, b, 1).to(device_)).to(at::kFloat).cpu());
       DYDIT_CHECK(at::isfinite(results.back()).all().item<bool>(), "image {} of the batch: NaN or infinity{}",
                   b, at::isfinite(images[b]).all().item<bool>() ? "" : ", which it came with");

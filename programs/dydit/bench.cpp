@@ -270,8 +270,9 @@ int run_bench(const Args& args, Isa isa) {
   cli.needs("--cfg-scale", flags.run, "--run; a forward has no guidance");
   const EngineKind kind = flags.where.resolve_engine();
   flags.where.check(cli);
-  cli.needs("--profile", !flags.run && kind == EngineKind::Cpu,
-            "forwards of the cpu engine: leave out --run and other engines");
+  cli.needs("--profile", !flags.run && kind != EngineKind::Reference,
+            "forwards of an engine that skips: leave out --run and --engine reference");
+  flags.times_operators = kind == EngineKind::Cpu || flags.profile;
 
   cli.console.info("preparing the model");
   const auto dtype_for = [&](const Checkpoint& of) {
@@ -364,7 +365,7 @@ int run_bench(const Args& args, Isa isa) {
       entry["redone_forwards"] = done->redone_forwards;
       entry["slot_bytes_copied"] = done->slot_bytes_copied;
     }
-    if (!flags.run && kind == EngineKind::Cpu)
+    if (!flags.run && kind != EngineKind::Reference && flags.times_operators)
       entry["operators"] = operators_json(*c, config.depth, flags.profile);
     if (name == "dynamic") result["least_changes"] = least_changes(c->plan());
     if (name == "static") continue;

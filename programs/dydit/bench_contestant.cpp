@@ -23,7 +23,8 @@ Contestant::Contestant(const Pipeline& pipeline, const LapFlags& flags, const Ge
       plan_(pipeline_.plan(options)),
       options_(options) {
   if (!flags.run) {
-    workspace_ = pipeline_.engine().make_workspace({.threads = flags.threads, .profile = &profile_});
+    workspace_ = pipeline_.engine().make_workspace(
+        {.threads = flags.threads, .profile = flags.times_operators ? &profile_ : nullptr});
     std::vector<double> timesteps;
     for (const StepPlan& step : plan_.steps) timesteps.push_back(step.timestep);
     workspace_->prepare({timesteps.rbegin(), timesteps.rend()});

@@ -19,7 +19,8 @@ inline constexpr double kPeakSeconds = 1;  // on a shared machine both threads m
 
 struct LapFlags {
   int batch = 2, threads = 1, repeats = 7;
-  bool run = false;  // whole sampling runs instead of forwards
+  bool run = false;             // whole sampling runs instead of forwards
+  bool times_operators = true;  // costs nothing but on a GPU
 };
 
 // Medians and quartiles of milliseconds per sample.

@@ -24,6 +24,8 @@ UNPROVOKED = {
     "holds more than {} files; is it the right folder?": "takes millions of files",
     "entries; at most {} are read in all": "takes 65,536 tensors",
     "the server's socket failed": "takes a system that closes a socket of ours",
+    "cannot make a folder for the devices' images": "takes a full disk",
+    "cannot start a process for a device": "takes a system without room for a process",
     "serve is not in this program": "takes a build with DYDIT_STATIC_DEPS",
     "{}: is {}, {}; {}": "has no words of its own",
 }

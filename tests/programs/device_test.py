@@ -112,9 +112,17 @@ class TorchEngineTest(ProgramTest):
     def test_what_belongs_to_a_gpu_or_another_engine_is_refused(self):
         for flags, said in ((["--graphs", "on"], "needs --device cuda"), (["--no-batch-invariant"], "needs --device cuda"),
                             (["--dtype", "int8", "--engine", "torch"], "the torch engine has no 8-bit arithmetic")):
-            for verb in (["generate", "--model", TINY], ["bench", "--model", TINY]):
+            for verb in (["generate", "--model", TINY, "--latents", "x.safetensors"], ["bench", "--model", TINY]):
                 self.expect_error([*verb, *flags], USAGE, said)
-        self.expect_error(["bench", "--model", TINY, "--engine", "torch", "--profile"], USAGE, "--profile", "the cpu engine")
+        self.expect_error(["bench", "--model", TINY, "--engine", "reference", "--profile"], USAGE, "--profile", "--engine reference")
+
+    def test_a_profile_tells_the_time_of_operators(self):
+        said = self.run_json("bench", *self.MODEL, "--engine", "torch", "--profile", "--repeats", "1", "--steps", "2")
+        operators = said["dynamic"]["operators"]
+        times = operators["all"]
+        self.assertTrue(all(times[name] > 0 for name in ("embed", "norm", "qkv", "attention", "proj", "router", "fc1", "fc2", "final")), times)
+        self.assertLess(sum(times.values()), 1.1 * said["dynamic"]["ms_per_sample"])
+        self.assertEqual(len(operators["blocks"]), 2)
 
 
 if __name__ == "__main__":

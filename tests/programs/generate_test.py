@@ -94,7 +94,6 @@ class ShardTest(ProgramTest):
                 self.assertEqual([image["index"] for image in run["images"]], list(range(shard, 7, 3)))
                 for key in ("latents", "labels"):
                     self.assertTrue(np.array_equal(part[key], whole[key][shard::3]), key)
-        self.assertIn("--shard 2/3", self.run_ok("inspect", self.work / "2.safetensors"))
 
     def test_devices_share_the_images_out(self):
         flags = ["generate", "--model", CIFAR, "-n", "5", "--sampler", "ddim", "--steps", "2", "--dtype", "f32"]
@@ -107,7 +106,8 @@ class ShardTest(ProgramTest):
             self.assertEqual((a["index"], a["class"]), (b["index"], b["class"]))
             self.assertAlmostEqual(a["required_gmacs"], b["required_gmacs"], places=6)
         self.expect_error([*flags, "--out", "c.png", "--devices", "cpu,cuda:3"], 1, "--devices", "the process of cuda:3 ended with 2")
-        for given in (["--devices", "cpu,,cpu"], ["--devices", "cpu,cpu", "--shard", "0/2"], ["--devices", "cpu", "--preview-every", "1"]):
+        self.expect_error([*flags, "--out", "c.png", "--devices", "cpu,,cpu"], 2, "expected devices with commas between, e.g. 0,1; got")
+        for given in (["--devices", "cpu,cpu", "--shard", "0/2"], ["--devices", "cpu", "--preview-every", "1"]):
             self.expect_error([*flags, "--out", "c.png", *given], 2, "devices")
         self.assertNotIn("c.png", self.files())
 
@@ -115,6 +115,7 @@ class ShardTest(ProgramTest):
         run = self.run_json("generate", "--model", CIFAR, "-n", "5", "--sampler", "ddim", "--steps", "2", "--preview-every", "1",
                             "--shard", "1/2", "--out", "i/%02d.png")
         self.assertEqual(sorted(run["files"]), ["i/01.png", "i/01_step0001.png", "i/03.png", "i/03_step0001.png"])
+        self.assertIn("--shard 1/2", self.run_ok("inspect", self.work / "i/01.png"))
 
     def test_refusals(self):
         for text in ("3/3", "a/b", "0", "1/0", "-1/2", "0/2/3"):

@@ -99,7 +99,7 @@ class OwnTest(GpuCase):
             # What was predicted is of the stage that the call names.
             self.assertEqual(values[".49"]["predicted"],
                              json.loads((GPU / "predictions.json").read_text())["stages"][document["stage"]]["XL/2 batch 16"][".49"])
-            for key in ("device", "graphs", "batch_invariant", "slot_bytes_copied", "redone_steps", "peak_memory_mb"):
+            for key in ("device", "graphs", "batch_invariant", "slot_bytes_copied", "redone_forwards", "peak_memory_mb"):
                 self.assertIn(key, row["numbers"])
             self.assertEqual(len([row for row in rows.values() if row.get("part_of") == "heads 16"]), 2)
 

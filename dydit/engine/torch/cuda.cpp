@@ -54,6 +54,8 @@ class CudaGraphs final : public StepGraphs {
     for (const StepPiece& piece : pieces) replay(piece);
   }
 
+  void wait() override { stream_.synchronize(); }
+
   void forget() override {
     stream_.synchronize();
     graphs_.clear();

@@ -31,6 +31,8 @@ class StepGraphs {
   virtual void run(const std::vector<StepPiece>& pieces, int rows) = 0;
   /// Does work that belongs between steps, in the same order of the device.
   virtual void within(const std::function<void()>& work) { work(); }
+  /// Until all that was begun is done, for whoever measures time.
+  virtual void wait() {}
   /// The tensors that the bodies read have moved.
   virtual void forget() = 0;
 };

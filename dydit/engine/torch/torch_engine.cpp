@@ -99,16 +99,28 @@ struct TorchEngine::Pass {
   bool computes(int block, Branch which) const { return step == nullptr || step->computes(block, which); }
 };
 
-TorchWorkspace::TorchWorkspace(const TorchEngine& engine, int threads)
-    : Workspace(threads),
+TorchWorkspace::TorchWorkspace(const TorchEngine& engine, const WorkspaceOptions& options)
+    : Workspace(options.threads),
       engine(engine),
       conditioning(engine.model_, engine.device_),
       buffers(engine.config().levels()),
-      graphs(make_step_graphs(engine.device_, engine.graphs_)) {
+      graphs(make_step_graphs(engine.device_, engine.graphs_)),
+      profile(options.profile) {
   for (size_t l = 0; l < engine.weights_.size(); ++l)
     slots.emplace_back(engine.weights_[l], engine.orders_[l]);
   for (int level = 0; level < engine.config().levels(); ++level)
     largest_counts.emplace_back(engine.config().depth, engine.config().num_tokens(level));
+}
+
+template <typename Fn>
+auto TorchWorkspace::timed(int row, Operator op, const Fn& work) {
+  if (profile == nullptr) return work();
+  graphs->wait();
+  const Timer timer;
+  const auto result = work();
+  graphs->wait();
+  (*profile)[static_cast<size_t>(row)][static_cast<size_t>(op)] += timer.seconds();
+  return result;
 }
 
 TorchEngine::TorchEngine(const Checkpoint& checkpoint, const EngineOptions& options)
@@ -145,7 +157,7 @@ std::unique_ptr<Workspace> TorchEngine::new_workspace(const WorkspaceOptions& op
   const c10::InferenceMode guard;
   DYDIT_USAGE_CHECK(options.largest_inputs.empty(),
                     "largest inputs: the torch engine does not tell them; take the cpu engine");
-  return std::make_unique<TorchWorkspace>(*this, options.threads);
+  return std::make_unique<TorchWorkspace>(*this, options);
 }
 
 bool TorchEngine::owns(const Workspace& workspace) const {
@@ -238,7 +250,10 @@ void TorchEngine::forward_rows(const at::Tensor& x, Pass& pass, const ForwardOut
   const StepPlan& step = *pass.step;
   reserve(*pass.buffers, pass.level, pass.B, w);
   pass.buffers->in.narrow(0, 0, pass.B).copy_(to_device(x, device_), /*non_blocking=*/true);
-  w.conditioning.fill(pass.rows, pass.buffers->conditioned);
+  w.timed(config_.depth, Operator::AdaLN, [&] {
+    w.conditioning.fill(pass.rows, pass.buffers->conditioned);
+    return true;
+  });
   pass.shapes = shapes_of(step, w, config_.depth);
   for (int l = 0; l < config_.depth; ++l) {
     const BlockWidth& width = step.blocks[l];
@@ -309,7 +324,7 @@ int64_t TorchEngine::executed_macs(const StepPlan& step, const std::vector<Block
 // Replayed where a step is known by counts alone, else done as its plan says.
 void TorchEngine::run(Pass& pass) const {
   const StepPlan& step = *pass.step;
-  if (pass.trace != nullptr || !step.branches.empty() || !step.ranges.empty()) {
+  if (pass.trace != nullptr || pass.w->profile != nullptr || !step.branches.empty() || !step.ranges.empty()) {
     embed(pass);
     std::vector<at::Tensor> before(step.ranges.size());
     at::Tensor x = pass.x();
@@ -359,14 +374,18 @@ void TorchEngine::run(Pass& pass) const {
 
 void TorchEngine::embed(const Pass& pass) const {
   const at::Tensor& front = pass.buffers->conditioned.front;
-  pass.x().copy_(model_->embed(pass.buffers->in.narrow(0, 0, pass.B),
-                               front.defined() ? front.narrow(0, 0, pass.B) : front, pass.level));
+  pass.w->timed(config_.depth, Operator::Embed, [&] {
+    return pass.x().copy_(model_->embed(pass.buffers->in.narrow(0, 0, pass.B),
+                                        front.defined() ? front.narrow(0, 0, pass.B) : front, pass.level));
+  });
 }
 
 void TorchEngine::finish(const Pass& pass) const {
   const at::Tensor& ada = pass.buffers->conditioned.final;
-  pass.buffers->out.narrow(0, 0, pass.B)
-      .copy_(model_->final_layer(pass.x(), ada.defined() ? ada.narrow(0, 0, pass.B) : ada, pass.level));
+  pass.w->timed(config_.depth, Operator::Final, [&] {
+    return pass.buffers->out.narrow(0, 0, pass.B)
+        .copy_(model_->final_layer(pass.x(), ada.defined() ? ada.narrow(0, 0, pass.B) : ada, pass.level));
+  });
 }
 
 // Of a block that routes: who takes part; their numbers go to `counts`, the decisions to a trace.
@@ -395,13 +414,15 @@ void TorchEngine::branch(const Pass& pass, int index, Branch which, const at::Te
                          const Chosen& chosen, const Fn& compute) const {
   at::Tensor x = pass.x();
   if (!pass.computes(index, which)) {
-    const at::Tensor value =
-        forecast(pass.rows, pass.T, [&](const StepPlan& of_row) -> const std::vector<Term>& {
-          return of_row.branch(index, which).terms;
-        });
-    return add_gated(x, gate, value);
+    pass.w->timed(index, Operator::Reuse, [&] {
+      add_gated(x, gate, forecast(pass.rows, pass.T, [&](const StepPlan& of_row) -> const std::vector<Term>& {
+                  return of_row.branch(index, which).terms;
+                }));
+      return x;
+    });
+    return;
   }
-  at::Tensor rows = taken(x, chosen), y;
+  at::Tensor rows = pass.w->timed(index, Operator::Norm, [&] { return taken(x, chosen); }), y;
   if (rows.size(1) > 0) {
     y = compute(rows);
     if (chosen.on.defined()) y.mul_(chosen.on.unsqueeze(2));
@@ -419,8 +440,11 @@ void TorchEngine::branch(const Pass& pass, int index, Branch which, const at::Te
     keep(pass.rows, all, store_of);
   }
   if (!y.defined()) return;
-  add_gated(rows, gate, y);
-  if (chosen.rows.defined()) put(x, chosen, rows);
+  pass.w->timed(index, which == Branch::Attention ? Operator::Proj : Operator::Fc2, [&] {
+    add_gated(rows, gate, y);
+    if (chosen.rows.defined()) put(x, chosen, rows);
+    return x;
+  });
 }
 
 void TorchEngine::block(const Pass& pass, int index) const {
@@ -429,8 +453,10 @@ void TorchEngine::block(const Pass& pass, int index) const {
   const BlockShape& shape = pass.shapes[index];
   const BlockSlots& slots = pass.w->slots[index];
   at::Tensor x = pass.x();
+  const auto timed = [&](Operator op, const auto& work) { return pass.w->timed(index, op, work); };
   if (const int source = config_.join_source(index); source >= 0)
-    x.copy_(block->join(x, pass.buffers->outputs[source].narrow(0, 0, pass.B)));
+    timed(Operator::Join,
+          [&] { return x.copy_(block->join(x, pass.buffers->outputs[source].narrow(0, 0, pass.B))); });
 
   // Shift, 1 + scale and gate; of plain norms no gate.
   const auto modulation = [&](int which) -> at::Tensor {
@@ -441,22 +467,28 @@ void TorchEngine::block(const Pass& pass, int index) const {
   };
   const bool whole_block = config_.token_scope == TokenScope::Block;
   Chosen chosen;
-  if (shape.routes && whole_block) chosen = choose_tokens(pass, index, x);
+  const auto route = [&] { chosen = timed(Operator::Router, [&] { return choose_tokens(pass, index, x); }); };
+  if (shape.routes && whole_block) route();
   branch(pass, index, Branch::Attention, modulation(2), chosen, [&](const at::Tensor& rows) {
-    const at::Tensor normed =
-        norm_modulate(rows, modulation(0), modulation(1), dtype_, computed.attn_norm_eps);
-    const at::Tensor qkv = linear(normed, slots.qkv(shape.heads), slots.qkv_bias(shape.heads));
-    const at::Tensor heads =
-        attention(qkv.view({qkv.size(0), qkv.size(1), shape.heads, 3, config_.head_size()}), chosen.on);
-    return linear(heads, slots.proj(shape.heads), slots.proj_bias());
+    const at::Tensor normed = timed(Operator::Norm, [&] {
+      return norm_modulate(rows, modulation(0), modulation(1), dtype_, computed.attn_norm_eps);
+    });
+    const at::Tensor qkv = timed(
+        Operator::Qkv, [&] { return linear(normed, slots.qkv(shape.heads), slots.qkv_bias(shape.heads)); });
+    const at::Tensor heads = timed(Operator::Attention, [&] {
+      return attention(qkv.view({qkv.size(0), qkv.size(1), shape.heads, 3, config_.head_size()}), chosen.on);
+    });
+    return timed(Operator::Proj, [&] { return linear(heads, slots.proj(shape.heads), slots.proj_bias()); });
   });
-  if (shape.routes && !whole_block) chosen = choose_tokens(pass, index, x);
+  if (shape.routes && !whole_block) route();
   branch(pass, index, Branch::Mlp, modulation(5), chosen, [&](const at::Tensor& rows) {
-    const at::Tensor normed =
-        norm_modulate(rows, modulation(3), modulation(4), dtype_, computed.mlp_norm_eps);
-    const at::Tensor hidden =
-        linear_gelu(normed, slots.fc1(shape.groups), slots.fc1_bias(shape.groups), config_.gelu);
-    return linear(hidden, slots.fc2(shape.groups), slots.fc2_bias());
+    const at::Tensor normed = timed(Operator::Norm, [&] {
+      return norm_modulate(rows, modulation(3), modulation(4), dtype_, computed.mlp_norm_eps);
+    });
+    const at::Tensor hidden = timed(Operator::Fc1, [&] {
+      return linear_gelu(normed, slots.fc1(shape.groups), slots.fc1_bias(shape.groups), config_.gelu);
+    });
+    return timed(Operator::Fc2, [&] { return linear(hidden, slots.fc2(shape.groups), slots.fc2_bias()); });
   });
   if (pass.buffers->outputs[index].defined()) pass.buffers->outputs[index].narrow(0, 0, pass.B).copy_(x);
 }

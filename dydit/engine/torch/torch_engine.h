@@ -41,7 +41,7 @@ struct StepBuffers {
 class TorchEngine;
 
 struct TorchWorkspace final : Workspace {
-  TorchWorkspace(const TorchEngine& engine, int threads);
+  TorchWorkspace(const TorchEngine& engine, const WorkspaceOptions& options);
 
   void prepare(std::vector<Visit> visits) override { conditioning.expect(std::move(visits)); }
 
@@ -53,6 +53,11 @@ struct TorchWorkspace final : Workspace {
   std::vector<std::vector<int>> largest_counts;
   std::unique_ptr<StepGraphs> graphs;
   EngineStatistics statistics;
+  Profile* const profile;  // null: not measured; else nothing is replayed, and every operator waited for
+
+  /// Does work that belongs to an operator of a block, or of no block, row L.
+  template <typename Fn>
+  auto timed(int row, Operator op, const Fn& work);
 };
 
 class TorchEngine final : public Engine {
