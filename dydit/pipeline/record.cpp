@@ -342,6 +342,10 @@ std::string reproducing_command(const json& run) {
   command.add("--mode", record.choice("mode", kModeNames));
   command.add("--dtype", record.choice("dtype", kModelDtypeNames));
   command.add("--engine", record.choice("engine", kEngineNames));
+  if (run.contains("device") && record.text("device") != "cpu")
+    command.add("--device", record.text("device"));
+  if (run.contains("batch_invariant") && run["batch_invariant"] == false)
+    command.text += " --no-batch-invariant";
   if (const float eta = record.number<float>("eta", 0, 1); eta != 0) command.add("--eta", eta);
   if (run.contains("noise") && record.choice("noise", kNoiseNames) != "philox") {
     command.add("--noise", "torch");

@@ -56,7 +56,7 @@ struct SamplingOptions {
   int stride = 1;  // every so-manieth from there is made: a shard of the images
   int threads = 1;
   /// How many of so many images are made.
-  int images_made(int num_images) const { return (num_images - first + stride - 1) / stride; }
+  int images_made(int num_images) const { return (num_images - first - 1) / stride + 1; }
 
   int preview_every = 0;                 // steps from one preview to the next; 0: none
   bool token_map = false;                // also keep each token's share of MLP entries

@@ -38,6 +38,7 @@ ModelTerms ServedModel::terms() const {
 
 GenerateOptions ServedModel::run_options(const Order& order) const {
   GenerateOptions run{order.request, {.batch = 1, .threads = options.threads}, options.dtype, kind};
+  run.where = options.where;
   run.token_map = order.cost_map;
   return run;
 }

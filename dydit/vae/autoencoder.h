@@ -108,6 +108,7 @@ struct AutoencoderOptions {
   StageObserver stages = {};             // for verify; costs copies
   // Where LibTorch computes it (torch_autoencoder.h); unset: on the CPU with kernels of our own.
   std::optional<at::Device> device = {};
+  bool batch_invariant = true;  // as DeviceOptions has it, which is the process's
 };
 
 /// An autoencoder that only computes: its weights packed once, const, for any number of threads at the same

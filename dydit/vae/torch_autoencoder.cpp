@@ -27,7 +27,7 @@ class TorchAutoencoder final : public Autoencoder {
         stages_(options.stages) {
     if (device_.is_cuda()) {
       aten::check_device(aten::cuda_facts(device_.index()), device_, dtype_);
-      aten::forbid_divided_products(true);
+      aten::set_products(options.batch_invariant);
     }
     for (const auto& [name, weight] : file.weights) {
       const bool wanted =

@@ -137,12 +137,13 @@ void print_operators(const std::string& name, const json& operators) {
 }
 
 void print_result(const json& result) {
-  print_out(
-      "{}, {}, {}, batch {}, {} threads, {}\npeak     {:.1f} GFLOP/s (multiply-adds of this engine from "
-      "registers)\n",
-      result["model"].get<std::string>(), result["processor"].get<std::string>(),
-      result["arithmetic"].get<std::string>(), result["batch"].get<int>(), result["threads"].get<int>(),
-      result["unit"].get<std::string>(), result["peak_gflops"].get<double>());
+  print_out("{}, {}, {}, batch {}, {} threads, {}\npeak     {:.1f} GFLOP/s ({})\n",
+            result["model"].get<std::string>(),
+            result["device"] == "cpu" ? result["processor"].get<std::string>()
+                                      : result["device"].get<std::string>(),
+            result["arithmetic"].get<std::string>(), result["batch"].get<int>(), result["threads"].get<int>(),
+            result["unit"].get<std::string>(), result["peak_gflops"].get<double>(),
+            result["device"] == "cpu" ? "multiply-adds of the cpu engine from registers" : "a large product");
   std::vector<std::string> names;
   for (const char* name : kContestants) {
     if (result.contains(name)) names.emplace_back(name);

@@ -11,7 +11,7 @@
 namespace dydit {
 namespace {
 
-constexpr int kWarmupLaps = 2;  // kernels load, buffers grow, clocks settle
+constexpr int kWarmupLaps = 3;  // kernels load, buffers grow, clocks settle, a GPU's steps are captured
 
 }  // namespace
 

@@ -121,21 +121,28 @@ void Cli::look_at_words(const std::vector<std::string>& args) {
 
 std::vector<std::string> Cli::without(const std::vector<std::string>& args,
                                       const std::vector<std::string>& flags) const {
-  std::vector<std::string> left;
-  for (size_t i = 0; i < args.size(); ++i) {
-    const CLI::Option* option = option_of(args[i]);
+  std::vector<std::string> words, left;
+  for (const std::string& arg : args) {  // -qn3 as -q -n3
+    std::string rest = arg;
+    while (!rest.starts_with("--") && rest.size() > 2 && option_of(rest) != nullptr &&
+           is_switch(option_of(rest))) {
+      words.push_back(rest.substr(0, 2));
+      rest = "-" + rest.substr(2);
+    }
+    words.push_back(rest);
+  }
+  for (size_t i = 0; i < words.size(); ++i) {
+    const CLI::Option* option = option_of(words[i]);
     const bool named =
         option != nullptr && std::any_of(flags.begin(), flags.end(), [&](const std::string& flag) {
           return app.get_option_no_throw(flag) == option;
         });
-    const bool whole = args[i].starts_with("--") ? args[i].find('=') == args[i].npos : args[i].size() == 2;
-    if (named && is_switch(option) && !args[i].starts_with("--") && !whole) {  // -qn3
-      const std::vector<std::string> rest = without({"-" + args[i].substr(2)}, flags);
-      left.insert(left.end(), rest.begin(), rest.end());
-    } else if (!named) {
-      left.push_back(args[i]);
+    const bool whole =
+        words[i].starts_with("--") ? words[i].find('=') == std::string::npos : words[i].size() == 2;
+    if (!named) {
+      left.push_back(words[i]);
     } else if (option->get_expected_min() > 0 && whole) {
-      ++i;
+      ++i;  // its value
     }
   }
   return left;

@@ -37,7 +37,7 @@ int run_decode(const Args& args, Isa isa) {
   add_device(cli, device, /*several=*/true);
   cli.add_threads(threads);
   cli.parse(args);
-  vae.where = gpu_or_cpu(device);
+  vae.where.device = gpu_or_cpu(device);
   const CancelFlag& cancel = install_cancel_handler();
 
   const SavedLatents saved = read_latents(latents_file);
@@ -67,11 +67,11 @@ int run_decode(const Args& args, Isa isa) {
   cli.console.info(fmt::format("decoding {}: {}, {}, {:.1f} GMACs an image of {}x{}, {} ({}), {} threads",
                                vae.path, run.record["vae"]["kind"].get<std::string>(), vae.dtype,
                                run.record["vae"]["gmacs"].get<double>(), run.pixels.width, run.pixels.height,
-                               vae.where.str(), isa_name(isa), threads));
+                               vae.where.device.str(), isa_name(isa), threads));
 
   json result = {{"latents", latents_file},
                  {"vae", run.record["vae"]},
-                 {"device", vae.where.str()},
+                 {"device", vae.where.device.str()},
                  {"images", json::array()}};
   double seconds = 0;
   const auto finish = [&] {

@@ -1,6 +1,8 @@
 // See the header. Processes and not threads: a GPU's runtime, once it is started, is the process's.
 #include "device_shards.h"
 
+#include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -55,7 +57,8 @@ class WorkFolder {
 // Variables that would send a device's process to our outputs, or have it start others.
 bool is_ours_alone(std::string_view variable) {
   for (const std::string_view name :
-       {"DEVICES", "DEVICE", "SHARD", "OUT", "NPZ", "LATENTS", "QUIET", "VERBOSE", "JSON"}) {
+       {"DEVICES", "DEVICE", "SHARD", "OUT", "NPZ", "LATENTS", "QUIET", "VERBOSE", "JSON", "CONFIG",
+        "PREVIEW_EVERY", "COST_MAP", "VAE", "VAE_CONFIG", "VAE_DTYPE", "VAE_TILING", "PREVIEW_VAE"}) {
     if (variable.starts_with(fmt::format("DYDIT_{}=", name))) return true;
   }
   return false;
@@ -79,7 +82,12 @@ class Process {
       if (!is_ours_alone(*variable)) variables.push_back(*variable);
     }
     variables.push_back(nullptr);
-    const int failed = posix_spawn(&pid_, "/proc/self/exe", &actions, nullptr, argv.data(), variables.data());
+    posix_spawnattr_t attributes;  // a group of its own: a terminal interrupts this process alone
+    posix_spawnattr_init(&attributes);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
+    const int failed =
+        posix_spawn(&pid_, "/proc/self/exe", &actions, &attributes, argv.data(), variables.data());
+    posix_spawnattr_destroy(&attributes);
     posix_spawn_file_actions_destroy(&actions);
     if (failed != 0) pid_ = -1;
     DYDIT_CHECK(failed == 0, "cannot start a process for a device: {}", std::string(std::strerror(failed)));
@@ -89,14 +97,21 @@ class Process {
     kill(pid_, SIGKILL);
     waitpid(pid_, nullptr, 0);
   }
+  /// Asks it to stop in good order: it writes what it has finished.
+  void interrupt() const {
+    if (pid_ >= 0) kill(pid_, SIGINT);
+  }
+  bool runs() const { return pid_ >= 0; }
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
 
   // Its exit status once it has ended, 128 and the signal where one ended it.
   std::optional<int> ended() {
     int status = 0;
-    if (pid_ < 0 || waitpid(pid_, &status, WNOHANG) != pid_) return std::nullopt;
+    const pid_t found = waitpid(pid_, &status, WNOHANG);
+    if (found == 0 || (found < 0 && errno == EINTR)) return std::nullopt;
     pid_ = -1;
+    if (found < 0) return -1;  // somebody else has waited for it: nobody knows
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   }
 
@@ -133,10 +148,11 @@ GeneratedSample sample_of(const SavedLatents& saved, size_t i, int index) {
 std::vector<std::string> parse_devices(const std::string& text) {
   std::vector<std::string> devices;
   for (const std::string_view part : comma_parts(text)) {
-    const bool number = parse_number<int>(part).value_or(-1) >= 0;
-    DYDIT_USAGE_CHECK(number || !part.empty(), "expected devices with commas between, e.g. 0,1; got {}",
+    const std::string_view index = part.starts_with("cuda:") ? part.substr(5) : part;
+    const bool number = parse_number<int>(index).value_or(-1) >= 0;
+    DYDIT_USAGE_CHECK(number || part == "cpu", "expected devices with commas between, e.g. 0,1; got {}",
                       quote(text));
-    devices.push_back(number ? fmt::format("cuda:{}", part) : std::string(part));
+    devices.push_back(number ? fmt::format("cuda:{}", index) : std::string(part));
   }
   return devices;
 }
@@ -155,25 +171,38 @@ void generate_on_devices(const Args& args, const std::vector<std::string>& devic
       own.push_back(word);
     running.push_back(std::make_unique<Process>(own, folder.of(k, ".txt")));
   }
+  std::exception_ptr failure;
   long done = 0;
-  while (done < static_cast<long>(N)) {
-    if (callbacks.cancel && *callbacks.cancel) throw Cancelled();
+  const auto stop_all = [&](std::exception_ptr why) {
+    if (failure) return;
+    failure = std::move(why);
+    for (const auto& process : running) process->interrupt();
+  };
+  while (std::any_of(running.begin(), running.end(), [](const auto& process) { return process->runs(); })) {
+    if (callbacks.cancel && *callbacks.cancel) stop_all(std::make_exception_ptr(Cancelled()));
     for (size_t k = 0; k < N; ++k) {
-      const std::optional<int> status = running[k]->ended();
+      const std::optional<int> status = running[k]->runs() ? running[k]->ended() : std::nullopt;
       if (!status) continue;
-      DYDIT_CHECK(*status == 0, "--devices: the process of {} ended with {}: {}", devices[k], *status,
-                  last_line(folder.of(k, ".txt")));
+      if (*status != 0)
+        stop_all(std::make_exception_ptr(
+            Error(fmt::format("--devices: the process of {} ended with {}: {}", devices[k], *status,
+                              last_line(folder.of(k, ".txt"))))));
       if (callbacks.on_progress) callbacks.on_progress({"devices", ++done, static_cast<long>(N)});
     }
-    if (done < static_cast<long>(N)) std::this_thread::sleep_for(kLook);
+    std::this_thread::sleep_for(kLook);
   }
-  std::vector<SavedLatents> shards;
-  for (size_t k = 0; k < N; ++k) shards.push_back(read_latents(folder.of(k, ".safetensors")));
+  // What was finished before somebody stopped is handed out, too.
+  std::vector<std::optional<SavedLatents>> shards(N);
+  for (size_t k = 0; k < N; ++k) {
+    if (!failure || fs::exists(folder.of(k, ".safetensors")))
+      shards[k] = read_latents(folder.of(k, ".safetensors"));
+  }
   for (int index = 0; index < num_images; ++index) {
-    if (callbacks.cancel && *callbacks.cancel) throw Cancelled();
-    callbacks.on_sample(
-        sample_of(shards[static_cast<size_t>(index) % N], static_cast<size_t>(index) / N, index));
+    const auto& shard = shards[static_cast<size_t>(index) % N];
+    const size_t place = static_cast<size_t>(index) / N;
+    if (shard && place < shard->labels.size()) callbacks.on_sample(sample_of(*shard, place, index));
   }
+  if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace dydit

@@ -14,8 +14,8 @@ namespace dydit {
 std::vector<std::string> parse_devices(const std::string& text);
 
 /// Starts this program's generate with `args`, which name no output, once for each device with --device and
-/// --shard; hands out all samples in order of index. The first that fails ends the others, and its message is
-/// this one's. Throws Error, or Cancelled where `cancel` is set meanwhile.
+/// --shard; hands out all samples in order of index. Where one fails or `cancel` is set, the others are asked
+/// to stop, what is finished is handed out, and Error with the first's message, or Cancelled, is thrown.
 void generate_on_devices(const Args& args, const std::vector<std::string>& devices, int num_images,
                          const GenerateCallbacks& callbacks);
 

@@ -301,7 +301,13 @@ int run_generate(const Args& args, Isa isa) {
   add_flags(cli, flags);
   cli.parse(args);
   flags.sampling.check(cli, flags.options);
-  flags.vae.where = flags.model.where.resolve().device;
+  flags.vae.where = flags.model.where.resolve();
+  std::vector<std::string> devices;
+  if (!flags.devices.empty()) cli.within("--devices", [&] { devices = parse_devices(flags.devices); });
+  for (const char* flag : {"--shard", "--preview-every", "--cost-map"})
+    cli.needs(flag, devices.empty(), "one process: leave out --devices");
+  DYDIT_USAGE_CHECK(devices.empty() || !cli.given("--config"),
+                    "--devices: its processes would write where --config says; give the flags instead");
   Console& console = cli.console;
   const CancelFlag& cancel = install_cancel_handler();
 
@@ -310,13 +316,11 @@ int run_generate(const Args& args, Isa isa) {
   if (!flags.class_names_file.empty()) {
     checkpoint.class_names = read_class_names(cli, flags.class_names_file, checkpoint.config.num_classes);
   }
+  if (!devices.empty()) flags.model.where.device = devices[0];  // as its process will have it
   resolve(cli, flags, checkpoint);
-  std::vector<std::string> devices;
-  if (!flags.devices.empty()) cli.within("--devices", [&] { devices = parse_devices(flags.devices); });
-  for (const char* flag : {"--shard", "--preview-every", "--cost-map", "--config"})
-    cli.needs(flag, devices.empty(), "one process: leave out --devices");
   json result =
       run_record(checkpoint, flags.options, loading_of(flags.model.checkpoint, flags.class_names_file));
+  if (!devices.empty()) result["devices"] = devices;
   if (flags.options.plan)
     result["plan"] = plan_record(checkpoint, flags.options, flags.plan.said(flags.options));
   const Decoders decoders = make_decoders(cli, flags, checkpoint);
@@ -378,8 +382,13 @@ int run_generate(const Args& args, Isa isa) {
     if (devices.empty()) {
       generate(checkpoint, flags.options, callbacks);
     } else {
-      const Args shared = cli.without(
-          args, {"--devices", "--device", "--out", "--npz", "--latents", "--quiet", "--verbose", "--json"});
+      Args shared =
+          cli.without(args, {"--devices", "--device", "--out", "--npz", "--latents", "--vae", "--vae-config",
+                             "--vae-dtype", "--vae-tiling", "--quiet", "--verbose", "--json"});
+      if (!cli.given("--threads")) {
+        const int threads = std::max(1, flags.options.threads / static_cast<int>(devices.size()));
+        shared.insert(shared.end(), {"--threads", fmt::format("{}", threads)});
+      }
       generate_on_devices(shared, devices, flags.options.num_images, callbacks);
     }
   } catch (const Error& error) {

@@ -82,7 +82,7 @@ JudgedImages images_of_model(Cli& cli, const ModelFlags& model, EvaluateImagesFl
   const DiTConfig& config = checkpoint.config;
   GenerateOptions& options = sampled->options;
   flags.sampling.resolve(cli, checkpoint, model, options);
-  flags.vae.where = options.where.device;
+  flags.vae.where = options.where;
   options.classes =
       labels_of(flags.labels, options.num_images, std::max(config.num_classes, 1), options.seed);
   flags.plan.resolve(cli, checkpoint, cli.given("--steps") || cli.given("--timesteps"), options);

@@ -159,7 +159,9 @@ DeviceOptions DeviceFlags::resolve() const {
 void add_device(Cli& cli, std::string& device, bool several) {
   std::vector<std::string> choices = {"cpu"};
   if (!kBuiltWithCuda) {
-    cli.add_choice("--device", device, choices, "Device", {"cuda"},
+    std::vector<std::string> gpus = {"cuda"};
+    for (int index = 0; index < kMostGpus; ++index) gpus.push_back(fmt::format("cuda:{}", index));
+    cli.add_choice("--device", device, choices, "Device", gpus,
                    "built without CUDA; scripts/build cuda builds it with CUDA");
     return;
   }

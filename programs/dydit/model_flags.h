@@ -17,8 +17,7 @@ inline constexpr const char* kCheckpointHelp =
 
 inline constexpr const char* kDtypeHelp =
     "Arithmetic of the blocks; auto: bf16 or f32, which the processor does faster, by a table (bench "
-    "--levels); of "
-    "a quantised checkpoint int8";
+    "--levels), on a GPU bf16; of a quantised checkpoint int8";
 
 /// How most verbs call the choice among a file's sets of weights.
 inline constexpr const char* kWeightsFlag = "--weights";

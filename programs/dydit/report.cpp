@@ -281,7 +281,7 @@ int run_report(const Args& args, Isa isa) {
   cli.parse(args);
   const CancelFlag& cancel = install_cancel_handler();
 
-  flags.vae.where = flags.model.where.resolve().device;
+  flags.vae.where = flags.model.where.resolve();
   const Checkpoint checkpoint = flags.model.load(cli);
   resolve(cli, flags, checkpoint);
   const GenerateOptions& options = flags.options;

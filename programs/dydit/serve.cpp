@@ -197,7 +197,7 @@ int run_serve(const Args& args, Isa isa) {
   ServeFlags flags;
   add_flags(cli, flags);
   cli.parse(args);
-  flags.vae.where = flags.computing.where.resolve().device;
+  flags.vae.where = flags.computing.where.resolve();
   const bool loopback = is_loopback(flags.host);
   cli.needs("--no-auth", !loopback, "a --host beyond this machine; here nobody is asked for a key");
   cli.one_of("--api-key-file", "--no-auth");

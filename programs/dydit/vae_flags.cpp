@@ -43,7 +43,8 @@ at::ScalarType VaeFlags::resolve_dtype() const { return kDtypeNames.at(dtype); }
 LatentDecoder VaeFlags::decoder(Cli& cli, const AutoencoderFile& file, const LatentOrigin& origin,
                                 int channels, int height, int width, int threads) const {
   AutoencoderOptions options{.dtype = resolve_dtype(), .threads = threads};
-  if (where.is_cuda()) options.device = where;
+  if (where.device.is_cuda()) options.device = where.device;
+  options.batch_invariant = where.batch_invariant;
   LatentDecoder decoder(file, origin, channels, options, resolve_tiling());
   for (const std::string& note : decoder.notes()) cli.console.info(note);
   decoder.check_memory(height, width);

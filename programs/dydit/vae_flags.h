@@ -20,7 +20,7 @@ AutoencoderFile load_vae(Cli& cli, const std::filesystem::path& path, const Auto
 
 struct VaeFlags {
   std::string path, config, dtype = "f32", tiling = "none";
-  at::Device where = at::kCPU;  // that decodes
+  DeviceOptions where = {};  // that decodes
 
   /// --vae, --vae-config, --vae-dtype and --vae-tiling; `help` says what --vae is for.
   CLI::Option* add(Cli& cli, const std::string& help);

@@ -17,6 +17,7 @@
 #include "tests/support/engines.h"
 #include "tests/support/files.h"
 #include "tests/support/random_model.h"
+#include "tests/support/random_plan.h"
 
 namespace dydit {
 namespace {
@@ -167,6 +168,34 @@ TEST(TorchEngine, ReplaysPiecesOnOtherContentsAsAFreshForward) {
       EXPECT_LT(relative_difference(got, want), 2e-6) << model_name(config) << ", round " << round;
     }
   }
+}
+
+// A row that keeps nothing and one that does may do the same work: the second's features must be there.
+TEST(TorchEngine, KeepsWhatSomeRowsOfAGroupKeep) {
+  const Checkpoint checkpoint = random_checkpoint(tiny_config());
+  const std::vector<double> timesteps = {100, 500, 900};
+  PlanSpec spec = full_spec(checkpoint.config, timesteps);
+  std::fill(spec.steps[1].attn.begin(), spec.steps[1].attn.end(), 0);
+  std::fill(spec.steps[1].mlp.begin(), spec.steps[1].mlp.end(), 0);
+  const RunPlan cached = test::plan_of_spec(checkpoint, spec, Mode::Static, /*guided=*/false),
+                plain = make_width_plan(checkpoint, timesteps, Mode::Static);
+  const auto outputs = [&](EngineKind kind) {
+    const auto engine = make_engine(kind, checkpoint, {});
+    const auto workspace = engine->make_workspace({});
+    test::Walker first(*engine, plain, 1, 3), second(*engine, cached, 2, 4);
+    std::vector<at::Tensor> made;
+    while (first.step >= 0) {
+      std::vector<Row> rows = {{&plain.steps[first.step], 1}, second.row()};
+      std::vector<Work> work(2);
+      ForwardOutputs out{.work = work};  // no trace: what could be replayed is
+      engine->forward(at::stack({first.x(), second.x()}), rows, *workspace, out);
+      made.push_back(out.out);
+      --first.step;
+      --second.step;
+    }
+    return at::stack(made);
+  };
+  EXPECT_LT(relative_difference(outputs(EngineKind::Torch), outputs(EngineKind::Reference)), kFloatTolerance);
 }
 
 TEST(TorchEngine, SlotsAfterManyChangesAreAFreshPack) {

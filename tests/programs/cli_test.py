@@ -20,7 +20,7 @@ CHOICES = (
     ("--prediction", ("generate", "inspect", "finetune"), ("noise", "velocity"), ()),
     ("--family", ("train",), ("dit", "sit", "uvit", "skip-dit"), ()),
     ("--to", ("convert",), ("same", "static", "dynamic", "uvit", "skip-dit"), ()),
-    ("--engine", ("generate", "verify", "bench", "calibrate", "evaluate"), ("auto", "cpu", "reference"), ()),
+    ("--engine", ("generate", "verify", "bench", "calibrate", "evaluate"), ("auto", "cpu", "torch", "reference"), ()),
     ("--gate-rule", ("finetune",), ("threshold", "capacity"), ()),
     ("--distill", ("train", "finetune"), ("none", "lcm"), ()),
     ("--loss", ("train", "finetune"), ("l2", "huber"), ()),

@@ -150,7 +150,8 @@ class FlagsBase(ProgramTest):
         return self.shared / name
 
 
-MODEL = {"--num-heads": row("--num-heads", "4"), "--weights": row("--weights", "none"), "--device": row("--device", "cuda"), "--threads": row("--threads", "2"),
+GPU = {"--device": row("--device", "cuda"), "--graphs": row("--graphs", "on"), "--no-batch-invariant": row("--no-batch-invariant")}
+MODEL = {**GPU, "--num-heads": row("--num-heads", "4"), "--weights": row("--weights", "none"), "--threads": row("--threads", "2"),
          "--path": row("--path", "linear"), "--prediction": row("--prediction", "velocity")}
 FILE = {name: MODEL[name] for name in ("--num-heads", "--weights", "--path", "--prediction")}
 
@@ -196,7 +197,8 @@ class DecodeFlagsTest(FlagsBase):
         base = rows["--vae"]["base"]
         self.check("decode", base, {
             **common_rows(), **rows, "--latents": row("--latents", self.shared / "1.safetensors"),
-            "--out": row("--out", "a.png"), "--npz": row("--npz", "y.npz"), "--threads": MODEL["--threads"]})
+            "--out": row("--out", "a.png"), "--npz": row("--npz", "y.npz"), "--threads": MODEL["--threads"],
+            "--device": MODEL["--device"]})
 
 
 class GenerateFlagsTest(FlagsBase):
@@ -218,7 +220,8 @@ class GenerateFlagsTest(FlagsBase):
             **common_rows(), **MODEL,
             "--model": row("--model", self.static_model(model)), "--dtype": row("--dtype", "bf16"),
             "--engine": row("--engine", "reference"), "--classes": row("--classes", "3"),
-            "--class-names": row("--class-names", names), "--num-images": row("--num-images", "2"),
+            "--class-names": row("--class-names", names), "--shard": row("--shard", "0/2", base=[*base, "-n", "2"]),
+            "--devices": row("--devices", "cpu,cpu", base=[*base, "-n", "2"]), "--num-images": row("--num-images", "2"),
             "--steps": row("--steps", "2"), "--timesteps": row("--timesteps", "9,500", base=[*base[:2], *base[4:]]),
             "--sampler": row("--sampler", "dpm++"), "--eta": row("--eta", "0.5", base=ddim),
             "--cfg-scale": row("--cfg-scale", "2"), "--cfg-channels": row("--cfg-channels", "1"),
@@ -328,7 +331,7 @@ class BenchFlagsTest(FlagsBase):
         net = support.write_resnet20(self.shared / "resnet20.safetensors")
         half = ["--vae", vae, "--side", "16", "--repeats", "1"]
         self.check("bench", base, {
-            **common_rows(), **FILE, "--threads": MODEL["--threads"], "--model": row("--model", self.pixel_model()), "--dtype": row("--dtype", "f32", base=[*base, "--dtype", "bf16"]), "--levels": row("--levels"),
+            **common_rows(), **FILE, **GPU, "--threads": MODEL["--threads"], "--model": row("--model", self.pixel_model()), "--dtype": row("--dtype", "f32", base=[*base, "--dtype", "bf16"]), "--levels": row("--levels"),
             "--engine": row("--engine", "reference"), "--size": row("--size", "odd", base=base[2:]),
             "--input-size": row("--input-size", "16", base=size), "--batch": row("--batch", "2"),
             "--heads": row("--heads", "0.3"), "--groups": row("--groups", "0.3"), "--tokens": row("--tokens", "0.3"),

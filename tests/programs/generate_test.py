@@ -10,6 +10,7 @@ import time
 import numpy as np
 
 import support
+import vae_files
 from support import CIFAR, TINY, ProgramTest, read_png
 
 CANCELLED = 130
@@ -105,11 +106,21 @@ class ShardTest(ProgramTest):
         for a, b in zip(whole["images"], shared["images"], strict=True):
             self.assertEqual((a["index"], a["class"]), (b["index"], b["class"]))
             self.assertAlmostEqual(a["required_gmacs"], b["required_gmacs"], places=6)
-        self.expect_error([*flags, "--out", "c.png", "--devices", "cpu,cuda:3"], 1, "--devices", "the process of cuda:3 ended with 2")
+        self.assertEqual((shared["devices"], shared["device"], shared["dtype"]), (["cpu"] * 3, "cpu", "f32"))
+        latent = ["generate", "--model", TINY, "-n", "3", "--sampler", "ddim", "--steps", "2", "--vae", vae_files.write_kl(self.work / "vae")]
+        self.run_ok(*latent, "--npz", "a.npz")
+        self.run_json(*latent, "-qo", "b/", "--npz", "b.npz", "--devices", "cpu,cpu")
+        with np.load(self.work / "a.npz") as a, np.load(self.work / "b.npz") as b:
+            self.assertTrue(np.array_equal(a["arr_0"], b["arr_0"]))
+        broken = self.run_program(*flags, "--out", "c.png", "--devices", "cpu,cuda:3", "-q")
+        self.assertEqual(broken.returncode, 1)
+        self.assertIn("--devices: the process of cuda:3 ended with 2: --device: cuda:3 is not available", broken.stderr)
+        self.expect_error([*flags, "--out", "c.png", "--devices", "cpu,gpu"], 2, "expected devices with commas between")
         self.expect_error([*flags, "--out", "c.png", "--devices", "cpu,,cpu"], 2, "expected devices with commas between, e.g. 0,1; got")
         for given in (["--devices", "cpu,cpu", "--shard", "0/2"], ["--devices", "cpu", "--preview-every", "1"]):
             self.expect_error([*flags, "--out", "c.png", *given], 2, "devices")
-        self.assertNotIn("c.png", self.files())
+        self.write("run.toml", "steps = 2\n")
+        self.expect_error([*flags, "--config", "run.toml", "--devices", "cpu,cpu"], 2, "its processes would write where --config says")
 
     def test_names_and_previews_are_the_images_own(self):
         run = self.run_json("generate", "--model", CIFAR, "-n", "5", "--sampler", "ddim", "--steps", "2", "--preview-every", "1",

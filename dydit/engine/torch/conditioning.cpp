@@ -2,6 +2,7 @@
 #include "dydit/engine/torch/conditioning.h"
 
 #include <algorithm>
+#include <limits>
 #include <set>
 
 #include <torch/torch.h>
@@ -19,10 +20,11 @@ int64_t row_floats(const DiTConfig& config) {
   return modulation + config.extras() * C;
 }
 
-size_t table_rows(const DiTConfig& config, at::Device device, int64_t rows) {
+// As many as will be asked for and fit, never fewer than `rows`.
+size_t table_rows(const DiTConfig& config, at::Device device, int64_t rows, int64_t asked) {
   const int64_t bytes = std::max<int64_t>(row_floats(config) * 4, 1);
   const int64_t fit = (device.is_cuda() ? kCudaBytes : kCpuBytes) / bytes;
-  const int64_t wanted = std::max(fit, rows);
+  const int64_t wanted = std::max(std::min(fit, asked), rows);
   return static_cast<size_t>((wanted + kConditionedRows - 1) / kConditionedRows * kConditionedRows);
 }
 
@@ -31,7 +33,8 @@ size_t table_rows(const DiTConfig& config, at::Device device, int64_t rows) {
 Conditioning::Conditioning(const DiT& model, at::Device device) : model_(model), device_(device) {}
 
 int64_t Conditioning::table_bytes(const DiTConfig& config, at::Device device, int64_t rows) {
-  return static_cast<int64_t>(table_rows(config, device, rows)) * row_floats(config) * 4;
+  return static_cast<int64_t>(table_rows(config, device, rows, std::numeric_limits<int64_t>::max())) *
+         row_floats(config) * 4;
 }
 
 Conditioned Conditioning::make(int64_t rows) const {
@@ -80,7 +83,11 @@ void Conditioning::fill(std::span<const Row> rows, Conditioned& out) {
   look();
   if (places_.size() + missing.size() > capacity_) {
     places_.clear();
-    const size_t wanted = table_rows(model_->config, device_, static_cast<int64_t>(rows.size()));
+    std::set<int64_t> labels;
+    for (const Row& row : rows) labels.insert(row.label);
+    // Twice as much as was too small, where that fits: others than those foreseen have come.
+    const auto asked = static_cast<int64_t>(std::max(expected_.size() * labels.size(), 2 * capacity_));
+    const size_t wanted = table_rows(model_->config, device_, static_cast<int64_t>(rows.size()), asked);
     if (wanted > capacity_) {
       table_ = make(static_cast<int64_t>(wanted));
       capacity_ = wanted;

@@ -33,7 +33,7 @@ class Conditioning {
   /// Of these rows, into the first places of `out`.
   void fill(std::span<const Row> rows, Conditioned& out);
 
-  /// Bytes of the table: as many rows as fit in a budget, never fewer than `rows`.
+  /// Bytes of the table at most: as many rows as fit in a budget, never fewer than `rows`.
   static int64_t table_bytes(const DiTConfig& config, at::Device device, int64_t rows);
 
  private:

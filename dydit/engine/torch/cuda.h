@@ -15,8 +15,9 @@ namespace dydit::aten {
 DeviceFacts cuda_facts(int index);
 /// Graphs on a stream of their own. `device` was checked.
 std::unique_ptr<StepGraphs> make_cuda_graphs(at::Device device, GraphMode mode);
-/// One order of sums whatever the number of rows: no product divides its inputs among several workers, no
-/// reduced precision. Of the process, before its first product. No effect where `on` is false.
-void forbid_divided_products(bool on);
+/// For the whole process, before its first product: float32 is float32 (no TF32); and where `one_order`, no
+/// product of bfloat16 divides its inputs among several workers, so that a row's sums have one order whatever
+/// the number of rows. Of float32 products nobody promises that: TorchEngine::check_invariance looks.
+void set_products(bool one_order);
 
 }  // namespace dydit::aten

@@ -10,6 +10,6 @@ std::unique_ptr<StepGraphs> make_cuda_graphs(at::Device /*device*/, GraphMode /*
   throw Error("device cuda: this program was built without CUDA");
 }
 
-void forbid_divided_products(bool /*on*/) {}
+void set_products(bool /*one_order*/) {}
 
 }  // namespace dydit::aten

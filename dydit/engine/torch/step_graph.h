@@ -19,6 +19,8 @@ struct StepPiece {
   std::function<void()> body;  // nothing of one step is in it
 };
 
+/// Uses of a key before it is captured.
+inline constexpr int kGraphWarmUps = 2;
 /// Whole steps of more keys than this are replayed piece by piece, of which so many are kept.
 inline constexpr size_t kStepGraphs = 16, kPieceGraphs = 512;
 /// Above so many rows launching takes less time than computing, and GraphMode::Auto replays nothing.

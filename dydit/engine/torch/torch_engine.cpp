@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <torch/torch.h>
 
 #include "dydit/base/error.h"
@@ -130,27 +131,52 @@ TorchEngine::TorchEngine(const Checkpoint& checkpoint, const EngineOptions& opti
       model_(make_model(checkpoint, options.dtype)),
       orders_(part_orders(checkpoint)) {
   const c10::InferenceMode guard;
-  if (device_.is_cuda()) forbid_divided_products(options.where.batch_invariant);
+  if (device_.is_cuda()) set_products(options.where.batch_invariant);
   model_->to(device_);
   for (DiTBlock& block : model_->blocks) weights_.push_back(taken_out(block, config_.num_heads));
-  if (device_.is_cuda() && options.where.batch_invariant) check_invariance();
+  if (!device_.is_cuda()) return;
+  if (options.where.batch_invariant) check_invariance();
+  at::detail::getCUDAHooks().deviceSynchronize(device_.index());  // runs have streams of their own
 }
 
-// Of the first block's layers, whose shapes all have.
+// Of the first block's layers, with all parts and with half of them, and of what is float32 around them.
 void TorchEngine::check_invariance() const {
-  const int H = config_.num_heads, C = config_.hidden_size, F = config_.mlp_hidden;
-  const BlockSlots slots(weights_[0], orders_[0]);
-  const auto check = [&](const char* name, int64_t in, const auto& layer) {
-    DYDIT_CHECK(rows_are_independent(layer, in, at::TensorOptions().dtype(dtype_).device(device_)),
+  const int H = config_.num_heads, C = config_.hidden_size, G = config_.group_size();
+  const auto check = [&](const char* name, int64_t in, at::ScalarType dtype, const auto& layer) {
+    DYDIT_CHECK(rows_are_independent(layer, in, at::TensorOptions().dtype(dtype).device(device_)),
                 "device {}: rows of {} depend on how many there are, so an image would depend on its batch; "
                 "take --no-batch-invariant",
                 device_.str(), name);
   };
-  check("qkv", C, [&](const at::Tensor& x) { return linear(x, slots.qkv(H), slots.qkv_bias(H)); });
-  check("proj", C, [&](const at::Tensor& x) { return linear(x, slots.proj(H), slots.proj_bias()); });
-  check("fc1", C,
-        [&](const at::Tensor& x) { return linear_gelu(x, slots.fc1(H), slots.fc1_bias(H), config_.gelu); });
-  check("fc2", F, [&](const at::Tensor& x) { return linear(x, slots.fc2(H), slots.fc2_bias()); });
+  BlockSlots slots(weights_[0], orders_[0]);
+  for (const int parts : {H, (H + 1) / 2}) {
+    std::vector<uint8_t> on(static_cast<size_t>(H), 0);
+    std::fill_n(on.begin(), parts, 1);
+    slots.hold_heads(on);
+    slots.hold_groups(on);
+    check("qkv", C, dtype_,
+          [&](const at::Tensor& x) { return linear(x, slots.qkv(parts), slots.qkv_bias(parts)); });
+    check("proj", parts * config_.head_size(), dtype_,
+          [&](const at::Tensor& x) { return linear(x, slots.proj(parts), slots.proj_bias()); });
+    check("fc1", C, dtype_, [&](const at::Tensor& x) {
+      return linear_gelu(x, slots.fc1(parts), slots.fc1_bias(parts), config_.gelu);
+    });
+    check("fc2", parts * G, dtype_,
+          [&](const at::Tensor& x) { return linear(x, slots.fc2(parts), slots.fc2_bias()); });
+  }
+  DiTBlock& block = model_->blocks[0];
+  if (config_.token_routers)
+    check("the token router", C, at::kFloat, [&](const at::Tensor& x) {
+      return block->token_router_out->forward(at::relu(block->token_router_in->forward(x)));
+    });
+  if (config_.join_source(config_.depth - 1) >= 0)
+    check("the long skips", C, at::kFloat,
+          [&](const at::Tensor& x) { return model_->blocks[config_.depth - 1]->join(x, x); });
+  check("the patch embedding", config_.patch_values(), at::kFloat, [&](const at::Tensor& x) {
+    return at::linear(x, model_->patch_weight.flatten(1), model_->patch_bias);
+  });
+  check("the final layer", C, at::kFloat,
+        [&](const at::Tensor& x) { return model_->final_linear->forward(x); });
 }
 
 std::unique_ptr<Workspace> TorchEngine::new_workspace(const WorkspaceOptions& options) const {
@@ -297,17 +323,20 @@ void TorchEngine::forward_rows(const at::Tensor& x, Pass& pass, const ForwardOut
   } else {
     outputs.out.index_copy_(0, at::tensor(pass.index), out.cpu());
   }
+  int64_t required = 0;
   for (int64_t b = 0; b < pass.B; ++b) {
-    std::vector<int> tokens;
-    if (step.routes_tokens(config_)) {
-      for (int l = 0; l < config_.depth; ++l) {
+    if (b == 0 || counts_tokens) {  // else all rows' are the same
+      std::vector<int> tokens;
+      for (int l = 0; step.routes_tokens(config_) && l < config_.depth; ++l) {
         const BlockShape& shape = pass.shapes[l];
-        const int count = shape.keep >= 0 || !shape.routes ? shape.keep : counts[b][l].item<int>();
-        tokens.push_back(shape.routes ? count : 0);
+        tokens.push_back(!shape.routes     ? 0
+                         : shape.keep >= 0 ? shape.keep
+                                           : counts.const_data_ptr<int>()[b * config_.depth + l]);
       }
+      required = required_macs(config_, step, tokens);
     }
     Work& work = outputs.work[static_cast<size_t>(pass.index[b])];
-    work.required += required_macs(config_, step, tokens);
+    work.required += required;
     work.executed += executed;
   }
 }
@@ -324,7 +353,10 @@ int64_t TorchEngine::executed_macs(const StepPlan& step, const std::vector<Block
 // Replayed where a step is known by counts alone, else done as its plan says.
 void TorchEngine::run(Pass& pass) const {
   const StepPlan& step = *pass.step;
-  if (pass.trace != nullptr || pass.w->profile != nullptr || !step.branches.empty() || !step.ranges.empty()) {
+  const bool keeps = std::any_of(pass.rows.begin(), pass.rows.end(), [](const Row& row) {
+    return !row.step->branches.empty() || !row.step->ranges.empty();  // some rows of the same work keep it
+  });
+  if (pass.trace != nullptr || pass.w->profile != nullptr || keeps) {
     embed(pass);
     std::vector<at::Tensor> before(step.ranges.size());
     at::Tensor x = pass.x();
