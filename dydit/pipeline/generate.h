@@ -103,9 +103,10 @@ class Pipeline {
 };
 
 /// Generates all samples. Sample i depends on (weights, label, seed, i, steps, sampler, guidance, dtype,
-/// engine) alone, bit for bit on one processor, or with batch_invariant on one kind of GPU; with NoiseKind::Torch on the number of images, too. Throws
-/// UsageError for options out of range, Error where the memory cannot suffice, and Cancelled between steps;
-/// samples of finished batches have been delivered by then.
+/// engine) alone, bit for bit on one processor, or with batch_invariant on one kind of GPU; with
+/// NoiseKind::Torch on the number of images, too. Throws UsageError for options out of range, Error where the
+/// memory cannot suffice, and Cancelled between steps; samples of finished batches have been delivered by
+/// then.
 void generate(const Checkpoint& checkpoint, const GenerateOptions& options,
               const GenerateCallbacks& callbacks);
 
