@@ -12,6 +12,7 @@
 #include "dydit/base/isa.h"
 #include "dydit/base/machine.h"
 #include "dydit/base/version.h"
+#include "dydit/engine/torch/cuda.h"
 #include "dydit/io/csv.h"
 #include "dydit/io/file.h"
 #include "dydit/model/edit.h"
@@ -350,6 +351,15 @@ int run_bench(const Args& args, Isa isa) {
                  {"steps", run.total_steps()},
                  {"repeats", flags.repeats},
                  {"peak_gflops", 2 * peak / 1e9}};
+  if (options.where.device.is_cuda()) {
+    const aten::DeviceFacts facts = aten::cuda_facts(options.where.device.index());
+    result["card"] = facts.name;
+    result["capability"] = facts.capability;
+    result["driver_cuda"] = facts.driver;
+    result["runtime_cuda"] = facts.runtime;
+    result["graphs"] = kGraphModeNames[options.where.graphs];
+    result["batch_invariant"] = options.where.batch_invariant;
+  }
   if (flags.run) result["cfg_scale"] = run.cfg_scale;
   if (cached) {
     result["plan"] = planned.plan->name;

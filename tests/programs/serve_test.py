@@ -675,6 +675,10 @@ class FlagsTest(ProgramTest):
             self.run_ok("generate", "--model", CIFAR, *flags)
             self.assertEqual(answer["sha256"], sha256(np.load(self.work / "x.npz")["arr_0"]))
 
+    def test_what_belongs_to_a_gpu_is_refused_without_one(self):
+        for flags in (["--graphs", "on"], ["--no-batch-invariant"]):
+            self.expect_error(["serve", "--model", CIFAR, *flags], 2, flags[0], "needs --device cuda")
+
     def test_what_is_kept(self):
         with Server(self.work, *MODELS[:2], "--keep-memory", "0.005", "--cache-memory", "0.000001", "--quiet", port=free_port()) as server:
             server.until(lambda: server.health() == 200)
