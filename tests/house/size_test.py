@@ -5,7 +5,7 @@ import subprocess
 
 import house
 
-LIMIT = 60 << 20
+LIMIT = 57 << 20
 LARGEST = 5  # named in the message
 
 
