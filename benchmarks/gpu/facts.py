@@ -76,14 +76,19 @@ def nodes(context):
     return {"nodes": NODES, "graph_us": graph_us, "launch_us": plain_us}
 
 
-def nodes_with_pdl(context):
+def probed(context, what, without):
+    """What the program `probe`, with kernels of our own, says of `what`; skipped, and why, where it is not beside the program."""
     context.need_card()
     if not context.program.beside("probe"):
-        raise Skip("no probe beside the program: programmatic dependent launch wants a kernel of our own")
-    done = context.program.run_beside("probe", "--pdl", timeout=context.timeout(60))
+        raise Skip(f"no probe beside the program: {without}")
+    done = context.program.run_beside("probe", what, timeout=context.timeout(60))
     if done.returncode:
         raise Failed(last_error(done.stderr))
-    said = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def nodes_with_pdl(context):
+    said = probed(context, "--pdl", "programmatic dependent launch wants a kernel of our own")
     context.value("graph with programmatic dependent launch", said["us_a_node"], "us a node", context.table["facts"]["us between graph nodes with PDL"])
     return said
 
@@ -178,13 +183,7 @@ def row_passes(context):
 
 
 def own_row_passes(context):
-    context.need_card()
-    if not context.program.beside("probe"):
-        raise Skip("no probe beside the program: this build has no row kernels of its own")
-    done = context.program.run_beside("probe", "--rows", timeout=context.timeout(60))
-    if done.returncode:
-        raise Failed(last_error(done.stderr))
-    said = json.loads(done.stdout)
+    said = probed(context, "--rows", "this build has no row kernels of its own")
     context.value("of the copy bandwidth", said["copy_share"], "", context.table["facts"]["own row passes of the copy bandwidth"])
     return said
 

@@ -138,6 +138,9 @@ class Autoencoder {
 
  protected:
   explicit Autoencoder(const AutoencoderConfig& config) : config_(config) {}
+  /// Throws UsageError where x is not (B, channels, height, width) in float32 on the CPU; `what`: for
+  /// messages.
+  static void check(const at::Tensor& x, const char* what, int64_t channels);
   AutoencoderConfig config_;
 };
 

@@ -155,15 +155,6 @@ class PackedAutoencoder : public Autoencoder {
  private:
   bool is_tiny() const { return config_.kind == AutoencoderKind::Tiny; }
 
-  static void check(const at::Tensor& x, const char* what, int64_t channels) {
-    DYDIT_USAGE_CHECK(x.defined() && x.dim() == 4 && x.size(1) == channels && x.scalar_type() == at::kFloat &&
-                          x.device().is_cpu() && x.numel() > 0,
-                      "{}: expected (B, {}, height, width) in float32 on the CPU, got {}", what, channels,
-                      x.defined() ? fmt::format("({}) in {} on {}", fmt::join(x.sizes(), ", "),
-                                                c10::toString(x.scalar_type()), x.device().str())
-                                  : "no tensor");
-  }
-
   // One image after another: what is in memory does not grow with the batch.
   template <typename In, typename Out>
   at::Tensor apply(const Network& network, const at::Tensor& x, const char* what, const In& in,
@@ -235,6 +226,15 @@ class PackedAutoencoder : public Autoencoder {
 
 }  // namespace
 }  // namespace vae
+
+void Autoencoder::check(const at::Tensor& x, const char* what, int64_t channels) {
+  DYDIT_USAGE_CHECK(x.defined() && x.dim() == 4 && x.size(1) == channels && x.scalar_type() == at::kFloat &&
+                        x.device().is_cpu() && x.numel() > 0,
+                    "{}: expected (B, {}, height, width) in float32 on the CPU, got {}", what, channels,
+                    x.defined() ? fmt::format("({}) in {} on {}", fmt::join(x.sizes(), ", "),
+                                              c10::toString(x.scalar_type()), x.device().str())
+                                : "no tensor");
+}
 
 Posterior posterior_of(const at::Tensor& moments, AutoencoderKind kind) {
   constexpr double kLeast = -30, kMost = 20;  // of logvar

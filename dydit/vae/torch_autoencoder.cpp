@@ -84,15 +84,6 @@ class TorchAutoencoder final : public Autoencoder {
     return 0;
   }
 
-  static void check(const at::Tensor& x, const char* what, int64_t channels) {
-    DYDIT_USAGE_CHECK(x.defined() && x.dim() == 4 && x.size(1) == channels && x.scalar_type() == at::kFloat &&
-                          x.device().is_cpu() && x.numel() > 0,
-                      "{}: expected (B, {}, height, width) in float32 on the CPU, got {}", what, channels,
-                      x.defined() ? fmt::format("({}) in {} on {}", fmt::join(x.sizes(), ", "),
-                                                c10::toString(x.scalar_type()), x.device().str())
-                                  : "no tensor");
-  }
-
   // One image after another: convolutions choose how to compute by the batch, and memory does not grow with
   // it.
   template <typename Fn>

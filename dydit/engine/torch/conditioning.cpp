@@ -51,11 +51,9 @@ Conditioned Conditioning::make(int64_t rows) const {
 }
 
 // The missing rows, then those that the coming visits will ask for with the labels of now.
-std::vector<Conditioning::Key> Conditioning::next(const std::vector<Key>& missing, std::span<const Row> rows,
-                                                  size_t most) const {
+std::vector<Conditioning::Key> Conditioning::next(const std::vector<Key>& missing,
+                                                  const std::set<int64_t>& labels, size_t most) const {
   std::vector<Key> keys = missing;
-  std::set<int64_t> labels;
-  for (const Row& row : rows) labels.insert(row.label);
   std::set<Key> listed(keys.begin(), keys.end());
   const Visit now = missing.back().first;
   for (auto visit = std::find(expected_.begin(), expected_.end(), now); visit != expected_.end(); ++visit) {
@@ -69,6 +67,8 @@ std::vector<Conditioning::Key> Conditioning::next(const std::vector<Key>& missin
 }
 
 void Conditioning::fill(std::span<const Row> rows, Conditioned& out) {
+  std::set<int64_t> labels;
+  for (const Row& row : rows) labels.insert(row.label);
   std::vector<Key> missing;
   std::set<Key> listed;
   const auto key_of = [](const Row& row) { return Key{{row.step->timestep, row.step->level}, row.label}; };
@@ -83,8 +83,6 @@ void Conditioning::fill(std::span<const Row> rows, Conditioned& out) {
   look();
   if (places_.size() + missing.size() > capacity_) {
     places_.clear();
-    std::set<int64_t> labels;
-    for (const Row& row : rows) labels.insert(row.label);
     // Twice as much as was too small, where that fits: others than those foreseen have come.
     const auto asked = static_cast<int64_t>(std::max(expected_.size() * labels.size(), 2 * capacity_));
     const size_t wanted = table_rows(model_->config, device_, static_cast<int64_t>(rows.size()), asked);
@@ -95,7 +93,7 @@ void Conditioning::fill(std::span<const Row> rows, Conditioned& out) {
     look();
   }
   if (!missing.empty()) {
-    const std::vector<Key> keys = next(missing, rows, capacity_ - places_.size());
+    const std::vector<Key> keys = next(missing, labels, capacity_ - places_.size());
     for (size_t i = 0; i < keys.size(); i += kConditionedRows)
       compute({keys.begin() + static_cast<std::ptrdiff_t>(i),
                keys.begin() + static_cast<std::ptrdiff_t>(std::min(i + kConditionedRows, keys.size()))});

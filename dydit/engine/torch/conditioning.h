@@ -4,6 +4,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <span>
 #include <vector>
 
@@ -40,7 +41,7 @@ class Conditioning {
   using Key = std::pair<Visit, int64_t>;  // and the label
 
   void compute(const std::vector<Key>& keys);
-  std::vector<Key> next(const std::vector<Key>& missing, std::span<const Row> rows, size_t most) const;
+  std::vector<Key> next(const std::vector<Key>& missing, const std::set<int64_t>& labels, size_t most) const;
 
   mutable DiT model_;  // a handle
   const at::Device device_;

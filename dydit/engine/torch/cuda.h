@@ -3,8 +3,6 @@
 #pragma once
 
 #include <memory>
-#include <optional>
-#include <string>
 
 #include "dydit/engine/torch/device.h"
 #include "dydit/engine/torch/step_graph.h"

@@ -81,8 +81,8 @@ void keep(std::span<const Row> rows, const at::Tensor& values,
 
 }  // namespace
 
-// Rows whose plans do the same work. A piece that is replayed later knows `buffers`, `slots`, `rows`, `level`
-// and `shapes` alone; what a plan with kept features or a trace says besides is not replayed.
+// Rows whose plans do the same work. A piece that is replayed later knows the workspace's tensors, `B`,
+// `level` and `shapes` alone; a plan that keeps features, a trace and a profile are not replayed.
 struct TorchEngine::Pass {
   TorchWorkspace* w;
   StepBuffers* buffers;

@@ -4,9 +4,8 @@
 // dense and of a shape that the host knows: nothing waits for the device inside a step.
 #pragma once
 
-#include <functional>
-#include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
